@@ -1,0 +1,1 @@
+"""Configuration: the schema, loading (YAML + dotlist), and the checks that cross sections."""

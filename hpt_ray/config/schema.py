@@ -1,0 +1,242 @@
+"""Every key of a run, with its default and one line that says what it does.
+
+This file is the only list of keys: the table in docs/configuration.md is made from it, unknown keys
+are refused against it, and `tests/docs` checks both. Sections stand in the order of the data flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def key(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
+    """A configuration key: its default, what it does, and what it may be."""
+    metadata = {"doc": doc, "choices": choices, "minimum": minimum}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(cls: type) -> Any:
+    return field(default_factory=cls)
+
+
+@dataclass
+class RunConfig:
+    """How long, where, from what seed."""
+
+    name: str = key("run", "Name of the run; its folder is DIR/NAME-TIME.")
+    dir: str = key("runs", "Folder that holds run folders.")
+    seed: int = key(0, "Seed of data order, sampling and random initialisation.")
+    steps: int = key(100, "Steps to train for (one batch of questions each).", minimum=0)
+    resume: str = key(
+        "never",
+        "`never` starts anew; `auto` continues the newest run of this name that has a checkpoint, "
+        "else starts anew; a path continues that run folder.",
+    )
+
+
+@dataclass
+class ModelConfig:
+    """The policy that is trained."""
+
+    path: str = key("???", "Model folder, Hub name, or `mini:SIZE` for the small task's base.")
+    random_init: bool = key(False, "Draw random weights instead of loading them.")
+    dtype: str = key("float32", "Training and sampling precision.", choices=("float32", "bfloat16"))
+    attention: str = key(
+        "segments",
+        "`segments` (exact packed attention on any device), or a name of transformers such as "
+        "`flash_attention_2`.",
+    )
+    config_overrides: dict[str, Any] = key(
+        {}, "Keys of the model's config.json to replace, e.g. `rope_theta`, `max_position_embeddings`."
+    )
+    trust_remote_code: bool = key(False, "Run Python code that comes with the model.")
+
+
+@dataclass
+class DataConfig:
+    """Questions, demonstrations, and how they become tokens."""
+
+    train: list[str] = key([], "Files of training questions: parquet or jsonl, or `mini:train`.")
+    template: str = key(
+        "chat",
+        "`chat`: the tokenizer's chat template. `plain`: the question's text as it is. "
+        "Else a text with `{prompt}` in it.",
+    )
+    add_bos: bool = key(False, "Put the tokenizer's BOS token first (`plain` and text templates).")
+    system_prompt: str | None = key(
+        None, "Replaces the system message of every question; empty text removes it."
+    )
+    end_token: str | None = key(
+        None, "Token that ends a response, on demonstrations and on rollouts. Default: the tokenizer's EOS."
+    )
+    max_prompt_tokens: int = key(1024, "Questions with a longer prompt are dropped and counted.", minimum=1)
+    max_response_tokens: int = key(
+        8192, "Limit of a rollout; longer demonstrations are dropped and counted.", minimum=1
+    )
+    shuffle: bool = key(True, "Draw a new order each epoch from the seed; false keeps the files' order.")
+
+
+@dataclass
+class RolloutConfig:
+    """The vLLM workers."""
+
+    num_workers: int = key(1, "Independent vLLM engines.", minimum=1)
+    tensor_parallel: int = key(1, "GPUs of one engine.", minimum=1)
+    num_cpus: float = key(1.0, "CPU cores reserved for one worker.", minimum=0)
+    num_gpus: float = key(0.0, "GPUs reserved for one worker (0: the CPU build of vLLM).", minimum=0)
+    temperature: float = key(1.0, "Sampling temperature of training rollouts.", minimum=0)
+    top_p: float = key(1.0, "Nucleus of training rollouts; below 1 the log-probs are of the cut distribution.")
+    top_k: int = key(-1, "Sample among the k likeliest tokens only; -1 for all.")
+    max_num_seqs: int = key(256, "Sequences one engine decodes at the same time.", minimum=1)
+    kv_cache_gib: float = key(0.5, "KV cache of one engine on a CPU, in GiB.", minimum=0)
+    gpu_memory_utilization: float = key(0.75, "Share of a GPU's memory that vLLM may take.")
+    enforce_eager: bool = key(True, "Run vLLM without compiled graphs.")
+    engine: dict[str, Any] = key({}, "More vLLM engine arguments, as vLLM names them.")
+    start_timeout_s: float = key(300.0, "Limit for an engine to come up.", minimum=1)
+    timeout_s: float = key(1800.0, "Limit for one batch of rollouts.", minimum=1)
+
+
+@dataclass
+class RewardConfig:
+    """The verifier service."""
+
+    grader: str = key("math", "Grader of data sources that `graders` does not name.")
+    graders: dict[str, str] = key({}, "Grader per data source, e.g. `{openai/gsm8k: gsm8k}`.")
+    num_processes: int = key(1, "Killable grading processes.", minimum=1)
+    num_cpus: float = key(0.0, "CPU cores reserved for the service.", minimum=0)
+    timeout_s: float = key(10.0, "Limit for one answer; then its process is killed and replaced.", minimum=0)
+    memory_mb: int = key(2048, "Address space one grading process may use.", minimum=256)
+
+
+@dataclass
+class SelectionConfig:
+    """The gate: which data trains, per question."""
+
+    gate: str = key(
+        "auto",
+        "`switch` (paper, Eq 10), `rollouts` or `demonstrations` for one kind always; `auto` takes the "
+        "algorithm's own.",
+        choices=("auto", "switch", "rollouts", "demonstrations"),
+    )
+    gamma: float = key(
+        0.0, "γ: demonstrations train a question when its share of solved rollouts is at most γ.", minimum=-1
+    )
+
+
+@dataclass
+class LearnerConfig:
+    """The DeepSpeed ranks and the optimizer."""
+
+    num_ranks: int = key(1, "Learner processes.", minimum=1)
+    num_cpus: float = key(1.0, "CPU cores reserved for one rank.", minimum=0)
+    num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).", minimum=0)
+    zero_stage: int = key(1, "DeepSpeed ZeRO stage, 0 to 3.", minimum=0)
+    offload_optimizer: bool = key(False, "Keep optimizer state in host memory (ZeRO 1 to 3).")
+    learning_rate: float = key(5e-6, "Peak learning rate of AdamW.", minimum=0)
+    schedule: str = key(
+        "constant", "After warm-up: hold, or go down to `min_lr_ratio`.", choices=("constant", "linear", "cosine")
+    )
+    warmup_steps: int = key(0, "Optimizer steps of linear warm-up.", minimum=0)
+    min_lr_ratio: float = key(0.1, "Last learning rate over the peak (linear, cosine).", minimum=0)
+    betas: list[float] = key([0.9, 0.999], "β₁ and β₂ of AdamW.")
+    weight_decay: float = key(0.01, "Decoupled weight decay.", minimum=0)
+    max_grad_norm: float = key(1.0, "Clip the global gradient norm to this; 0 for no clip.", minimum=0)
+    gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.")
+    deepspeed: dict[str, Any] = key({}, "More DeepSpeed configuration, as DeepSpeed names it.")
+    timeout_s: float = key(1800.0, "Limit for one update.", minimum=1)
+
+
+@dataclass
+class ReferenceConfig:
+    """The frozen policy of KL terms; started only when a term asks for it."""
+
+    path: str | None = key(None, "Model folder; default: the policy as training starts.")
+    num_workers: int = key(1, "Scoring processes.", minimum=1)
+    num_cpus: float = key(1.0, "CPU cores reserved for one process.", minimum=0)
+    num_gpus: float = key(0.0, "GPUs reserved for one process.", minimum=0)
+
+
+@dataclass
+class WeightSyncConfig:
+    """From the learner to the rollout workers."""
+
+    carrier: str = key("auto", "`auto`: nccl on GPUs, gloo on CPUs.", choices=("auto", "gloo", "nccl"))
+    bucket_mb: int = key(64, "Size of one packed bucket.", minimum=1)
+    timeout_s: float = key(300.0, "Limit for one sync.", minimum=1)
+
+
+@dataclass
+class CheckpointConfig:
+    """What is kept for later."""
+
+    every: int = key(0, "Steps between checkpoints; 0: only the last.", minimum=0)
+    keep: int = key(2, "Newest checkpoints to keep; 0: all.", minimum=0)
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out questions, answered by the rollout workers of training."""
+
+    every: int = key(0, "Steps between evaluations; 0: only before the first and after the last step.", minimum=0)
+    before_training: bool = key(True, "Evaluate the untrained model too.")
+    sets: dict[str, str] = key({}, "Name → file of questions (parquet, jsonl or `mini:…`).")
+    samples: int = key(1, "Answers per question; the metric is their mean.", minimum=1)
+    temperature: float = key(0.0, "Sampling temperature; 0 is greedy.", minimum=0)
+    top_p: float = key(1.0, "Nucleus of evaluation samples.")
+    max_response_tokens: int = key(0, "Limit of an answer; 0: that of training.", minimum=0)
+    demonstration_loss: bool = key(False, "Also report the loss on the sets' demonstrations.")
+
+
+@dataclass
+class ObserveConfig:
+    """What a person sees."""
+
+    trackers: list[str] = key(
+        [], "Besides metrics.jsonl and TensorBoard: `wandb`, `mlflow`, `trackio` (extra `trackers`)."
+    )
+    samples_every: int = key(25, "Steps between tables of sampled answers; 0: none.", minimum=0)
+    rollouts_every: int = key(1, "Steps between dumps of rollouts to parquet; 0: none.", minimum=0)
+
+
+@dataclass
+class ClusterConfig:
+    """Where the actors live."""
+
+    address: str = key("auto", "`auto`: join the running Ray cluster, else start one here; `local`; or an address.")
+    placement_timeout_s: float = key(120.0, "Limit for the cluster to make room.", minimum=1)
+
+
+@dataclass
+class AlgorithmConfig:
+    """A row of the estimator's table, and what to change in it."""
+
+    name: str = key("hpt", "Row of the table of algorithms.")
+
+
+@dataclass
+class Config:
+    """A whole run. The three sizes stand first; everything else about batches follows from them."""
+
+    questions_per_step: int = key(128, "Questions in one step.", minimum=1)
+    rollouts_per_question: int = key(8, "n: rollouts per question; 0 for training without rollouts.", minimum=0)
+    tokens_per_microbatch: int = key(32768, "Tokens one learner rank holds in one forward pass.", minimum=1)
+    updates_per_step: int = key(1, "Optimizer steps that one batch of questions is split into.", minimum=1)
+    run: RunConfig = section(RunConfig)
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
+    reward: RewardConfig = section(RewardConfig)
+    selection: SelectionConfig = section(SelectionConfig)
+    algorithm: AlgorithmConfig = section(AlgorithmConfig)
+    reference: ReferenceConfig = section(ReferenceConfig)
+    learner: LearnerConfig = section(LearnerConfig)
+    weight_sync: WeightSyncConfig = section(WeightSyncConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
+    observe: ObserveConfig = section(ObserveConfig)
+    cluster: ClusterConfig = section(ClusterConfig)
+
+
