@@ -148,9 +148,10 @@ class Pack:
     `token_ids`, `position_ids`   [T] int32, positions start again at 0 with every row
     `row_lengths`                 [rows] int32, prompt and response together
     `response_lengths`            [rows] int32
-    `logp_old`, `logp_ref`        [R] float32 (`logp_ref` None unless a term needs it)
+    `logp_old`                    [R] float32, NaN on demonstrations
     `advantages`                  [K, R] float32, term by term (0 where a term does not apply)
-    `scales`                      [K, rows] float32, 1/Z and the coefficients, term by term
+    `scales`                      [K, rows] float32, coefficient · gate weight / Z, term by term
+    `entropy_scales`, `kl_scales` [rows] float32, the same for the entropy bonus and the KL loss
     `group_ids`, `is_demo`        [rows]
 
     A dummy pack (no row that counts) has scales of zero: it runs the same collectives as the
@@ -164,9 +165,10 @@ class Pack:
     logp_old: np.ndarray
     advantages: np.ndarray
     scales: np.ndarray
+    entropy_scales: np.ndarray
+    kl_scales: np.ndarray
     group_ids: np.ndarray
     is_demo: np.ndarray
-    logp_ref: np.ndarray | None = None
     is_dummy: bool = False
 
     @property

@@ -59,7 +59,7 @@ class ModelConfig:
 class DataConfig:
     """Questions, demonstrations, and how they become tokens."""
 
-    train: list[str] = key([], "Files of training questions: parquet or jsonl, or `mini:train`.")
+    train: list[str] = key([], "Training questions: files or folders of parquet and jsonl, or `mini:train`.")
     template: str = key(
         "chat",
         "`chat`: the tokenizer's chat template. `plain`: the question's text as it is. "
@@ -88,7 +88,9 @@ class RolloutConfig:
     num_cpus: float = key(1.0, "CPU cores reserved for one worker.", minimum=0)
     num_gpus: float = key(0.0, "GPUs reserved for one worker (0: the CPU build of vLLM).", minimum=0)
     temperature: float = key(1.0, "Sampling temperature of training rollouts.", minimum=0)
-    top_p: float = key(1.0, "Nucleus of training rollouts; below 1 the log-probs are of the cut distribution.")
+    top_p: float = key(
+        1.0, "Nucleus of training rollouts; below 1 the log-probs are of the cut distribution."
+    )
     top_k: int = key(-1, "Sample among the k likeliest tokens only; -1 for all.")
     max_num_seqs: int = key(256, "Sequences one engine decodes at the same time.", minimum=1)
     kv_cache_gib: float = key(0.5, "KV cache of one engine on a CPU, in GiB.", minimum=0)
@@ -103,12 +105,27 @@ class RolloutConfig:
 class RewardConfig:
     """The verifier service."""
 
-    grader: str = key("math", "Grader of data sources that `graders` does not name.")
+    grader: str = key(
+        "math",
+        "Grader of data sources that `graders` does not name: `math`, `math:lenient`, `boxed`, `gsm8k`, "
+        "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`.",
+    )
     graders: dict[str, str] = key({}, "Grader per data source, e.g. `{openai/gsm8k: gsm8k}`.")
     num_processes: int = key(1, "Killable grading processes.", minimum=1)
     num_cpus: float = key(0.0, "CPU cores reserved for the service.", minimum=0)
     timeout_s: float = key(10.0, "Limit for one answer; then its process is killed and replaced.", minimum=0)
     memory_mb: int = key(2048, "Address space one grading process may use.", minimum=256)
+    require_finished: bool = key(
+        True,
+        "Count a response cut at the token limit as `no_answer`. The official HPT code does the opposite: "
+        "there a cut response that already holds a right box scores 1.",
+    )
+    terms: dict[str, float] = key(
+        {}, "Extra rewards and their weights, `format` or `overlong`; added to the score, not to the outcome."
+    )
+    overlong_buffer: int = key(
+        4096, "Tokens before the response limit over which `overlong` falls from 0 to −1 (DAPO).", minimum=1
+    )
 
 
 @dataclass
@@ -117,9 +134,8 @@ class SelectionConfig:
 
     gate: str = key(
         "auto",
-        "`switch` (paper, Eq 10), `rollouts` or `demonstrations` for one kind always; `auto` takes the "
-        "algorithm's own.",
-        choices=("auto", "switch", "rollouts", "demonstrations"),
+        "`switch` (paper, Eq 10); `rollouts`, `demonstrations` or `both` always; `auto` takes the algorithm's own.",
+        choices=("auto", "switch", "rollouts", "demonstrations", "both"),
     )
     gamma: float = key(
         0.0, "γ: demonstrations train a question when its share of solved rollouts is at most γ.", minimum=-1
@@ -137,7 +153,9 @@ class LearnerConfig:
     offload_optimizer: bool = key(False, "Keep optimizer state in host memory (ZeRO 1 to 3).")
     learning_rate: float = key(5e-6, "Peak learning rate of AdamW.", minimum=0)
     schedule: str = key(
-        "constant", "After warm-up: hold, or go down to `min_lr_ratio`.", choices=("constant", "linear", "cosine")
+        "constant",
+        "After warm-up: hold, or go down to `min_lr_ratio`.",
+        choices=("constant", "linear", "cosine"),
     )
     warmup_steps: int = key(0, "Optimizer steps of linear warm-up.", minimum=0)
     min_lr_ratio: float = key(0.1, "Last learning rate over the peak (linear, cosine).", minimum=0)
@@ -180,7 +198,9 @@ class CheckpointConfig:
 class EvaluationConfig:
     """Held-out questions, answered by the rollout workers of training."""
 
-    every: int = key(0, "Steps between evaluations; 0: only before the first and after the last step.", minimum=0)
+    every: int = key(
+        0, "Steps between evaluations; 0: only before the first and after the last step.", minimum=0
+    )
     before_training: bool = key(True, "Evaluate the untrained model too.")
     sets: dict[str, str] = key({}, "Name → file of questions (parquet, jsonl or `mini:…`).")
     samples: int = key(1, "Answers per question; the metric is their mean.", minimum=1)
@@ -205,15 +225,76 @@ class ObserveConfig:
 class ClusterConfig:
     """Where the actors live."""
 
-    address: str = key("auto", "`auto`: join the running Ray cluster, else start one here; `local`; or an address.")
+    address: str = key(
+        "auto", "`auto`: join the running Ray cluster, else start one here; `local`; or an address."
+    )
     placement_timeout_s: float = key(120.0, "Limit for the cluster to make room.", minimum=1)
 
 
 @dataclass
 class AlgorithmConfig:
-    """A row of the estimator's table, and what to change in it."""
+    """A row of the estimator's table, and what to change in it. None keeps the row's own choice."""
 
-    name: str = key("hpt", "Row of the table of algorithms.")
+    name: str = key(
+        "hpt",
+        "Row of the table of algorithms: `sft`, `reinforce`, `rloo`, `ppo`, `grpo`, `dr_grpo`, `dapo`, "
+        "`cispo`, `gspo`, `luffy`, `srft`, `srft_official`, `hpt`.",
+    )
+    mode: str = key(
+        "default",
+        "`default` does not depend on layout; `paper`: the equations as printed; `official`: what the "
+        "released HPT code computes (sft, grpo, luffy, srft, hpt).",
+        choices=("default", "paper", "official"),
+    )
+    offline_branch: str | None = key(
+        None, "hpt: what a demonstration does, `sft`, `off_policy` or `mix` (0.1 · sft + off_policy)."
+    )
+    rollout_coef: float = key(1.0, "ρ: multiplies every term on rollouts.", minimum=0)
+    demo_coef: float = key(1.0, "λ: multiplies every term on demonstrations.", minimum=0)
+    rollout_advantage: str | None = key(
+        None,
+        "Â on rollouts: `group_mean`, `group_std`, `leave_one_out`, `batch_std`, `reward`, `signed`, "
+        "`correct`, `wrong`, `union_mean`, `union_std`, `gae`.",
+    )
+    rollout_denominator: str | None = key(None, "π_ref on rollouts: `current`, `old` or `sequence`.")
+    rollout_mask: str | None = key(None, "m on rollouts: `none`, `clip` or `cap`.")
+    rollout_shaping: str | None = key(
+        None, "s on rollouts: `none`, `luffy`, `low_entropy` or `high_entropy`."
+    )
+    rollout_normalizer: str | None = key(
+        None,
+        "Z of rollouts: `constant`, `row_mean`, `row_sum`, `token_mean`, `mixed_token_mean`, "
+        "`union_constant`, `union_token_mean`, `official_sum`, `official_microbatch_mean`.",
+    )
+    demo_advantage: str | None = key(
+        None,
+        "Â on demonstrations: `one`, `reward`, `signed`, `correct`, `wrong`, `union_mean` or `union_std`.",
+    )
+    demo_denominator: str | None = key(None, "π_ref on demonstrations: `current` or `one`.")
+    demo_mask: str | None = key(None, "m on demonstrations: `none`.")
+    demo_shaping: str | None = key(
+        None, "s on demonstrations: `none`, `luffy`, `low_entropy` or `high_entropy`."
+    )
+    demo_normalizer: str | None = key(None, "Z of demonstrations: the names of `rollout_normalizer`.")
+    length_constant: float | None = key(None, "C of `constant`; default: `data.max_response_tokens`.")
+    clip_low: float | None = key(None, "ε_low of `clip` and `cap`; 1 or more: no lower bound.", minimum=0)
+    clip_high: float | None = key(None, "ε_high of `clip` and `cap`.", minimum=0)
+    shaping_gamma: float = key(0.1, "γ of the shaping `luffy`, f(p) = p/(p+γ).", minimum=0)
+    discount: float = key(1.0, "γ of `gae`.", minimum=0)
+    gae_lambda: float = key(0.95, "λ of `gae`.", minimum=0)
+    entropy_coef: float | None = key(None, "Weight of the entropy bonus.", minimum=0)
+    kl_coef: float = key(
+        0.0, "Weight of KL(π_θ‖frozen reference) on rollouts; 0: no reference is started.", minimum=0
+    )
+    kl_estimator: str = key("k3", "Estimator of that KL.", choices=("k1", "k2", "k3"))
+    kl_in: str = key("loss", "Where it acts.", choices=("loss", "reward"))
+    correction: str = key(
+        "none",
+        "Bounds π_θ/π_old where sampler and learner disagree: `token_truncate`, `token_mask`, "
+        "`sequence_truncate`, `sequence_mask`.",
+    )
+    correction_low: float = key(0.5, "Lower bound of the two masks.", minimum=0)
+    correction_high: float = key(2.0, "Upper bound of corrections.", minimum=0)
 
 
 @dataclass
@@ -221,7 +302,9 @@ class Config:
     """A whole run. The three sizes stand first; everything else about batches follows from them."""
 
     questions_per_step: int = key(128, "Questions in one step.", minimum=1)
-    rollouts_per_question: int = key(8, "n: rollouts per question; 0 for training without rollouts.", minimum=0)
+    rollouts_per_question: int = key(
+        8, "n: rollouts per question; 0 for training without rollouts.", minimum=0
+    )
     tokens_per_microbatch: int = key(32768, "Tokens one learner rank holds in one forward pass.", minimum=1)
     updates_per_step: int = key(1, "Optimizer steps that one batch of questions is split into.", minimum=1)
     run: RunConfig = section(RunConfig)
@@ -238,5 +321,3 @@ class Config:
     evaluation: EvaluationConfig = section(EvaluationConfig)
     observe: ObserveConfig = section(ObserveConfig)
     cluster: ClusterConfig = section(ClusterConfig)
-
-

@@ -1,0 +1,172 @@
+"""What the estimator costs: `weigh` and `loss` for 1,024 rows × 8,192 tokens against a forward pass.
+
+    python benchmarks/estimator.py --out estimator.json
+
+Two comparisons with the smallest model of the paper (Qwen2.5-Math-1.5B): operations per token,
+counted by torch's dispatcher and from the model's shapes; and seconds per token on this machine,
+where the forward pass is measured as its matrix products only (no attention, norms or softmax), so
+the share given is too high rather than too low. Backward of the loss to the log-probs is included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hpt_ray.estimators import BatchShape, Estimator, RowWeights, TokenRows, make_estimator
+
+HIDDEN, MLP, LAYERS, KV, VOCABULARY = 1536, 8960, 28, 256, 151_936  # Qwen2.5-Math-1.5B
+LAYER_PRODUCTS = [(HIDDEN, HIDDEN + 2 * KV), (HIDDEN, HIDDEN), (HIDDEN, 2 * MLP), (MLP, HIDDEN)]
+
+
+class CountElements(TorchDispatchMode):
+    """Elements written by all tensor operations: one operation per element, views are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and isinstance(result, torch.Tensor):
+            inputs = [x.numel() for x in args if isinstance(x, torch.Tensor)]
+            self.elements += max([result.numel(), *inputs])  # a sum reads more than it writes
+        return result
+
+
+def make_rows(num_rows: int, num_tokens: int, seed: int) -> TokenRows:
+    """Groups of 8 rollouts; every ninth row a demonstration of the group before it."""
+    random = torch.Generator().manual_seed(seed)
+    size = num_rows * num_tokens
+    logp = -torch.rand(size, generator=random) * 2
+    return TokenRows(
+        logp_now=logp.requires_grad_(),
+        logp_old=logp.detach() + 0.1 * torch.randn(size, generator=random),
+        row_lengths=torch.full((num_rows,), num_tokens),
+        group_ids=torch.arange(num_rows) // 9,
+        rewards=torch.randint(0, 2, (num_rows,), generator=random).double(),
+        is_demo=torch.arange(num_rows) % 9 == 8,
+        entropy=torch.rand(size, generator=random),
+    )
+
+
+def loss_and_backward(estimator: Estimator, rows: TokenRows, weights: RowWeights) -> None:
+    loss, _ = estimator.loss(rows, weights)
+    loss.backward()
+
+
+def measure(name: str, num_rows: int, num_tokens: int, rows_per_microbatch: int) -> dict:
+    """Seconds for the whole step's rows, micro-batch by micro-batch, and operations per token."""
+    estimator = make_estimator(name)
+    batch = BatchShape(num_rows // 8, 8, num_tokens)
+    lengths = np.full(num_rows, num_tokens)
+    rewards = np.random.default_rng(0).integers(0, 2, num_rows)
+    index = np.arange(num_rows)
+    begin = time.perf_counter()
+    estimator.weigh(lengths, index // 9, rewards, index % 9 == 8, np.ones(num_rows), batch)
+    weigh_s = time.perf_counter() - begin
+    rows = make_rows(rows_per_microbatch, num_tokens, seed=1)
+    gate = np.ones(rows_per_microbatch)
+    weights = estimator.weigh(rows.row_lengths, rows.group_ids, rows.rewards, rows.is_demo, gate, batch)
+    loss_and_backward(estimator, rows, weights)
+    with CountElements() as counter:
+        loss_and_backward(estimator, rows, weights)
+    num_microbatches = -(-num_rows // rows_per_microbatch)
+    seconds = []
+    for _ in range(num_microbatches):
+        begin = time.perf_counter()
+        loss_and_backward(estimator, rows, weights)
+        seconds.append(time.perf_counter() - begin)
+    tokens = num_microbatches * rows_per_microbatch * num_tokens
+    return {
+        "algorithm": name,
+        "weigh_s": weigh_s,
+        "loss_s": sum(seconds),
+        "microbatch_s": {"min": min(seconds), "median": float(np.median(seconds)), "max": max(seconds)},
+        "tokens": tokens,
+        "ns_per_token": 1e9 * (sum(seconds) + weigh_s) / tokens,
+        "operations_per_token": counter.elements / (rows_per_microbatch * num_tokens),
+    }
+
+
+def measure_forward(num_tokens: int, repeats: int) -> dict:
+    """Seconds per token of the model's matrix products in float32: one layer times 28, and the head."""
+    inputs = {width: torch.randn(num_tokens, width) for width in (HIDDEN, MLP)}
+
+    def seconds(shapes: list[tuple[int, int]]) -> float:
+        weights = [torch.randn(width, out) for width, out in shapes]
+        best = float("inf")
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            for weight in weights:
+                inputs[weight.shape[0]] @ weight
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    layer_s, head_s = seconds(LAYER_PRODUCTS), seconds([(HIDDEN, VOCABULARY)])
+    products = LAYERS * sum(a * b for a, b in LAYER_PRODUCTS) + HIDDEN * VOCABULARY
+    return {
+        "layer_s": layer_s,
+        "head_s": head_s,
+        "tokens": num_tokens,
+        "ns_per_token": 1e9 * (LAYERS * layer_s + head_s) / num_tokens,
+        "operations_per_token": 2 * products,
+    }
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a row")
+    parser.add_argument("--microbatch-rows", type=int, default=4)
+    parser.add_argument("--algorithms", nargs="+", default=["hpt", "grpo", "gspo", "luffy", "srft"])
+    parser.add_argument("--forward-tokens", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    raw = [measure(name, args.rows, args.tokens, args.microbatch_rows) for name in args.algorithms]
+    forward = measure_forward(args.forward_tokens, repeats=3)
+    slowest = max(raw, key=lambda figures: figures["ns_per_token"])
+    most = max(raw, key=lambda figures: figures["operations_per_token"])
+    report = {
+        "benchmark": "estimator",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "platform": platform.platform()},
+        "settings": {key: str(value) if key == "out" else value for key, value in vars(args).items()},
+        "raw": {"estimator": raw, "forward": forward},
+        "result": {
+            "share_of_forward_operations": most["operations_per_token"] / forward["operations_per_token"],
+            "share_of_forward_time": slowest["ns_per_token"] / forward["ns_per_token"],
+            "below_one_percent": max(
+                most["operations_per_token"] / forward["operations_per_token"],
+                slowest["ns_per_token"] / forward["ns_per_token"],
+            )
+            < 0.01,
+        },
+    }
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report["result"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

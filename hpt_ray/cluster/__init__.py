@@ -1,0 +1,1 @@
+"""Where actors live: start or join Ray, reserve room, create groups of actors, wait with limits."""

@@ -1,0 +1,67 @@
+"""A group of actors of one kind: call them all, wait with a limit, say who did not answer.
+
+Every remote wait of the system goes through `wait_all` or `first_of`, so no wait is without a limit
+and none ends without a name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from hpt_ray.errors import WaitExpired
+
+
+async def wait_all(refs: Sequence[Any], *, names: Sequence[str], what: str, timeout_s: float) -> list[Any]:
+    """The results of `refs`, in order. The first failure ends the wait with that failure.
+
+    Raises `WaitExpired` naming those of `names` that had not answered after `timeout_s` seconds.
+    """
+    tasks = [asyncio.ensure_future(_result(ref)) for ref in refs]
+    try:
+        done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        if pending:
+            late = [name for name, task in zip(names, tasks, strict=True) if task in pending]
+            raise WaitExpired(f"{', '.join(late)} did not finish '{what}' within {timeout_s:.0f} s")
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _result(ref: Any) -> Any:
+    return await ref
+
+
+class ActorGroup:
+    """Actors of one kind, by name (`rollout-0`, `rollout-1`, …)."""
+
+    def __init__(self, names: list[str], actors: list[Any]):
+        self.names = names
+        self.actors = actors
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def send(self, method: str, *args: Any) -> list[Any]:
+        """Call `method` with the same arguments on all; the references, in order."""
+        return [getattr(actor, method).remote(*args) for actor in self.actors]
+
+    def send_each(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
+        """Call `method` on actor i with `arguments[i]`."""
+        return [getattr(a, method).remote(*args) for a, args in zip(self.actors, arguments, strict=True)]
+
+    async def wait(self, refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
+        return await wait_all(refs, names=self.names, what=what, timeout_s=timeout_s)
+
+    async def call(self, method: str, *args: Any, timeout_s: float, what: str | None = None) -> list[Any]:
+        return await self.wait(self.send(method, *args), what or method, timeout_s)
+
+    def kill(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)

@@ -1,0 +1,57 @@
+"""What every actor process does first: environment, threads, log file.
+
+Called at the top of an actor's `__init__`, before torch, vLLM or DeepSpeed are imported, because
+they read these variables at import. Variables that are already set are kept: the user knows better.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import ray
+
+# Nothing a run starts reports home.
+QUIET = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def prepare_process(
+    *, threads: float, log_file: str | None = None, environment: dict[str, str] | None = None
+) -> None:
+    """Set this actor's process up for real work.
+
+    `threads` CPU threads for numeric libraries (at least one); `log_file` takes all output of this
+    process where its folder can be reached. Collectives bind this node's address as Ray knows it.
+    """
+    # Ray sets OMP_NUM_THREADS from the reserved CPUs, rounding fractions up; the same rule holds here.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(threads)))
+    for name, value in {**QUIET, **(environment or {})}.items():
+        os.environ.setdefault(name, value)
+    host = ray.util.get_node_ip_address()
+    os.environ.setdefault("VLLM_HOST_IP", host)
+    interface = interface_of(host)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if log_file is not None and Path(log_file).parent.is_dir():
+        stream = open(log_file, "ab", buffering=0)  # noqa: SIM115  (lives as long as the process)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+
+
+def interface_of(host: str) -> str | None:
+    """The network interface that carries address `host`, e.g. `lo` for 127.0.0.1."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == host for address in addresses):
+            return name
+    return None

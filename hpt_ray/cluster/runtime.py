@@ -1,0 +1,190 @@
+"""Start a local Ray or join the running one, and reserve room for the run.
+
+In: the cluster section and what the actor groups need. Out: a `Cluster` with a placement group whose
+bundles stand in the order they were asked for. Waiting for room has a limit, and what is said on
+expiry is what a person asks next: what was asked, what is there, who holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.config.schema import ClusterConfig
+from hpt_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Need:
+    """Room for `count` actors of one kind, each with `cpus` and `gpus`."""
+
+    kind: str
+    count: int
+    cpus: float
+    gpus: float
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        # A bundle may not be empty; a sliver of a CPU is bookkeeping, not a core.
+        bundle = {"CPU": max(self.cpus, 0.001)}
+        return {**bundle, "GPU": self.gpus} if self.gpus else bundle
+
+
+class Cluster:
+    """The connection to Ray and the room this run holds in it."""
+
+    def __init__(self, *, started_here: bool):
+        self.started_here = started_here
+        self.group: PlacementGroup | None = None
+        self._first_bundle: dict[str, int] = {}
+        self._needs: dict[str, Need] = {}
+
+    @classmethod
+    def connect(cls, config: ClusterConfig) -> Cluster:
+        """Join the cluster that `config.address` names, or start one on this machine."""
+        logging.getLogger("ray").setLevel(logging.ERROR)  # its log files have the rest
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if ray.is_initialized():
+            return cls(started_here=False)
+        if config.address not in ("auto", "local") or (config.address == "auto" and _running_cluster()):
+            try:
+                ray.init(address=config.address, **options)
+                return cls(started_here=False)
+            except ConnectionError as error:
+                raise UserError(
+                    f"cluster.address={config.address}: no Ray cluster answers there ({error}). Start one with "
+                    "`ray start --head`, or set cluster.address=local to run on this machine alone."
+                ) from error
+        _loopback_only()
+        ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
+        return cls(started_here=True)
+
+    async def reserve(self, needs: list[Need], *, timeout_s: float, name: str) -> None:
+        """Hold room for `needs`, all or nothing.
+
+        Raises `UserError` at once where a cluster started here is too small, and after `timeout_s`
+        seconds where a joined one (which may be growing) has not made room.
+        """
+        self._needs = {need.kind: need for need in needs}
+        bundles: list[dict[str, float]] = []
+        for need in needs:
+            self._first_bundle[need.kind] = len(bundles)
+            bundles += [need.bundle] * need.count
+        if self.started_here and _exceeds(bundles, ray.cluster_resources()):
+            raise UserError(_no_room(needs, "this machine has too little room"))
+        self.group = placement_group(bundles, strategy="PACK", name=name)
+        try:
+            await asyncio.wait_for(_ready(self.group), timeout_s)
+        except TimeoutError as error:
+            message = _no_room(needs, f"the cluster made no room within {timeout_s:.0f} s")
+            remove_placement_group(self.group)
+            raise UserError(message) from error
+
+    def create(
+        self, kind: str, actor_class: type, arguments: list[tuple], *, concurrency: int = 1
+    ) -> ActorGroup:
+        """Actors of one kind, one in each of its bundles, actor i made with `arguments[i]`."""
+        assert self.group is not None
+        need, first = self._needs[kind], self._first_bundle[kind]
+        remote_class = ray.remote(actor_class)
+        actors = []
+        for i, args in enumerate(arguments):
+            where = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=first + i)
+            options: dict[str, Any] = {"num_cpus": need.bundle["CPU"], "num_gpus": need.gpus}
+            if concurrency > 1:
+                options["max_concurrency"] = concurrency
+            actors.append(remote_class.options(scheduling_strategy=where, **options).remote(*args))
+        return ActorGroup([f"{kind}-{i}" for i in range(len(actors))], actors)
+
+    def close(self) -> None:
+        """Give the room back; end Ray where it was started here."""
+        if self.group is not None:
+            remove_placement_group(self.group)
+        ray.shutdown()
+
+
+def _running_cluster() -> bool:
+    """Whether `ray.init(address="auto")` would find a cluster that is alive.
+
+    Asked before Ray is: once it has looked, it has made up its mind about tokens and addresses.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    address = ray._private.utils.read_ray_address()
+    if not address:
+        return False
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False  # what a cluster left behind that is gone
+    return True
+
+
+async def _ready(group: PlacementGroup) -> None:
+    while not group.wait(timeout_seconds=0):
+        await asyncio.sleep(0.05)
+
+
+def _loopback_only() -> None:
+    """A Ray started here is for this run alone: it listens on loopback, and its token is its own.
+
+    Without the first variable Ray replaces 127.0.0.1 by the address of a network card. Ray turns its
+    token authentication on by itself for a local cluster, but would leave a token in the user's home,
+    which changes how later clusters there behave.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
+        folder = Path(tempfile.mkdtemp(prefix="hpt_ray-"))  # only this user may enter
+        (folder / "token").write_text(secrets.token_hex(32), encoding="utf-8")
+        (folder / "token").chmod(0o600)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
+
+
+def _exceeds(bundles: list[dict[str, float]], total: dict[str, float]) -> bool:
+    asked: dict[str, float] = {}
+    for bundle in bundles:
+        for resource, amount in bundle.items():
+            asked[resource] = asked.get(resource, 0.0) + amount
+    # Slivers of services that reserve nothing may stand beside full cores.
+    return any(amount > total.get(resource, 0.0) + 0.01 for resource, amount in asked.items())
+
+
+def _no_room(needs: list[Need], headline: str) -> str:
+    lines = [f"{headline}.", "asked:"]
+    for need in needs:
+        gpus = f" and {need.gpus:g} GPU" if need.gpus else ""
+        lines.append(f"  {need.count} × {need.kind} with {need.cpus:g} CPU{gpus} each")
+    total, free = ray.cluster_resources(), ray.available_resources()
+    there = ", ".join(
+        f"{free.get(r, 0):g} of {total.get(r, 0):g} {r} free" for r in ("CPU", "GPU") if total.get(r)
+    )
+    lines.append(f"there: {there or 'no CPU at all'}, {len(ray.nodes())} node(s)")
+    holders = [
+        f"  {entry.get('name') or entry['placement_group_id'][:8]}: {list(entry['bundles'].values())}"
+        for entry in placement_group_table().values()
+        if entry["state"] == "CREATED"
+    ]
+    lines += ["held by:", *holders] if holders else ["held by: no other run"]
+    lines.append(
+        "Lower rollout.num_workers, learner.num_ranks or their num_cpus/num_gpus, wait for the others, "
+        "or raise cluster.placement_timeout_s."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""Which actors a run has, where they stand and how they are wired: the topology in one function.
+
+    rollout-0 … (vLLM)   learner-0 … (DeepSpeed)   verifier-0   reference-0 … (only for KL terms)
+
+Everything starts at the same time; the weight-transfer group is joined last, when both ends are up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.config.schema import Config
+from hpt_ray.estimators import Estimator
+from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
+from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
+from hpt_ray.reward import VerifierService
+from hpt_ray.rollout.engine import EngineSpec
+from hpt_ray.rollout.worker import RolloutWorker
+from hpt_ray.weight_sync.transaction import WeightSync
+
+# The verifier grades many small batches at the same time in one actor.
+VERIFIER_CONCURRENCY = 1000
+ROLLOUT_CONCURRENCY = 100
+
+
+@dataclass(frozen=True)
+class Actors:
+    """The running actor groups. Those that a run does not need are None."""
+
+    learners: ActorGroup
+    rollouts: ActorGroup | None
+    verifier: ActorGroup | None
+    reference: ActorGroup | None
+    sync: WeightSync | None
+
+    def stop(self) -> None:
+        for group in (self.rollouts, self.learners, self.verifier, self.reference):
+            if group is not None:
+                group.kill()
+
+
+def needs(config: Config, *, with_rollouts: bool, with_reference: bool) -> list[Need]:
+    """The room a run asks for, group by group."""
+    room = [Need("learner", config.learner.num_ranks, config.learner.num_cpus, config.learner.num_gpus)]
+    if with_rollouts:
+        rollout = config.rollout
+        room.append(Need("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus))
+        room.append(Need("verifier", 1, config.reward.num_cpus, 0.0))
+    if with_reference:
+        reference = config.reference
+        room.append(Need("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
+    return room
+
+
+async def start_actors(
+    cluster: Cluster,
+    config: Config,
+    *,
+    model_path: str,
+    estimator: Estimator,
+    with_rollouts: bool,
+    logs: Path,
+) -> Actors:
+    """Reserve room, start every actor, load every model, join the weight-transfer group.
+
+    Raises `UserError` where there is no room or a model cannot be used, `WaitExpired` where an actor
+    does not come up in time.
+    """
+    with_reference = estimator.needs_reference
+    await cluster.reserve(
+        needs(config, with_rollouts=with_rollouts, with_reference=with_reference),
+        timeout_s=config.cluster.placement_timeout_s,
+        name=f"hpt_ray:{config.run.name}",
+    )
+
+    def log(kind: str, i: int) -> str:
+        return str((logs / f"{kind}-{i}.log").resolve())
+
+    seed, temperature = config.run.seed, config.rollout.temperature
+    learner_spec = LearnerSpec(config.model, model_path, config.learner, estimator, temperature, seed)
+    num_ranks = config.learner.num_ranks
+    learners = cluster.create(
+        "learner",
+        LearnerWorker,
+        [(rank, num_ranks, learner_spec, log("learner", rank)) for rank in range(num_ranks)],
+    )
+    rollouts = verifier = reference = sync = None
+    starting = []
+    if with_rollouts:
+        carrier = carrier_of(config)
+        spec = EngineSpec(
+            model=config.model,
+            model_path=model_path,
+            rollout=config.rollout,
+            max_model_len=config.data.max_prompt_tokens + config.data.max_response_tokens,
+            weight_transfer=carrier,
+            seed=seed,
+        )
+        rollouts = cluster.create(
+            "rollout",
+            RolloutWorker,
+            [
+                # Engines that share a seed would draw the same answers to unseeded requests.
+                (replace(spec, seed=seed + i), log("rollout", i))
+                for i in range(config.rollout.num_workers)
+            ],
+            concurrency=ROLLOUT_CONCURRENCY,
+        )
+        verifier = cluster.create(
+            "verifier",
+            VerifierService,
+            [(config.reward, config.data.max_response_tokens)],
+            concurrency=VERIFIER_CONCURRENCY,
+        )
+        starting.append(
+            rollouts.call("start", timeout_s=config.rollout.start_timeout_s, what="start the vLLM engine")
+        )
+        starting.append(verifier.call("counts", timeout_s=config.rollout.start_timeout_s, what="start"))
+        sync = WeightSync(learners, rollouts, config.weight_sync, carrier)
+    if with_reference:
+        reference_model = replace(config.model, path=config.reference.path or config.model.path)
+        reference_spec = ReferenceSpec(
+            reference_model, config.reference.path or model_path, config.reference, temperature, seed
+        )
+        reference = cluster.create(
+            "reference",
+            ReferenceWorker,
+            [(reference_spec, log("reference", i)) for i in range(config.reference.num_workers)],
+        )
+        starting.append(reference.call("start", timeout_s=config.learner.timeout_s, what="load the model"))
+
+    async def start_learners() -> str:
+        limit = config.learner.timeout_s
+        host, port = (await learners.call("rendezvous", timeout_s=limit, what="come up"))[0]
+        await learners.call("start", host, port, timeout_s=limit, what="load the model")
+        return host
+
+    host, *_ = await asyncio.gather(start_learners(), *starting)
+    if sync is not None:
+        _, port = (await learners.call("rendezvous", timeout_s=config.weight_sync.timeout_s))[0]
+        await sync.connect(host, port, workers_per_engine=config.rollout.tensor_parallel)
+    return Actors(learners, rollouts, verifier, reference, sync)
+
+
+def carrier_of(config: Config) -> str:
+    """The carrier `auto` stands for: NCCL where both ends have GPUs."""
+    if config.weight_sync.carrier != "auto":
+        return config.weight_sync.carrier
+    return "nccl" if config.rollout.num_gpus > 0 and config.learner.num_gpus > 0 else "gloo"

@@ -1,0 +1,294 @@
+"""YAML files and `key=value` words in; one checked `Config` out.
+
+Sources are merged in this order, and a later one wins: the defaults of the schema, the files named under
+`defaults:` at the top of a file (paths relative to that file), the file itself, the command line. Dicts
+are merged key by key, lists are replaced.
+
+Everything wrong is collected and raised as one `UserError` that names the source, the full key and what
+to do: an unknown key (with the nearest known one), a wrong type, a value that is not allowed, a key that
+must be set. Rules that concern more than one key are in `checks.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from hpt_ray.config.schema import Config
+from hpt_ray.errors import UserError
+
+COMMAND_LINE = "command line"
+_NEAREST_CUTOFF = 0.6  # below this likeness a suggestion would confuse more than help
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """One key of the schema. Example: `KnownKey("run.steps", int, "Steps to …", 100, (), 0)`."""
+
+    name: str
+    type: Any
+    doc: str
+    default: Any
+    choices: tuple[str, ...]
+    minimum: float | None
+
+    @property
+    def is_dict(self) -> bool:
+        """Free-form: takes any key below it."""
+        return self.type is dict or typing.get_origin(self.type) is dict
+
+    @property
+    def is_text(self) -> bool:
+        return self.type is str or self.type == (str | None)
+
+    @property
+    def type_name(self) -> str:
+        return self.type.__name__ if isinstance(self.type, type) else str(self.type).replace("typing.", "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """One value of one source, not yet checked."""
+
+    key: str
+    value: Any
+    source: str
+
+
+@functools.cache
+def known_keys() -> dict[str, KnownKey]:
+    """Every key of the schema by its full name, in the order of the schema."""
+    return {known.name: known for known in _keys_of(Config, "")}
+
+
+def load_config(path: str | os.PathLike[str] | None, dotlist: list[str]) -> Config:
+    """Read, merge and check one configuration.
+
+    `path` is a YAML file or None for the defaults of the schema. `dotlist` holds words such as
+    `"run.steps=20"` or `"data.train=[a.parquet, b.parquet]"`; values are written as in YAML.
+
+    Raises `UserError` with one line for every problem found.
+    """
+    settings: list[_Setting] = []
+    problems: list[str] = []
+    if path is not None:
+        for source, content in _read_with_defaults(Path(path), ()):
+            _collect(content, "", source, settings, problems)
+    for word in dotlist:
+        _collect(_parse_word(word), "", COMMAND_LINE, settings, problems)
+
+    merged = OmegaConf.structured(Config)
+    sources: dict[str, str] = {}
+    for setting in settings:
+        problem = _merge_one(merged, setting)
+        if problem is not None:
+            problems.append(problem)
+        sources[setting.key] = setting.source
+    problems += _check_values(merged, sources)
+    if problems:
+        raise UserError("\n".join(problems))
+
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
+
+
+def dump_config(config: Config, path: str | os.PathLike[str]) -> None:
+    """Write every key of `config` as YAML. `load_config(path, [])` reads the same configuration back."""
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=100)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _keys_of(cls: type, prefix: str) -> Iterator[KnownKey]:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, hint = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _keys_of(hint, name + ".")
+            continue
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        meta = field.metadata
+        yield KnownKey(name, hint, meta["doc"], default, tuple(meta["choices"]), meta["minimum"])
+
+
+def _read_with_defaults(path: Path, including: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
+    """The files that `path` builds on, then `path` itself, each as (name for messages, content)."""
+    content = _read_yaml(path, including)
+    defaults = content.pop("defaults", None) or []
+    if not isinstance(defaults, list) or not all(isinstance(name, str) for name in defaults):
+        raise UserError(f"{path}: `defaults` must be a list of YAML files, e.g. `defaults: [base.yaml]`.")
+    chain = (*including, path.resolve())
+    for name in defaults:
+        other = path.parent / name
+        if other.resolve() in chain:
+            raise UserError(
+                f"{path}: `defaults` names {other}, which is built on this file. Remove one of the two."
+            )
+        yield from _read_with_defaults(other, chain)
+    yield str(path), content
+
+
+def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict:
+    named_by = f" (named under `defaults` in {including[-1]})" if including else ""
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file{named_by}. Check the path.")
+    try:
+        loaded = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}{_line_of(error)}: not valid YAML: {_reason_of(error)}.") from error
+    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: cannot be read as a configuration: {error}.") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: must hold `key: value` lines, as in `run: {{steps: 20}}`; found a list.")
+    return typing.cast(dict, OmegaConf.to_container(loaded, resolve=False))
+
+
+def _line_of(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return "" if mark is None else f":{mark.line + 1}"
+
+
+def _reason_of(error: yaml.YAMLError) -> str:
+    reason = getattr(error, "problem", None) or str(error)
+    return " ".join(str(reason).split())
+
+
+def _parse_word(word: str) -> dict:
+    """`a.b=c` as nested dicts. A text key takes the value as it is written, unless it is quoted or null."""
+    name, equals, text = word.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"{COMMAND_LINE}: `{word}` is not of the form key=value, e.g. run.steps=20.")
+    known = known_keys().get(name)
+    if known is not None and known.is_text and text != "null" and not text.startswith(("'", '"')):
+        return _nested(name, text)
+    try:
+        return typing.cast(dict, OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False))
+    except yaml.YAMLError as error:
+        problem = _reason_of(error)
+    except OmegaConfBaseException as error:
+        problem = str(error)
+    raise UserError(f"{COMMAND_LINE}: the value in `{word}` is not valid YAML: {problem}.")
+
+
+def _nested(name: str, value: Any) -> dict:
+    """`_nested("a.b", 1)` is `{"a": {"b": 1}}`."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def _collect(content: dict, prefix: str, source: str, settings: list[_Setting], problems: list[str]) -> None:
+    """Walk nested content down to the keys of the schema; unknown keys and misplaced values are problems."""
+    for part, value in content.items():
+        name = f"{prefix}{part}"
+        if name in known_keys():
+            settings.append(_Setting(name, value, source))
+        elif name not in _sections():
+            problems.append(f"{source}: unknown key `{name}`.{_suggestion(name)}")
+        elif isinstance(value, dict):
+            _collect(value, f"{name}.", source, settings, problems)
+        elif value is not None:  # a section whose keys are all commented out is None, and sets nothing
+            example = next(known for known in known_keys() if known.startswith(f"{name}."))
+            problems.append(
+                f"{source}: `{name}` is a section, not a value. Set a key in it, such as `{example}`."
+            )
+
+
+def _sections() -> set[str]:
+    return {known.rpartition(".")[0] for known in known_keys()} - {""}
+
+
+def nearest_key(name: str) -> str | None:
+    """The known key or section that `name` most likely means, by its full name or by its last part."""
+
+    def likeness(candidate: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, last), whole
+
+    best = max([*known_keys(), *sorted(_sections())], key=likeness)
+    return best if likeness(best)[0] >= _NEAREST_CUTOFF else None
+
+
+def _suggestion(name: str) -> str:
+    nearest = nearest_key(name)
+    if nearest is not None:
+        return f" Did you mean `{nearest}`?"
+    return " All keys are listed in docs/configuration.md."
+
+
+def _merge_one(merged: DictConfig, setting: _Setting) -> str | None:
+    """Merge one value into `merged`; a problem in words where the value does not fit the key."""
+    try:
+        merged.merge_with(_nested(setting.key, setting.value))
+    except OmegaConfBaseException:
+        return f"{setting.source}: {_wrong_type(known_keys()[setting.key], setting.value)}"
+    return None
+
+
+def _wrong_type(known: KnownKey, value: Any) -> str:
+    message = f"`{known.name}` must be {known.type_name}, but is {value!r} ({_yaml_type(value)})."
+    if typing.get_origin(known.type) is list and isinstance(value, str):
+        message += f" Write it as a list: {known.name}=[{value}]."
+    return message
+
+
+def _yaml_type(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _check_values(merged: DictConfig, sources: dict[str, str]) -> list[str]:
+    """Required keys, references `${…}`, choices, minima and element types of the merged values."""
+    problems = []
+    for name, known in known_keys().items():
+        try:
+            value = OmegaConf.select(merged, name, throw_on_missing=True)
+            if OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue:
+            ways = f"Set it in the file or as {name}=… on the command line."
+            problems.append(f"`{name}` is not set. {known.doc} {ways}")
+            continue
+        except OmegaConfBaseException as error:
+            problems.append(f"{sources[name]}: `{name}`: {str(error).splitlines()[0]}.")
+            continue
+        problem = _not_allowed(known, value)
+        if problem is not None:
+            problems.append(f"{sources.get(name, 'defaults')}: {problem}")
+    return problems
+
+
+def _not_allowed(known: KnownKey, value: Any) -> str | None:
+    if isinstance(value, dict):
+        return _wrong_element(known, value)
+    for item in value if isinstance(value, list) else [value]:
+        if item is None:
+            continue
+        if known.choices and item not in known.choices:
+            near = difflib.get_close_matches(str(item), known.choices, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            return f"`{known.name}` is {item!r}, but must be one of: {', '.join(known.choices)}.{hint}"
+        if known.minimum is not None and not (isinstance(item, (int, float)) and item >= known.minimum):
+            return f"`{known.name}` is {item!r}, but must be at least {known.minimum:g}."
+    return None
+
+
+def _wrong_element(known: KnownKey, value: dict) -> str | None:
+    element = typing.get_args(known.type)[1]
+    for part, item in value.items():
+        if element is not Any and not isinstance(item, element):
+            return f"`{known.name}.{part}` must be {element.__name__}, but is {item!r} ({_yaml_type(item)})."
+    return None

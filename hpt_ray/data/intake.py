@@ -1,0 +1,215 @@
+"""Source rows become questions as they are stored: rendered, tokenised, those that fit.
+
+`Intake` takes files and yields Arrow record batches in `SCHEMA`; its `tally` says what became of each
+row. What does not fit is dropped and counted, never cut; rows = kept + dropped, always:
+
+    no_ground_truth, empty_prompt, duplicate   the row is of no use (duplicate: same id, same prompt)
+    prompt_too_long                            more than `max_prompt_tokens`
+    demonstration_too_long                     more than `max_response_tokens`, end token included
+    demonstration_past_end                     goes on after an end token, where a rollout would stop
+    no_demonstration                           the row has none
+
+The last three drop the question only where demonstrations are "required"; where they are "optional"
+the question stays without its demonstration, which is counted too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from hpt_ray.data.sources import ROWS_PER_READ, SourceRow, read_rows
+from hpt_ray.data.template import Template, strip_opening
+from hpt_ray.errors import UserError
+
+Demonstrations = Literal["required", "optional", "ignored"]
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("ground_truth", pa.string()),  # JSON
+        ("data_source", pa.string()),
+        ("demonstration", pa.string()),
+        ("demonstration_ids", pa.list_(pa.int32())),
+        ("extra", pa.string()),  # JSON
+    ]
+)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the rows: rows = kept + Σ dropped. Lengths are in tokens."""
+
+    rows: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    demonstrations: int = 0
+    demonstrations_left_out: dict[str, int] = field(default_factory=dict)  # the question was kept
+    prompt_tokens: int = 0
+    prompt_tokens_max: int = 0
+    demonstration_tokens: int = 0
+    demonstration_tokens_max: int = 0
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A row on its way into the set."""
+
+    row: SourceRow
+    prompt: str
+    prompt_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    demonstration: str | None = None
+    demonstration_ids: np.ndarray | None = None
+    left_out: str | None = None  # why the question goes without its demonstration
+    id: str = ""
+
+
+class Intake:
+    """Source rows in, record batches of those that fit out; `tally` counts on the way."""
+
+    def __init__(
+        self,
+        template: Template,
+        max_prompt_tokens: int,
+        max_response_tokens: int,
+        demonstrations: Demonstrations,
+    ) -> None:
+        self.tally = Tally()
+        self._template = template
+        self._max_prompt_tokens = max_prompt_tokens
+        self._max_response_tokens = max_response_tokens
+        self._demonstrations = demonstrations
+        self._prompt_hashes: dict[str, bytes] = {}  # by id
+
+    def record_batches(self, files: list[Path]) -> Iterator[pa.RecordBatch]:
+        """One record batch per `ROWS_PER_READ` rows read, without the rows that are dropped."""
+        for file in files:
+            rows = read_rows(file)
+            while read := list(islice(rows, ROWS_PER_READ)):
+                self.tally.rows += len(read)
+                usable = [self._render(row) for row in read if self._is_usable(row)]
+                short = self._with_prompt_ids(usable)
+                fitting = self._with_demonstrations(short)
+                kept = [candidate for candidate in fitting if self._take_id(candidate)]
+                self._count(kept)
+                yield _to_record_batch(kept)
+
+    def _drop(self, reason: str) -> bool:
+        _count_one(self.tally.dropped, reason)
+        return False
+
+    def _is_usable(self, row: SourceRow) -> bool:
+        if row.ground_truth is None or row.ground_truth in ("", []):
+            return self._drop("no_ground_truth")
+        if not any(message["content"].strip() for message in row.messages if message["role"] == "user"):
+            return self._drop("empty_prompt")
+        return True
+
+    def _render(self, row: SourceRow) -> _Candidate:
+        try:
+            prompt = self._template.render(row.messages)
+        except UserError as error:
+            raise UserError(f"{row.where}: {error}.") from error
+        candidate = _Candidate(row, prompt)
+        if self._demonstrations != "ignored" and row.demonstration and row.demonstration.strip():
+            candidate.demonstration = strip_opening(prompt, row.demonstration)
+        return candidate
+
+    def _with_prompt_ids(self, candidates: list[_Candidate]) -> list[_Candidate]:
+        encoded = self._template.encode_prompts([candidate.prompt for candidate in candidates])
+        for candidate, ids in zip(candidates, encoded, strict=True):
+            candidate.prompt_ids = ids
+        return [
+            candidate
+            for candidate, ids in zip(candidates, encoded, strict=True)
+            if len(ids) <= self._max_prompt_tokens or self._drop("prompt_too_long")
+        ]
+
+    def _with_demonstrations(self, candidates: list[_Candidate]) -> list[_Candidate]:
+        """Fill in the demonstrations that fit; of the others, leave out the question or only them."""
+        having = [candidate for candidate in candidates if candidate.demonstration is not None]
+        encoded = self._template.encode_demonstrations([str(candidate.demonstration) for candidate in having])
+        for candidate, ids in zip(having, encoded, strict=True):
+            candidate.demonstration_ids = ids
+        return [candidate for candidate in candidates if self._keeps_question(candidate)]
+
+    def _keeps_question(self, candidate: _Candidate) -> bool:
+        problem = self._demonstration_problem(candidate.demonstration_ids)
+        if problem is None or self._demonstrations == "ignored":
+            return True
+        if self._demonstrations == "required":
+            return self._drop(problem)
+        candidate.left_out = problem
+        candidate.demonstration = candidate.demonstration_ids = None
+        return True
+
+    def _demonstration_problem(self, ids: np.ndarray | None) -> str | None:
+        if ids is None:
+            return "no_demonstration"
+        if len(ids) > self._max_response_tokens:
+            return "demonstration_too_long"
+        if self._template.end_token_id in ids[:-1]:
+            return "demonstration_past_end"
+        return None
+
+    def _take_id(self, candidate: _Candidate) -> bool:
+        """Give the question its id; false for a duplicate. Ids are unique, whatever the files say.
+
+        `<data_source>/<split>/<index>`. Published files count from 0 each, so the same id with
+        another prompt is another question and gets file and row behind it.
+        """
+        row = candidate.row
+        index, split = row.extra.get("index"), row.extra.get("split")
+        place = f"{row.path.stem}:{row.number}"
+        parts = [row.data_source, place] if index is None else [row.data_source, split, index]
+        question_id = "/".join(str(part) for part in parts if part not in (None, ""))
+        prompt_hash = hashlib.sha256(candidate.prompt.encode()).digest()
+        if self._prompt_hashes.get(question_id) not in (None, prompt_hash):
+            question_id += f"@{row.path.parent.name}/{place}"
+        if question_id in self._prompt_hashes:
+            return self._drop("duplicate")
+        self._prompt_hashes[question_id] = prompt_hash
+        candidate.id = question_id
+        return True
+
+    def _count(self, kept: list[_Candidate]) -> None:
+        self.tally.kept += len(kept)
+        for candidate in kept:
+            length = len(candidate.prompt_ids)
+            self.tally.prompt_tokens += length
+            self.tally.prompt_tokens_max = max(self.tally.prompt_tokens_max, length)
+            if candidate.left_out:
+                _count_one(self.tally.demonstrations_left_out, candidate.left_out)
+            if candidate.demonstration_ids is not None:
+                length = len(candidate.demonstration_ids)
+                self.tally.demonstrations += 1
+                self.tally.demonstration_tokens += length
+                self.tally.demonstration_tokens_max = max(self.tally.demonstration_tokens_max, length)
+
+
+def _count_one(counts: dict[str, int], reason: str) -> None:
+    counts[reason] = counts.get(reason, 0) + 1
+
+
+def _to_record_batch(candidates: list[_Candidate]) -> pa.RecordBatch:
+    columns = {
+        "id": [candidate.id for candidate in candidates],
+        "prompt": [candidate.prompt for candidate in candidates],
+        "prompt_ids": [candidate.prompt_ids for candidate in candidates],
+        "ground_truth": [json.dumps(candidate.row.ground_truth) for candidate in candidates],
+        "data_source": [candidate.row.data_source for candidate in candidates],
+        "demonstration": [candidate.demonstration for candidate in candidates],
+        "demonstration_ids": [candidate.demonstration_ids for candidate in candidates],
+        "extra": [json.dumps(candidate.row.extra, default=str) for candidate in candidates],
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)

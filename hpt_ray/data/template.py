@@ -1,0 +1,165 @@
+"""From messages to token ids: how a question is put to the model, and where its answer ends.
+
+A prompt is rendered to text and tokenised; a demonstration is tokenised on its own and closed with
+the end token. So prompt ids + demonstration ids is exactly what the model would have seen and
+sampled: a sampled answer starts with a fresh token after the prompt, hence no token here ever spans
+the border either. (Tokenising prompt and answer as one text could merge across it.)
+
+One token ends every response: the last one of each demonstration and the stop token of rollouts.
+Nothing is cut here; what is too long is for `questions` to drop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from hpt_ray.config.schema import DataConfig
+from hpt_ray.errors import UserError
+
+# Some chat templates open the answer for the model; published demonstrations may open it again.
+OPENINGS = ("<think>\n", "<think>")
+
+
+Message = dict[str, str]  # {role, content}
+
+
+class Template:
+    """Renders and tokenises the questions of one run, as `data.template` and its neighbours say.
+
+    - `chat`: the tokenizer's chat template with its generation prompt; BOS is the template's affair.
+    - `plain` and texts with `{prompt}`: one user message, after the system message and an empty line
+      if there is one. BOS goes first with `add_bos`.
+
+    Raises UserError for settings that the tokenizer cannot serve.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+        name = tokenizer.name_or_path
+        self._kind = config.template
+        self._system_prompt = config.system_prompt
+        self._tokenizer = tokenizer
+        self._bos = _bos_ids(config, tokenizer)
+        self.end_token_id = _end_token_id(config, tokenizer)
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"The tokenizer {name} has no fast version (tokenizer.json), which data "
+                "preparation needs. Convert it with transformers and save it beside the model."
+            )
+        if self._kind == "chat" and not tokenizer.chat_template:
+            raise UserError(
+                f"data.template is `chat`, and the tokenizer {name} has no chat template. "
+                "Set data.template=plain, or to a text with {prompt} in it."
+            )
+        if self._kind not in ("chat", "plain") and "{prompt}" not in self._kind:
+            raise UserError(
+                f"data.template is {self._kind!r}; it must be `chat`, `plain`, or a text with {{prompt}}."
+            )
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """What a rollout stops on: the token that ends demonstrations, and no other."""
+        return (self.end_token_id,)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any text could become other token ids."""
+        parts = (
+            self._tokenizer.backend_tokenizer.to_str(),
+            str(self._tokenizer.chat_template),
+            str(self._tokenizer.special_tokens_map),
+            self._kind,
+            repr(self._system_prompt),
+            repr(self._bos),
+            repr(self.end_token_id),
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as text, up to where the response begins. UserError if it cannot be rendered."""
+        messages = self._with_system_prompt(messages)
+        if self._kind == "chat":
+            try:
+                rendered = self._tokenizer.apply_chat_template(
+                    list(messages), add_generation_prompt=True, tokenize=False
+                )
+                return cast(str, rendered)
+            except TemplateError as error:
+                raise UserError(f"the chat template refuses these messages: {error}") from error
+        roles = [message["role"] for message in messages]
+        if roles not in (["user"], ["system", "user"]):
+            raise UserError(
+                f"the prompt has the roles {', '.join(roles)}; the template `{self._kind}` takes one user "
+                "message. Use data.template=chat for conversations"
+            )
+        text = "\n\n".join(message["content"] for message in messages)
+        return text if self._kind == "plain" else self._kind.replace("{prompt}", text)
+
+    def encode_prompts(self, prompts: list[str]) -> list[np.ndarray]:
+        """Token ids of rendered prompts, each [P] int32, ending where the response begins."""
+        return [np.array(self._bos + ids, np.int32) for ids in self._encode(prompts)]
+
+    def encode_demonstrations(self, demonstrations: list[str]) -> list[np.ndarray]:
+        """Token ids of demonstrations, each [L] int32, ending with the end token (never twice)."""
+        return [
+            np.array(ids if ids[-1:] == [self.end_token_id] else [*ids, self.end_token_id], np.int32)
+            for ids in self._encode(demonstrations)
+        ]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+    def _with_system_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self._system_prompt is None:
+            return messages
+        rest = [message for message in messages if message["role"] != "system"]
+        if not self._system_prompt:
+            return rest
+        return [{"role": "system", "content": self._system_prompt}, *rest]
+
+
+def strip_opening(prompt: str, demonstration: str) -> str:
+    """The demonstration without the `<think>` that the rendered prompt already ends with.
+
+    At most one is taken away; where the prompt does not open the answer, the text stays as it is.
+    """
+    for opening in OPENINGS:
+        if prompt.endswith(opening) and demonstration.startswith(opening):
+            return demonstration[len(opening) :]
+    return demonstration
+
+
+def _bos_ids(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    name = tokenizer.name_or_path
+    if not config.add_bos:
+        return []
+    if config.template == "chat":
+        raise UserError(
+            "data.add_bos=true goes with data.template=plain or a text; a chat template puts BOS itself."
+        )
+    if tokenizer.bos_token_id is None:
+        raise UserError(f"data.add_bos is true, and the tokenizer {name} has no BOS token. Set it to false.")
+    return [tokenizer.bos_token_id]
+
+
+def _end_token_id(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> int:
+    name = tokenizer.name_or_path
+    if config.end_token is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"The tokenizer {name} has no EOS token. Name the token that ends a response "
+                "in data.end_token."
+            )
+        return tokenizer.eos_token_id
+    token_id = tokenizer.get_vocab().get(config.end_token)
+    if token_id is None:
+        raise UserError(
+            f"data.end_token {config.end_token!r} is no token of the tokenizer {name}. Name "
+            "one single entry of its vocabulary, such as its EOS token."
+        )
+    return token_id

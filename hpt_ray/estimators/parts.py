@@ -1,0 +1,140 @@
+"""What an algorithm is made of: a term names one part of each family, a recipe is a tuple of terms.
+
+A part is a pure function with its formula and what it needs. The families are tables:
+`ADVANTAGES`, `DENOMINATORS`, `MASKS`, `SHAPINGS`, `NORMALIZERS`, `CORRECTIONS`. Terms, recipes and
+algorithms hold names and numbers only, so they can be printed, compared and pickled. Nothing is
+computed here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hpt_ray.errors import UserError
+
+Stream = Literal["rollouts", "demonstrations"]
+STREAMS: tuple[Stream, Stream] = ("rollouts", "demonstrations")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One entry of a family's table.
+
+    `needs` may name: "old" (log-probs of the sampler), "ratio" (a denominator that is an old
+    policy), "entropy", "values", "all_rows" (every row of the optimizer step before the first
+    backward pass), "length_constant", "shaping_gamma", "clip".
+    `not_for` says why the part makes no sense on a stream.
+    """
+
+    function: Callable
+    formula: str
+    needs: frozenset[str] = frozenset()
+    not_for: Mapping[Stream, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One policy term: −Σ sg(c)·log π_θ / Z over one stream, c = m · Â · s · π_θ/π_ref.
+
+    Example: `Term("rollouts", advantage="group_std", denominator="old", mask="clip",
+    normalizer="row_mean")` is GRPO.
+    """
+
+    rows: Stream
+    advantage: str
+    denominator: str
+    mask: str = "none"
+    shaping: str = "none"
+    normalizer: str = "constant"
+    coef: float = 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.coef:g} × {self.rows}: Â {self.advantage}, π_ref {self.denominator}, m {self.mask}, "
+            f"s {self.shaping}, Z {self.normalizer}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The terms of one variant of an algorithm, with the numbers that go with them.
+
+    `offline` holds other demonstration terms by the name of the offline branch. The entropy bonus
+    is divided like each stream's first term, unless `entropy_normalizer` names one for all rows.
+    `demonstration_in_group`: the demonstration takes the place of one of the n rollouts.
+    """
+
+    terms: tuple[Term, ...]
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    entropy_coef: float = 0.0
+    entropy_normalizer: str | None = None
+    offline: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
+    demonstration_in_group: bool = False
+
+    def terms_of(self, offline_branch: str) -> tuple[Term, ...]:
+        """The rollout terms, and the demonstration terms of `offline_branch` ("sft": the recipe's own)."""
+        if offline_branch == "sft":
+            return self.terms
+        return tuple(t for t in self.terms if t.rows == "rollouts") + self.offline[offline_branch]
+
+
+@dataclass(frozen=True, repr=False)
+class Algorithm:
+    """A row of the table of algorithms; printing it shows what it is.
+
+    `gate` is the selection of data that belongs to it: "switch" (per question, rollouts or the
+    demonstration), "rollouts", "demonstrations" or "both". `paper` None: the default is the paper's.
+    """
+
+    name: str
+    title: str
+    formula: str
+    source: str
+    gate: Literal["switch", "rollouts", "demonstrations", "both"]
+    default: Recipe
+    paper: Recipe | None = None
+    official: Recipe | None = None
+    notes: str = ""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return self.default.terms
+
+    @property
+    def needs_rollouts(self) -> bool:
+        return self.gate != "demonstrations"
+
+    @property
+    def needs_demonstrations(self) -> bool:
+        return self.gate != "rollouts"
+
+    def recipe(self, mode: str) -> Recipe:
+        """The recipe of a mode: "default", "paper" or "official"; UserError where there is none."""
+        recipes = {"default": self.default, "paper": self.paper or self.default, "official": self.official}
+        recipe = recipes[check_name("mode", mode, recipes)]
+        if recipe is None:
+            raise UserError(
+                f"algorithm.mode=official: the official HPT code does not run {self.name}; "
+                "use mode=default or mode=paper."
+            )
+        return recipe
+
+    def __repr__(self) -> str:
+        lines = [f"{self.name}: {self.title}", f"  loss    {self.formula}", f"  source  {self.source}"]
+        lines.append(f"  data    {self.gate}")
+        lines += [f"  term    {term}" for term in self.terms]
+        lines += [f"  note    {line}" for line in self.notes.splitlines()]
+        return "\n".join(lines)
+
+
+def check_name(what: str, name: str, table: Mapping[str, object]) -> str:
+    """`name` if the table has it, else a UserError with the nearest names."""
+    if name in table:
+        return name
+    near = difflib.get_close_matches(str(name), table, n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(f"algorithm.{what}={name}: no such name. {hint}There are: {', '.join(sorted(table))}.")

@@ -1,0 +1,1 @@
+"""Packs to new weights: DeepSpeed ranks in actors of their own."""

@@ -1,0 +1,110 @@
+"""Exact attention over packed rows on any device, without a T × T mask and without flash attention.
+
+Rows lie end to end in one sequence of T tokens, and a token may see its own row only. All layers but
+attention work on the packed sequence. Here queries, keys and values are laid out as [rows, longest],
+causal attention runs on that, and the result is laid back. Padding stands at the end of each row,
+where causal attention never looks, so it changes nothing. Rows of similar length share a block, so
+that one long row does not pad many short ones.
+
+Registered with transformers as attention implementation `segments`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+NAME = "segments"
+# Rows of one block differ in length by at most this factor, so at most this share is padding.
+MAX_RATIO = 1.25
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that are attended together.
+
+    `gather` [rows, longest]: position in the packed sequence (padding repeats the row's first).
+    `flat` [tokens]: which entries of the flattened block are real; `packed` [tokens]: where they belong.
+    """
+
+    gather: torch.Tensor
+    flat: torch.Tensor
+    packed: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How a packed sequence of `num_tokens` divides into rows, for `segment_attention`."""
+
+    blocks: list[Block]
+    num_tokens: int
+
+    @classmethod
+    def from_lengths(cls, row_lengths: np.ndarray, device: torch.device | str = "cpu") -> Segments:
+        """`row_lengths` [rows]: tokens of each row, in packed order."""
+        lengths = np.asarray(row_lengths, np.int64)
+        starts = np.cumsum(lengths) - lengths
+        order = np.argsort(lengths, kind="stable")[::-1]
+        blocks: list[Block] = []
+        first = 0
+        while first < len(order):
+            longest = lengths[order[first]]
+            last = first + 1
+            while last < len(order) and lengths[order[last]] * MAX_RATIO >= longest:
+                last += 1
+            rows = order[first:last]
+            offsets = np.arange(longest)
+            real = offsets[None, :] < lengths[rows, None]
+            gather = np.where(real, starts[rows, None] + offsets[None, :], starts[rows, None])
+            flat = np.flatnonzero(real)
+            blocks.append(
+                Block(*(torch.from_numpy(a).to(device) for a in (gather, flat, gather.reshape(-1)[flat])))
+            )
+            first = last
+        return cls(blocks, int(lengths.sum()))
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: Segments,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [1, heads, T, d], key and value [1, kv_heads, T, d].
+
+    Returns [1, T, heads, d]. Sliding windows shorter than a row are not supported and are refused.
+    """
+    groups = query.shape[1] // key.shape[1]
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
+    out = torch.empty_like(query)
+    parts, places = [], []
+    for block in segments.blocks:
+        rows, longest = block.gather.shape
+        if sliding_window is not None and longest > sliding_window:
+            raise ValueError(
+                f"attention `segments` has no sliding window, and a row of {longest} tokens is longer than the "
+                f"model's window of {sliding_window}; set model.attention=flash_attention_2"
+            )
+        q, k, v = (x[block.gather].transpose(1, 2) for x in (query, key, value))  # [rows, heads, longest, d]
+        if groups > 1:
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
+        parts.append(attended.transpose(1, 2).flatten(0, 1)[block.flat])
+        places.append(block.packed)
+    out = torch.empty_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
+    return out.unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, segment_attention)

@@ -1,0 +1,181 @@
+"""The DeepSpeed adapter: accumulate gradients over any number of packs, then one optimizer step.
+
+Only this file imports DeepSpeed. The gradient of a step is the sum over all packs of all ranks: each
+loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by `world_size`.
+Gradients are reduced once a step, so ranks may hold different packs in any order; with ZeRO 3, whose
+forward passes are collective, ranks must run equal numbers of packs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hpt_ray.cluster.network import rendezvous_store
+from hpt_ray.config.schema import LearnerConfig
+
+ENVIRONMENT_CPU = {"DS_ACCELERATOR": "cpu"}
+GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time when weights are read
+
+
+def join_ranks(host: str, port: int, *, rank: int, world_size: int, gpu: bool, timeout_s: float) -> None:
+    """Make the default process group of the learner ranks."""
+    # DeepSpeed reads its place from here. A rank sees one GPU, so it is always local rank 0.
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    import deepspeed
+    from deepspeed import ops
+
+    # A shared-memory all-reduce that DeepSpeed would compile for a minute and leave behind on a kill.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    store = rendezvous_store(host, port, rank=rank, world_size=world_size, timeout_s=timeout_s)
+    backend = "nccl" if gpu else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
+    deepspeed.init_distributed(backend)
+
+
+def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's own configuration; `learner.deepspeed` has the last word."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    ours = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW also where the state is offloaded: no compiler needed, the same numbers.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    return _merge(ours, config.deepspeed)
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in extra.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if nested else value
+    return merged
+
+
+class DeepSpeedEngine:
+    """One rank's half of the collective optimizer."""
+
+    def __init__(self, module: torch.nn.Module, config: LearnerConfig, *, dtype: str, world_size: int):
+        import deepspeed
+
+        self._config = config
+        self._world_size = world_size
+        optimizer = torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=deepspeed_config(config, dtype=dtype)
+        )
+        self._accumulation: contextlib.ExitStack | None = None
+        self.device = self._engine.device
+
+    @property
+    def module(self) -> Any:
+        """The wrapped module; call `forward` on the engine, not on this."""
+        return self._engine.module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss` (this pack's share of the step's sum) to the step's gradient."""
+        if self._accumulation is None:
+            self._accumulation = contextlib.ExitStack()
+            self._accumulation.enter_context(
+                self._engine.no_sync()
+                if self._config.zero_stage == 0
+                else self._engine.coalesce_grad_reduction()
+            )
+        self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
+
+    def reduce(self) -> None:
+        """Sum the gradients over ranks. Collective."""
+        assert self._accumulation is not None, "a step needs at least one (dummy) pack on every rank"
+        self._accumulation.close()
+        self._accumulation = None
+        if self._config.zero_stage == 0:
+            self._engine.allreduce_gradients()
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, step, clear. Returns the global gradient norm before clipping. Collective."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._plain_norm() if self._config.zero_stage == 0 else None
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def _plain_norm(self) -> float:
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(
+            torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
+        )
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """The full, reduced gradient by parameter name, between `reduce` and `step`. Collective."""
+        from deepspeed.utils import safe_get_full_grad
+
+        return {
+            name: safe_get_full_grad(p).detach().cpu().clone() for name, p in self.module.named_parameters()
+        }
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every parameter, whole, in the order of `named_parameters`. Collective: all ranks iterate.
+
+        Under ZeRO 3 at most `GATHER_BYTES` are gathered at a time; a tensor is valid until the next.
+        """
+        from deepspeed.runtime.zero import GatheredParameters
+
+        batch: list[tuple[str, torch.nn.Parameter]] = []
+        size = 0
+        for name, parameter in [*self.module.named_parameters(), (None, None)]:
+            full = 0 if parameter is None else _numel(parameter) * parameter.element_size()
+            if batch and (parameter is None or size + full > GATHER_BYTES):
+                if self._config.zero_stage == 3:
+                    with GatheredParameters([p for _, p in batch], modifier_rank=None):
+                        yield from ((n, p.detach()) for n, p in batch)
+                else:
+                    yield from ((n, p.detach()) for n, p in batch)
+                batch, size = [], 0
+            batch.append((name, parameter))
+            size += full
+
+    def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, dtype and full shape of every parameter, in order. Local."""
+        return [
+            (n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self.module.named_parameters()
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Optimizer and partitioned weights, one file a rank. Collective."""
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Collective."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no state in {folder}")
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())

@@ -1,0 +1,74 @@
+"""Loading and exporting the policy as a Hugging Face folder.
+
+In: the model section. Out: a causal language model ready for packed rows; and, from trained weights,
+a folder that `transformers` and vLLM load: config.json, generation_config.json, tokenizer, safetensors.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import hpt_ray.learner.attention  # noqa: F401  (registers attention `segments`)
+from hpt_ray.config.schema import ModelConfig
+from hpt_ray.errors import UserError
+
+# Everything of a model folder that is not weights travels to its exports as it is.
+SIDE_FILES = (
+    "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json",
+    "chat_template*", "generation_config.json", "*.tiktoken", "*.model",
+)  # fmt: skip
+
+
+def load_policy(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel:
+    """The causal language model at `path`, with the configured replacements, dtype and attention."""
+    trust = {"trust_remote_code": config.trust_remote_code}
+    try:
+        hf_config = AutoConfig.from_pretrained(path, **trust)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={path}: no model configuration can be read there: {error}") from error
+    for name, value in config.config_overrides.items():
+        setattr(hf_config, name, value)
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+    if config.random_init:
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(hf_config, **options, **trust)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=hf_config, use_safetensors=True, **options, **trust
+        )
+    except OSError as error:
+        raise UserError(
+            f"model.path={path}: no safetensors weights can be read there ({error}). "
+            "Convert the model to safetensors, or set model.random_init=true to start from random weights."
+        ) from error
+
+
+def export_policy(
+    model: PreTrainedModel, state_dict: dict[str, torch.Tensor], source: str, folder: Path
+) -> None:
+    """Write `state_dict` as a Hugging Face folder; side files come from the folder `source`."""
+    attention = model.config._attn_implementation
+    # An export must load where our attention is not registered.
+    model.config._attn_implementation = "sdpa"
+    try:
+        model.save_pretrained(folder, state_dict=state_dict)
+    finally:
+        model.config._attn_implementation = attention
+    copy_side_files(source, folder)
+
+
+def copy_side_files(source: str, folder: Path) -> None:
+    if Path(source).is_dir():
+        for pattern in SIDE_FILES:
+            for file in Path(source).glob(pattern):
+                if not (folder / file.name).exists():
+                    shutil.copy2(file, folder / file.name)
+    else:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)

@@ -1,0 +1,105 @@
+"""Log-probs and entropies of the response tokens of packed rows, from hidden states.
+
+The output layer runs on response positions only, in chunks of rows, so the full logits of a pack
+never exist at once; with more than one chunk each is recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from hpt_ray.learner.attention import NAME as SEGMENTS
+from hpt_ray.learner.attention import Segments
+from hpt_ray.records import Pack
+
+CHUNK_LOGITS = 1 << 26  # logits of one chunk: 256 MiB in float32
+
+
+@dataclass(frozen=True)
+class ScorerInput:
+    """A pack as tensors. T tokens, R of them response tokens.
+
+    `token_ids`, `position_ids` [1, T]; `before` [R]: the position that predicts each response token;
+    `targets` [R]: the response tokens; `temperature` [R]: of the distribution they are scored under.
+    """
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    before: torch.Tensor
+    targets: torch.Tensor
+    temperature: torch.Tensor
+    segments: Segments
+
+    @classmethod
+    def from_pack(cls, pack: Pack, *, temperature: float, device: torch.device | str) -> ScorerInput:
+        """Rollouts are scored at the temperature they were sampled at, demonstrations at 1."""
+        ends = np.cumsum(pack.row_lengths)
+        starts = np.repeat(ends - pack.response_lengths, pack.response_lengths)
+        within = np.arange(pack.response_lengths.sum()) - np.repeat(
+            np.cumsum(pack.response_lengths) - pack.response_lengths, pack.response_lengths
+        )
+        positions = starts + within
+        per_row = np.where(pack.is_demo, 1.0, temperature).astype(np.float32)
+
+        def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
+
+        return cls(
+            token_ids=tensor(pack.token_ids, torch.long)[None],
+            position_ids=tensor(pack.position_ids, torch.long)[None],
+            before=tensor(positions - 1, torch.long),
+            targets=tensor(pack.token_ids[positions], torch.long),
+            temperature=tensor(np.repeat(per_row, pack.response_lengths), torch.float32),
+            segments=Segments.from_lengths(pack.row_lengths, device),
+        )
+
+
+class TokenScorer(torch.nn.Module):
+    """A causal language model seen as: packed rows → (log π, entropy) of their response tokens."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self._softcap = getattr(model.config, "final_logit_softcapping", None)
+
+    def forward(self, rows: ScorerInput, entropy_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """log π_θ [R] and entropy of π_θ [R], float32; the entropy is detached unless asked for."""
+        # The packed kernels of transformers read the rows off the positions; ours is told.
+        packed = {"segments": rows.segments} if self.model.config._attn_implementation == SEGMENTS else {}
+        hidden = self.model.base_model(
+            input_ids=rows.token_ids, position_ids=rows.position_ids, use_cache=False, **packed
+        ).last_hidden_state[0]
+        hidden = hidden[rows.before]
+        vocabulary = self.model.config.get_text_config().vocab_size
+        size = max(1, CHUNK_LOGITS // vocabulary)
+        chunks = [
+            (hidden[i : i + size], rows.targets[i : i + size], rows.temperature[i : i + size])
+            for i in range(0, max(len(hidden), 1), size)
+        ]
+        recompute = len(chunks) > 1 and torch.is_grad_enabled()
+        parts = [
+            checkpoint(self._score, *chunk, entropy_grad, use_reentrant=False)
+            if recompute
+            else self._score(*chunk, entropy_grad)
+            for chunk in chunks
+        ]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _score(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor, entropy_grad: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model.get_output_embeddings()(hidden).float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        logits = logits / temperature[:, None]
+        log_z = logits.logsumexp(-1)
+        logp = logits.gather(-1, targets[:, None]).squeeze(-1) - log_z
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            base, z = (logits, log_z) if entropy_grad else (logits.detach(), log_z.detach())
+            entropy = z - ((base - z[:, None]).exp() * base).sum(-1)
+        return logp, entropy

@@ -1,0 +1,131 @@
+"""`python -m hpt_ray.main [--config FILE] [--dry-run] [key=value …]`
+
+Parse, validate, connect to Ray, run the driver. Exit code 0: done. 2: the user must change something, and
+one message says what. 1: a failure; the traceback is in the run folder's `logs/driver.log`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from hpt_ray.cluster.process import QUIET
+
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+from hpt_ray.cluster.runtime import Cluster  # noqa: E402  (after the environment is set)
+from hpt_ray.config.checks import check_config  # noqa: E402
+from hpt_ray.config.load import dump_config, load_config  # noqa: E402
+from hpt_ray.config.schema import Config  # noqa: E402
+from hpt_ray.data import mini  # noqa: E402
+from hpt_ray.driver import Driver  # noqa: E402
+from hpt_ray.errors import UserError  # noqa: E402
+from hpt_ray.mini_base import model_folder  # noqa: E402
+from hpt_ray.observe.progress import Progress  # noqa: E402
+from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
+from hpt_ray.observe.tables import start_summary  # noqa: E402
+from hpt_ray.setup import prepare, tokenizer_path  # noqa: E402
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, and turn what went wrong into an exit code and a message."""
+    console = Console()
+    folder: RunFolder | None = None
+    try:
+        config, dry_run = parse(arguments)
+        if dry_run:
+            return show_plan(config, console)
+        folder = open_folder(config)
+        asyncio.run(run(config, folder, console))
+        return 0
+    except Exception as error:
+        # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, UserError):
+            print(f"error: {cause}", file=sys.stderr)
+            return 2
+        text = "".join(traceback.format_exception(error))
+        where = ""
+        if folder is not None:
+            (folder.logs / "driver.log").write_text(text, encoding="utf-8")
+            where = f"\nTraceback and the actors' output: {folder.logs}"
+        else:
+            print(text, file=sys.stderr)
+        print(f"failed: {type(cause).__name__}: {cause}{where}", file=sys.stderr)
+        return 1
+
+
+def parse(arguments: list[str] | None) -> tuple[Config, bool]:
+    """The checked configuration, and whether only the plan is wanted."""
+    parser = argparse.ArgumentParser(prog="python -m hpt_ray.main", description="Train a model with hpt_ray.")
+    parser.add_argument("--config", help="a YAML file; default: configs/quickstart.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
+    options = parser.parse_args(arguments)
+    config = load_config(options.config or str(QUICKSTART), options.overrides)
+    check_config(config)
+    return config, options.dry_run
+
+
+def show_plan(config: Config, console: Console) -> int:
+    prepared = prepare(config, tokenizer_path(config.model.path))
+    console.print(
+        start_summary(
+            config,
+            algorithm_mode=prepared.estimator.mode,
+            num_questions=len(prepared.questions),
+            dropped=prepared.dropped,
+            folder=Path(config.run.dir) / f"{config.run.name}-TIME",
+        )
+    )
+    return 0
+
+
+def open_folder(config: Config) -> RunFolder:
+    """The folder of this run: a new one, or the one `run.resume` names."""
+    if config.run.resume == "never":
+        found = None
+    elif config.run.resume == "auto":
+        found = RunFolder.newest(config.run.dir, config.run.name)
+    else:
+        found = RunFolder.open(config.run.resume)
+    folder = RunFolder.create(config.run.dir, config.run.name) if found is None else found
+    dump_config(config, folder.config)
+    return folder
+
+
+async def run(config: Config, folder: RunFolder, console: Console) -> None:
+    """Prepare, connect, train."""
+    prepared = prepare(config, tokenizer_path(config.model.path))
+    console.print(
+        start_summary(
+            config,
+            algorithm_mode=prepared.estimator.mode,
+            num_questions=len(prepared.questions),
+            dropped=prepared.dropped,
+            folder=folder.root,
+        )
+    )
+    cluster = Cluster.connect(config.cluster)
+    try:
+        if mini.is_mini(config.model.path):
+            model_path = await model_folder(config.model.path, cluster, console)
+            prepared = replace(prepared, model_path=str(model_path))
+        with Progress(config.run.steps, console=console) as progress:
+            await Driver(config, prepared, folder, progress).run(cluster)
+    finally:
+        cluster.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

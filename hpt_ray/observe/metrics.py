@@ -1,0 +1,173 @@
+"""The name, unit and meaning of every number in metrics.jsonl, and the averaging of sums and counts.
+
+`METRICS` is the only list of names; docs/metrics.md is made from it by `python -m hpt_ray.observe.metrics`
+(`--check` compares only). A name may hold a placeholder: `eval/<set>/mean` stands for one name per set.
+
+Ranks, workers and micro-batches report `Mean(sum, count)`, never averages: sums add up, averages do not.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpt_ray.config.reference import DOCS, write_or_check
+from hpt_ray.records import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One name of metrics.jsonl. `every_step` is False where a line may lack it."""
+
+    name: str
+    unit: str
+    meaning: str
+    every_step: bool = True
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Number of the step, from 1; 0 is the evaluation before training."),
+    Metric("weights/version", "count", "Version of the weights on the rollout workers after the step."),
+    Metric("reward/mean", "score", "Mean score of the graded rollouts."),
+    Metric("reward/outcome/<outcome>", "rollouts", "Rollouts whose grading came to this outcome.", False),
+    Metric("selection/demo_question_ratio", "share", "Questions that trained on their demonstration."),
+    Metric("selection/demo_row_ratio", "share", "Training rows that are demonstrations."),
+    Metric("selection/reason/<reason>", "questions", "Questions that were decided for this reason.", False),
+    Metric(
+        "policy/entropy", "nats/token", "Mean entropy of the policy on the response tokens it trained on."
+    ),
+    Metric(
+        "policy/logp_gap_mean",
+        "nats",
+        "Mean |log π of the learner − log π of the sampler| on rollout tokens.",
+    ),
+    Metric("policy/logp_gap_max", "nats", "Largest such gap."),
+    Metric("loss/<term>", "nats", "Value of one additive term of the loss.", False),
+    Metric("rollout/length_mean", "tokens", "Mean length of a rollout."),
+    Metric("rollout/truncated_ratio", "share", "Rollouts that did not end their turn."),
+    Metric("rollout/finish/<reason>", "rollouts", "Rollouts that ended for this reason.", False),
+    Metric("rollout/tokens_per_s", "tokens/s", "Sampled tokens over `time/rollout_s`."),
+    Metric("learner/tokens_per_s", "tokens/s", "Trained tokens, prompts included, over `time/learner_s`."),
+    Metric(
+        "optim/grad_norm", "norm", "Global gradient norm before clipping, of the last update of the step."
+    ),
+    Metric("optim/lr", "rate", "Learning rate of the last update of the step."),
+    Metric("time/step_s", "seconds", "Wall time of the step, without evaluation and checkpoint."),
+    Metric("time/rollout_s", "seconds", "From the first request to the last graded rollout."),
+    Metric("time/learner_s", "seconds", "From the first pack to the optimizer step, summed over updates."),
+    Metric("time/sync_s", "seconds", "Weights from the learner to all rollout workers."),
+    Metric("time/evaluation_s", "seconds", "Evaluation after the step.", False),
+    Metric("time/checkpoint_s", "seconds", "Checkpoint after the step.", False),
+    Metric("eval/<set>/mean", "score", "Mean score on a held-out set, where an evaluation ran.", False),
+    Metric(
+        "eval/<set>/demonstration_loss", "nats/token", "Loss on the demonstrations of a held-out set.", False
+    ),
+    Metric(
+        "observe/non_finite", "count", "Values of this line that were not finite and were written as null."
+    ),
+    Metric("observe/trackers_disabled", "count", "Trackers that failed and were switched off."),
+)
+
+_PATTERNS = [re.compile(re.sub(r"<\w+>", "[^/]+", metric.name)) for metric in METRICS]
+
+
+def unknown_metrics(names: Iterable[str]) -> list[str]:
+    """The names that `METRICS` does not list."""
+    return [name for name in names if not any(pattern.fullmatch(name) for pattern in _PATTERNS)]
+
+
+def missing_metrics(names: Iterable[str]) -> list[str]:
+    """The names that each line must have and that are not among `names`."""
+    present = set(names)
+    return [metric.name for metric in METRICS if metric.every_step and metric.name not in present]
+
+
+def complete_line(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with null for each name that every line must have, e.g. for the evaluation before training."""
+    always = {metric.name: None for metric in METRICS if metric.every_step}
+    return always | dict(values)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean on its way: `Mean(3.0, 4) + Mean(1.0, 4)` is `Mean(4.0, 8)`, whose `value` is 0.5."""
+
+    total: float = 0.0
+    count: float = 0
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float | None:
+        """None where nothing was observed, e.g. the entropy in a step without rows."""
+        return self.total / self.count if self.count else None
+
+
+def combine(parts: Iterable[Mapping[str, Mean]]) -> dict[str, float | None]:
+    """The mean of each name over all parts (ranks, workers, micro-batches), weighted by the counts."""
+    sums: defaultdict[str, Mean] = defaultdict(Mean)
+    for part in parts:
+        for name, mean in part.items():
+            sums[name] += mean
+    return {name: mean.value for name, mean in sums.items()}
+
+
+def branch_of(decision: Decision) -> str:
+    """What a question trained on, in one word: rollouts, demonstration, both or nothing."""
+    match decision.rollout_weight != 0, decision.demo_weight != 0:
+        case True, True:
+            return "both"
+        case True, False:
+            return "rollouts"
+        case False, True:
+            return "demonstration"
+        case _:
+            return "nothing"
+
+
+def summarize_evaluations(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """First, best and last evaluation of each set, from the lines of metrics.jsonl in their order.
+
+    Example: `{"math": {"first": {"step": 0, "mean": 0.2}, "best": {…}, "last": {…}}}`. The best is the
+    highest mean, the earliest of equals.
+    """
+    history: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    for line in lines:
+        for name, value in line.items():
+            found = re.fullmatch(r"eval/([^/]+)/mean", name)
+            if found and value is not None:
+                history[found[1]].append({"step": line["step"], "mean": value})
+    return {
+        name: {"first": points[0], "best": max(points, key=lambda point: point["mean"]), "last": points[-1]}
+        for name, points in history.items()
+    }
+
+
+def render_metrics() -> str:
+    """The whole text of docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Made from `hpt_ray/observe/metrics.py` by `python -m hpt_ray.observe.metrics`. Do not edit by hand.",
+        "",
+        "Each line of `metrics.jsonl` is one step with these names. Names marked *always* are in every line;",
+        "their value is null where nothing was observed. A part in `<…>` stands for one name per value.",
+        "",
+        "| name | unit | meaning | when |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        when = "always" if metric.every_step else "where it applies"
+        meaning = metric.meaning.replace("|", "\\|")
+        lines.append(f"| `{metric.name}` | {metric.unit} | {meaning} | {when} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    command = "python -m hpt_ray.observe.metrics"
+    sys.exit(write_or_check(DOCS / "metrics.md", render_metrics(), command, check="--check" in sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""A run is a folder: where each file of a run lies, and the two files written line by line and at the end.
+
+    runs/NAME-YYYYmmdd-HHMMSS/
+      config.yaml  metrics.jsonl  summary.json  trace.json
+      rollouts/  checkpoints/  tensorboard/  logs/
+    runs/latest -> the folder that was made last
+
+Everything a person looks at is drawn from here. What goes into checkpoints is up to `checkpoint/`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hpt_ray.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's folder. Example: `RunFolder.create("runs", "demo").metrics` is `runs/demo-…/metrics.jsonl`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def trace(self) -> Path:
+        return self.root / "trace.json"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.root / "rollouts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @classmethod
+    def create(cls, directory: str | os.PathLike[str], name: str) -> RunFolder:
+        """Make a new folder for run `name` and point `latest` to it. Raises `UserError` where it cannot."""
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+            raise UserError(f"`run.name` is {name!r}: use letters, digits, dot, dash and underscore only.")
+        parent = Path(directory)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = cls(_make_unique(parent, f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
+            folder._make_parts()
+            folder.point_latest()
+        except OSError as error:
+            raise UserError(f"`run.dir` ({directory}): cannot make a run folder there: {error}.") from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The existing run folder at `path`, to be continued. Raises `UserError` where there is none."""
+        folder = cls(Path(path).resolve())
+        if not folder.config.is_file():
+            raise UserError(f"{path}: not a run folder (no config.yaml in it). Check `run.resume`.")
+        folder._make_parts()
+        folder.point_latest()
+        return folder
+
+    @classmethod
+    def newest(cls, directory: str | os.PathLike[str], name: str) -> RunFolder | None:
+        """The newest run of this name that has a checkpoint; None where there is none."""
+        pattern = re.compile(re.escape(name) + r"-(\d{8}-\d{6})(?:-(\d+))?")
+        found = []
+        for path in Path(directory).glob(f"{name}-*"):
+            match = pattern.fullmatch(path.name)
+            if match and any((path / "checkpoints").glob("step-*")):
+                found.append((match[1], int(match[2] or 1), path))
+        return cls(max(found)[2]) if found else None
+
+    def append_metrics(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Add one step to metrics.jsonl and hand back what was written.
+
+        Values that are NaN or infinite become null, and `observe/non_finite` counts them.
+        """
+        written: dict[str, Any] = {}
+        num_non_finite = 0
+        for name, value in line.items():
+            value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
+            if isinstance(value, float) and not math.isfinite(value):
+                num_non_finite += 1
+                value = None
+            written[name] = value
+        written["observe/non_finite"] = num_non_finite
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(written, allow_nan=False) + "\n")
+        return written
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl. A last line left unfinished by a killed run is not one."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line]
+
+    def cut_after(self, step: int) -> int:
+        """Forget what came after `step`, before a run goes on from there; each step then appears once.
+
+        Returns how many lines of metrics.jsonl were cut. Dumps of later rollouts are removed too.
+        """
+        lines = self.read_metrics()
+        kept = [line for line in lines if line["step"] <= step]
+        write_atomic(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        for path in self.rollouts.glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        return len(lines) - len(kept)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_atomic(self.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def point_latest(self) -> None:
+        """Let `latest` beside this folder name it. Replaced at once, so it is never missing in between."""
+        link = self.root.parent / "latest"
+        if link.exists() and not link.is_symlink():
+            raise UserError(f"{link}: exists and is no link, but runs are linked from there. Move it away.")
+        aside = self.root.parent / f".latest-{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(self.root.name, target_is_directory=True)
+        aside.replace(link)
+
+    def _make_parts(self) -> None:
+        for part in (self.rollouts, self.checkpoints, self.tensorboard, self.logs):
+            part.mkdir(exist_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace the whole file or leave it as it was."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def _make_unique(parent: Path, stem: str) -> Path:
+    number = 1
+    while True:
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1

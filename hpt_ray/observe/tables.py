@@ -1,0 +1,159 @@
+"""What is shown at the start, now and then, and at the end: functions from records to rich tables.
+
+The start summary derives everything about batches from the three sizes a person sets; the samples show a
+few answers with their verdicts; the end summary says what came of the run and where to look. Nothing is
+printed here, and no text is read as rich markup: answers of a model may hold brackets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hpt_ray.config.schema import Config
+from hpt_ray.observe.metrics import branch_of
+from hpt_ray.observe.progress import short_time
+from hpt_ray.records import Decision, Group
+
+
+def batch_facts(config: Config) -> dict[str, int]:
+    """What follows from the three sizes. "At most" counts full-length rows.
+
+    A question gives n rollout rows, one demonstration row, or both; which one the algorithm chooses for
+    itself (`selection.gate=auto`) is not known here, so the most is taken.
+    """
+    questions, n = config.questions_per_step, config.rollouts_per_question
+    rows_per_question = {
+        "switch": max(n, 1),
+        "rollouts": n,
+        "demonstrations": 1,
+        "both": n + 1,
+        "auto": n + 1,
+    }
+    rows = questions * rows_per_question[config.selection.gate]
+    row_tokens = config.data.max_prompt_tokens + config.data.max_response_tokens
+    return {
+        "rollouts per step": questions * n,
+        "rows per step, at most": rows,
+        "tokens per step, at most": rows * row_tokens,
+        "tokens per row, at most": row_tokens,
+        "updates per step": config.updates_per_step,
+        "questions per update": questions // config.updates_per_step,
+        "optimizer steps in all": config.run.steps * config.updates_per_step,
+        "rollout workers": config.rollout.num_workers,
+        "learner ranks": config.learner.num_ranks,
+    }
+
+
+def start_summary(
+    config: Config,
+    *,
+    algorithm_mode: str,
+    num_questions: int,
+    dropped: Mapping[str, int],
+    folder: Path,
+) -> RenderableType:
+    """The three sizes, what follows from them, the data and where the run is written.
+
+    `algorithm_mode` is the algorithm in words; `dropped` counts the rows that were left out, by reason.
+    """
+    table = _two_columns()
+    table.add_row("algorithm", f"{config.algorithm.name}: {algorithm_mode}")
+    table.add_row("model", f"{config.model.path} ({config.model.dtype})")
+    for name in ("questions_per_step", "rollouts_per_question", "tokens_per_microbatch"):
+        table.add_row(Text(name, style="bold"), f"{getattr(config, name):,}")
+    for name, number in batch_facts(config).items():
+        table.add_row(name, f"{number:,}")
+    table.add_row("training questions", f"{num_questions:,}")
+    table.add_row("dropped rows", _counts(dropped))
+    table.add_row("run folder", Text(str(folder), overflow="fold"))
+    return Lines(Text(f"Training {config.run.name} for {config.run.steps} steps", style="bold"), table)
+
+
+def table_of_samples(pairs: Iterable[tuple[Group, Decision]], *, step: int, max_chars: int = 120) -> Table:
+    """The first rollout of each given question: question, answer, reference, outcome and what was trained on.
+
+    Long texts keep their beginning and their end. Questions without a rollout are passed over.
+    """
+    table = Table(
+        title=f"Sampled answers, step {step}", box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0)
+    )
+    table.add_column("question", ratio=3, overflow="fold")
+    table.add_column("answer", ratio=4, overflow="fold")
+    table.add_column("reference", overflow="fold", min_width=9, max_width=16)
+    table.add_column("verdict", min_width=10)
+    table.add_column("trained on", min_width=13)
+    for group, decision in pairs:
+        if not group.rollouts:
+            continue
+        verdict = group.verdicts[0]
+        table.add_row(
+            Text(shorten(group.question.prompt, max_chars)),
+            Text(shorten(group.rollouts[0].text, max_chars)),
+            Text(shorten(str(group.question.ground_truth), max_chars // 4)),
+            Text(verdict.outcome.value, style="green" if verdict.solved else "red"),
+            Text(f"{branch_of(decision)}\n{decision.num_solved}/{decision.num_rollouts} solved"),
+        )
+    return table
+
+
+def end_summary(summary: Mapping[str, Any], folder: Path) -> RenderableType:
+    """What came of the run. `summary` is the content of summary.json.
+
+    Read from it: `evaluations` (see `summarize_evaluations`), `wall_s`, `steps`, and the counts
+    `dropped_rows` and `failures` by reason.
+    """
+    head = Text(f"Done: {summary['steps']} steps in {short_time(summary['wall_s'])}", style="bold")
+    parts: list[RenderableType] = [head]
+    if summary["evaluations"]:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+        table.add_column("evaluation", overflow="fold")
+        for name in ("first", "best", "last"):
+            table.add_column(name, justify="right")
+        for name, points in summary["evaluations"].items():
+            cells = [f"{point['mean']:.3f} (step {point['step']})" for point in points.values()]
+            table.add_row(Text(name), *cells)
+        parts.append(table)
+    counts = _two_columns()
+    counts.add_row("dropped rows", _counts(summary["dropped_rows"]))
+    counts.add_row("failures", _counts(summary["failures"]))
+    for label, name in _WHERE_TO_LOOK:
+        counts.add_row(label, Text(str(folder / name), overflow="fold"))
+    return Lines(*parts, counts)
+
+
+_WHERE_TO_LOOK = (
+    ("every step", "metrics.jsonl"),
+    ("the result", "summary.json"),
+    ("the model", "checkpoints"),
+    ("answers", "rollouts"),
+    ("curves", "tensorboard"),
+)
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """`text` without blank space around it; of a long one the beginning and the end."""
+    text = text.strip()
+    if len(text) <= max_chars:
+        return text
+    tail = max_chars // 2
+    return f"{text[: max_chars - tail - 3].rstrip()} … {text[-tail:].lstrip()}"
+
+
+def _two_columns() -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _counts(counts: Mapping[str, int]) -> Text:
+    present: Sequence[str] = [f"{number:,} {reason}" for reason, number in counts.items() if number]
+    return Text(", ".join(present) or "none")

@@ -1,0 +1,115 @@
+"""Where the time of a run goes: spans of work in the trace format of Chrome and Perfetto.
+
+Open trace.json in https://ui.perfetto.dev. Each actor is one track. The file is a whole JSON list after each
+write, so a killed run leaves one that opens; a resumed run goes on with it. Times are seconds of the wall
+clock (`time.time()`), the one clock that actors on one machine share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_END = b"\n]\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One piece of work. Example: `Span("rollout", "rollout worker 0", 10.0, 12.5)` took 2.5 s."""
+
+    name: str
+    actor: str
+    start_s: float
+    end_s: float
+
+
+class TraceWriter:
+    """Appends spans to one trace file. Use as a context manager, or call `close`."""
+
+    def __init__(self, path: Path) -> None:
+        events = _whole_events(path)
+        self._tracks: dict[str, int] = {
+            event["args"]["name"]: event["tid"] for event in events if event["name"] == "thread_name"
+        }
+        text = ",\n".join(json.dumps(event) for event in events or [_process_event()])
+        aside = path.with_name(f".{path.name}.partial")
+        aside.write_bytes(b"[\n" + text.encode() + _END)
+        aside.replace(path)
+        self._file = path.open("r+b")
+
+    def add(self, spans: Iterable[Span]) -> None:
+        """Write `spans` out at once; the closing bracket moves along in the same write."""
+        events: list[dict[str, Any]] = []
+        for span in spans:
+            if span.actor not in self._tracks:
+                self._tracks[span.actor] = len(self._tracks) + 1
+                events.append(_track_event(span.actor, self._tracks[span.actor]))
+            events.append(_span_event(span, self._tracks[span.actor]))
+        if not events:
+            return
+        lines = "".join(",\n" + json.dumps(event) for event in events)
+        self._file.seek(-len(_END), os.SEEK_END)
+        self._file.write(lines.encode() + _END)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_trace(path: Path) -> list[Span]:
+    """The spans of a trace file, in the order they were written."""
+    events = _whole_events(path)
+    actors = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    return [
+        Span(event["name"], actors[event["tid"]], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
+        for event in events
+        if event["ph"] == "X"
+    ]
+
+
+def busy_share(spans: Sequence[Span], start_s: float, end_s: float) -> float:
+    """Share of the time from `start_s` to `end_s` that `spans` cover; overlaps count once."""
+    if end_s <= start_s:
+        return 0.0
+    busy_s, covered_to_s = 0.0, start_s
+    for span in sorted(spans, key=lambda span: span.start_s):
+        begin, end = max(span.start_s, covered_to_s), min(span.end_s, end_s)
+        if end > begin:
+            busy_s += end - begin
+            covered_to_s = end
+    return busy_s / (end_s - start_s)
+
+
+def _whole_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a file, one a line; a line that a crash of the machine left torn is passed over."""
+    if not path.is_file():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        text = line.rstrip(",")
+        if text.startswith("{") and text.endswith("}"):
+            events.append(json.loads(text))
+    return events
+
+
+def _process_event() -> dict[str, Any]:
+    return {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": "hpt_ray"}}
+
+
+def _track_event(actor: str, track: int) -> dict[str, Any]:
+    return {"name": "thread_name", "ph": "M", "pid": 1, "tid": track, "args": {"name": actor}}
+
+
+def _span_event(span: Span, track: int) -> dict[str, Any]:
+    start_us, end_us = round(span.start_s * 1e6), round(span.end_s * 1e6)
+    return {"name": span.name, "ph": "X", "pid": 1, "tid": track, "ts": start_us, "dur": end_us - start_us}

@@ -1,0 +1,143 @@
+"""Copies of the metrics in places where people like to look: one small class per tracker.
+
+A tracker is made from `(folder, config, first_step)` and has `log(step, metrics)` and `close()`. Its module
+is imported only when it is named. metrics.jsonl is always written by the run folder and is no tracker.
+
+Each tracker runs on a thread of its own, so a slow or unreachable service never holds up a step. One that
+fails is switched off with one warning and counted; it never ends a run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from hpt_ray.errors import UserError
+from hpt_ray.observe.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+TRACKERS: dict[str, str] = {
+    "tensorboard": "hpt_ray.observe.trackers.tensorboard:TensorBoardTracker",
+    "wandb": "hpt_ray.observe.trackers.wandb:WandbTracker",
+    "mlflow": "hpt_ray.observe.trackers.mlflow:MlflowTracker",
+    "trackio": "hpt_ray.observe.trackers.trackio:TrackioTracker",
+}
+ALWAYS = "tensorboard"
+QUEUE_LIMIT = 1000  # steps that may wait for a slow tracker
+CLOSE_TIMEOUT_S = 60.0
+
+
+class Tracker(Protocol):
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TrackerGroup:
+    """All trackers of a run behind one `log`. `failures` names those that were switched off, and why."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tracker]]) -> None:
+        self._feeds = [_Feed(name, make) for name, make in makers.items()]
+
+    @property
+    def failures(self) -> dict[str, str]:
+        return {feed.name: feed.failure for feed in self._feeds if feed.failure is not None}
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Hand the finite numbers of one step to every tracker that still works. Returns at once."""
+        numbers = {
+            name: float(value)
+            for name, value in metrics.items()
+            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value)
+        }
+        for feed in self._feeds:
+            feed.log(step, numbers)
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Let every tracker finish; after `timeout_s` seconds in all, those not done are given up."""
+        deadline = time.monotonic() + timeout_s
+        for feed in self._feeds:
+            feed.end()
+        for feed in self._feeds:
+            feed.join(max(0.0, deadline - time.monotonic()), timeout_s)
+
+
+def start_trackers(
+    names: Sequence[str], folder: RunFolder, config: Mapping[str, Any], *, first_step: int = 0
+) -> TrackerGroup:
+    """Start TensorBoard and the named trackers. `first_step` is the step a resumed run goes on with.
+
+    Raises `UserError` for an unknown name and for a tracker that is not installed.
+    """
+
+    def maker(cls: Callable[..., Tracker]) -> Callable[[], Tracker]:
+        return lambda: cls(folder, config, first_step)
+
+    return TrackerGroup({name: maker(_load(name)) for name in dict.fromkeys([ALWAYS, *names])})
+
+
+def _load(name: str) -> Callable[..., Tracker]:
+    if name not in TRACKERS:
+        raise UserError(f"`observe.trackers` names {name}; known are {', '.join(TRACKERS)}.")
+    if importlib.util.find_spec(name) is None:  # each tracker carries the name of its package
+        raise UserError(
+            f"`observe.trackers` names {name}, which is not installed: install the extra `trackers` "
+            f'(pip install "hpt_ray[trackers]"), or take {name} out.'
+        )
+    module, _, cls = TRACKERS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+class _Feed:
+    """One tracker on its own thread, fed by a bounded queue."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self.name = name
+        self.failure: str | None = None
+        self._queue: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(QUEUE_LIMIT)
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, args=(make,), name=f"tracker-{name}", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._put((step, metrics))
+
+    def end(self) -> None:
+        self._put(None)
+
+    def join(self, timeout_s: float, limit_s: float) -> None:
+        if self.failure is None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self._fail(f"it did not finish within {limit_s:g} s")
+
+    def _put(self, item: tuple[int, Mapping[str, float]] | None) -> None:
+        if self.failure is None:
+            try:
+                self._queue.put_nowait(item)
+            except queue.Full:
+                self._fail(f"it does not keep up: {QUEUE_LIMIT} steps are waiting")
+
+    def _run(self, make: Callable[[], Tracker]) -> None:
+        try:
+            tracker = make()
+            while (item := self._queue.get()) is not None and self.failure is None:
+                tracker.log(*item)
+            tracker.close()
+        except Exception as error:  # whatever a foreign client raises, the run goes on without it
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _fail(self, reason: str) -> None:
+        with self._lock:
+            if self.failure is not None:
+                return
+            self.failure = reason
+        logger.warning("Tracker %s is switched off, the run goes on without it: %s", self.name, reason)

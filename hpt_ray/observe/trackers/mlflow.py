@@ -1,0 +1,56 @@
+"""MLflow. Where runs go follows its own settings (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, …)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+
+from hpt_ray.observe.run_folder import RunFolder
+
+MAX_PARAMS = 100  # MLflow takes this many in one call
+MAX_PARAM_LENGTH = 6000
+
+
+class MlflowTracker:
+    def __init__(self, folder: RunFolder, config: Mapping[str, Any], first_step: int) -> None:
+        self._client = MlflowClient()
+        self._run_id = self._find_or_create(folder.root.name).info.run_id
+        if first_step == 0:
+            params = [Param(name, text[:MAX_PARAM_LENGTH]) for name, text in _flat(config, "")]
+            for start in range(0, len(params), MAX_PARAMS):
+                self._client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        now_ms = int(time.time() * 1000)
+        self._client.log_batch(
+            self._run_id, metrics=[Metric(name, value, now_ms, step) for name, value in metrics.items()]
+        )
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)
+
+    def _find_or_create(self, name: str) -> Run:
+        """A resumed run goes on in the MLflow run of the same name."""
+        experiment_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "hpt_ray")
+        experiment = self._client.get_experiment_by_name(experiment_name)
+        if experiment is None:
+            experiment_id = self._client.create_experiment(experiment_name)
+        else:
+            experiment_id = experiment.experiment_id
+        found = self._client.search_runs([experiment_id], f"attributes.run_name = '{name}'", max_results=1)
+        return found[0] if found else self._client.create_run(experiment_id, run_name=name)
+
+
+def _flat(config: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            pairs += _flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((prefix + name, str(value)))
+    return pairs

@@ -1,0 +1,31 @@
+"""Weights & Biases. Where runs go follows its own settings (`WANDB_MODE`, `WANDB_PROJECT`, …)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import wandb
+
+from hpt_ray.observe.run_folder import RunFolder
+
+
+class WandbTracker:
+    def __init__(self, folder: RunFolder, config: Mapping[str, Any], first_step: int) -> None:
+        name = folder.root.name
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "hpt_ray"),
+            name=name,
+            id=name,  # a resumed run goes on in the same place
+            resume="allow",
+            dir=str(folder.logs),
+            config=dict(config),
+            settings=wandb.Settings(console="off", silent=True),  # its chatter goes to its own log files
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

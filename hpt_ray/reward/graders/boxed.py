@@ -1,0 +1,25 @@
+r"""`boxed`: right if the last balanced `\boxed{…}` holds exactly the reference, blanks aside.
+
+For answers that have one spelling, as in the small task. No mathematics: `1/2` is not `0.5`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpt_ray.records import Outcome, Verdict
+from hpt_ray.reward.extract import alternatives, last_boxed, without_blanks
+
+
+def references(ground_truth: Any) -> list[str]:
+    return [without_blanks(text) for text in alternatives(ground_truth)]
+
+
+def grade(response: str, ground_truth: Any) -> Verdict:
+    right = references(ground_truth)
+    answer = last_boxed(response)
+    if answer is None or not answer.strip():
+        return Verdict(0.0, Outcome.NO_ANSWER)
+    if without_blanks(answer) in right:
+        return Verdict(1.0, Outcome.CORRECT, answer)
+    return Verdict(0.0, Outcome.WRONG, answer)

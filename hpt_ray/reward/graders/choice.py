@@ -1,0 +1,65 @@
+r"""`choice`: multiple choice (ARC, GPQA, MMLU). The answer is a label: a letter A to J, or a digit 1 to 9.
+
+The answer is the first of these that the response has: the last balanced `\boxed{…}` that holds a label
+(`B`, `(B)`, `\text{B}`, `B. 12 apples`), the last phrase such as `answer is (B)` or `Answer: B`, or the
+whole response when it is no more than a label. A box without a label is `unparsable`.
+Letters are compared without regard to case; a lower-case letter is read only where nothing else stands.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hpt_ray.records import Outcome, Verdict
+from hpt_ray.reward.extract import alternatives, last_boxed
+
+_WRAPPING = re.compile(r"\\(?:text|textbf|mathrm|mathbf|rm|bf)\b|[\s${}*\\]")
+_ALONE = re.compile(r"\(?([A-Ja-j1-9])[).:]*")
+_LEADING = re.compile(r"\(([A-J1-9])\)|([A-J1-9])[).:]")  # of a label with its text: `(B) 12`, `B. 12`
+_PHRASE = re.compile(
+    r"\b(?:answer|choice|option)\b\W{0,5}(?:\s*(?:is|are|would be|must be|:)\W{0,8})?"
+    r"(?:(?:option|choice)\W{0,3})?(?:\\(?:text|textbf|mathrm|mathbf)\{)?\(?([A-J1-9])(?![\w'’])",
+    re.IGNORECASE,
+)
+
+
+def references(ground_truth: Any) -> list[str]:
+    labels = []
+    for text in alternatives(ground_truth):
+        label = _label(text)
+        if label is None:
+            raise ValueError(f"the ground truth is no label of a choice (A to J, 1 to 9): {text[:60]!r}")
+        labels.append(label)
+    return labels
+
+
+def grade(response: str, ground_truth: Any) -> Verdict:
+    right = references(ground_truth)
+    answer = last_boxed(response)
+    if answer is not None:
+        label = _label(answer)
+        if label is None:
+            return Verdict(0.0, Outcome.UNPARSABLE, answer, "no label of a choice in the box")
+    else:
+        label = _phrase(response) or _label(response)
+        if label is None:
+            return Verdict(0.0, Outcome.NO_ANSWER)
+    if label in right:
+        return Verdict(1.0, Outcome.CORRECT, label)
+    return Verdict(0.0, Outcome.WRONG, label)
+
+
+def _label(text: str) -> str | None:
+    bare = _WRAPPING.sub("", text)
+    if match := _ALONE.fullmatch(bare):
+        return match.group(1).upper()
+    if match := _LEADING.match(bare):
+        return match.group(1) or match.group(2)
+    return None
+
+
+def _phrase(response: str) -> str | None:
+    # `a` after "answer" is nearly always an article, so a label in running text is upper case or a digit.
+    found = [label for label in _PHRASE.findall(response) if not label.islower()]
+    return found[-1] if found else None

@@ -1,0 +1,85 @@
+"""The grading process: reads tasks from a socket, one at a time, and answers each with a verdict.
+
+Started by `pool.py` with the arguments FD TIMEOUT_S MEMORY_MB. A request is a pickled
+`(grader, None)` (load this grader; the reply is None or the reason it failed) or
+`(grader, (response, ground_truth))` (the reply is a Verdict). The process ends when the socket does.
+
+It imports neither Ray, torch nor vLLM, and sympy only when a grader that needs it is loaded. It limits
+its own address space; a task that runs into the limit ends the process with exit code `OUT_OF_MEMORY`,
+since nothing can be trusted after that. Time limits are the parent's; the alarm set here only makes
+sure that a process whose parent has vanished does not go on for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+from dataclasses import replace
+from typing import Any
+
+from hpt_ray.records import Outcome, Verdict
+from hpt_ray.reward.graders.table import Grade, build
+
+OUT_OF_MEMORY = 77
+ORPHAN_GRACE_S = 5.0  # the parent's kill comes first
+LOAD_TIMEOUT_S = 60.0  # importing a grader, on both sides
+MAX_EXTRACTED_CHARS = 500  # a verdict stays small whatever the answer was
+MAX_DETAIL_CHARS = 300
+
+
+def serve(connection: socket.socket, timeout_s: float) -> None:
+    graders: dict[str, Grade] = {}
+    reader, writer = connection.makefile("rb"), connection.makefile("wb")
+    while True:
+        try:
+            spec, task = pickle.load(reader)
+        except (EOFError, ConnectionError):
+            return
+        limit_s = timeout_s if task is not None else LOAD_TIMEOUT_S
+        signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
+        reply = _load(graders, spec) if task is None else _grade(graders[spec], *task)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        pickle.dump(reply, writer)
+        writer.flush()
+
+
+def _load(graders: dict[str, Grade], spec: str) -> str | None:
+    try:
+        graders[spec] = build(spec)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        return _describe(error)
+    return None
+
+
+def _grade(grade: Grade, response: str, ground_truth: Any) -> Verdict:
+    try:
+        verdict = grade(response, ground_truth)
+        if verdict.extracted is not None and len(verdict.extracted) > MAX_EXTRACTED_CHARS:
+            verdict = replace(verdict, extracted=verdict.extracted[:MAX_EXTRACTED_CHARS] + "…")
+        return verdict
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # becomes the outcome `error`, which is counted
+        return Verdict(0.0, Outcome.ERROR, detail=_describe(error))
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]
+
+
+def main() -> None:
+    descriptor, timeout_s, memory_mb = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    limit = memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    try:
+        serve(socket.socket(fileno=descriptor), timeout_s)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)

@@ -1,0 +1,192 @@
+"""The vLLM adapter: one engine in this process, driven step by step. No Ray, no threads.
+
+In: `GenerateRequest`s and weight updates. Out: finished answers with the log-probs of the sampled
+tokens under the distribution they were sampled from. Every sample is a request of its own with its
+own seed, so answers come out one by one; vLLM shares the prompt's cache blocks between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpt_ray.config.schema import ModelConfig, RolloutConfig
+from hpt_ray.records import FinishReason
+from hpt_ray.rollout.requests import GenerateRequest, Sampling
+
+ENVIRONMENT = {
+    # One process: commands run between two engine steps, so nothing needs a lock or a pause protocol.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+CPU_ENVIRONMENT = {
+    # vLLM compiles a small log-prob helper on first use, even in eager mode: 10 s for nothing here.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine is made from."""
+
+    model: ModelConfig
+    model_path: str
+    rollout: RolloutConfig
+    max_model_len: int
+    weight_transfer: str  # "gloo" or "nccl"
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One answer as it left the engine."""
+
+    question_id: str
+    sample: int
+    token_ids: np.ndarray  # [L] int32
+    logps: np.ndarray  # [L] float32
+    finish: FinishReason
+    weight_version: int
+
+
+class VllmEngine:
+    """One vLLM engine. Not thread-safe: one thread makes it and calls it."""
+
+    def __init__(self, spec: EngineSpec):
+        from vllm import EngineArgs, LLMEngine
+        from vllm.config.weight_transfer import WeightTransferConfig
+
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                weight_transfer_config=WeightTransferConfig(backend=spec.weight_transfer),
+                **engine_arguments(spec),
+            )
+        )
+        self.weight_version = 0
+        self._requests: dict[str, tuple[str, int]] = {}  # request id -> question, sample
+        self._count = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, request: GenerateRequest, sampling: Sampling) -> None:
+        """Queue the samples of one question."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
+        for sample, seed in zip(request.samples, request.seeds, strict=True):
+            params = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                # The tokens that end a turn are ours to say, not the model folder's.
+                stop_token_ids=list(sampling.stop_token_ids),
+                ignore_eos=True,
+                seed=seed if sampling.temperature > 0 else None,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=True,
+            )
+            request_id = f"{self._count}"
+            self._count += 1
+            self._requests[request_id] = (request.question_id, sample)
+            self._engine.add_request(request_id, prompt, params)
+
+    def step(self) -> list[Finished]:
+        """Decode one token for every running answer; those that ended with it."""
+        return [self._finished(output) for output in self._engine.step() if output.finished]
+
+    def _finished(self, output: Any) -> Finished:
+        question_id, sample = self._requests.pop(output.request_id)
+        answer = output.outputs[0]
+        token_ids = np.asarray(answer.token_ids, np.int32)
+        return Finished(
+            question_id=question_id,
+            sample=sample,
+            token_ids=token_ids,
+            # vLLM lists the sampled token first at every position, and nothing else with logprobs=0.
+            logps=np.asarray(answer.logprobs.logprobs, np.float32),
+            finish=FinishReason(answer.finish_reason),
+            weight_version=self.weight_version,
+        )
+
+    def abort(self, question_ids: set[str]) -> int:
+        """Stop what is still running for these questions; how many answers that were."""
+        ids = [rid for rid, (question_id, _) in self._requests.items() if question_id in question_ids]
+        self._engine.abort_request(ids)
+        for rid in ids:
+            del self._requests[rid]
+        return len(ids)
+
+    # -- weights: a transaction of begin, receive, commit ------------------------------------------
+
+    def connect(self, init_info: dict) -> None:
+        """Join the weight-transfer group (blocks until the sender is there)."""
+        self._rpc("init_weight_transfer_engine", init_info=init_info)
+
+    def begin_update(self, *, check_each_name: bool) -> None:
+        self._rpc("watch_loading", check_each_name=check_each_name)
+        self._rpc("start_weight_update")
+
+    def receive(self, update_info: dict) -> None:
+        self._rpc("update_weights", update_info=update_info)
+
+    def commit_update(self, version: int) -> list[str]:
+        """Make the received weights the ones that serve; the names that were received."""
+        self._rpc("finish_weight_update")
+        received = self._rpc("loaded_names")[0]
+        # Cached keys and values belong to the old weights.
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("vLLM kept its prefix cache over a weight update")
+        self.weight_version = version
+        return received
+
+    def _rpc(self, method: str, **kwargs: Any) -> list[Any]:
+        return self._engine.collective_rpc(method, kwargs=kwargs)
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """The vLLM engine arguments that a run's configuration comes to; `rollout.engine` has the last word."""
+    rollout = spec.rollout
+    arguments: dict[str, Any] = {
+        "model": spec.model_path,
+        "dtype": spec.model.dtype,
+        "trust_remote_code": spec.model.trust_remote_code,
+        # Weights come from the learner before the first request, also after a restart: never from a disk.
+        "load_format": "dummy",
+        "hf_overrides": dict(spec.model.config_overrides),
+        "tensor_parallel_size": rollout.tensor_parallel,
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": rollout.max_num_seqs,
+        "enforce_eager": rollout.enforce_eager,
+        "seed": spec.seed,
+        # The distribution that was sampled from: temperature and cuts applied.
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        # Nobody's defaults for temperature or top-k from the model folder.
+        "generation_config": "vllm",
+        "worker_extension_cls": "hpt_ray.rollout.weight_receiver.WorkerExtension",
+    }
+    if rollout.num_gpus == 0:
+        arguments |= {
+            "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
+            "block_size": 32,  # CPU default 128: short prompts would never share a block
+            # A seeded request whose prefill is split kills the CPU engine, so prefills stay whole.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(spec.max_model_len, 16384),
+        }
+    else:
+        arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+    return arguments | dict(rollout.engine)
+
+
+def environment(rollout: RolloutConfig) -> dict[str, str]:
+    """What vLLM's process needs in its environment before the import."""
+    return {**ENVIRONMENT, **(CPU_ENVIRONMENT if rollout.num_gpus == 0 else {})}

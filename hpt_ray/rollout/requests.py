@@ -1,0 +1,65 @@
+"""What a rollout worker is asked for, and how its seeds are drawn. Plain records, no vLLM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are drawn. `temperature` 0 is greedy; `stop_token_ids` end a turn and stay in it."""
+
+    temperature: float
+    top_p: float
+    top_k: int  # −1: all
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """The samples of one question that one worker is to draw: sample number and seed of each.
+
+    `question_id` is unique among the requests of one call: see `unique_ids`.
+    """
+
+    question_id: str
+    prompt_ids: np.ndarray  # [P] int32
+    samples: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+def sampling_seed(run_seed: int, step: int | str, question_id: str, sample: int) -> int:
+    """The seed of one rollout: a function of what is asked for, not of who answers or when.
+
+    What is generated again after a failure is therefore what would have been generated. Seeds of
+    neighbouring samples are far apart, since vLLM derives further seeds by counting up.
+    """
+    text = f"{run_seed}/{step}/{question_id}/{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 33
+
+
+def unique_ids(question_ids: Sequence[str]) -> list[str]:
+    """The ids of a batch, told apart where a batch that spans two epochs holds a question twice.
+
+    Example: `unique_ids(["a", "b", "a"]) == ["a", "b", "a#2"]`.
+    """
+    seen: Counter[str] = Counter()
+    unique = []
+    for question_id in question_ids:
+        seen[question_id] += 1
+        unique.append(question_id if seen[question_id] == 1 else f"{question_id}#{seen[question_id]}")
+    return unique
+
+
+def request_for(
+    question_id: str, prompt_ids: np.ndarray, *, num_samples: int, run_seed: int, step: int | str
+) -> GenerateRequest:
+    samples = tuple(range(num_samples))
+    seeds = tuple(sampling_seed(run_seed, step, question_id, sample) for sample in samples)
+    return GenerateRequest(question_id, prompt_ids, samples, seeds)

@@ -1,0 +1,1 @@
+"""The gate: per question, which data trains."""

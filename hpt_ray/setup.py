@@ -1,0 +1,106 @@
+"""From a configuration to what a run needs before any actor starts: tokenizer, data, estimator, gate.
+
+Nothing here touches Ray, so `--dry-run` does exactly this and stops. Everything that a user can get
+wrong in data, model folder or algorithm is found here, before room on a cluster is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpt_ray.config.schema import Config
+from hpt_ray.data import mini
+from hpt_ray.data.questions import QuestionSet, load_questions
+from hpt_ray.data.template import Template
+from hpt_ray.errors import UserError
+from hpt_ray.estimators import Estimator, estimator_from_config
+from hpt_ray.records import Question
+from hpt_ray.reward import check_grader
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start."""
+
+    model_path: str
+    questions: QuestionSet
+    held_out: Mapping[str, Sequence[Question]]
+    stop_token_ids: tuple[int, ...]
+    estimator: Estimator
+    gate: str
+    dropped: dict[str, int]  # rows of the training files that are not used, by reason
+
+
+def prepare(config: Config, model_path: str) -> Prepared:
+    """Load the data and make the algorithm. `model_path` is where the tokenizer is read.
+
+    Raises `UserError` for everything that the user must change.
+    """
+    estimator = estimator_from_config(config.algorithm)
+    gate = estimator.gate if config.selection.gate == "auto" else config.selection.gate
+    check_algorithm(config, estimator, gate)
+    for grader in {config.reward.grader, *config.reward.graders.values()}:
+        check_grader(grader)
+    template = Template(
+        config.data, load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
+    )
+    limits = {
+        "max_prompt_tokens": config.data.max_prompt_tokens,
+        "max_response_tokens": config.data.max_response_tokens,
+    }
+    demonstrations = (
+        "required" if gate == "demonstrations" else "ignored" if gate == "rollouts" else "optional"
+    )
+    questions = load_questions(config.data.train, template, demonstrations=demonstrations, **limits)
+    held_out = {
+        name: load_questions([path], template, demonstrations="optional", **limits)
+        for name, path in config.evaluation.sets.items()
+    }
+    return Prepared(
+        model_path=model_path,
+        questions=questions,
+        held_out=held_out,
+        stop_token_ids=template.stop_token_ids,
+        estimator=estimator,
+        gate=gate,
+        dropped=questions.dropped,
+    )
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model folder or Hub name."""
+    from transformers import AutoTokenizer
+
+    if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
+        raise UserError(f"model.path={path}: no such folder. Give a model folder, a Hub name or mini:SIZE.")
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"model.path={path}: no tokenizer can be read there ({str(error).splitlines()[0]}). "
+            "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model's."
+        ) from error
+
+
+def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
+    """Whether the algorithm, the gate and the three sizes go together."""
+    if gate != "demonstrations" and estimator.num_rollouts(config.rollouts_per_question) < 1:
+        raise UserError(
+            f"algorithm.name={estimator.name} trains on rollouts, but rollouts_per_question="
+            f"{config.rollouts_per_question}: raise it, or use algorithm.name=sft."
+        )
+    if estimator.needs_values:
+        raise UserError(
+            f"algorithm.name={estimator.name} needs a critic, which this version does not start: "
+            "use grpo or rloo, or another advantage than gae."
+        )
+    if estimator.kl_coef and estimator.kl_in == "reward":
+        raise UserError("algorithm.kl_in=reward is not available in this version: use algorithm.kl_in=loss.")
+
+
+def tokenizer_path(model_path: str) -> str:
+    """Where the tokenizer of `model.path` is, also before the small task's base has been built."""
+    return str(mini.resolve("mini:tokenizer")) if mini.is_mini(model_path) else model_path

@@ -1,0 +1,1 @@
+"""Learner to rollout workers: a transaction of packed buckets with a version, never through the disk."""

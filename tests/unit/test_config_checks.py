@@ -1,0 +1,89 @@
+"""Rules across sections: each refuses what it is for, says what to change, and lets the rest pass."""
+
+import pytest
+
+from hpt_ray.config.checks import RULES, check_config
+from hpt_ray.config.load import load_config
+from hpt_ray.errors import UserError
+
+GOOD = ("model.path=m", "data.train=[a.parquet]")
+
+# rule → (words that break it, what the message must name)
+BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
+    "questions_divide_into_updates": (("questions_per_step=10", "updates_per_step=4"), "the nearest is 8"),
+    "row_fits_into_microbatch": (("tokens_per_microbatch=9215",), "to 9216"),
+    "row_fits_into_engine": (
+        ("rollout.engine.max_model_len=4096",),
+        "`rollout.engine.max_model_len` is 4096",
+    ),
+    "training_has_data": (("data.train=[]",), "`data.train` is empty"),
+    "gamma_is_a_share": (("selection.gamma=1.5",), "`selection.gamma` is 1.5"),
+    "gamma_is_a_whole_count": (("selection.gamma=0.3",), "use 0.25 (2 of 8) or 0.375 (3 of 8)"),
+    "no_rollouts_means_demonstrations": (
+        ("rollouts_per_question=0", "selection.gate=switch"),
+        "`selection.gate` to `demonstrations`",
+    ),
+    "rollouts_of_a_question_differ": (("rollout.temperature=0",), "all 8 rollouts"),
+    "evaluation_samples_differ": (("evaluation.samples=4",), "all 4 samples"),
+    "evaluation_has_sets": (("evaluation.every=5",), "`evaluation.sets` is empty"),
+    "shares_are_shares": (
+        ("rollout.top_p=1.5", "evaluation.top_p=0"),
+        "`rollout.top_p` (1.5) and `evaluation.top_p`",
+    ),
+    "top_k_is_a_count": (("rollout.top_k=0",), "`rollout.top_k` is 0"),
+    "betas_are_a_pair": (("learner.betas=[0.9]",), "`learner.betas` is [0.9]"),
+    "schedule_goes_down": (("learner.min_lr_ratio=2",), "`learner.min_lr_ratio` is 2"),
+    "zero_stage_exists": (("learner.zero_stage=4",), "`learner.zero_stage` is 4"),
+    "offload_needs_zero": (
+        ("learner.zero_stage=0", "learner.offload_optimizer=true"),
+        "`learner.zero_stage` to 1",
+    ),
+    "rank_has_one_gpu": (("learner.num_gpus=2",), "`learner.num_ranks`"),
+    "engine_has_its_gpus": (("rollout.tensor_parallel=4", "rollout.num_gpus=1"), "`rollout.num_gpus` to 4"),
+    "nccl_needs_gpus": (("weight_sync.carrier=nccl", "learner.num_gpus=1"), "`rollout.num_gpus`"),
+    "trackers_exist": (("observe.trackers=[wandb, wanbd]",), "names wanbd; known are tensorboard, wandb"),
+}
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(BROKEN) == {rule.__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_rule_refuses_what_it_is_for(name: str) -> None:
+    words, message = BROKEN[name]
+    config = load_config(None, [*GOOD, *words])
+    assert [rule.__name__ for rule in RULES if rule(config) is not None] == [name]
+    with pytest.raises(UserError) as caught:
+        check_config(config)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("selection.gamma=0.25",),
+        ("selection.gamma=-1",),
+        ("selection.gamma=1",),
+        ("rollouts_per_question=3", "selection.gamma=0.333333333333"),
+        ("selection.gamma=0.3", "selection.gate=rollouts"),
+        ("rollouts_per_question=0", "selection.gate=demonstrations"),
+        ("rollout.temperature=0", "rollouts_per_question=1"),
+        ("evaluation.samples=4", "evaluation.temperature=0.6"),
+        ("data.train=[]", "run.steps=0"),
+        ("tokens_per_microbatch=9216",),
+        ("learner.zero_stage=3", "learner.offload_optimizer=true", "model.dtype=bfloat16"),
+        ("weight_sync.carrier=nccl", "learner.num_gpus=1", "rollout.num_gpus=1"),
+        ("observe.trackers=[tensorboard, mlflow]",),
+    ],
+)
+def test_what_makes_sense_passes(words: tuple[str, ...]) -> None:
+    check_config(load_config(None, [*GOOD, *words]))
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    config = load_config(None, [*GOOD, "learner.zero_stage=7", "rollout.top_k=-3"])
+    with pytest.raises(UserError) as caught:
+        check_config(config)
+    assert len(str(caught.value).splitlines()) == 2

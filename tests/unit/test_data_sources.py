@@ -1,0 +1,176 @@
+"""Reading question files: what is accepted, what is refused and how, and how much memory it takes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hpt_ray.data.sources import list_files, read_rows
+from hpt_ray.errors import UserError
+
+
+def row(**changes):
+    return {
+        "data_source": "",
+        "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "2+2?"}],
+        "target": [{"role": "assistant", "content": "It is 4."}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "4"},
+        "extra_info": {"split": "default", "index": 7},
+    } | changes
+
+
+def without(column):
+    return {name: value for name, value in row().items() if name != column}
+
+
+def write(path, rows, **options):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    else:
+        path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return path
+
+
+@pytest.fixture(params=["parquet", "jsonl"])
+def file(request, tmp_path):
+    return tmp_path / f"questions.{request.param}"
+
+
+def test_a_published_row(file):
+    (found,) = read_rows(write(file, [row()]))
+    assert found.messages == row()["prompt"]
+    assert found.demonstration == "It is 4."
+    assert found.ground_truth == "4"
+    assert found.data_source == ""
+    assert found.extra == {"ability": "math", "split": "default", "index": 7}
+    assert found.where == f"{file}, row 1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "attribute", "expected"),
+    [
+        ({"prompt": "2+2?"}, "messages", [{"role": "user", "content": "2+2?"}]),
+        ({"target": "It is 4."}, "demonstration", "It is 4."),
+        ({"target": None}, "demonstration", None),
+        ({"target": []}, "demonstration", None),
+        ({"reward_model": {"ground_truth": 4}}, "ground_truth", 4),
+        ({"reward_model": {"ground_truth": 0.5}}, "ground_truth", 0.5),
+        ({"reward_model": {"ground_truth": ["4", "four"]}}, "ground_truth", ["4", "four"]),
+        ({"reward_model": {"ground_truth": None}}, "ground_truth", None),
+        ({"extra_info": None}, "extra", {"ability": "math"}),
+        ({"ability": None}, "extra", {"split": "default", "index": 7}),
+    ],
+)
+def test_other_accepted_forms(file, changes, attribute, expected):
+    (found,) = read_rows(write(file, [row(**changes)]))
+    assert getattr(found, attribute) == expected
+
+
+@pytest.mark.parametrize("column", ["target", "ability", "extra_info"])
+def test_columns_that_may_be_absent(file, column):
+    assert len(list(read_rows(write(file, [without(column)])))) == 1
+
+
+@pytest.mark.parametrize("column", ["prompt", "reward_model", "data_source"])
+def test_missing_column(file, column):
+    with pytest.raises(UserError, match=rf"`{column}` is missing; found .*Question files need"):
+        list(read_rows(write(file, [without(column)])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": 5}, "`prompt` should be a text or a list of messages"),
+        ({"prompt": ["2+2?"]}, "`prompt` should be a list of messages"),
+        ({"prompt": [{"role": "human", "content": "2+2?"}]}, "`prompt.role` should be one of"),
+        ({"prompt": [{"role": "user", "content": 4}]}, "`prompt.content` should be a text, found int 4"),
+        ({"prompt": [{"role": "assistant", "content": "4"}]}, "ends with a user message"),
+        ({"target": [{"role": "user", "content": "4"}]}, "`target` should be one single message"),
+        ({"target": [{"role": "assistant", "content": "4"}] * 2}, "`target` should be one single message"),
+        ({"target": 4}, "`target` should be a text or a list"),
+        ({"reward_model": "4"}, "`reward_model` should be an object"),
+        ({"reward_model": {"style": "rule"}}, "`reward_model.ground_truth` is missing; found style"),
+        ({"reward_model": {"ground_truth": True}}, "`reward_model.ground_truth` should be"),
+        ({"reward_model": {"ground_truth": {"a": 1}}}, "`reward_model.ground_truth` should be"),
+        ({"data_source": 3}, "`data_source` should be a text"),
+        ({"extra_info": "train"}, "`extra_info` should be an object"),
+    ],
+)
+def test_wrong_type_names_file_row_and_column(file, changes, message):
+    rows = [row(**changes)] * 3 if file.suffix == ".parquet" else [row(), row(), row(**changes)]
+    number = 1 if file.suffix == ".parquet" else 3  # a parquet column has one type
+    with pytest.raises(UserError) as error:
+        list(read_rows(write(file, rows)))
+    assert str(error.value).startswith(f"{file}, row {number}: ")
+    assert message in str(error.value)
+
+
+def test_rows_before_a_bad_one_are_read(tmp_path):
+    rows = read_rows(write(tmp_path / "a.jsonl", [row(), row(prompt=1)]))
+    assert next(rows).number == 1
+    with pytest.raises(UserError, match="row 2"):
+        next(rows)
+
+
+@pytest.mark.parametrize("content", ["{not json", "[1, 2]"])
+def test_lines_that_are_no_objects(tmp_path, content):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row()) + f"\n\n{content}\n")
+    with pytest.raises(UserError, match="row 3"):
+        list(read_rows(file))
+
+
+def test_unreadable_files(tmp_path):
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(UserError, match=r"broken\.parquet: not readable as parquet"):
+        list(read_rows(broken))
+    latin = tmp_path / "latin.jsonl"
+    latin.write_bytes(json.dumps(row()).encode() + b"\n\xff\xfe\n")
+    with pytest.raises(UserError, match=r"latin\.jsonl.*cannot be read"):
+        list(read_rows(latin))
+
+
+def test_paths(tmp_path):
+    for name in ("b.parquet", "a.jsonl", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list_files(tmp_path) == [tmp_path / "a.jsonl", tmp_path / "b.parquet"]
+    assert list_files(tmp_path / "b.parquet") == [tmp_path / "b.parquet"]
+    with pytest.raises(UserError, match="no such file"):
+        list_files(tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="unknown kind"):
+        list_files(tmp_path / "notes.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no \.parquet or \.jsonl"):
+        list_files(tmp_path / "empty")
+
+
+MEASURE = r"""
+import re, sys
+from pathlib import Path
+from hpt_ray.data.sources import read_rows
+peak_mib = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+list(read_rows(Path(sys.argv[1])))
+before = peak_mib()
+count = sum(1 for _ in read_rows(Path(sys.argv[2])))
+print(count, peak_mib() - before)
+"""
+
+
+@pytest.mark.parametrize("rows_per_group", [200, 4000])
+def test_memory_is_bounded_whatever_the_row_groups(tmp_path, rows_per_group):
+    small = write(tmp_path / "small.parquet", [row()])
+    rows = [row(target=os.urandom(15_000).hex()) for _ in range(4000)]  # 120 MB that do not compress away
+    large = write(tmp_path / "large.parquet", rows, row_group_size=rows_per_group)
+    assert large.stat().st_size > 50e6
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, timeout=60, check=True
+    )
+    count, grown_mib = result.stdout.split()
+    assert int(count) == 4000
+    assert float(grown_mib) < 40

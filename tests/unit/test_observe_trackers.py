@@ -1,0 +1,203 @@
+"""Trackers: what they store can be read back, and one that fails never holds up or ends a run."""
+
+import importlib.util
+import json
+import logging
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hpt_ray.errors import UserError
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.trackers import TRACKERS, TrackerGroup, start_trackers
+
+
+class LineTracker:
+    """Sends each step as one line to a local port: a tracker small enough to break in every way."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._socket.sendall(json.dumps({"step": step, **metrics}).encode() + b"\n")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class SlowTracker:
+    """Never gets past its first step until it is told to."""
+
+    def __init__(self, released: threading.Event) -> None:
+        self._released = released
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._released.wait(60)
+
+    def close(self) -> None: ...
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_tensorboard_files_hold_the_finite_numbers(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "demo")
+    trackers = start_trackers([], folder, {})
+    for step in range(3):
+        trackers.log(step, {"step": step, "reward/mean": step / 2, "nothing": None, "bad": float("nan")})
+    trackers.close()
+    assert trackers.failures == {}
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    assert events.Tags()["scalars"] == ["reward/mean"]
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [
+        (0, 0.0),
+        (1, 0.5),
+        (2, 1.0),
+    ]
+
+
+def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "demo")
+    for first_step, value in ((0, 1.0), (2, 2.0)):
+        trackers = start_trackers(["tensorboard"], folder, {}, first_step=first_step)
+        for step in range(first_step, 4):
+            trackers.log(step, {"x": value})
+        trackers.close()
+        time.sleep(1.1)  # event files are named, and read, by the second
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("x")] == [(0, 1), (1, 1), (2, 2), (3, 2)]
+
+
+def test_an_unreachable_tracker_is_switched_off_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()  # nobody listens there
+    with caplog.at_level(logging.WARNING):
+        trackers = TrackerGroup({"line": lambda: LineTracker(port)})
+        for step in range(3):
+            trackers.log(step, {"x": 1.0})
+        trackers.close(timeout_s=10)
+    assert list(trackers.failures) == ["line"]
+    assert "ConnectionRefusedError" in trackers.failures["line"]
+    assert len([record for record in caplog.records if "switched off" in record.message]) == 1
+
+
+def test_a_failing_tracker_leaves_the_others_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port, dead_port = server.getsockname()[1], free_port()
+        trackers = TrackerGroup({"dead": lambda: LineTracker(dead_port), "live": lambda: LineTracker(port)})
+        connection, _ = server.accept()
+        for step in range(3):
+            trackers.log(step, {"x": 0.5})
+        trackers.close(timeout_s=10)
+        connection.settimeout(5)
+        with connection, connection.makefile() as lines:
+            assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
+    assert list(trackers.failures) == ["dead"]
+
+
+def test_a_slow_tracker_never_holds_up_a_step() -> None:
+    released = threading.Event()
+    trackers = TrackerGroup({"slow": lambda: SlowTracker(released)})
+    started = time.monotonic()
+    for step in range(1100):
+        trackers.log(step, {"x": 1.0})
+    assert time.monotonic() - started < 5
+    assert "does not keep up" in trackers.failures["slow"]
+    trackers.close(timeout_s=1)
+    released.set()
+
+
+def test_closing_waits_no_longer_than_its_limit() -> None:
+    released = threading.Event()
+    trackers = TrackerGroup({"slow": lambda: SlowTracker(released)})
+    trackers.log(0, {"x": 1.0})
+    started = time.monotonic()
+    trackers.close(timeout_s=0.2)
+    assert time.monotonic() - started < 5
+    assert trackers.failures == {"slow": "it did not finish within 0.2 s"}
+    released.set()
+
+
+def test_unknown_and_missing_trackers_are_the_users_to_fix(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "demo")
+    with pytest.raises(UserError, match="names wanbd; known are tensorboard, wandb"):
+        start_trackers(["wanbd"], folder, {})
+    for name in TRACKERS:
+        if importlib.util.find_spec(name) is None:
+            with pytest.raises(
+                UserError, match=rf"names {name}, which is not installed.*hpt_ray\[trackers\]"
+            ):
+                start_trackers([name], folder, {})
+
+
+def test_a_tracker_that_is_not_named_is_not_imported() -> None:
+    code = (
+        "import sys; import hpt_ray.observe.trackers; "
+        "assert not {'torch', 'tensorboard', 'wandb', 'mlflow', 'trackio'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def run_twice(name: str, tmp_path: Path) -> RunFolder:
+    folder = RunFolder.create(tmp_path / "runs", "demo")
+    for first_step in (0, 2):
+        trackers = start_trackers([name], folder, {"run": {"steps": 4}}, first_step=first_step)
+        for step in (first_step, first_step + 1):
+            trackers.log(step, {"step": step, "reward/mean": step / 2})
+        trackers.close()
+        assert trackers.failures == {}
+    return folder
+
+
+def test_wandb_keeps_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra `trackers` is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = run_twice("wandb", tmp_path)
+    assert list((folder.logs / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_mlflow_goes_on_in_the_run_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow", reason="the extra `trackers` is not installed")
+    database = tmp_path / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    folder = run_twice("mlflow", tmp_path)
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("select name from runs").fetchall() == [(folder.root.name,)]
+        assert connection.execute("select key, value from params").fetchall() == [("run.steps", "4")]
+        found = connection.execute("select step, value from metrics order by step").fetchall()
+    assert found == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 1.5)]
+
+
+def test_trackio_goes_on_in_the_run_of_the_same_name(tmp_path: Path) -> None:
+    pytest.importorskip("trackio", reason="the extra `trackers` is not installed")
+    # Trackio reads its folder when it is imported, hence the process of its own.
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
+        "from test_observe_trackers import run_twice; run_twice('trackio', Path(sys.argv[2]))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
+        env={
+            "PATH": "",
+            "HOME": str(tmp_path),
+            "TRACKIO_DIR": str(tmp_path / "trackio"),
+            "PYTHONPATH": ":".join(sys.path),
+        },
+        check=True,
+        timeout=60,
+    )
+    with sqlite3.connect(tmp_path / "trackio" / "hpt_ray.db") as connection:
+        found = connection.execute("select step, metrics from metrics order by step").fetchall()
+    assert [(step, json.loads(metrics)["reward/mean"]) for step, metrics in found] == [
+        (0, 0.0), (1, 0.5), (2, 1.0), (3, 1.5),
+    ]  # fmt: skip

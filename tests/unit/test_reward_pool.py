@@ -1,0 +1,263 @@
+"""The pool of killable processes: limits, deaths, independence of order, hostile answers. Real processes."""
+
+import os
+import time
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hpt_ray.records import Outcome
+from hpt_ray.reward.pool import Pool, Task
+
+GRADER = """
+import os, signal, subprocess, time
+from hpt_ray.records import Outcome, Verdict
+
+def behave(response, truth):
+    word, _, argument = response.partition(" ")
+    if word == "sleep": time.sleep(float(argument))
+    if word == "spin":
+        while True: pass
+    if word == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        while True: time.sleep(1)
+    if word == "family":
+        child = subprocess.Popen(["sleep", "600"])
+        open(argument, "w").write(str(child.pid))
+        child.wait()
+    if word == "segfault": os.kill(os.getpid(), signal.SIGSEGV)
+    if word == "exit": os._exit(3)
+    if word == "leave": raise SystemExit(3)
+    if word == "raise": raise KeyError("missing")
+    if word == "eat": bytearray(int(argument))
+    if word == "long": return Verdict(0.0, Outcome.WRONG, "x" * 1_000_000)
+    if word == "nan": return float("nan")
+    return response == truth
+"""
+
+
+@pytest.fixture(scope="module")
+def behave(tmp_path_factory):
+    file = tmp_path_factory.mktemp("graders") / "behaviour.py"
+    file.write_text(GRADER)
+    return f"python:{file}:behave"
+
+
+def children() -> list[psutil.Process]:
+    """The grading processes of this test run."""
+    every = psutil.Process().children()
+    return [child for child in every if "hpt_ray.reward.worker" in " ".join(child.cmdline())]
+
+
+def test_verdicts_come_in_the_order_of_the_tasks():
+    with Pool(2) as pool:
+        verdicts = pool.grade([Task("boxed", rf"\boxed{{{i}}}", str(i - i % 3)) for i in range(300)])
+    assert [verdict.solved for verdict in verdicts] == [i % 3 == 0 for i in range(300)]
+    assert [verdict.extracted for verdict in verdicts] == [str(i) for i in range(300)]
+
+
+def test_no_tasks_no_verdicts():
+    with Pool() as pool:
+        assert pool.grade([]) == []
+
+
+def test_a_hanging_answer_is_killed_while_others_are_graded(behave):
+    with Pool(2, timeout_s=1.5) as pool:
+        started = time.monotonic()
+        hanging = pool.submit([Task(behave, "stubborn", "")])
+        others = pool.submit([Task(behave, "a", "a")] * 200)
+        assert all(verdict.solved for verdict in others.result(timeout=10))
+        assert not hanging.done()
+        [verdict] = hanging.result(timeout=10)
+        assert verdict.outcome is Outcome.TIMEOUT
+        assert "1.5 s" in verdict.detail
+        assert 1.5 <= time.monotonic() - started < 4
+        assert pool.num_replaced == 1
+
+
+def test_only_the_hanging_answer_of_a_batch_is_lost(behave):
+    responses = ["a", "spin", "a", "sleep 0.2", "spin", "a"]
+    with Pool(1, timeout_s=0.6) as pool:
+        outcomes = [v.outcome for v in pool.grade([Task(behave, text, "a") for text in responses])]
+        assert pool.num_replaced == 2
+    correct, wrong, timeout = Outcome.CORRECT, Outcome.WRONG, Outcome.TIMEOUT
+    assert outcomes == [correct, timeout, correct, wrong, timeout, correct]
+
+
+def test_a_killed_grader_takes_its_own_children_along(behave, tmp_path):
+    note = tmp_path / "pid"
+    with Pool(1, timeout_s=0.8) as pool:
+        assert pool.grade([Task(behave, f"family {note}", "")])[0].outcome is Outcome.TIMEOUT
+        pid = int(note.read_text())
+        deadline = time.monotonic() + 5
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_failures_of_a_grader_are_values_with_a_reason(behave):
+    expected = {
+        "segfault": "SIGSEGV",
+        "exit": "exit code 3",
+        "leave": "SystemExit",
+        "raise": "KeyError",
+        "eat 900000000": "needed more than 512 MB",
+        "nan": "score is nan",
+    }
+    with Pool(1, memory_mb=512) as pool:
+        tasks = [Task(behave, text, "a") for word in expected for text in ("a", word)]
+        verdicts = pool.grade(tasks)
+    assert all(verdict.solved for verdict in verdicts[::2])
+    for (word, detail), verdict in zip(expected.items(), verdicts[1::2], strict=True):
+        assert verdict.outcome is Outcome.ERROR, word
+        assert detail in verdict.detail
+
+
+def test_what_comes_back_is_small(behave):
+    with Pool() as pool:
+        assert len(pool.grade([Task(behave, "long", "")])[0].extracted) < 1000
+
+
+def test_unusable_inputs_are_errors_and_the_pool_goes_on(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("import no_such_module\ndef grade(response, truth): ...\n")
+    with Pool() as pool:
+        verdicts = pool.grade(
+            [
+                Task("math", r"\boxed{1}", None),
+                Task("boxed", r"\boxed{1}", lambda: 1),  # cannot be pickled
+                Task("unheard-of", "", "1"),
+                Task(f"python:{broken}:grade", "", "1"),
+                Task("boxed", r"\boxed{1}", "1"),
+            ]
+        )
+        assert pool.num_replaced == 0
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.ERROR] * 4 + [Outcome.CORRECT]
+    reasons = ["missing", "cannot be sent", "Unknown grader", "no_such_module"]
+    for reason, verdict in zip(reasons, verdicts[:4], strict=True):
+        assert reason in verdict.detail
+
+
+def test_a_process_killed_from_outside_costs_no_answer(behave):
+    with Pool(1) as pool:
+        pool.grade([Task(behave, "a", "a")])
+        [child] = children()
+        future = pool.submit([Task(behave, "sleep 0.5", "a"), Task(behave, "a", "a")])
+        time.sleep(0.2)
+        child.kill()
+        assert [v.outcome for v in future.result(timeout=10)] == [Outcome.WRONG, Outcome.CORRECT]
+
+
+def test_close_ends_everything_and_answers_whoever_waits(behave):
+    pool = Pool(2)
+    future = pool.submit([Task(behave, "spin", "")] * 5)
+    time.sleep(0.5)
+    started = time.monotonic()
+    pool.close()
+    assert time.monotonic() - started < 2
+    assert [verdict.outcome for verdict in future.result(timeout=1)] == [Outcome.ERROR] * 5
+    assert children() == []
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit([])
+
+
+def test_grading_processes_stay_light():
+    with Pool() as pool:
+        started = time.monotonic()
+        pool.grade([Task("boxed", r"\boxed{1}", "1")])
+        assert time.monotonic() - started < 3  # about 0.15 s on an idle machine
+        [child] = children()
+        mapped = {os.path.basename(region.path) for region in child.memory_maps()}
+        assert not any("torch" in name or "raylet" in name for name in mapped)
+        assert child.memory_info().rss < 150 * 2**20
+
+
+MIXED = [
+    Task("math", r"\boxed{\frac12}", "0.5"),
+    Task("math", r"\boxed{x^2+2x+1}", "(x+1)^2"),
+    Task("math", r"\boxed{x^2+2x}", "(x+1)^2"),
+    Task("math", r"\boxed{((}", "1"),
+    Task("math:lenient", "the answer is $7$", "7"),
+    Task("math", "nothing", "7"),
+    Task("math", r"\boxed{7}", None),
+    Task("boxed", r"\boxed{7}", "7"),
+    Task("gsm8k", "#### 8", "7"),
+    Task("choice", "Answer: C", "C"),
+    Task("exact", "b", ["a", "b"]),
+    Task("regex:is (.*)$", "it is 3", 3),
+]
+
+
+@pytest.fixture(scope="module")
+def pools():
+    with Pool(1) as one, Pool(2) as two, Pool(3) as three:
+        yield [one, two, three]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The verdict of each task from a process that graded nothing else."""
+    verdicts = []
+    for task in MIXED:
+        with Pool() as pool:
+            verdicts += pool.grade([task])
+    return verdicts
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.lists(st.integers(0, len(MIXED) - 1), max_size=40), which=st.integers(0, 2))
+def test_verdicts_depend_on_neither_order_nor_number_of_processes(pools, alone, order, which):
+    verdicts = pools[which].grade([MIXED[index] for index in order])
+    assert verdicts == [alone[index] for index in order]
+
+
+HOSTILE = [
+    "\\boxed{" + "{" * 100_000,
+    "\\boxed{" + "{" * 50_000 + "}" * 50_000 + "}",
+    "\\boxed{" + "(" * 900 + "1" + ")" * 900 + "}",
+    "\\boxed{" + "\\frac{1}{" * 150 + "2" + "}" * 150 + "}",
+    "\\boxed{" + "\\sqrt{" * 300 + "2" + "}" * 300 + "}",
+    r"\boxed{9^{9^{9^9}}}",
+    r"\boxed{9**9**9**9}",
+    r"\boxed{(9^{9^{9}})!}",
+    r"\boxed{\sum_{k=1}^{10^{100}} \frac{1}{k!}}",
+    r"\boxed{\int_0^1 e^{e^{e^{x}}} dx}",
+    r"\boxed{10^{1000000000}}",
+    "\\boxed{" + "9" * 1_000_000 + "}",
+    "\\boxed{" + "9" * 1900 + "}",
+    "1" * 1_000_000,
+    "\\boxed{1}" * 5_000 + "}",
+    "\\boxed{" * 20_000,
+    "\\boxed{\x00}\x00",
+    "\\boxed{\ud800}",
+    "\\boxed{\u202e12\u202c}",
+    "\\boxed{٣}",
+    r"\boxed{\def\x{\x\x}\x}",
+    r"\boxed{\input{/etc/passwd}}",
+    r"\boxed{__import__('os').system('exit 1')}",
+    r"\boxed{\text{exec('while True: pass')}}",
+    r"\boxed{\left\{\begin{array}{}}",
+    "\\boxed{" + "x+" * 900 + "x}",
+    "\\boxed{" + ",".join(map(str, range(400))) + "}",
+    "\\boxed{\\begin{pmatrix}" + "1&" * 300 + "1\\end{pmatrix}}",
+    r"\boxed{\frac{}{}}",
+    r"\boxed{\%\$\#\_\&}",
+    "",
+]
+
+
+@pytest.mark.parametrize("truth", ["2", r"\frac{x^2-1}{x-1}"])
+def test_hostile_answers_are_graded_or_killed_and_the_rest_goes_on(truth):
+    with Pool(2, timeout_s=1.0, memory_mb=1024, preload=["math"]) as pool:
+        hostile = pool.submit([Task("math", response, truth) for response in HOSTILE])
+        between = pool.submit([Task("math", rf"\boxed{{{truth}}}", truth)] * 50)
+        verdicts = hostile.result(timeout=60)
+        assert all(verdict.solved for verdict in between.result(timeout=10))
+        assert sum(child.memory_info().rss for child in children()) < 2 * 1024 * 2**20
+    assert not any(verdict.solved for verdict in verdicts)
+    # Whatever an answer holds, the outcome is one that names it, never a crash of the grader.
+    crashed = [i for i, v in enumerate(verdicts) if v.outcome is Outcome.ERROR and "MB" not in v.detail]
+    assert crashed == []

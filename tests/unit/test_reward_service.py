@@ -1,0 +1,124 @@
+"""The verifier service without Ray: choice of grader, truncation, extra terms, counts, many callers."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from hpt_ray.config.schema import RewardConfig
+from hpt_ray.errors import UserError
+from hpt_ray.records import Outcome
+from hpt_ray.reward import GradeItem, VerifierService, grade
+from hpt_ray.reward.terms import format_reward, overlong_penalty
+
+
+def run_service(config, items, **arguments):
+    service = VerifierService(config, **arguments)
+    try:
+        return asyncio.run(service.grade(items)), service.counts()
+    finally:
+        service.close()
+
+
+def test_grader_by_data_source_and_counts():
+    config = RewardConfig(grader="boxed", graders={"openai/gsm8k": "gsm8k"})
+    items = [
+        GradeItem(r"\boxed{1/2}", "0.5", "mini", True),
+        GradeItem(r"\boxed{7}", "7", "mini", True),
+        GradeItem("#### 7.0", "7", "openai/gsm8k", True),
+        GradeItem("no", "7", "openai/gsm8k", True),
+        GradeItem(r"\boxed{7}", None, "mini", True),
+    ]
+    verdicts, counts = run_service(config, items)
+    assert [v.outcome.value for v in verdicts] == ["wrong", "correct", "correct", "no_answer", "error"]
+    assert counts == {
+        "correct": 2,
+        "wrong": 1,
+        "no_answer": 1,
+        "unparsable": 0,
+        "timeout": 0,
+        "error": 1,
+        "processes_replaced": 0,
+    }
+
+
+def test_a_cut_response_is_no_answer_unless_configured():
+    items = [GradeItem(r"\boxed{7}", "7", "", finished) for finished in (False, True)]
+    strict, counts = run_service(RewardConfig(), items)
+    assert [v.outcome for v in strict] == [Outcome.NO_ANSWER, Outcome.CORRECT]
+    assert "require_finished" in strict[0].detail
+    assert counts["no_answer"] == 1
+    as_official, _ = run_service(RewardConfig(require_finished=False), items)
+    assert [v.score for v in as_official] == [1.0, 1.0]
+
+
+def test_many_small_batches_share_the_pool():
+    async def grade_all(service):
+        batches = [
+            service.grade([GradeItem(rf"\boxed{{{i}}}", str(i + j % 2), "", True) for j in range(8)])
+            for i in range(100)
+        ]
+        return await asyncio.gather(*batches)
+
+    service = VerifierService(RewardConfig(num_processes=2))
+    try:
+        for verdicts in asyncio.run(grade_all(service)):
+            assert [v.solved for v in verdicts] == [True, False] * 4
+        assert service.counts()["correct"] == 400
+    finally:
+        service.close()
+
+
+def test_terms_add_to_the_score_and_not_to_the_outcome():
+    config = RewardConfig(terms={"overlong": 1.0, "format": 0.25}, overlong_buffer=20)
+    items = [
+        GradeItem(r"\boxed{7}", "7", "", True, num_tokens=80),
+        GradeItem(r"\boxed{7}", "7", "", True, num_tokens=90),
+        GradeItem("so 7", "7", "", False, num_tokens=100),
+    ]
+    verdicts, _ = run_service(config, items, max_response_tokens=100)
+    assert [v.score for v in verdicts] == [1.25, 0.75, -1.0]
+    assert [v.solved for v in verdicts] == [True, True, False]
+
+
+def test_overlong_penalty_is_dapo_equation_13():
+    values = [overlong_penalty(n, limit=100, buffer=20) for n in (0, 80, 85, 90, 100, 120)]
+    assert values == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
+
+
+def test_format_reward():
+    assert format_reward(r"\boxed{3}") == 1.0
+    assert format_reward(r"\boxed{3") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RewardConfig(grader="maths"), r"reward\.grader: .*`maths`.*`math`"),
+        (RewardConfig(graders={"a/b": "choise"}), r"reward\.graders\[a/b\]: .*`choice`"),
+        (RewardConfig(terms={"fromat": 1.0}), r"reward\.terms.*`format`"),
+        (RewardConfig(terms={"overlong": 1.0}, overlong_buffer=200), r"overlong_buffer \(200\)"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_starts(config, message):
+    with pytest.raises(UserError, match=message):
+        VerifierService(config, max_response_tokens=100)
+
+
+def test_grade_for_scripts():
+    assert grade(r"so \boxed{1/2}", "0.5").solved
+    assert grade("#### 8", "7", grader="gsm8k").outcome is Outcome.WRONG
+    with pytest.raises(UserError, match="Did you mean `gsm8k`"):
+        grade("8", "7", grader="gsm")
+    with pytest.raises(UserError, match="missing"):
+        grade("8", None)
+
+
+def test_a_script_that_grades_ends_by_itself():
+    script = 'from hpt_ray.reward import grade; print(grade("\\\\boxed{7}", 7).outcome.value)'
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "correct\n"
+    assert done.stderr == ""
