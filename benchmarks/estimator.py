@@ -43,7 +43,7 @@ class CountElements(TorchDispatchMode):
 
 
 def make_rows(num_rows: int, num_tokens: int, seed: int) -> TokenRows:
-    """Groups of 8 rollouts; every ninth row a demonstration of the group before it."""
+    """Groups of three rollouts and their demonstration."""
     random = torch.Generator().manual_seed(seed)
     size = num_rows * num_tokens
     logp = -torch.rand(size, generator=random) * 2
@@ -51,9 +51,9 @@ def make_rows(num_rows: int, num_tokens: int, seed: int) -> TokenRows:
         logp_now=logp.requires_grad_(),
         logp_old=logp.detach() + 0.1 * torch.randn(size, generator=random),
         row_lengths=torch.full((num_rows,), num_tokens),
-        group_ids=torch.arange(num_rows) // 9,
+        group_ids=torch.arange(num_rows) // 4,
         rewards=torch.randint(0, 2, (num_rows,), generator=random).double(),
-        is_demo=torch.arange(num_rows) % 9 == 8,
+        is_demo=torch.arange(num_rows) % 4 == 3,
         entropy=torch.rand(size, generator=random),
     )
 
@@ -66,12 +66,12 @@ def loss_and_backward(estimator: Estimator, rows: TokenRows, weights: RowWeights
 def measure(name: str, num_rows: int, num_tokens: int, rows_per_microbatch: int) -> dict:
     """Seconds for the whole step's rows, micro-batch by micro-batch, and operations per token."""
     estimator = make_estimator(name)
-    batch = BatchShape(num_rows // 8, 8, num_tokens)
+    batch = BatchShape(num_rows // 4, 3, num_tokens)
     lengths = np.full(num_rows, num_tokens)
     rewards = np.random.default_rng(0).integers(0, 2, num_rows)
     index = np.arange(num_rows)
     begin = time.perf_counter()
-    estimator.weigh(lengths, index // 9, rewards, index % 9 == 8, np.ones(num_rows), batch)
+    estimator.weigh(lengths, index // 4, rewards, index % 4 == 3, np.ones(num_rows), batch)
     weigh_s = time.perf_counter() - begin
     rows = make_rows(rows_per_microbatch, num_tokens, seed=1)
     gate = np.ones(rows_per_microbatch)
@@ -152,7 +152,7 @@ def main() -> None:
             "numpy": np.__version__,
         },
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "platform": platform.platform()},
-        "settings": {key: str(value) if key == "out" else value for key, value in vars(args).items()},
+        "settings": {key: value for key, value in vars(args).items() if key != "out"},
         "raw": {"estimator": raw, "forward": forward},
         "result": {
             "share_of_forward_operations": most["operations_per_token"] / forward["operations_per_token"],

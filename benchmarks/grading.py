@@ -2,9 +2,10 @@
 
     python benchmarks/grading.py --out benchmarks/results/grading.json [--data ../shared/data]
 
-Measures: start-up; cost per answer of each grader; throughput on long worked answers that hold real reference
-answers; cost and memory from 1,000 to 100,000 answers; a fuzz of 10,000 hostile answers. Reads the data folder,
-writes one JSON with versions, machine, settings, raw figures and `result`: the targets and whether they are met.
+Measures: start-up; cost per answer of each grader; throughput on long worked answers that hold real
+reference answers; cost and memory from 1,000 to 100,000 answers; a fuzz of 10,000 hostile answers. Reads the
+data folder, writes one JSON with versions, machine, settings, raw figures and `result`: the targets and
+whether they are met.
 """
 
 from __future__ import annotations
@@ -140,9 +141,11 @@ def flatness(answers: list[str]) -> list[dict]:
 
 
 SCRAPS = st.sampled_from(
-    r"\frac \sqrt ^ _ { } ( ) [ ] \left( \right) \{ \} & \\ , ; = < \le \in \cup + - * / ! % $ \boxed{ \text{ \pi \infty "
-    r"\int \sum_{k=1}^{n} \lim \log \sin \begin{pmatrix} \end{pmatrix} \pm \binom 9^{9^{9}} x y i e 0 1 2 10 0.5 1e999 "
-    r"** // lambda: __import__('os') \def\x{\x\x} \0 \input{x} \operatorname{f} \overline \vec \dots".split()
+    r"""
+    \frac \sqrt ^ _ { } ( ) [ ] \left( \right) \{ \} & \\ , ; = < \le \in \cup + - * / ! % $ \boxed{ \text{
+    \pi \infty \int \sum_{k=1}^{n} \lim \log \sin \begin{pmatrix} \end{pmatrix} \pm \binom 9^{9^{9}} x y i e
+    0 1 2 10 0.5 1e999 ** // lambda: __import__('os') \def\x{\x\x} \0 \input{x} \operatorname{f} \vec
+    """.split()  # noqa: SIM905  # readable as text, not as a list of 60 literals
 )
 ANSWERS = st.one_of(
     st.lists(SCRAPS, max_size=25).map(" ".join),
@@ -161,7 +164,9 @@ ANSWERS = st.one_of(
     st.text(max_size=60),
     st.tuples(SCRAPS, st.integers(1, 2000)).map(lambda pair: pair[0] * pair[1]),
 )
-RESPONSES = st.one_of(ANSWERS.map(lambda answer: f"So \\boxed{{{answer}}}"), ANSWERS)
+RESPONSES = st.tuples(st.integers(0, 9), ANSWERS).map(
+    lambda pair: f"So \\boxed{{{pair[1]}}}" if pair[0] else f"So the answer is {pair[1]}"
+)
 CONTROL = Task("math", r"\boxed{\frac{2}{4}}", "0.5")
 
 

@@ -122,6 +122,7 @@ class Driver:
         finally:
             self.trackers.close()
             self.actors.stop()
+            cluster.release()
 
     async def train_step(self) -> tuple[dict[str, Any], Pairs]:
         """One batch of questions, `updates_per_step` optimizer steps, one weight sync."""

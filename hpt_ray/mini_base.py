@@ -44,7 +44,9 @@ def parse_name(uri: str) -> tuple[str, str, bool]:
         names = [*(f"mini:{s}" for s in RECIPES), *(f"mini:{s}-fresh" for s in SIZES)]
         close = difflib.get_close_matches(uri, names, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise UserError(f"model.path={uri} is no model of the small task.{hint} There are: {', '.join(names)}.")
+        raise UserError(
+            f"model.path={uri} is no model of the small task.{hint} There are: {', '.join(names)}."
+        )
     return size, architecture, fresh
 
 
@@ -110,5 +112,3 @@ async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
         shutil.copytree(checkpoint / "hf", target, dirs_exist_ok=True)
 
     return cached_folder(folder, adopt)
-
-

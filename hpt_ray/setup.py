@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from hpt_ray.config.schema import Config
 from hpt_ray.data import mini
+from hpt_ray.data.intake import Demonstrations
 from hpt_ray.data.questions import QuestionSet, load_questions
 from hpt_ray.data.template import Template
+from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
 from hpt_ray.estimators import Estimator, estimator_from_config
 from hpt_ray.records import Question
 from hpt_ray.reward import check_grader
+
+# What becomes of a question whose demonstration is missing or does not fit.
+DEMONSTRATIONS: dict[str, Demonstrations] = {
+    "demonstrations": "required",
+    "rollouts": "ignored",
+    "switch": "optional",
+    "both": "optional",
+}
 
 
 @dataclass(frozen=True)
@@ -68,21 +76,6 @@ def prepare(config: Config, model_path: str) -> Prepared:
         gate=gate,
         dropped=questions.dropped,
     )
-
-
-def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
-    """The tokenizer of a model folder or Hub name."""
-    from transformers import AutoTokenizer
-
-    if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
-        raise UserError(f"model.path={path}: no such folder. Give a model folder, a Hub name or mini:SIZE.")
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"model.path={path}: no tokenizer can be read there ({str(error).splitlines()[0]}). "
-            "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model's."
-        ) from error
 
 
 def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:

@@ -42,9 +42,8 @@ class Need:
 
     @property
     def bundle(self) -> dict[str, float]:
-        # A bundle may not be empty; a sliver of a CPU is bookkeeping, not a core.
-        bundle = {"CPU": max(self.cpus, 0.001)}
-        return {**bundle, "GPU": self.gpus} if self.gpus else bundle
+        """What one actor reserves; empty for an actor that runs beside the others."""
+        return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
 
 
 class Cluster:
@@ -82,11 +81,13 @@ class Cluster:
         Raises `UserError` at once where a cluster started here is too small, and after `timeout_s`
         seconds where a joined one (which may be growing) has not made room.
         """
+        assert self.group is None, "release the room of the last run first"
         self._needs = {need.kind: need for need in needs}
         bundles: list[dict[str, float]] = []
         for need in needs:
-            self._first_bundle[need.kind] = len(bundles)
-            bundles += [need.bundle] * need.count
+            if need.bundle:
+                self._first_bundle[need.kind] = len(bundles)
+                bundles += [need.bundle] * need.count
         if self.started_here and _exceeds(bundles, ray.cluster_resources()):
             raise UserError(_no_room(needs, "this machine has too little room"))
         self.group = placement_group(bundles, strategy="PACK", name=name)
@@ -100,23 +101,30 @@ class Cluster:
     def create(
         self, kind: str, actor_class: type, arguments: list[tuple], *, concurrency: int = 1
     ) -> ActorGroup:
-        """Actors of one kind, one in each of its bundles, actor i made with `arguments[i]`."""
-        assert self.group is not None
-        need, first = self._needs[kind], self._first_bundle[kind]
+        """Actors of one kind, actor i made with `arguments[i]`, each in a bundle of its own."""
+        need = self._needs[kind]
         remote_class = ray.remote(actor_class)
         actors = []
         for i, args in enumerate(arguments):
-            where = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=first + i)
-            options: dict[str, Any] = {"num_cpus": need.bundle["CPU"], "num_gpus": need.gpus}
+            options: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus}
+            if need.bundle:
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    self.group, placement_group_bundle_index=self._first_bundle[kind] + i
+                )
             if concurrency > 1:
                 options["max_concurrency"] = concurrency
-            actors.append(remote_class.options(scheduling_strategy=where, **options).remote(*args))
+            actors.append(remote_class.options(**options).remote(*args))
         return ActorGroup([f"{kind}-{i}" for i in range(len(actors))], actors)
 
-    def close(self) -> None:
-        """Give the room back; end Ray where it was started here."""
+    def release(self) -> None:
+        """Give the room back, and with it end every actor in it."""
         if self.group is not None:
             remove_placement_group(self.group)
+            self.group = None
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        self.release()
         ray.shutdown()
 
 
@@ -163,8 +171,7 @@ def _exceeds(bundles: list[dict[str, float]], total: dict[str, float]) -> bool:
     for bundle in bundles:
         for resource, amount in bundle.items():
             asked[resource] = asked.get(resource, 0.0) + amount
-    # Slivers of services that reserve nothing may stand beside full cores.
-    return any(amount > total.get(resource, 0.0) + 0.01 for resource, amount in asked.items())
+    return any(amount > total.get(resource, 0.0) + 1e-6 for resource, amount in asked.items())
 
 
 def _no_room(needs: list[Need], headline: str) -> str:

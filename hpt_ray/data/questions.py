@@ -4,8 +4,9 @@
 memory-mapped Arrow file in the cache; `QuestionSet[i]` reads one question of it. Which rows are
 dropped, and why, is said there and counted here.
 
-Costs: about 4 bytes per token plus the texts on disk, one pass of the tokenizer on first use, a batch
-of rows and one hash per question in memory during that pass, and a few copied arrays per draw.
+Costs: about 4 bytes per token plus the texts on disk, and one pass of the tokenizer on first use. In
+memory: during that pass a batch of rows, a few pages of the file (parquet writers put about a thousand
+rows on a page) and one hash per question; afterwards what a draw copies.
 """
 
 from __future__ import annotations

@@ -172,6 +172,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "disable_log_stats": True,
         # Nobody's defaults for temperature or top-k from the model folder.
         "generation_config": "vllm",
+        # Token ids go in and come out; which ids end a turn is said with every request.
+        "skip_tokenizer_init": True,
         "worker_extension_cls": "hpt_ray.rollout.weight_receiver.WorkerExtension",
     }
     if rollout.num_gpus == 0:

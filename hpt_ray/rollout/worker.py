@@ -100,10 +100,10 @@ class RolloutWorker:
 
     async def start(self) -> None:
         """Returns when the engine is up; raises what kept it from coming up."""
-        from transformers import AutoTokenizer
+        from hpt_ray.data.tokenizer import load_tokenizer
 
         await asyncio.wrap_future(self._started)
-        self._tokenizer = AutoTokenizer.from_pretrained(
+        self._tokenizer = load_tokenizer(
             self._spec.model_path, trust_remote_code=self._spec.model.trust_remote_code
         )
 

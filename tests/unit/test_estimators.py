@@ -306,8 +306,8 @@ def test_corrections(correction, weights):
 def test_effective_sample_size():
     even = rollouts([1, 0], logp_now=[-1.0, -2.0])
     assert effective_sample_size(make_estimator("grpo").loss(even)[1]) == pytest.approx(1.0)
-    odd = rollouts([1, 0], logp_now=[-1.0, -50.0], logp_old=[-1.0, -1.0])
-    assert effective_sample_size(make_estimator("grpo").loss(odd)[1]) == pytest.approx(0.5)
+    odd = rollouts([1, 0], logp_now=[-1.0, -1.0], logp_old=[-1.0 - math.log(3), -1.0])
+    assert effective_sample_size(make_estimator("grpo").loss(odd)[1]) == pytest.approx(4**2 / (2 * 10))
 
 
 # ---- objects -------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ LENIENT_TAIL_CHARS = 1000  # where an answer without a box is looked for
 
 _INTEGER = re.compile(r"[-+]?\d{1,1000}")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,234: a number, or a list of two
+_NAME = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*")  # x = 5
 _REWRITES = [
     (re.compile(pattern), new)
     for pattern, new in [
@@ -63,6 +64,13 @@ def _readings(answer: str) -> set[str]:
     return {text, text.replace(",", "")} if _GROUPED.fullmatch(answer) else {text}
 
 
+def _same_text(answer: str, reference: str) -> bool:
+    """Whether two normalised answers are spelled alike. `x = 5` is `5`, but not `y = 5`."""
+    if ("=" in answer) != ("=" in reference):
+        answer, reference = _NAME.sub("", answer), _NAME.sub("", reference)
+    return not _readings(answer).isdisjoint(_readings(reference))
+
+
 def references(ground_truth: Any) -> list[str]:
     r"""The alternatives, out of their `\boxed{}`, normalised. Raises ValueError if one of them is empty."""
     texts = []
@@ -101,7 +109,7 @@ def make(argument: str) -> Callable[[str, Any], Verdict]:
 def compare(answer: str, right: list[str]) -> Verdict:
     """The verdict on an extracted answer, against normalised references."""
     normal = normalise(answer)
-    if _readings(normal) & set().union(*map(_readings, right)):
+    if any(_same_text(normal, text) for text in right):
         return Verdict(1.0, Outcome.CORRECT, answer)
     if _INTEGER.fullmatch(normal) and all(_INTEGER.fullmatch(text) for text in right):
         equal = int(normal) in [int(text) for text in right]

@@ -1,0 +1,38 @@
+"""Loading the tokenizer of a model: one function, used by the driver and by every rollout worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from hpt_ray.errors import UserError
+
+# A folder that names one of these says: tokenizer.json is all there is to know.
+GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model folder or Hub name. Raises `UserError` where there is none.
+
+    For some architectures, Qwen2 among them, `AutoTokenizer` replaces a tokenizer of the user's own by
+    the architecture's, with other ids and no word of it. A folder with a generic tokenizer class is
+    therefore read as what it says.
+    """
+    folder = Path(path).expanduser()
+    if path.startswith(("/", ".", "~")) and not folder.is_dir():
+        raise UserError(f"model.path={path}: no such folder. Give a model folder, a Hub name or mini:SIZE.")
+    try:
+        if folder.is_dir() and not any(folder.glob("tokenizer*")):
+            raise OSError("no file tokenizer* in the folder")
+        settings = folder / "tokenizer_config.json"
+        if settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in GENERIC_CLASSES:
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.path={path}: no tokenizer can be read there ({reason}). Put the tokenizer's files "
+            "(tokenizer.json, tokenizer_config.json) beside the model's."
+        ) from error
