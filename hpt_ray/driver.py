@@ -233,7 +233,8 @@ class Driver:
         state = load_state(found.path)
         if state["step"] > self.config.run.steps:
             raise UserError(
-                f"{found.path} is at step {state['step']}, past run.steps={self.config.run.steps}: raise run.steps."
+                f"{found.path} is at step {state['step']}, past run.steps={self.config.run.steps}: "
+                "raise run.steps."
             )
         self.step, self.version = state["step"], state["version"]
         self.sampler.load_state(state["sampler"])
@@ -367,7 +368,7 @@ def selection_metrics(pairs: Pairs, updates: list[UpdateResult]) -> dict[str, An
 
 
 def learner_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
-    """Entropy and sampler agreement of the first update, whose weights are the sampler's; the rest of the last."""
+    """What the first update (whose weights are the sampler's) and the last one of the step came to."""
     first, last = updates[0].metrics, updates[-1].metrics
     seconds = sum(update.seconds for update in updates)
     tokens = sum(update.num_tokens for update in updates)

@@ -68,12 +68,17 @@ class Cluster:
                 return cls(started_here=False)
             except ConnectionError as error:
                 raise UserError(
-                    f"cluster.address={config.address}: no Ray cluster answers there ({error}). Start one with "
-                    "`ray start --head`, or set cluster.address=local to run on this machine alone."
+                    f"cluster.address={config.address}: no Ray cluster answers there ({error}). Start one "
+                    "with `ray start --head`, or set cluster.address=local to run on this machine alone."
                 ) from error
         _loopback_only()
         ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
         return cls(started_here=True)
+
+    @property
+    def num_cpus(self) -> int:
+        """CPU cores of the whole cluster."""
+        return int(ray.cluster_resources().get("CPU", 0))
 
     async def reserve(self, needs: list[Need], *, timeout_s: float, name: str) -> None:
         """Hold room for `needs`, all or nothing.

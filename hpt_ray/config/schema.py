@@ -28,7 +28,7 @@ class RunConfig:
 
     name: str = key("run", "Name of the run; its folder is DIR/NAME-TIME.")
     dir: str = key("runs", "Folder that holds run folders.")
-    seed: int = key(0, "Seed of data order, sampling and random initialisation.")
+    seed: int = key(0, "Seed of data order, sampling and random initialisation.", minimum=0)
     steps: int = key(100, "Steps to train for (one batch of questions each).", minimum=0)
     resume: str = key(
         "never",
@@ -134,7 +134,7 @@ class SelectionConfig:
 
     gate: str = key(
         "auto",
-        "`switch` (paper, Eq 10); `rollouts`, `demonstrations` or `both` always; `auto` takes the algorithm's own.",
+        "`switch` (paper, Eq 10); `rollouts`, `demonstrations` or `both` always; `auto`: the algorithm's own.",
         choices=("auto", "switch", "rollouts", "demonstrations", "both"),
     )
     gamma: float = key(

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 NAME = "segments"
-# Rows of one block differ in length by at most this factor, so at most this share is padding.
-MAX_RATIO = 1.25
+# A row joins a block if it is at most this share, or this many tokens, shorter than the longest there:
+# little padding for long rows, few blocks for short ones.
+MAX_PADDING = 0.2
+MAX_PADDING_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Segments:
         while first < len(order):
             longest = lengths[order[first]]
             last = first + 1
-            while last < len(order) and lengths[order[last]] * MAX_RATIO >= longest:
+            shortest = longest - max(MAX_PADDING_TOKENS, int(MAX_PADDING * longest))
+            while last < len(order) and lengths[order[last]] >= shortest:
                 last += 1
             rows = order[first:last]
             offsets = np.arange(longest)
@@ -88,14 +91,13 @@ def segment_attention(
     """
     groups = query.shape[1] // key.shape[1]
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
-    out = torch.empty_like(query)
     parts, places = [], []
     for block in segments.blocks:
-        rows, longest = block.gather.shape
+        longest = block.gather.shape[1]
         if sliding_window is not None and longest > sliding_window:
             raise ValueError(
-                f"attention `segments` has no sliding window, and a row of {longest} tokens is longer than the "
-                f"model's window of {sliding_window}; set model.attention=flash_attention_2"
+                f"attention `segments` has no sliding window, and a row of {longest} tokens is longer than "
+                f"the model's window of {sliding_window}; set model.attention=flash_attention_2"
             )
         q, k, v = (x[block.gather].transpose(1, 2) for x in (query, key, value))  # [rows, heads, longest, d]
         if groups > 1:

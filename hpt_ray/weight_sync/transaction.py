@@ -74,8 +74,8 @@ class WeightSync:
         for name, names in zip(self._workers.names, received, strict=True):
             if set(names) != self._names:
                 raise RuntimeError(
-                    f"{name} committed version {version} with {len(names)} of {len(self._names)} weights; missing: "
-                    f"{sorted(self._names - set(names))[:5]}"
+                    f"{name} committed version {version} with {len(names)} of {len(self._names)} weights; "
+                    f"missing: {sorted(self._names - set(names))[:5]}"
                 )
         num_bytes = sum(meta.num_bytes for meta in self._metas)
         return SyncReport(version, len(self._metas), num_bytes, time.perf_counter() - begin)
