@@ -1,0 +1,45 @@
+# The two commands: `make demo` and `make test`. Each sets up .venv by itself and uses it again afterwards.
+PYTHON ?= python3
+BIN := .venv/bin
+# Numeric libraries start one thread per core in every process; with many processes that is too many.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test lint lock docs clean
+
+help:
+	@echo "make demo     train the small task on this machine (about 3 minutes after installation)"
+	@echo "make test     lint, types and all tests, the real stack included (about 15 minutes)"
+	@echo "make install  only the set-up: .venv with the locked CPU packages"
+	@echo "make lint     ruff and mypy"
+	@echo "make docs     write the generated pages of docs/ again"
+	@echo "make lock     resolve requirements/cpu.lock again"
+
+install: .venv/.installed
+
+.venv/.installed: requirements/cpu.lock requirements/install.sh pyproject.toml
+	@PYTHON="$(PYTHON)" requirements/install.sh
+	@touch $@
+
+demo: install
+	@echo "Training the small task: hybrid post-training of a weak base model on this machine"
+	@$(BIN)/python -m hpt_ray.main
+
+lint: install
+	@echo "Checking style and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint
+	@echo "Running the tests"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+docs: install
+	@$(BIN)/python -m hpt_ray.config.reference
+	@$(BIN)/python -m hpt_ray.observe.metrics
+
+lock:
+	@$(PYTHON) requirements/lock.py
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,53 @@
+"""`python -m hpt_ray.main` as a person runs it: a process of its own, with its exit code and its words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = [sys.executable, "-m", "hpt_ray.main"]
+LIMIT_S = 170  # of one run; below the limit of a test, so that what was printed is shown
+
+GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
+
+# The untrained model of the small task, with batches of seconds. Two of everything share two cores.
+TINY = [
+    "questions_per_step=8",
+    "rollouts_per_question=4",
+    "tokens_per_microbatch=512",
+    "model.path=mini:t-fresh",
+    "rollout.num_cpus=0.5",
+    "learner.num_cpus=0.5",
+    "evaluation.every=0",
+    "evaluation.before_training=false",
+    "observe.samples_every=1",
+]
+
+
+def write_grader(folder: Path) -> str:
+    """The name of a grader that an untrained model satisfies about half the time, and never learns."""
+    file = folder / "parity.py"
+    file.write_text(GRADER, encoding="utf-8")
+    return f"python:{file}:grade"
+
+
+def run_main(arguments: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """The finished process, output and errors as text."""
+    return subprocess.run(
+        [*MAIN, *arguments],
+        cwd=ROOT,
+        env=child_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """This environment without what would lead a child to another cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "COLUMNS": "100", **changes}
