@@ -1,0 +1,119 @@
+"""The learner's counterpart: one process, plain PyTorch, one row at a time, float64.
+
+Shares nothing with the learner but the rows: transformers' own attention, full logits, log-softmax,
+torch's clip and AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.records import Row
+
+VOCABULARY = 82
+
+
+class PlainLearner:
+    """A policy and its AdamW."""
+
+    def __init__(self, path: Path, config: LearnerConfig, temperature: float):
+        self.model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float64, attn_implementation="eager"
+        )
+        self.temperature = temperature
+        self.max_grad_norm = config.max_grad_norm
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
+        )
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {name: p.detach().numpy().copy() for name, p in self.model.named_parameters()}
+
+    def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
+        parameters = dict(self.model.named_parameters())
+        assert parameters.keys() == values.keys()
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(torch.from_numpy(value))
+
+    def score(self, row: Row) -> tuple[Tensor, Tensor]:
+        """log π and entropy of the row's response tokens [L]; a demonstration at temperature 1."""
+        tokens = torch.from_numpy(row.token_ids).long()
+        logits = self.model(input_ids=tokens[None]).logits[0, row.prompt_length - 1 : -1]
+        log_pi = torch.log_softmax(logits / (1.0 if row.is_demo else self.temperature), -1)
+        response = tokens[row.prompt_length :]
+        return log_pi[torch.arange(len(response)), response], -(log_pi.exp() * log_pi).sum(-1)
+
+    def gradient(self, loss: Tensor) -> tuple[dict[str, np.ndarray], float]:
+        """The gradient by parameter name and its norm, both before the clip."""
+        self.optimizer.zero_grad(set_to_none=False)
+        for p in self.model.parameters():
+            p.grad = torch.zeros_like(p)
+        if loss.requires_grad:
+            loss.backward()
+        gradient = {name: p.grad.numpy().copy() for name, p in self.model.named_parameters()}
+        return gradient, norm(gradient)
+
+    def step(self, learning_rate: float) -> None:
+        """Clip and update with the gradient of the last call of `gradient`."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        if self.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+
+
+def norm(tree: Mapping[str, np.ndarray]) -> float:
+    return float(np.sqrt(sum(np.square(x.astype(np.float64)).sum() for x in tree.values())))
+
+
+def distance(mine: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float:
+    """‖mine − theirs‖₂ over all tensors, which must have the same names and shapes."""
+    assert mine.keys() == theirs.keys()
+    assert all(mine[name].shape == theirs[name].shape for name in mine)
+    return norm({name: mine[name].astype(np.float64) - theirs[name] for name in mine})
+
+
+def make_rows(
+    plain: PlainLearner,
+    groups: Sequence[tuple[Sequence[float], bool]],
+    *,
+    seed: int,
+    prompt_lengths: tuple[int, int] = (1, 9),
+    max_response: int = 24,
+) -> list[list[Row]]:
+    """Random rows, question by question: a rollout per reward, and a demonstration where asked for.
+
+    The sampler of the rollouts was a policy near `plain`: ratios lie around 1, some past the clip.
+    """
+    random = np.random.default_rng(seed)
+
+    def row(index: int, reward: float, is_demo: bool, prompt: np.ndarray) -> Row:
+        response = random.integers(0, VOCABULARY, random.integers(1, max_response + 1))
+        made = Row(
+            question_id=f"q/{index}",
+            token_ids=np.concatenate([prompt, response]).astype(np.int32),
+            prompt_length=len(prompt),
+            logp_old=np.full(len(response), np.nan, np.float32),
+            is_demo=is_demo,
+            reward=reward,
+            group=index,
+        )
+        if not is_demo:
+            with torch.no_grad():
+                logp = plain.score(made)[0].numpy()
+            made.logp_old = (logp + 0.15 * random.standard_normal(len(logp))).astype(np.float32)
+        return made
+
+    questions = []
+    for index, (rewards, has_demo) in enumerate(groups):
+        prompt = random.integers(0, VOCABULARY, random.integers(*prompt_lengths))
+        rows = [row(index, reward, False, prompt) for reward in rewards]
+        questions.append(rows + ([row(index, 1.0, True, prompt)] if has_demo else []))
+    return questions
