@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ import numpy as np
 from hpt_ray.checkpoint.store import CheckpointStore, load_state
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.cluster.topology import Actors, start_actors
-from hpt_ray.config.schema import Config
+from hpt_ray.config.schema import Config, LearnerConfig
 from hpt_ray.data.sampler import Sampler
 from hpt_ray.errors import UserError
 from hpt_ray.estimators import BatchShape
 from hpt_ray.evaluation.held_out import HeldOut
+from hpt_ray.learner.critic import optimizer_of as critic_optimizer
 from hpt_ray.learner.group import LearnerGroup, UpdateResult
 from hpt_ray.learner.schedule import learning_rate
 from hpt_ray.observe.metrics import complete_line, summarize_evaluations
@@ -141,7 +143,12 @@ class Driver:
             rollout_s = time.perf_counter() - begin
             if len(pairs) % per_update == 0:
                 self.progress.phase("learn")
-                updates.append(await self.learner.finish(self._learning_rate(len(updates))))
+                updates.append(
+                    await self.learner.finish(
+                        self._learning_rate(len(updates)),
+                        self._learning_rate(len(updates), critic_optimizer(config)),
+                    )
+                )
         self.progress.phase("sync")
         sync_s = await self._sync()
         self.step = number
@@ -181,11 +188,11 @@ class Driver:
         ):
             yield group
 
-    def _learning_rate(self, updates_done: int) -> float:
+    def _learning_rate(self, updates_done: int, optimizer: LearnerConfig | None = None) -> float:
         """The rate of the next update of this step; −1: of the last one that was done."""
         per_step = self.config.updates_per_step
         update = self.step * per_step + updates_done
-        return learning_rate(self.config.learner, update, self.config.run.steps * per_step)
+        return learning_rate(optimizer or self.config.learner, update, self.config.run.steps * per_step)
 
     async def _sync(self) -> float:
         """The learner's weights, under a new version, to every rollout worker; seconds it took."""
@@ -217,8 +224,11 @@ class Driver:
             tokens_per_microbatch=config.tokens_per_microbatch,
             timeout_s=config.learner.timeout_s,
             reference=actors.reference,
+            critic=actors.critic,
         )
-        self.pool = actors.rollouts and RolloutPool(actors.rollouts, timeout_s=config.rollout.timeout_s)
+        self.pool: RolloutPool | None = None
+        if actors.rollouts is not None:
+            self.pool = RolloutPool(actors.rollouts, timeout_s=config.rollout.timeout_s)
         return actors
 
     def _restore_position(self) -> None:
@@ -248,8 +258,21 @@ class Driver:
         if self.checkpoint is not None:
             limit = self.config.learner.timeout_s
             await self.actors.learners.call("load", str(self.checkpoint / "learner"), timeout_s=limit)
+            if self.actors.critic is not None:
+                await self._load_critic(self.checkpoint / "critic")
         if self.actors.sync is not None:
             await self.actors.sync.push(self.version)
+
+    async def _load_critic(self, folder: Path) -> None:
+        assert self.actors.critic is not None
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder.parent} was written without a critic, which algorithm.name="
+                f"{self.config.algorithm.name} needs: start a new run from its {folder.parent / 'hf'} "
+                "(model.path), or continue with the algorithm it was made with."
+            )
+        state = str(folder / "state")
+        await self.actors.critic.call("load", state, timeout_s=self.config.learner.timeout_s)
 
     # -- report, save, finish ----------------------------------------------------------------------
 
@@ -306,6 +329,11 @@ class Driver:
         (folder / "learner").mkdir()
         await self.actors.learners.call("save", str((folder / "learner").resolve()), timeout_s=limit)
         await self.actors.learners.call("export", str((folder / "hf").resolve()), timeout_s=limit)
+        if self.actors.critic is not None:
+            critic = (folder / "critic").resolve()
+            (critic / "state").mkdir(parents=True)
+            await self.actors.critic.call("save", str(critic / "state"), timeout_s=limit)
+            await self.actors.critic.call("export", str(critic), timeout_s=limit)
         self.store.commit(
             self.step,
             {

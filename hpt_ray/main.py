@@ -14,7 +14,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from hpt_ray.cluster.process import QUIET
 
@@ -28,11 +28,11 @@ from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.driver import Driver  # noqa: E402
 from hpt_ray.errors import UserError  # noqa: E402
-from hpt_ray.mini_base import model_folder  # noqa: E402
+from hpt_ray.mini_base import model_folder, parse_name  # noqa: E402
 from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.observe.tables import start_summary  # noqa: E402
-from hpt_ray.setup import prepare, tokenizer_path  # noqa: E402
+from hpt_ray.setup import Prepared, prepare, tokenizer_path  # noqa: E402
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
@@ -43,10 +43,15 @@ def main(arguments: list[str] | None = None) -> int:
     folder: RunFolder | None = None
     try:
         config, dry_run = parse(arguments)
+        if mini.is_mini(config.model.path):
+            parse_name(config.model.path)
+        prepared = prepare(config, tokenizer_path(config.model.path))
         if dry_run:
-            return show_plan(config, console)
+            console.print(plan(config, prepared, Path(config.run.dir) / f"{config.run.name}-TIME"))
+            return 0
         folder = open_folder(config)
-        asyncio.run(run(config, folder, console))
+        console.print(plan(config, prepared, folder.root))
+        asyncio.run(run(config, prepared, folder, console))
         return 0
     except Exception as error:
         # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
@@ -77,18 +82,15 @@ def parse(arguments: list[str] | None) -> tuple[Config, bool]:
     return config, options.dry_run
 
 
-def show_plan(config: Config, console: Console) -> int:
-    prepared = prepare(config, tokenizer_path(config.model.path))
-    console.print(
-        start_summary(
-            config,
-            algorithm_mode=prepared.estimator.mode,
-            num_questions=len(prepared.questions),
-            dropped=prepared.dropped,
-            folder=Path(config.run.dir) / f"{config.run.name}-TIME",
-        )
+def plan(config: Config, prepared: Prepared, folder: Path) -> RenderableType:
+    """The table at the start: the algorithm, the batch sizes and what follows from them, the data."""
+    return start_summary(
+        config,
+        algorithm_mode=prepared.estimator.mode,
+        num_questions=len(prepared.questions),
+        dropped=prepared.dropped,
+        folder=folder,
     )
-    return 0
 
 
 def open_folder(config: Config) -> RunFolder:
@@ -98,24 +100,25 @@ def open_folder(config: Config) -> RunFolder:
     elif config.run.resume == "auto":
         found = RunFolder.newest(config.run.dir, config.run.name)
     else:
-        found = RunFolder.open(config.run.resume)
-    folder = RunFolder.create(config.run.dir, config.run.name) if found is None else found
-    dump_config(config, folder.config)
+        found = RunFolder(Path(config.run.resume))
+    folder = (
+        RunFolder.create(config.run.dir, config.run.name) if found is None else RunFolder.open(found.root)
+    )
+    write_config(config, folder)
     return folder
 
 
-async def run(config: Config, folder: RunFolder, console: Console) -> None:
-    """Prepare, connect, train."""
-    prepared = prepare(config, tokenizer_path(config.model.path))
-    console.print(
-        start_summary(
-            config,
-            algorithm_mode=prepared.estimator.mode,
-            num_questions=len(prepared.questions),
-            dropped=prepared.dropped,
-            folder=folder.root,
-        )
-    )
+def write_config(config: Config, folder: RunFolder) -> None:
+    """config.yaml as this run uses it. What a resumed run had before stays, as config-1.yaml and so on."""
+    before = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
+    dump_config(config, folder.config)
+    if before is not None and before != folder.config.read_text(encoding="utf-8"):
+        number = 1 + len(list(folder.root.glob("config-*.yaml")))
+        (folder.root / f"config-{number}.yaml").write_text(before, encoding="utf-8")
+
+
+async def run(config: Config, prepared: Prepared, folder: RunFolder, console: Console) -> None:
+    """Connect, train."""
     cluster = Cluster.connect(config.cluster)
     try:
         if mini.is_mini(config.model.path):

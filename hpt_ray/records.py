@@ -133,6 +133,11 @@ class Row:
     reward: float
     group: int  # index of the question within the optimizer step
     weight: float = 1.0  # α or β of the gate
+    # Filled in on rollouts where the algorithm asks for it, the first two before the row is weighed:
+    values: np.ndarray | None = None  # [L] float32, the critic's V of what stands before each token
+    logp_ref: np.ndarray | None = None  # [L] float32, log-prob under the frozen policy (KL in the reward)
+    returns: np.ndarray | None = None  # [L] float32, G = Â + V, what the critic learns
+    value_scale: float = 0.0  # gate weight / Z of the value loss
 
     @property
     def response_length(self) -> int:
@@ -174,3 +179,17 @@ class Pack:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTargets:
+    """What the critic learns on one pack with R response tokens.
+
+    `values`   [R] float32, V as the rows were scored; the clip of the value loss starts from it
+    `returns`  [R] float32, G = Â + V
+    `scales`   [rows] float32, gate weight / Z, where Z is that of the rollouts' policy term
+    """
+
+    values: np.ndarray
+    returns: np.ndarray
+    scales: np.ndarray

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from hpt_ray.config.schema import Config
 from hpt_ray.data import mini
@@ -55,18 +56,17 @@ def prepare(config: Config, model_path: str) -> Prepared:
     template = Template(
         config.data, load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
     )
-    limits = {
-        "max_prompt_tokens": config.data.max_prompt_tokens,
-        "max_response_tokens": config.data.max_response_tokens,
-    }
-    demonstrations = (
-        "required" if gate == "demonstrations" else "ignored" if gate == "rollouts" else "optional"
+    load = partial(
+        load_questions,
+        template=template,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_response_tokens=config.data.max_response_tokens,
     )
-    questions = load_questions(config.data.train, template, demonstrations=demonstrations, **limits)
-    held_out = {
-        name: load_questions([path], template, demonstrations="optional", **limits)
-        for name, path in config.evaluation.sets.items()
-    }
+    questions = load(config.data.train, demonstrations=DEMONSTRATIONS[gate])
+    held_out = {}
+    for name, path in config.evaluation.sets.items():
+        found = load([path], demonstrations="optional")
+        held_out[name] = [found[i] for i in range(len(found))]
     return Prepared(
         model_path=model_path,
         questions=questions,
@@ -85,13 +85,11 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             f"algorithm.name={estimator.name} trains on rollouts, but rollouts_per_question="
             f"{config.rollouts_per_question}: raise it, or use algorithm.name=sft."
         )
-    if estimator.needs_values:
+    if estimator.needs_values and config.critic.num_gpus > 1:
         raise UserError(
-            f"algorithm.name={estimator.name} needs a critic, which this version does not start: "
-            "use grpo or rloo, or another advantage than gae."
+            f"critic.num_gpus is {config.critic.num_gpus:g}, but one rank uses at most one GPU: set it to 1 "
+            "and raise critic.num_ranks."
         )
-    if estimator.kl_coef and estimator.kl_in == "reward":
-        raise UserError("algorithm.kl_in=reward is not available in this version: use algorithm.kl_in=loss.")
 
 
 def tokenizer_path(model_path: str) -> str:

@@ -8,9 +8,11 @@ expiry is what a person asks next: what was asked, what is there, who holds it.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -29,6 +32,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.errors import UserError
+
+PROBE_TIMEOUT_S = 5.0  # for a cluster's head to accept a connection
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,18 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if ray.is_initialized():
             return cls(started_here=False)
-        if config.address not in ("auto", "local") or (config.address == "auto" and _running_cluster()):
-            try:
-                ray.init(address=config.address, **options)
-                return cls(started_here=False)
-            except ConnectionError as error:
-                raise UserError(
-                    f"cluster.address={config.address}: no Ray cluster answers there ({error}). Start one "
-                    "with `ray start --head`, or set cluster.address=local to run on this machine alone."
-                ) from error
-        _loopback_only()
-        ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
-        return cls(started_here=True)
+        address = _address_to_join(config.address)
+        if address is None:
+            _loopback_only()
+            ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
+            return cls(started_here=True)
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise UserError(
+                f"cluster.address={address}: the cluster does not let us in ({error})."
+            ) from error
+        return cls(started_here=False)
 
     @property
     def num_cpus(self) -> int:
@@ -108,7 +113,8 @@ class Cluster:
     ) -> ActorGroup:
         """Actors of one kind, actor i made with `arguments[i]`, each in a bundle of its own."""
         need = self._needs[kind]
-        remote_class = ray.remote(actor_class)
+        assert self.group is not None, "reserve room first"
+        remote_class: Any = ray.remote(actor_class)
         actors = []
         for i, args in enumerate(arguments):
             options: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus}
@@ -133,21 +139,33 @@ class Cluster:
         ray.shutdown()
 
 
-def _running_cluster() -> bool:
-    """Whether `ray.init(address="auto")` would find a cluster that is alive.
+def _address_to_join(address: str) -> str | None:
+    """HOST:PORT of the cluster to join; None to start one. Raises `UserError` where a named one is not there.
 
-    Asked before Ray is: once it has looked, it has made up its mind about tokens and addresses.
+    Looked up before Ray is asked: once Ray has looked, it has made up its mind about tokens and addresses,
+    and where nothing answers it waits for a minute and ends the process.
     """
-    if os.environ.get("RAY_ADDRESS"):
-        return True
-    address = ray._private.utils.read_ray_address()
-    if not address:
-        return False
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "auto")  # set inside a job
+    if address == "local":
+        return None
+    if address == "auto":
+        started = ray._private.utils.read_ray_address()  # by `ray start` on this machine, maybe long gone
+        return started if started and _answers(started) else None
+    if not _answers(address):
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster answers there. Give HOST:PORT as `ray start --head` "
+            "prints it, or set cluster.address=local to run on this machine alone."
+        )
+    return address
+
+
+def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except OSError:
-        return False  # what a cluster left behind that is gone
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
     return True
 
 
@@ -159,15 +177,17 @@ async def _ready(group: PlacementGroup) -> None:
 def _loopback_only() -> None:
     """A Ray started here is for this run alone: it listens on loopback, and its token is its own.
 
-    Without the first variable Ray replaces 127.0.0.1 by the address of a network card. Ray turns its
-    token authentication on by itself for a local cluster, but would leave a token in the user's home,
-    which changes how later clusters there behave.
+    Unless it is told that this machine cannot be part of a cluster, Ray replaces 127.0.0.1 by the address
+    of a network card. It read the variable when it was imported; the variable is for its child processes.
+    Ray turns its token authentication on by itself for a local cluster, but would leave a token in the
+    user's home, which changes how later clusters there behave.
     """
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     if "RAY_AUTH_TOKEN_PATH" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
         folder = Path(tempfile.mkdtemp(prefix="hpt_ray-"))  # only this user may enter
+        atexit.register(shutil.rmtree, folder)
         (folder / "token").write_text(secrets.token_hex(32), encoding="utf-8")
-        (folder / "token").chmod(0o600)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
 
 

@@ -1,6 +1,7 @@
 """Which actors a run has, where they stand and how they are wired: the topology in one function.
 
-    rollout-0 … (vLLM)   learner-0 … (DeepSpeed)   verifier-0   reference-0 … (only for KL terms)
+    rollout-0 … (vLLM)   learner-0 … (DeepSpeed)   verifier-0
+    reference-0 … (only for KL terms)   critic-0 … (DeepSpeed, only for values)
 
 Everything starts at the same time; the weight-transfer group is joined last, when both ends are up.
 """
@@ -8,13 +9,16 @@ Everything starts at the same time; the weight-transfer group is joined last, wh
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.cluster.runtime import Cluster, Need
 from hpt_ray.config.schema import Config
 from hpt_ray.estimators import Estimator
+from hpt_ray.learner.critic import CriticSpec, CriticWorker, optimizer_of
 from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
 from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
 from hpt_ray.reward import VerifierService
@@ -35,24 +39,28 @@ class Actors:
     rollouts: ActorGroup | None
     verifier: ActorGroup | None
     reference: ActorGroup | None
+    critic: ActorGroup | None
     sync: WeightSync | None
 
     def stop(self) -> None:
-        for group in (self.rollouts, self.learners, self.verifier, self.reference):
+        for group in (self.rollouts, self.learners, self.verifier, self.reference, self.critic):
             if group is not None:
                 group.kill()
 
 
-def needs(config: Config, *, with_rollouts: bool, with_reference: bool) -> list[Need]:
+def needs(config: Config, estimator: Estimator, *, with_rollouts: bool) -> list[Need]:
     """The room a run asks for, group by group."""
     room = [Need("learner", config.learner.num_ranks, config.learner.num_cpus, config.learner.num_gpus)]
     if with_rollouts:
         rollout = config.rollout
         room.append(Need("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus))
         room.append(Need("verifier", 1, config.reward.num_cpus, 0.0))
-    if with_reference:
+    if estimator.needs_reference:
         reference = config.reference
         room.append(Need("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
+    if estimator.needs_values:
+        critic = config.critic
+        room.append(Need("critic", critic.num_ranks, critic.num_cpus, critic.num_gpus))
     return room
 
 
@@ -70,9 +78,8 @@ async def start_actors(
     Raises `UserError` where there is no room or a model cannot be used, `WaitExpired` where an actor
     does not come up in time.
     """
-    with_reference = estimator.needs_reference
     await cluster.reserve(
-        needs(config, with_rollouts=with_rollouts, with_reference=with_reference),
+        needs(config, estimator, with_rollouts=with_rollouts),
         timeout_s=config.cluster.placement_timeout_s,
         name=f"hpt_ray:{config.run.name}",
     )
@@ -88,8 +95,8 @@ async def start_actors(
         LearnerWorker,
         [(rank, num_ranks, learner_spec, log("learner", rank)) for rank in range(num_ranks)],
     )
-    rollouts = verifier = reference = sync = None
-    starting = []
+    rollouts = verifier = reference = critic = sync = None
+    starting: list[Awaitable[Any]] = []
     if with_rollouts:
         carrier = carrier_of(config)
         spec = EngineSpec(
@@ -121,8 +128,11 @@ async def start_actors(
         )
         starting.append(verifier.call("counts", timeout_s=config.rollout.start_timeout_s, what="start"))
         sync = WeightSync(learners, rollouts, config.weight_sync, carrier)
-    if with_reference:
-        reference_model = replace(config.model, path=config.reference.path or config.model.path)
+    if estimator.needs_reference:
+        # A reference of its own is read as it is; else it is the policy as training starts.
+        reference_model = config.model
+        if config.reference.path is not None:
+            reference_model = replace(config.model, path=config.reference.path, random_init=False)
         reference_spec = ReferenceSpec(
             reference_model, config.reference.path or model_path, config.reference, temperature, seed
         )
@@ -133,17 +143,29 @@ async def start_actors(
         )
         starting.append(reference.call("start", timeout_s=config.learner.timeout_s, what="load the model"))
 
-    async def start_learners() -> str:
-        limit = config.learner.timeout_s
-        host, port = (await learners.call("rendezvous", timeout_s=limit, what="come up"))[0]
-        await learners.call("start", host, port, timeout_s=limit, what="load the model")
-        return host
+    if estimator.needs_values:
+        optimizer = optimizer_of(config)
+        critic_spec = CriticSpec(config.model, model_path, optimizer, config.critic.value_clip, seed)
+        num_critics = optimizer.num_ranks
+        critic = cluster.create(
+            "critic",
+            CriticWorker,
+            [(rank, num_critics, critic_spec, log("critic", rank)) for rank in range(num_critics)],
+        )
+        starting.append(_start_ranks(critic, config.learner.timeout_s))
 
-    host, *_ = await asyncio.gather(start_learners(), *starting)
+    host, *_ = await asyncio.gather(_start_ranks(learners, config.learner.timeout_s), *starting)
     if sync is not None:
         _, port = (await learners.call("rendezvous", timeout_s=config.weight_sync.timeout_s))[0]
         await sync.connect(host, port, workers_per_engine=config.rollout.tensor_parallel)
-    return Actors(learners, rollouts, verifier, reference, sync)
+    return Actors(learners, rollouts, verifier, reference, critic, sync)
+
+
+async def _start_ranks(ranks: ActorGroup, timeout_s: float) -> str:
+    """Let the ranks meet and load their model; the address of rank 0."""
+    host, port = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
+    await ranks.call("start", host, port, timeout_s=timeout_s, what="load the model")
+    return host
 
 
 def carrier_of(config: Config) -> str:

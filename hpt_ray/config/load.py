@@ -1,4 +1,4 @@
-"""YAML files and `key=value` words in; one checked `Config` out.
+"""YAML files and `key=value` words in; one checked `Config` out, or another root of sections (`load_as`).
 
 Sources are merged in this order, and a later one wins: the defaults of the schema, the files named under
 `defaults:` at the top of a file (paths relative to that file), the file itself, the command line. Dicts
@@ -16,10 +16,10 @@ import difflib
 import functools
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +29,7 @@ from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 
 COMMAND_LINE = "command line"
+Root = TypeVar("Root")
 _NEAREST_CUTOFF = 0.6  # below this likeness a suggestion would confuse more than help
 
 
@@ -67,44 +68,58 @@ class _Setting:
 
 
 @functools.cache
-def known_keys() -> dict[str, KnownKey]:
+def known_keys(root: type = Config) -> dict[str, KnownKey]:
     """Every key of the schema by its full name, in the order of the schema."""
-    return {known.name: known for known in _keys_of(Config, "")}
+    return {known.name: known for known in _keys_of(root, "")}
 
 
 def load_config(path: str | os.PathLike[str] | None, dotlist: list[str]) -> Config:
-    """Read, merge and check one configuration.
+    """Read, merge and check the configuration of a run: see `load_as`."""
+    return load_as(Config, path, dotlist)
+
+
+def load_as(
+    root: type[Root],
+    path: str | os.PathLike[str] | None,
+    dotlist: list[str],
+    *,
+    base: Mapping[str, dict[str, Any]] | None = None,
+) -> Root:
+    """Read, merge and check one configuration with the keys of the dataclass `root`.
 
     `path` is a YAML file or None for the defaults of the schema. `dotlist` holds words such as
-    `"run.steps=20"` or `"data.train=[a.parquet, b.parquet]"`; values are written as in YAML.
+    `"run.steps=20"` or `"data.train=[a.parquet, b.parquet]"`; values are written as in YAML. `base` holds
+    what comes before them: name for messages → nested keys.
 
     Raises `UserError` with one line for every problem found.
     """
     settings: list[_Setting] = []
     problems: list[str] = []
+    for source, content in (base or {}).items():
+        _collect(root, content, "", source, settings, problems)
     if path is not None:
         for source, content in _read_with_defaults(Path(path), ()):
-            _collect(content, "", source, settings, problems)
+            _collect(root, content, "", source, settings, problems)
     for word in dotlist:
-        _collect(_parse_word(word), "", COMMAND_LINE, settings, problems)
+        _collect(root, _parse_word(root, word), "", COMMAND_LINE, settings, problems)
 
-    merged = OmegaConf.structured(Config)
+    merged = OmegaConf.structured(root)
     sources: dict[str, str] = {}
     for setting in settings:
-        problem = _merge_one(merged, setting)
+        problem = _merge_one(root, merged, setting)
         if problem is not None:
             problems.append(problem)
         sources[setting.key] = setting.source
-    problems += _check_values(merged, sources)
+    problems += _check_values(root, merged, sources)
     if problems:
         raise UserError("\n".join(problems))
 
     config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
+    assert isinstance(config, root)
     return config
 
 
-def dump_config(config: Config, path: str | os.PathLike[str]) -> None:
+def dump_config(config: Any, path: str | os.PathLike[str]) -> None:
     """Write every key of `config` as YAML. `load_config(path, [])` reads the same configuration back."""
     text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=100)
     Path(path).write_text(text, encoding="utf-8")
@@ -166,12 +181,12 @@ def _reason_of(error: yaml.YAMLError) -> str:
     return " ".join(str(reason).split())
 
 
-def _parse_word(word: str) -> dict:
+def _parse_word(root: type, word: str) -> dict:
     """`a.b=c` as nested dicts. A text key takes the value as it is written, unless it is quoted or null."""
     name, equals, text = word.partition("=")
     if not equals or not name.strip():
         raise UserError(f"{COMMAND_LINE}: `{word}` is not of the form key=value, e.g. run.steps=20.")
-    known = known_keys().get(name)
+    known = known_keys(root).get(name)
     if known is not None and known.is_text and text != "null" and not text.startswith(("'", '"')):
         return _nested(name, text)
     try:
@@ -190,28 +205,30 @@ def _nested(name: str, value: Any) -> dict:
     return value
 
 
-def _collect(content: dict, prefix: str, source: str, settings: list[_Setting], problems: list[str]) -> None:
+def _collect(
+    root: type, content: dict, prefix: str, source: str, settings: list[_Setting], problems: list[str]
+) -> None:
     """Walk nested content down to the keys of the schema; unknown keys and misplaced values are problems."""
     for part, value in content.items():
         name = f"{prefix}{part}"
-        if name in known_keys():
+        if name in known_keys(root):
             settings.append(_Setting(name, value, source))
-        elif name not in _sections():
-            problems.append(f"{source}: unknown key `{name}`.{_suggestion(name)}")
+        elif name not in _sections(root):
+            problems.append(f"{source}: unknown key `{name}`.{_suggestion(root, name)}")
         elif isinstance(value, dict):
-            _collect(value, f"{name}.", source, settings, problems)
+            _collect(root, value, f"{name}.", source, settings, problems)
         elif value is not None:  # a section whose keys are all commented out is None, and sets nothing
-            example = next(known for known in known_keys() if known.startswith(f"{name}."))
+            example = next(known for known in known_keys(root) if known.startswith(f"{name}."))
             problems.append(
                 f"{source}: `{name}` is a section, not a value. Set a key in it, such as `{example}`."
             )
 
 
-def _sections() -> set[str]:
-    return {known.rpartition(".")[0] for known in known_keys()} - {""}
+def _sections(root: type) -> set[str]:
+    return {known.rpartition(".")[0] for known in known_keys(root)} - {""}
 
 
-def nearest_key(name: str) -> str | None:
+def nearest_key(name: str, root: type = Config) -> str | None:
     """The known key or section that `name` most likely means, by its full name or by its last part."""
 
     def likeness(candidate: str) -> tuple[float, float]:
@@ -219,23 +236,24 @@ def nearest_key(name: str) -> str | None:
         last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
         return max(whole, last), whole
 
-    best = max([*known_keys(), *sorted(_sections())], key=likeness)
+    best = max([*known_keys(root), *sorted(_sections(root))], key=likeness)
     return best if likeness(best)[0] >= _NEAREST_CUTOFF else None
 
 
-def _suggestion(name: str) -> str:
-    nearest = nearest_key(name)
+def _suggestion(root: type, name: str) -> str:
+    nearest = nearest_key(name, root)
     if nearest is not None:
         return f" Did you mean `{nearest}`?"
-    return " All keys are listed in docs/configuration.md."
+    page = "configuration" if root is Config else "evaluation"
+    return f" All keys are listed in docs/{page}.md."
 
 
-def _merge_one(merged: DictConfig, setting: _Setting) -> str | None:
+def _merge_one(root: type, merged: DictConfig, setting: _Setting) -> str | None:
     """Merge one value into `merged`; a problem in words where the value does not fit the key."""
     try:
         merged.merge_with(_nested(setting.key, setting.value))
     except OmegaConfBaseException:
-        return f"{setting.source}: {_wrong_type(known_keys()[setting.key], setting.value)}"
+        return f"{setting.source}: {_wrong_type(known_keys(root)[setting.key], setting.value)}"
     return None
 
 
@@ -250,10 +268,10 @@ def _yaml_type(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def _check_values(merged: DictConfig, sources: dict[str, str]) -> list[str]:
+def _check_values(root: type, merged: DictConfig, sources: dict[str, str]) -> list[str]:
     """Required keys, references `${…}`, choices, minima and element types of the merged values."""
     problems = []
-    for name, known in known_keys().items():
+    for name, known in known_keys(root).items():
         try:
             value = OmegaConf.select(merged, name, throw_on_missing=True)
             if OmegaConf.is_config(value):

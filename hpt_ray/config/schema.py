@@ -168,6 +168,22 @@ class LearnerConfig:
 
 
 @dataclass
+class CriticConfig:
+    """PPO's value model; started only when the advantage asks for values.
+
+    Every other setting of its ranks and its optimizer is the learner's.
+    """
+
+    learning_rate: float = key(1e-5, "Peak learning rate; warm-up and schedule as the learner's.", minimum=0)
+    value_clip: float = key(
+        0.2, "ε: a value is moved at most this far from the one its advantage was made with.", minimum=0
+    )
+    num_ranks: int = key(1, "Critic processes.", minimum=1)
+    num_cpus: float = key(1.0, "CPU cores reserved for one rank.", minimum=0)
+    num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).", minimum=0)
+
+
+@dataclass
 class ReferenceConfig:
     """The frozen policy of KL terms; started only when a term asks for it."""
 
@@ -316,6 +332,7 @@ class Config:
     algorithm: AlgorithmConfig = section(AlgorithmConfig)
     reference: ReferenceConfig = section(ReferenceConfig)
     learner: LearnerConfig = section(LearnerConfig)
+    critic: CriticConfig = section(CriticConfig)
     weight_sync: WeightSyncConfig = section(WeightSyncConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -65,6 +65,9 @@ class QuestionSet:
             demonstration=None if text is None else Demonstration(ids("demonstration_ids"), text),
             extra=json.loads(batch.column("extra")[row].as_py()),
         )
+
+    def __iter__(self) -> Iterator[Question]:
+        return map(self.__getitem__, range(len(self)))
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -29,10 +29,16 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         settings = folder / "tokenizer_config.json"
         if settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in GENERIC_CLASSES:
             return PreTrainedTokenizerFast.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model.path={path}: no tokenizer can be read there ({reason}). Put the tokenizer's files "
             "(tokenizer.json, tokenizer_config.json) beside the model's."
         ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"model.path={path}: its tokenizer ({type(tokenizer).__name__}) has no fast version. Convert it to a "
+            "tokenizer.json, e.g. with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`."
+        )
+    return tokenizer

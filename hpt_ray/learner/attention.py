@@ -83,12 +83,20 @@ def segment_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, heads, T, d], key and value [1, kv_heads, T, d].
 
-    Returns [1, T, heads, d]. Sliding windows shorter than a row are not supported and are refused.
+    Returns [1, T, heads, d]. Sliding windows shorter than a row, soft-capped scores (`softcap`) and
+    attention sinks (`s_aux`) are not supported and are refused.
     """
+    if softcap is not None or s_aux is not None:
+        raise ValueError(
+            f"attention `segments` has no {'softcap' if softcap is not None else 's_aux'}, which this model "
+            "needs; set model.attention=flash_attention_2"
+        )
     groups = query.shape[1] // key.shape[1]
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
     parts, places = [], []

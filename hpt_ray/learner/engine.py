@@ -88,6 +88,7 @@ class DeepSpeedEngine:
             model=module, optimizer=optimizer, config=deepspeed_config(config, dtype=dtype)
         )
         self._accumulation: contextlib.ExitStack | None = None
+        self._is_reduced = False
         self.device = self._engine.device
 
     @property
@@ -100,6 +101,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss` (this pack's share of the step's sum) to the step's gradient."""
+        assert not self._is_reduced, "the reduced gradient waits for its step"
         if self._accumulation is None:
             self._accumulation = contextlib.ExitStack()
             self._accumulation.enter_context(
@@ -110,12 +112,15 @@ class DeepSpeedEngine:
         self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
 
     def reduce(self) -> None:
-        """Sum the gradients over ranks. Collective."""
+        """Sum the gradients over ranks, once per step; a second call does nothing. Collective."""
+        if self._is_reduced:
+            return
         assert self._accumulation is not None, "a step needs at least one (dummy) pack on every rank"
         self._accumulation.close()
         self._accumulation = None
         if self._config.zero_stage == 0:
             self._engine.allreduce_gradients()
+        self._is_reduced = True
 
     def step(self, learning_rate: float) -> float:
         """Clip, step, clear. Returns the global gradient norm before clipping. Collective."""
@@ -123,6 +128,7 @@ class DeepSpeedEngine:
             group["lr"] = learning_rate
         norm = self._plain_norm() if self._config.zero_stage == 0 else None
         self._engine.step()
+        self._is_reduced = False
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
     def _plain_norm(self) -> float:

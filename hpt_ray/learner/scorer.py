@@ -13,10 +13,13 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from hpt_ray.errors import UserError
 from hpt_ray.learner.attention import NAME as SEGMENTS
 from hpt_ray.learner.attention import Segments
 from hpt_ray.records import Pack
 
+# Keys of model configurations whose logits are more than the output layer's.
+OTHER_SCALES = ("logit_scale", "logits_scaling")
 CHUNK_LOGITS = 1 << 26  # logits of one chunk: 256 MiB in float32
 
 
@@ -64,6 +67,12 @@ class TokenScorer(torch.nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
+        for name in OTHER_SCALES:
+            if getattr(model.config, name, None) not in (None, 1.0):
+                raise UserError(
+                    f"model.path: {model.config.model_type} scales its logits ({name}), which the learner "
+                    "does not do. Use a model of another architecture."
+                )
         self.model = model
         self._softcap = getattr(model.config, "final_logit_softcapping", None)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+import numpy as np
 
 from hpt_ray.cluster.groups import ActorGroup
-from hpt_ray.records import FinishReason, Group, Question, Rollout, Verdict
+from hpt_ray.records import FinishReason, Group, Outcome, Question, Rollout, Verdict
 from hpt_ray.reward.service import GradeItem
+
+IsCertain = Callable[[Question, int, int], bool]  # question, solved, graded
+NOT_GRADED = Verdict(0.0, Outcome.NO_ANSWER, detail="aborted: the decision was certain without it")
 
 
 @dataclass
@@ -20,6 +24,10 @@ class _Gathering:
     rollouts: dict[int, Rollout] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
 
+    @property
+    def num_solved(self) -> int:
+        return sum(verdict.solved for verdict in self.verdicts.values())
+
 
 async def graded_groups(
     rollouts: AsyncIterator[list[Rollout]],
@@ -28,24 +36,38 @@ async def graded_groups(
     num_samples: int,
     verifier: ActorGroup,
     timeout_s: float,
+    is_certain: IsCertain | None = None,
+    abort: Callable[[set[str]], Awaitable[int]] | None = None,
 ) -> AsyncIterator[Group]:
     """Groups in the order in which they are complete; grading goes on while others are generated.
 
-    `questions` by the id their rollouts carry. Raises whatever the stream of rollouts raises, and
-    `WaitExpired` where the verifier service does not answer.
+    `questions` by the id their rollouts carry. Where `is_certain(question, solved, graded)` says that
+    the gate's decision can no longer change it, the question's remaining rollouts are aborted and the
+    group is given out at once; they stand in it as ABORT, without tokens. Raises whatever the stream of
+    rollouts raises, and `WaitExpired` where the verifier service does not answer.
     """
     ready: asyncio.Queue[Group | BaseException | None] = asyncio.Queue()
     gathering = {key: _Gathering(question) for key, question in questions.items()}
 
     async def grade(batch: list[Rollout]) -> None:
-        items = [_item(rollout, gathering[rollout.question_id].question) for rollout in batch]
+        items = [_item(rollout, questions[rollout.question_id]) for rollout in batch]
         (verdicts,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade answers")
+        settled = set()
         for rollout, verdict in zip(batch, verdicts, strict=True):
-            entry = gathering[rollout.question_id]
+            key = rollout.question_id
+            entry = gathering.get(key)
+            if entry is None:
+                continue  # it finished while its question was being settled
             entry.rollouts[rollout.sample] = rollout
             entry.verdicts[rollout.sample] = verdict
             if len(entry.verdicts) == num_samples:
-                await ready.put(_group(gathering.pop(rollout.question_id)))
+                await ready.put(_group(gathering.pop(key), num_samples))
+            elif is_certain and is_certain(entry.question, entry.num_solved, len(entry.verdicts)):
+                settled.add(key)
+        for key in settled & gathering.keys():
+            await ready.put(_group(gathering.pop(key), num_samples))
+        if settled and abort:
+            await abort(settled)
 
     async def read() -> None:
         try:
@@ -77,6 +99,14 @@ def _item(rollout: Rollout, question: Question) -> GradeItem:
     )
 
 
-def _group(entry: _Gathering) -> Group:
-    order: list[Any] = sorted(entry.rollouts)
-    return Group(entry.question, [entry.rollouts[i] for i in order], [entry.verdicts[i] for i in order])
+def _group(entry: _Gathering, num_samples: int) -> Group:
+    """The group, with every sample in its place."""
+    question = entry.question
+    rollouts = [entry.rollouts.get(i) or _aborted(question.id, i) for i in range(num_samples)]
+    verdicts = [entry.verdicts.get(i) or NOT_GRADED for i in range(num_samples)]
+    return Group(question, rollouts, verdicts)
+
+
+def _aborted(question_id: str, sample: int) -> Rollout:
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return Rollout(question_id, sample, *nothing, finish=FinishReason.ABORT, weight_version=-1, text="")

@@ -37,6 +37,7 @@ class EngineSpec:
     max_model_len: int
     weight_transfer: str  # "gloo" or "nccl"
     seed: int
+    load_weights: bool = False  # from `model_path`, where no learner will send any
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,10 @@ class VllmEngine:
 
     def add(self, request: GenerateRequest, sampling: Sampling) -> None:
         """Queue the samples of one question."""
-        from vllm import SamplingParams
+        from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
+        prompt = TokensPrompt(prompt_token_ids=request.prompt_ids.tolist())
         for sample, seed in zip(request.samples, request.seeds, strict=True):
             params = SamplingParams(
                 temperature=sampling.temperature,
@@ -117,13 +118,11 @@ class VllmEngine:
             weight_version=self.weight_version,
         )
 
-    def abort(self, question_ids: set[str]) -> int:
-        """Stop what is still running for these questions; how many answers that were."""
+    def abort(self, question_ids: set[str]) -> list[str]:
+        """Stop what is still running for these questions; the question of every answer that was stopped."""
         ids = [rid for rid, (question_id, _) in self._requests.items() if question_id in question_ids]
         self._engine.abort_request(ids)
-        for rid in ids:
-            del self._requests[rid]
-        return len(ids)
+        return [self._requests.pop(rid)[0] for rid in ids]
 
     # -- weights: a transaction of begin, receive, commit ------------------------------------------
 
@@ -159,8 +158,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "model": spec.model_path,
         "dtype": spec.model.dtype,
         "trust_remote_code": spec.model.trust_remote_code,
-        # Weights come from the learner before the first request, also after a restart: never from a disk.
-        "load_format": "dummy",
+        # In training, weights come from the learner before the first request, also after a restart.
+        "load_format": "auto" if spec.load_weights else "dummy",
         "hf_overrides": dict(spec.model.config_overrides),
         "tensor_parallel_size": rollout.tensor_parallel,
         "max_model_len": spec.max_model_len,

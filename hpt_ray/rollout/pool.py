@@ -59,6 +59,11 @@ class RolloutPool:
             for stream in streams:
                 stream.cancel()
 
+    async def abort(self, question_ids: set[str]) -> int:
+        """Stop generating for these questions; how many answers were still running."""
+        counts = await self._workers.call("abort", question_ids, timeout_s=self._timeout_s)
+        return sum(counts)
+
     async def _forward(
         self, worker: int, share: list[GenerateRequest], sampling: Sampling, inbox: asyncio.Queue[Any]
     ) -> None:

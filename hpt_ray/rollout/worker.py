@@ -58,18 +58,23 @@ class RolloutWorker:
         except BaseException as error:
             self._started.set_exception(error)
             return
+        try:
+            while True:
+                self._run_commands(engine)
+                if engine.busy:
+                    begin = time.perf_counter()
+                    self._deliver(engine.step())
+                    self._busy_s += time.perf_counter() - begin
+        except Exception as error:
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        """The engine is broken: all who wait, and all who still come, hear why."""
+        for call in {id(call): call for call in self._calls.values()}.values():
+            call.deliver(error)
         while True:
-            self._run_commands(engine)
-            if not engine.busy:
-                continue
-            begin = time.perf_counter()
-            try:
-                self._deliver(engine.step())
-            except Exception as error:  # the engine is broken: all who wait must know
-                for call in {id(call): call for call in self._calls.values()}.values():
-                    call.deliver(error)
-                return
-            self._busy_s += time.perf_counter() - begin
+            _, done = self._commands.get()
+            done.set_exception(error)
 
     def _run_commands(self, engine: VllmEngine) -> None:
         """Run queued commands; wait for one where there is nothing to decode."""
@@ -127,7 +132,8 @@ class RolloutWorker:
             while call.remaining:
                 batch = await self._next_batch(call)
                 call.remaining -= len(batch)
-                yield [self._rollout(answer) for answer in batch]
+                if batch:
+                    yield [self._rollout(answer) for answer in batch]
         finally:
             ids = {request.question_id for request in requests}
             if call.remaining:
@@ -157,6 +163,16 @@ class RolloutWorker:
             weight_version=answer.weight_version,
             text=self._tokenizer.decode(answer.token_ids, skip_special_tokens=True),
         )
+
+    async def abort(self, question_ids: set[str]) -> int:
+        """Stop generating for these questions; their streams end without the missing answers."""
+        stopped = await self._do(lambda engine: engine.abort(question_ids))
+        for question_id in stopped:
+            call = self._calls.get(question_id)
+            if call is not None:
+                call.remaining -= 1
+                call.deliver([])
+        return len(stopped)
 
     async def connect(self, init_info: dict) -> None:
         await self._do(lambda engine: engine.connect(init_info))

@@ -24,6 +24,15 @@ def threshold(gamma: float, num_rollouts: int) -> int:
     return floor(gamma * num_rollouts + 1e-9)
 
 
+def is_certain(gamma: float, *, num_solved: int, num_graded: int, num_rollouts: int) -> bool:
+    """Whether the switch will ask for the demonstration whatever the rollouts still to come say.
+
+    Then they need not be generated: the decision and the gradient are the same without them.
+    Example: with γ = 2/8, six wrong of eight settle it.
+    """
+    return num_solved + (num_rollouts - num_graded) <= threshold(gamma, num_rollouts)
+
+
 def switch(group: Group, gamma: float) -> Decision:
     """The paper's gate: α = 1[P > γ], β = 1[P ≤ γ] (Eq 10).
 

@@ -42,7 +42,7 @@ class WeightSync:
         self._names = {meta.name for meta in self._metas}
         world_size = 1 + workers_per_engine * len(self._workers)
         common = {"world_size": world_size}
-        bucket_bytes = self._config.bucket_mb << 20
+        bucket_bytes = int(self._config.bucket_mb * 2**20)
         if self._carrier == "gloo":
             common |= {"host": host, "port": port, "bucket_bytes": bucket_bytes, "timeout_s": limit}
         else:

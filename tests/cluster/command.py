@@ -14,18 +14,7 @@ LIMIT_S = 170  # of one run; below the limit of a test, so that what was printed
 
 GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
 
-# The untrained model of the small task, with batches of seconds. Two of everything share two cores.
-TINY = [
-    "questions_per_step=8",
-    "rollouts_per_question=4",
-    "tokens_per_microbatch=512",
-    "model.path=mini:t-fresh",
-    "rollout.num_cpus=0.5",
-    "learner.num_cpus=0.5",
-    "evaluation.every=0",
-    "evaluation.before_training=false",
-    "observe.samples_every=1",
-]
+TINY = ["--config", "tests/cluster/tiny.yaml"]
 
 
 def write_grader(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """One local Ray for all cluster tests, and tiny models to run on it."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def ray_cluster() -> Iterator[Cluster]:
     """
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 8}')
+        # Actors may come from helper modules of this folder.
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         cluster = Cluster.connect(ClusterConfig(address="local"))
     yield cluster
     cluster.close()

@@ -30,7 +30,9 @@ class PlainLearner:
         self.temperature = temperature
         self.max_grad_norm = config.max_grad_norm
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
+            self.model.parameters(),
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
         )
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -41,7 +43,7 @@ class PlainLearner:
         assert parameters.keys() == values.keys()
         with torch.no_grad():
             for name, value in values.items():
-                parameters[name].copy_(torch.from_numpy(value))
+                parameters[name].copy_(torch.tensor(value))
 
     def score(self, row: Row) -> tuple[Tensor, Tensor]:
         """log π and entropy of the row's response tokens [L]; a demonstration at temperature 1."""

@@ -57,7 +57,9 @@ def test_every_socket_of_a_local_run_is_on_loopback(tmp_path, ray_folder):
     home = tmp_path / "home"
     home.mkdir()
     arguments = ["rollout.num_workers=2", "learner.num_ranks=2", "learner.zero_stage=3", "run.steps=4"]
-    environment = child_environment(HOME=str(home), HPT_RAY_CACHE=str(cache_dir()), RAY_TMPDIR=str(ray_folder))
+    environment = child_environment(
+        HOME=str(home), HPT_RAY_CACHE=str(cache_dir()), RAY_TMPDIR=str(ray_folder)
+    )
     run = psutil.Popen(
         [*MAIN, *TINY, *arguments, f"run.dir={tmp_path}/runs", f"reward.grader={write_grader(tmp_path)}"],
         cwd=ROOT,

@@ -1,0 +1,217 @@
+"""From words on the command line to what an evaluation asks, before any actor starts. No Ray here.
+
+Everything a user can get wrong is found here: names, files, lengths, references that the grader cannot use,
+k of pass@k. A question that does not fit is an error and not left out, since a mean over fewer questions is
+another number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpt_ray.config.load import load_as, load_config
+from hpt_ray.config.schema import DataConfig
+from hpt_ray.data import mini
+from hpt_ray.data.questions import QuestionSet, load_questions
+from hpt_ray.data.template import Template
+from hpt_ray.data.tokenizer import load_tokenizer
+from hpt_ray.errors import UserError
+from hpt_ray.evaluation.benchmarks import BENCHMARKS, Benchmark, expand
+from hpt_ray.evaluation.estimates import check_ks, default_ks
+from hpt_ray.evaluation.journal import Key
+from hpt_ray.evaluation.model import ModelSource, locate_model, settings_of
+from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
+from hpt_ray.reward import check_grader, check_ground_truth
+from hpt_ray.rollout.requests import Sampling
+from hpt_ray.setup import tokenizer_path
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark as it is asked in this evaluation."""
+
+    benchmark: Benchmark
+    questions: QuestionSet
+    num_samples: int
+    sampling: Sampling
+    ks: list[int]
+    graders: Mapping[str, str]  # by data source
+    digest: str  # of the questions and their references
+    max_prompt_tokens: int
+
+    @property
+    def name(self) -> str:
+        return self.benchmark.name
+
+    @property
+    def version(self) -> str | None:
+        """Which published file this is, by its number of questions; None where no known one has as many."""
+        return self.benchmark.published.get(len(self.questions))
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: EvaluateConfig
+    model: ModelSource
+    tasks: list[Task]
+    graders: Mapping[str, str]
+    training_graders: Mapping[str, str] | None  # what the run that made the model grades with; None: unknown
+    out: Path
+
+    @property
+    def num_samples(self) -> dict[Key, int]:
+        return {(task.name, q.id): task.num_samples for task in self.tasks for q in task.questions}
+
+    @property
+    def max_model_len(self) -> int:
+        return max(task.max_prompt_tokens + task.sampling.max_tokens for task in self.tasks)
+
+    def identity(self, model: str) -> dict[str, Any]:
+        """What decides the answer to a question and its verdict; `model` is a fingerprint of the weights."""
+        config = self.config
+        return {
+            "model": model,
+            "dtype": config.dtype,
+            "config_overrides": config.config_overrides,
+            "seed": config.seed,
+            "top_k": config.rollout.top_k,
+            "engine": config.rollout.engine,
+            "reward": {
+                name: getattr(config.reward, name) for name in ("require_finished", "timeout_s", "memory_mb")
+            },
+            "benchmarks": {
+                task.name: {
+                    "questions": task.digest,
+                    "temperature": task.sampling.temperature,
+                    "top_p": task.sampling.top_p,
+                    "max_response_tokens": task.sampling.max_tokens,
+                    "stop_token_ids": list(task.sampling.stop_token_ids),
+                    "graders": dict(task.graders),
+                }
+                for task in self.tasks
+            },
+        }
+
+
+def load_evaluation(path: str | None, words: list[str]) -> EvaluateConfig:
+    """The configuration: defaults, then what the model's run says, then the file, then the words.
+
+    Raises `UserError` with one line for every problem found.
+    """
+    first = load_as(EvaluateConfig, path, words)
+    config = load_as(EvaluateConfig, path, words, base=settings_of(locate_model(first.model)))
+    check_evaluation(config)
+    return config
+
+
+def make_plan(config: EvaluateConfig) -> Plan:
+    """Read every question and check it. Raises `UserError` for what the user must change."""
+    model = locate_model(config.model)
+    tokenizer = load_tokenizer(tokenizer_path(model.path), trust_remote_code=config.trust_remote_code)
+    template = Template(config.data, tokenizer)
+    reward = config.reward
+    for grader in {reward.grader, *reward.graders.values()}:
+        check_grader(grader)
+    names = expand(config.benchmarks)
+    rows = [BENCHMARKS[name] for name in names]
+    rows += [BENCHMARKS.get(name, Benchmark(name, name)) for name in config.sets if name not in names]
+    tasks = [_task(config, row, template) for row in rows]
+    graders = {source: grader for task in tasks for source, grader in task.graders.items()}
+    out = Path(config.out) if config.out else Path("evaluations") / model.name
+    return Plan(config, model, tasks, graders, _training_graders(model, graders), out)
+
+
+def _task(config: EvaluateConfig, row: Benchmark, template: Template) -> Task:
+    questions, max_prompt_tokens = _questions(config, row, template)
+    num_samples = config.samples or row.samples
+    protocol = row.protocol
+    temperature = protocol.temperature if config.temperature is None else config.temperature
+    if temperature == 0 and num_samples > 1:
+        raise UserError(
+            f"{row.name}: at temperature 0 all {num_samples} samples of a question are the same: set "
+            "`temperature` above 0, or samples=1."
+        )
+    ks = sorted(set(config.pass_k)) or default_ks(num_samples)
+    check_ks(ks, num_samples)
+    graders = _graders(config, row, questions)
+    return Task(
+        benchmark=row,
+        questions=questions,
+        num_samples=num_samples,
+        sampling=Sampling(
+            temperature=temperature,
+            top_p=protocol.top_p if config.top_p is None else config.top_p,
+            top_k=config.rollout.top_k,
+            max_tokens=config.max_response_tokens or protocol.max_response_tokens,
+            stop_token_ids=template.stop_token_ids,
+        ),
+        ks=ks,
+        graders=graders,
+        digest=_digest(questions),
+        max_prompt_tokens=max_prompt_tokens,
+    )
+
+
+def _questions(config: EvaluateConfig, row: Benchmark, template: Template) -> tuple[QuestionSet, int]:
+    """All questions of a benchmark, and the number of tokens of the longest prompt."""
+    path = config.sets.get(row.name)
+    if path is None:
+        path = row.path if mini.is_mini(row.path) else str(Path(config.data_dir) / row.path)
+        if not mini.is_mini(path) and not Path(path).exists():
+            raise UserError(
+                f"{row.name}: there is no {path}. Make it from the published file:\n"
+                f"  python -m hpt_ray.data.prepare {row.name} --source FILE --out {Path(path).parent}\n"
+                f"or name a file of questions: sets.{row.name}=FILE."
+            )
+    found = load_questions(
+        [path],
+        template,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_response_tokens=DataConfig().max_response_tokens,
+        demonstrations="ignored",
+    )
+    if found.dropped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())
+        raise UserError(
+            f"{path}: {reasons}, and an evaluation leaves no question out. Correct the file, or raise "
+            f"data.max_prompt_tokens ({config.data.max_prompt_tokens})."
+        )
+    return found, int(found.report()["prompt_tokens_max"])
+
+
+def _graders(config: EvaluateConfig, row: Benchmark, questions: QuestionSet) -> dict[str, str]:
+    """The grader of every data source of the benchmark: `reward.graders`, else the row's, else `reward.grader`.
+
+    Raises UserError for a reference that its grader cannot use.
+    """
+    graders: dict[str, str] = {}
+    for question in questions:
+        source = question.data_source
+        grader = graders.setdefault(
+            source, config.reward.graders.get(source, row.grader or config.reward.grader)
+        )
+        problem = check_ground_truth(question.ground_truth, grader)
+        if problem is not None:
+            raise UserError(f"{row.name}, question {question.id}: {problem} (grader {grader}).")
+    return graders
+
+
+def _training_graders(model: ModelSource, graders: Mapping[str, str]) -> dict[str, str] | None:
+    """The grader that the model's own run gives each of these data sources."""
+    if model.run is None:
+        return None
+    reward = load_config(model.run / "config.yaml", []).reward
+    return {source: reward.graders.get(source, reward.grader) for source in graders}
+
+
+def _digest(questions: QuestionSet) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for question in questions:
+        digest.update(json.dumps([question.id, question.prompt, question.ground_truth]).encode())
+        digest.update(question.prompt_ids.tobytes())
+    return digest.hexdigest()

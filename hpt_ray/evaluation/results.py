@@ -1,0 +1,107 @@
+"""questions.parquet: one row per question, in a fixed order, whatever order the answers came in.
+
+The counts say everything that mean@k, pass@k and a comparison need. `reference_hash` tells whether two files
+speak of the same question; neither the question nor its answer is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpt_ray.errors import UserError
+from hpt_ray.evaluation.journal import Tally
+from hpt_ray.records import Outcome, Question
+
+QUESTIONS = "questions.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionResult:
+    """What came of one question. The six outcomes add up to `n`."""
+
+    benchmark: str
+    question_id: str
+    data_source: str
+    level: str | None  # how difficult the data says it is
+    reference_hash: str
+    n: int
+    correct: int
+    wrong: int
+    no_answer: int
+    unparsable: int
+    timeout: int
+    error: int
+    mean_tokens: float
+    truncated: int
+
+    @property
+    def solved(self) -> bool:
+        """At least half of the answers are right; with one answer: it is right."""
+        return 2 * self.correct >= self.n
+
+
+SCHEMA = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("question_id", pa.string()),
+        ("data_source", pa.string()),
+        ("level", pa.string()),
+        ("reference_hash", pa.string()),
+        ("n", pa.int32()),
+        *((outcome.value, pa.int32()) for outcome in Outcome),
+        ("mean_tokens", pa.float64()),
+        ("truncated", pa.int32()),
+    ]
+)
+
+
+def result_of(benchmark: str, question: Question, level: str, tally: Tally) -> QuestionResult:
+    """The row of a question of which every sample was graded. `level`: a field of the question's extra."""
+    n = len(tally.done)
+    difficulty = question.extra.get(level)
+    return QuestionResult(
+        benchmark=benchmark,
+        question_id=question.id,
+        data_source=question.data_source,
+        level=None if difficulty is None else str(difficulty),
+        reference_hash=reference_hash(question),
+        n=n,
+        **{outcome.value: tally.outcomes[outcome.value] for outcome in Outcome},
+        mean_tokens=tally.num_tokens / n,
+        truncated=tally.num_truncated,
+    )
+
+
+def reference_hash(question: Question) -> str:
+    text = json.dumps([question.id, question.ground_truth])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def write_results(folder: Path, results: Sequence[QuestionResult]) -> Path:
+    """Write questions.parquet, whole or not at all."""
+    path = folder / QUESTIONS
+    aside = path.with_name(f".{path.name}.partial")
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in results], schema=SCHEMA), aside)
+    aside.replace(path)
+    return path
+
+
+def read_results(path: Path) -> list[QuestionResult]:
+    """The rows of a result file, or of the folder that holds one. Raises UserError where there is none."""
+    file = path / QUESTIONS if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: no result file. Give the folder of a finished evaluation.")
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: cannot be read as parquet ({error}).") from error
+    if table.schema.names != SCHEMA.names:
+        raise UserError(f"{file}: no result file of hpt_ray.evaluate (its columns are {table.schema.names}).")
+    return [QuestionResult(**row) for row in table.to_pylist()]

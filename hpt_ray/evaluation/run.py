@@ -1,0 +1,144 @@
+"""The evaluation itself: rollout workers and the verifier of training, without a learner.
+
+Answers are asked for in chunks that fill the engines once. Two chunks are under way at any time, so the
+long answers at the end of one do not keep the engines waiting. Each answer is graded as it comes and
+written to the journal; its text is then forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.topology import ROLLOUT_CONCURRENCY, VERIFIER_CONCURRENCY
+from hpt_ray.config.schema import ModelConfig
+from hpt_ray.evaluation.journal import Journal
+from hpt_ray.evaluation.plan import Plan, Task
+from hpt_ray.records import FinishReason, Question
+from hpt_ray.reward import VerifierService
+from hpt_ray.reward.groups import graded_groups
+from hpt_ray.rollout.engine import EngineSpec
+from hpt_ray.rollout.pool import RolloutPool
+from hpt_ray.rollout.requests import GenerateRequest, sampling_seed
+from hpt_ray.rollout.worker import RolloutWorker
+
+CHUNKS_UNDER_WAY = 2
+
+Job = tuple[int, int]  # question, sample
+
+
+@dataclass(frozen=True)
+class Workers:
+    rollouts: ActorGroup
+    verifier: ActorGroup
+
+    def stop(self) -> None:
+        self.rollouts.kill()
+        self.verifier.kill()
+
+
+async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Path) -> Workers:
+    """Reserve room, start the engines with the model's own weights and the verifier.
+
+    Raises `UserError` where there is no room, `WaitExpired` where an engine does not come up in time.
+    """
+    config, rollout = plan.config, plan.config.rollout
+    await cluster.reserve(
+        [
+            Need("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus),
+            Need("verifier", 1, config.reward.num_cpus, 0.0),
+        ],
+        timeout_s=config.cluster.placement_timeout_s,
+        name=f"hpt_ray:evaluate:{plan.model.name}",
+    )
+    spec = EngineSpec(
+        model=ModelConfig(
+            path=plan.model.path,
+            dtype=config.dtype,
+            config_overrides=config.config_overrides,
+            trust_remote_code=config.trust_remote_code,
+        ),
+        model_path=model_path,
+        rollout=rollout,
+        max_model_len=plan.max_model_len,
+        weight_transfer="nccl" if rollout.num_gpus else "gloo",
+        seed=config.seed,
+        load_weights=True,
+    )
+    rollouts = cluster.create(
+        "rollout",
+        RolloutWorker,
+        [
+            (replace(spec, seed=spec.seed + i), str((logs / f"rollout-{i}.log").resolve()))
+            for i in range(rollout.num_workers)
+        ],
+        concurrency=ROLLOUT_CONCURRENCY,
+    )
+    reward = replace(config.reward, graders=dict(plan.graders))
+    longest = max(task.sampling.max_tokens for task in plan.tasks)
+    verifier = cluster.create(
+        "verifier", VerifierService, [(reward, longest)], concurrency=VERIFIER_CONCURRENCY
+    )
+    limit = rollout.start_timeout_s
+    await asyncio.gather(
+        rollouts.call("start", timeout_s=limit, what="start the vLLM engine"),
+        verifier.call("counts", timeout_s=limit, what="start"),
+    )
+    return Workers(rollouts, verifier)
+
+
+async def answer_missing(
+    plan: Plan, journal: Journal, workers: Workers, on_answer: Callable[[], None]
+) -> int:
+    """Draw, grade and write down every answer that the journal does not have; how many were lost.
+
+    A lost answer (its worker failed for good) is not counted as wrong: it stays missing.
+    """
+    config = plan.config
+    pool = RolloutPool(workers.rollouts, timeout_s=config.rollout.timeout_s)
+    chunks = _chunks(plan, journal, config.rollout.num_workers * config.rollout.max_num_seqs)
+    num_lost = 0
+
+    async def work() -> None:
+        nonlocal num_lost
+        for task, jobs in chunks:  # one iterator for all: each takes the next chunk
+            drawn = {i: task.questions[i] for i, _ in jobs}
+            job_of = {f"{task.name}/{i}/{sample}": (drawn[i], sample) for i, sample in jobs}
+            async for group in graded_groups(
+                pool.generate(
+                    [_request(key, *job, config.seed) for key, job in job_of.items()], task.sampling
+                ),
+                {key: question for key, (question, _) in job_of.items()},
+                num_samples=1,
+                verifier=workers.verifier,
+                timeout_s=config.rollout.timeout_s,
+            ):
+                (rollout,), (verdict,) = group.rollouts, group.verdicts
+                if rollout.finish is FinishReason.LOST:
+                    num_lost += 1
+                    continue
+                question, sample = job_of[rollout.question_id]
+                journal.add((task.name, question.id), sample, rollout, verdict, keep_text=config.keep_texts)
+                on_answer()
+
+    await asyncio.gather(*(work() for _ in range(CHUNKS_UNDER_WAY)))
+    return num_lost
+
+
+def _request(key: str, question: Question, sample: int, seed: int) -> GenerateRequest:
+    """One answer as a request of its own. Its seed depends on what is asked, not on when or together with what."""
+    seeds = (sampling_seed(seed, "evaluate", question.id, sample),)
+    return GenerateRequest(key, question.prompt_ids, samples=(0,), seeds=seeds)
+
+
+def _chunks(plan: Plan, journal: Journal, size: int) -> Iterator[tuple[Task, list[Job]]]:
+    """What is missing, benchmark by benchmark, `size` answers at a time."""
+    for task in plan.tasks:
+        missing = journal.missing([(task.name, question.id) for question in task.questions])
+        while jobs := list(islice(missing, size)):
+            yield task, jobs

@@ -1,0 +1,78 @@
+"""The keys of `python -m hpt_ray.evaluate`: its own, and sections of training under the names they have there.
+
+What an evaluation has no use for in those sections, such as `data.train`, is refused and not passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hpt_ray.config.load import known_keys
+from hpt_ray.config.schema import ClusterConfig, DataConfig, RewardConfig, RolloutConfig, key, section
+from hpt_ray.errors import UserError
+
+
+@dataclass
+class EvaluateConfig:
+    """An evaluation of one model."""
+
+    model: str = key(
+        "???", "Model folder, Hub name, `mini:SIZE`, run folder (its newest checkpoint) or checkpoint."
+    )
+    benchmarks: list[str] = key(
+        [],
+        "Benchmarks of the table, or its groups `math`, `ood`, `mini`, `mini-ood`, `mini-test`, `mini-test-ood`.",
+    )
+    sets: dict[str, str] = key(
+        {}, "Name → file of questions (parquet, jsonl or `mini:…`); under a benchmark's name: its questions."
+    )
+    data_dir: str = key("data/benchmarks", "Folder that benchmarks were prepared into.")
+    out: str | None = key(None, "Folder of the results. Default: evaluations/NAME-OF-THE-MODEL.")
+    samples: int | None = key(None, "Samples per question. Default: the benchmark's.", minimum=1)
+    temperature: float | None = key(
+        None, "Sampling temperature; 0 is greedy. Default: the benchmark's.", minimum=0
+    )
+    top_p: float | None = key(None, "Nucleus. Default: the benchmark's.", minimum=0)
+    max_response_tokens: int | None = key(None, "Limit of an answer. Default: the benchmark's.", minimum=1)
+    pass_k: list[int] = key(
+        [], "The k of pass@k, at most `samples`. Default: the powers of two up to `samples`.", minimum=1
+    )
+    seed: int = key(0, "Seed of sampling.", minimum=0)
+    keep_texts: bool = key(
+        False, "Keep every answer's text and what was read as its answer, in samples.jsonl."
+    )
+    dtype: str = key("float32", "Precision of the engine.", choices=("float32", "bfloat16"))
+    config_overrides: dict[str, Any] = key({}, "Keys of the model's config.json to replace.")
+    trust_remote_code: bool = key(False, "Run Python code that comes with the model.")
+    data: DataConfig = section(DataConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
+    reward: RewardConfig = section(RewardConfig)
+    cluster: ClusterConfig = section(ClusterConfig)
+
+
+# Keys of training that mean nothing here → what to set instead.
+NOT_HERE = {
+    "data.train": "name files in `sets`",
+    "data.shuffle": "questions are answered in the files' order",
+    "data.max_response_tokens": "set `max_response_tokens`",
+    "rollout.temperature": "set `temperature`",
+    "rollout.top_p": "set `top_p`",
+    "reward.terms": "an evaluation counts right answers only",
+}
+
+
+def check_evaluation(config: EvaluateConfig) -> None:
+    """Raise a `UserError` with one line for every rule that `config` breaks."""
+    known = known_keys(EvaluateConfig)
+    problems = []
+    for name, instead in NOT_HERE.items():
+        section_name, _, field = name.partition(".")
+        if getattr(getattr(config, section_name), field) != known[name].default:
+            problems.append(f"`{name}` is a key of training and has no meaning here: {instead}.")
+    if not config.benchmarks and not config.sets:
+        problems.append("Nothing to evaluate: name `benchmarks`, as in benchmarks=[aime24], or `sets`.")
+    if config.top_p is not None and not 0 < config.top_p <= 1:
+        problems.append(f"`top_p` ({config.top_p:g}) must be above 0 and at most 1.")
+    if problems:
+        raise UserError("\n".join(problems))

@@ -1,0 +1,80 @@
+"""The critic worker: a Ray actor that is one DeepSpeed rank of PPO's value model.
+
+It gives values of packs, forward only, and learns returns on packs. Where the returns come from and what a
+row weighs is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hpt_ray.config.schema import Config, LearnerConfig, ModelConfig
+from hpt_ray.learner.rank import RankWorker
+from hpt_ray.records import Pack, ValueTargets
+
+
+def optimizer_of(config: Config) -> LearnerConfig:
+    """The learner's settings with what is the critic's own."""
+    critic = config.critic
+    return replace(
+        config.learner,
+        num_ranks=critic.num_ranks,
+        num_cpus=critic.num_cpus,
+        num_gpus=critic.num_gpus,
+        learning_rate=critic.learning_rate,
+    )
+
+
+@dataclass(frozen=True)
+class CriticSpec:
+    """What a rank is made from. `learner` comes from `optimizer_of`."""
+
+    model: ModelConfig
+    model_path: str
+    learner: LearnerConfig
+    value_clip: float
+    seed: int
+
+
+class CriticWorker(RankWorker[CriticSpec]):
+    """One rank of the critic."""
+
+    def _module(self) -> Any:
+        from hpt_ray.learner.value_model import ValueScorer, load_critic
+
+        return ValueScorer(load_critic(self._spec.model, self._spec.model_path, seed=self._spec.seed))
+
+    def values(self, pack: Pack) -> np.ndarray:
+        """V [R] float32 of the pack's response tokens, forward only. Collective under ZeRO 3."""
+        import torch
+
+        with torch.no_grad():
+            return self._forward(pack).cpu().numpy()
+
+    def accumulate(self, pack: Pack, targets: ValueTargets) -> None:
+        """Forward and backward of Σ scale · clipped value loss of one pack. Collective (equal counts)."""
+        import torch
+
+        from hpt_ray.estimators import clipped_value_loss
+
+        begin = time.perf_counter()
+        values = self._forward(pack)
+        old, returns, scales = (
+            torch.from_numpy(array).to(values.device)
+            for array in (targets.values, targets.returns, np.repeat(targets.scales, pack.response_lengths))
+        )
+        loss = clipped_value_loss(values, old, returns, self._spec.value_clip)
+        self._engine.backward((scales * loss).sum())
+        if not pack.is_dummy:
+            self._report.count("critic/value_loss", float(loss.detach().sum()), loss.numel())
+            self._report.num_tokens += pack.num_tokens
+        self._report.busy_s += time.perf_counter() - begin
+
+    def _forward(self, pack: Pack) -> Any:
+        from hpt_ray.learner.scorer import ScorerInput
+
+        return self._engine.forward(ScorerInput.from_pack(pack, temperature=1.0, device=self._engine.device))

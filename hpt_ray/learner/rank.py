@@ -1,0 +1,160 @@
+"""One rank of a DeepSpeed group as a Ray actor: what the policy's and the critic's ranks have in common.
+
+Comes up, joins the other ranks, holds a module with its optimizer, steps, exports, saves and loads. What
+the module is and what a pack does to it is the subclass's. All ranks get the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from hpt_ray.cluster.network import free_port
+from hpt_ray.cluster.process import prepare_process
+from hpt_ray.config.schema import LearnerConfig, ModelConfig
+
+
+class RankSpec(Protocol):
+    """What every rank is made from; frozen dataclasses of the subclasses hold it."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def model_path(self) -> str: ...
+    @property
+    def learner(self) -> LearnerConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+Spec = TypeVar("Spec", bound=RankSpec)
+
+
+@dataclass(slots=True)
+class UpdateReport:
+    """What one rank has to say about one update: sums to be added over ranks, and its own times."""
+
+    stats: dict[str, tuple[float, float]]  # name -> (sum, count)
+    peaks: dict[str, float]  # name -> maximum
+    num_tokens: int
+    busy_s: float
+    grad_norm: float = 0.0
+
+    def count(self, name: str, total: float, count: float) -> None:
+        """Add a sum over `count` things to the name's."""
+        old_total, old_count = self.stats.get(name, (0.0, 0.0))
+        self.stats[name] = (old_total + total, old_count + count)
+
+
+class RankWorker(Generic[Spec]):
+    """One rank. Subclasses make the module, whose `model` is a `PreTrainedModel`, and feed it packs."""
+
+    def __init__(self, rank: int, world_size: int, spec: Spec, log_file: str | None):
+        self._gpu = spec.learner.num_gpus > 0
+        prepare_process(
+            threads=spec.learner.num_cpus,
+            log_file=log_file,
+            environment={} if self._gpu else {"DS_ACCELERATOR": "cpu"},
+        )
+        self._rank, self._world_size, self._spec = rank, world_size, spec
+        self._report = UpdateReport({}, {}, 0, 0.0)
+
+    def _module(self) -> Any:
+        """The module that is trained, as training starts."""
+        raise NotImplementedError
+
+    def rendezvous(self) -> tuple[str, int]:
+        """An address on this node where the ranks, or sender and receivers, can meet."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        return host, free_port(host)
+
+    def start(self, host: str, port: int) -> None:
+        """Join the other ranks and load the model. Collective."""
+        import torch
+
+        from hpt_ray.learner.engine import DeepSpeedEngine, join_ranks
+
+        spec = self._spec
+        torch.set_num_threads(max(1, int(spec.learner.num_cpus)))
+        random.seed(spec.seed)
+        np.random.seed(spec.seed % 2**32)
+        torch.manual_seed(spec.seed)
+        join_ranks(
+            host,
+            port,
+            rank=self._rank,
+            world_size=self._world_size,
+            gpu=self._gpu,
+            timeout_s=spec.learner.timeout_s,
+        )
+        module = self._module()
+        if spec.learner.gradient_checkpointing:
+            module.model.gradient_checkpointing_enable({"use_reentrant": False})
+        module.train()
+        self._engine = DeepSpeedEngine(
+            module, spec.learner, dtype=spec.model.dtype, world_size=self._world_size
+        )
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def step(self, learning_rate: float) -> UpdateReport:
+        """Reduce, clip, step; what the packs since the last step came to. Collective."""
+        begin = time.perf_counter()
+        self._engine.reduce()
+        report, self._report = self._report, UpdateReport({}, {}, 0, 0.0)
+        report.grad_norm = self._engine.step(learning_rate)
+        report.busy_s += time.perf_counter() - begin
+        return report
+
+    def reduced_gradients(self) -> dict[str, Any] | None:
+        """Reduce and return the step's full gradient by parameter name (rank 0), as numpy. Collective.
+
+        For tests and replay; `step` may follow.
+        """
+        self._engine.reduce()
+        gradients = self._engine.gradients()
+        return {hf_name(n): g.float().numpy() for n, g in gradients.items()} if self._rank == 0 else None
+
+    # -- weights and checkpoints -------------------------------------------------------------------
+
+    def export(self, folder: str) -> None:
+        """Write the Hugging Face folder (rank 0). Collective."""
+        from hpt_ray.learner.model import export_policy
+
+        state = {}
+        for name, tensor in self._engine.full_parameters():
+            if self._rank == 0:
+                state[hf_name(name)] = tensor.to("cpu", copy=True)
+        if self._rank == 0:
+            export_policy(self._engine.module.model, state, self._spec.model_path, Path(folder))
+
+    def save(self, folder: str) -> None:
+        """Weights, optimizer state and random state of every rank. Collective."""
+        import torch
+
+        self._engine.save(Path(folder))
+        states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
+        torch.save(states, Path(folder) / f"random-{self._rank}.pt")
+
+    def load(self, folder: str) -> None:
+        """Collective."""
+        import torch
+
+        self._engine.load(Path(folder))
+        file = Path(folder) / f"random-{self._rank}.pt"
+        states = torch.load(file, weights_only=False)
+        torch.set_rng_state(states["torch"])
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+
+
+def hf_name(name: str) -> str:
+    """The name without the scorer's own prefix."""
+    return name.removeprefix("model.")

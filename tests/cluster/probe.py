@@ -1,0 +1,108 @@
+"""Learner ranks that can be looked into, and the room to start them in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from hpt_ray.batch.pack import WeighedRow, make_pack
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
+from hpt_ray.estimators import Estimator
+from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
+from hpt_ray.records import Pack, Row
+from hpt_ray.weight_sync.buckets import TensorMeta
+
+LIMIT_S = 120.0
+CPUS = 0.5  # logical, of one actor
+
+
+class ProbedWorker(LearnerWorker):
+    """A rank that keeps the gradient of each step, and takes on another algorithm while it runs."""
+
+    _renamed: Mapping[str, str] = MappingProxyType({})
+
+    def use(self, estimator: Estimator, temperature: float | None = None) -> None:
+        self._spec = replace(
+            self._spec, estimator=estimator, temperature=temperature or self._spec.temperature
+        )
+
+    def rename(self, names: dict[str, str]) -> None:
+        """From now on send these weights under other names."""
+        self._renamed = names
+
+    def weight_metas(self) -> list[TensorMeta]:
+        return [
+            replace(meta, name=self._renamed.get(meta.name, meta.name)) for meta in super().weight_metas()
+        ]
+
+    def restart(self, config: LearnerConfig, path: str) -> None:
+        """A fresh model and engine among the ranks that have joined: loading the libraries takes longer
+        than all tests. Collective.
+        """
+        from hpt_ray.learner import engine
+
+        self._engine._engine.destroy()
+        self._spec = self._base = replace(
+            self._spec, learner=config, model_path=path, model=ModelConfig(path=path)
+        )
+        engine.join_ranks = lambda *_, **__: None
+        self.start("", 0)
+
+    def step(self, learning_rate: float) -> Any:
+        self._gradient = self.reduced_gradients()
+        return super().step(learning_rate)
+
+    def gradient(self) -> dict[str, np.ndarray] | None:
+        """By parameter name; rank 0."""
+        return self._gradient
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Whole, by Hugging Face name. Collective."""
+        names = [meta.name for meta in self.weight_metas()]
+        tensors = (tensor.cpu().numpy().copy() for _, tensor in self._engine.full_parameters())
+        return dict(zip(names, tensors, strict=True))
+
+
+def call(group: ActorGroup, method: str, *arguments: Any) -> list[Any]:
+    """Call all actors of a group and wait."""
+    return asyncio.run(group.call(method, *arguments, timeout_s=LIMIT_S))
+
+
+def room_for(**counts: int) -> Cluster:
+    """Room in the session's Ray for so many actors of each kind; `release()` ends them."""
+    room = Cluster.connect(ClusterConfig())
+    needs = [Need(kind, count, CPUS, 0.0) for kind, count in counts.items()]
+    asyncio.run(room.reserve(needs, timeout_s=LIMIT_S, name=f"tests-{uuid4()}"))
+    return room
+
+
+def start_learners(
+    room: Cluster,
+    path: Path,
+    config: LearnerConfig,
+    *,
+    temperature: float,
+    estimator: Any = None,
+) -> ActorGroup:
+    """`config.num_ranks` ranks of the real learner, joined, with the model at `path`."""
+    spec = LearnerSpec(ModelConfig(path=str(path)), str(path), config, estimator, temperature, seed=0)
+    ranks = range(config.num_ranks)
+    learners = room.create("learner", ProbedWorker, [(r, len(ranks), spec, None) for r in ranks])
+    host, port = call(learners, "rendezvous")[0]
+    call(learners, "start", host, port)
+    return learners
+
+
+def pack_of(rows: list[Row]) -> Pack:
+    """The rows as they are, for scoring: their terms count for nothing."""
+    nothing = np.zeros((1, 1), np.float32)
+    return make_pack([WeighedRow(row, nothing, nothing[0]) for row in rows])

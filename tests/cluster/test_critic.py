@@ -1,0 +1,323 @@
+"""PPO's critic and the frozen reference on real actors: against plain PyTorch, through checkpoints, in runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from plain import PlainLearner, distance, make_rows, norm
+from probe import LIMIT_S, call, pack_of, room_for, start_learners
+from ray._private import state as ray_state
+from transformers import AutoModelForTokenClassification
+
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.config.load import load_config
+from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig, ReferenceConfig
+from hpt_ray.driver import Driver
+from hpt_ray.estimators import BatchShape, make_estimator
+from hpt_ray.learner.critic import CriticSpec, CriticWorker
+from hpt_ray.learner.group import LearnerGroup, UpdateResult
+from hpt_ray.mini_base import fresh_model
+from hpt_ray.observe.metrics import unknown_metrics
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.records import Row, ValueTargets
+from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
+from hpt_ray.setup import prepare, tokenizer_path
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TEMPERATURE, CLIP, KL_COEF, LAMBDA = 0.7, 0.2, 0.1, 0.95
+N, SAMPLES, C = 3, 4, 24
+BATCH = BatchShape(N, SAMPLES, C)
+GROUPS = [((1, 0, 0, 1), False), ((0, 1, 0, 0), False), ((1, 1, 1, 1), True)]
+
+
+class ProbedCritic(CriticWorker):
+    """A rank that keeps the gradient of each step, and starts from a head that is not zero."""
+
+    def _module(self) -> Any:
+        module = super()._module()
+        assert not module.model.score.weight.any()
+        assert not module.model.score.bias.any()
+        torch.manual_seed(7)
+        torch.nn.init.normal_(module.model.score.weight, std=0.3)
+        torch.nn.init.constant_(module.model.score.bias, 0.2)
+        return module
+
+    def step(self, learning_rate: float) -> Any:
+        self._gradient = self.reduced_gradients()
+        return super().step(learning_rate)
+
+    def gradient(self) -> dict[str, np.ndarray] | None:
+        return self._gradient
+
+
+class CountingReference(ReferenceWorker):
+    """A scorer that counts its packs."""
+
+    count = 0
+
+    def logprobs(self, pack: Any) -> Any:
+        self.count += 1
+        return super().logprobs(pack)
+
+    def packs(self) -> int:
+        return self.count
+
+
+@dataclass
+class Actors:
+    """The learner, the critic and two reference workers on one tiny model."""
+
+    path: Path
+    learners: ActorGroup
+    critic: ActorGroup
+    reference: ActorGroup
+
+    def update(self, questions: list[list[Row]], **algorithm: Any) -> UpdateResult:
+        """One update as the driver takes it."""
+        estimator = make_estimator(**algorithm)
+        call(self.learners, "use", estimator)
+        group = LearnerGroup(
+            self.learners,
+            estimator,
+            batch=BATCH,
+            tokens_per_microbatch=48,
+            timeout_s=LIMIT_S,
+            reference=self.reference if estimator.needs_reference else None,
+            critic=self.critic if estimator.needs_values else None,
+        )
+
+        async def run() -> UpdateResult:
+            for rows in questions:
+                group.add(rows)
+                await asyncio.sleep(0)  # as the driver does between two questions
+            return await group.finish(1e-3, 1e-2)
+
+        return asyncio.run(run())
+
+
+@pytest.fixture(scope="module", params=[(1, 1), (2, 3)], ids=["1 rank, ZeRO 1", "2 ranks, ZeRO 3"])
+def actors(request, ray_cluster: Cluster, tiny_model: Callable) -> Iterator[Actors]:
+    num_ranks, stage = request.param
+    path = tiny_model("qwen2", True)
+    config = LearnerConfig(num_ranks=num_ranks, num_cpus=0.5, zero_stage=stage)
+    model = ModelConfig(path=str(path))
+    room = room_for(learner=num_ranks, critic=num_ranks, reference=2)
+    spec = CriticSpec(model, str(path), config, CLIP, seed=0)
+    critic = room.create("critic", ProbedCritic, [(r, num_ranks, spec, None) for r in range(num_ranks)])
+    frozen = ReferenceSpec(model, str(path), ReferenceConfig(num_cpus=0.5), TEMPERATURE, seed=0)
+    reference = room.create("reference", CountingReference, [(frozen, None)] * 2)
+    learners = start_learners(room, path, config, temperature=TEMPERATURE)
+    call(critic, "start", *call(critic, "rendezvous")[0])
+    call(reference, "start")
+    yield Actors(path, learners, critic, reference)
+    room.release()
+
+
+class PlainCritic:
+    """A backbone and a head in float64, one row at a time, with the weights of `folder`."""
+
+    def __init__(self, folder: Path):
+        self.model = AutoModelForTokenClassification.from_pretrained(
+            folder, dtype=torch.float64, attn_implementation="eager"
+        )
+
+    def values(self, row: Row) -> torch.Tensor:
+        tokens = torch.from_numpy(row.token_ids).long()[None]
+        return self.model(input_ids=tokens).logits[0, row.prompt_length - 1 : -1, 0]
+
+    def gradient(self, loss: torch.Tensor) -> dict[str, np.ndarray]:
+        self.model.zero_grad()
+        loss.backward()
+        return {name: p.grad.numpy().copy() for name, p in self.model.named_parameters()}
+
+
+def plain_gae(rewards: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Â_t = Σ_k λ^k δ_{t+k} of one row, term by term."""
+    deltas = rewards + np.append(values[1:], 0.0) - values
+    num = len(values)
+    return np.array([sum(LAMBDA ** (k - t) * deltas[k] for k in range(t, num)) for t in range(num)])
+
+
+def test_a_step_equals_plain_pytorch(actors: Actors, tmp_path: Path) -> None:
+    call(actors.critic, "export", str(tmp_path / "critic"))
+    call(actors.learners, "export", str(tmp_path / "policy"))
+    policy = PlainLearner(tmp_path / "policy", LearnerConfig(), TEMPERATURE)
+    frozen = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
+    critic = PlainCritic(tmp_path / "critic")
+    questions = make_rows(policy, GROUPS, seed=3)
+
+    policy_loss = value_loss = torch.zeros((), dtype=torch.float64)
+    errors, returns = [], []
+    for row in (row for rows in questions for row in rows if not row.is_demo):
+        logp, _ = policy.score(row)
+        values = critic.values(row)
+        with torch.no_grad():
+            kl = torch.from_numpy(row.logp_old).double() - frozen.score(row)[0]
+            rewards = -KL_COEF * (torch.expm1(-kl) + kl)
+        rewards[-1] += row.reward
+        advantage = torch.from_numpy(plain_gae(rewards.numpy(), values.detach().numpy()))
+        ratio = (logp - torch.from_numpy(row.logp_old)).exp()
+        z = N * SAMPLES * row.response_length
+        gain = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        policy_loss = policy_loss - gain.sum() / z
+        returns.append((advantage + values.detach()).numpy())
+        errors.append(advantage.numpy())
+        value_loss = value_loss + 0.5 * (values - torch.from_numpy(returns[-1])).square().sum() / z
+    expected, expected_norm = policy.gradient(policy_loss)
+    expected_values = critic.gradient(value_loss)
+
+    before = sum(call(actors.reference, "packs"))
+    result = actors.update(questions, name="ppo", kl_coef=KL_COEF, kl_in="reward")
+    assert distance(call(actors.learners, "gradient")[0], expected) < 1e-5 * expected_norm
+    assert distance(call(actors.critic, "gradient")[0], expected_values) < 1e-5 * norm(expected_values)
+    assert min(call(actors.reference, "packs")) > 0
+    assert sum(call(actors.reference, "packs")) - before >= 4
+    assert result.num_rows == 13
+    assert result.num_skipped_rows == 1  # PPO has no term on the demonstration
+
+    g, e = np.concatenate(returns), np.concatenate(errors)
+    metrics = result.metrics
+    assert metrics["critic/value_loss"] == pytest.approx(0.5 * (e**2).mean(), rel=1e-4)
+    assert metrics["critic/explained_variance"] == pytest.approx(1 - e.var() / g.var(), rel=1e-4)
+    assert metrics["critic/return_mean"] == pytest.approx(g.mean(), rel=1e-4)
+    assert metrics["critic/value_mean"] == pytest.approx((g - e).mean(), rel=1e-4)
+    assert metrics["critic/grad_norm"] == pytest.approx(norm(expected_values), rel=1e-4)
+    assert metrics["policy/kl_ref"] > 0
+    assert not unknown_metrics(metrics)
+
+
+def test_the_value_loss_is_clipped_around_the_scored_value(actors: Actors, tmp_path: Path) -> None:
+    call(actors.critic, "export", str(tmp_path))
+    critic = PlainCritic(tmp_path)
+    policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
+    rows = make_rows(policy, GROUPS[:1], seed=5)[0]
+    random = np.random.default_rng(0)
+    values = torch.cat([critic.values(row) for row in rows])
+    # On both sides of the values, mostly further away than the clip allows.
+    old, returns = (
+        (values.detach().numpy() + random.normal(size=len(values))).astype(np.float32) for _ in range(2)
+    )
+    scales = random.uniform(size=len(rows)).astype(np.float32)
+    old64, returns64 = torch.from_numpy(old).double(), torch.from_numpy(returns).double()
+    near = old64 + (values - old64).clamp(-CLIP, CLIP)
+    loss = 0.5 * torch.maximum((values - returns64) ** 2, (near - returns64) ** 2)
+    per_token = np.repeat(scales, [row.response_length for row in rows])
+    expected = critic.gradient((loss * torch.from_numpy(per_token)).sum())
+    unclipped = critic.gradient(
+        (
+            0.5 * (torch.cat([critic.values(r) for r in rows]) - returns64) ** 2 * torch.from_numpy(per_token)
+        ).sum()
+    )
+
+    zeros = ValueTargets(old, returns, np.zeros_like(scales))
+    arguments = [(pack_of(rows), ValueTargets(old, returns, scales)), (pack_of(rows), zeros)]
+    refs = actors.critic.send_each("accumulate", arguments[: len(actors.critic)])
+    asyncio.run(actors.critic.wait(refs, "accumulate", LIMIT_S))
+    call(actors.critic, "step", 0.0)
+    gradient = call(actors.critic, "gradient")[0]
+    assert distance(gradient, expected) < 1e-5 * norm(expected)
+    assert distance(gradient, unclipped) > 1e-2 * norm(expected)
+
+
+def test_the_critic_comes_back_from_its_checkpoint(actors: Actors, tmp_path: Path) -> None:
+    policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
+    questions = make_rows(policy, GROUPS, seed=4)
+    pack = pack_of(questions[0])
+    actors.update(questions, name="ppo")
+    saved = call(actors.critic, "values", pack)[0]
+    call(actors.critic, "save", str(tmp_path / "state"))
+    actors.update(questions, name="ppo")
+    moved = call(actors.critic, "values", pack)[0]
+    assert np.abs(moved - saved).max() > 1e-3
+    call(actors.critic, "load", str(tmp_path / "state"))
+    assert (call(actors.critic, "values", pack)[0] == saved).all()
+    actors.update(questions, name="ppo")  # with the optimizer's state too, the same step is taken
+    assert np.abs(call(actors.critic, "values", pack)[0] - moved).max() < 1e-5
+
+
+def test_reference_workers_share_the_packs_of_a_kl_loss(actors: Actors) -> None:
+    policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
+    before = np.array(call(actors.reference, "packs"))
+    result = actors.update(make_rows(policy, GROUPS, seed=6), name="grpo", kl_coef=KL_COEF, kl_estimator="k3")
+    scored = np.array(call(actors.reference, "packs")) - before
+    assert scored.sum() >= 4
+    assert abs(scored[0] - scored[1]) <= 1
+    assert result.metrics["policy/kl_ref"] > 0
+
+
+TINY = Path(__file__).with_name("tiny.yaml")
+QUIET = ["run.steps=3", "reference.num_cpus=0.5", "critic.num_cpus=0.5"]
+
+
+def train(tmp_path: Path, *words: str) -> tuple[list[dict[str, Any]], set[str], Path]:
+    """A run of the driver: its lines, the classes of the actors it made, its folder."""
+    grader = tmp_path / "parity.py"
+    grader.write_text("def grade(response, ground_truth):\n    return len(response) % 2 == 0\n")
+    config = load_config(
+        TINY, [*QUIET, f"run.dir={tmp_path}", f"reward.grader=python:{grader}:grade", *words]
+    )
+    prepared = prepare(config, tokenizer_path(config.model.path))
+    prepared = replace(prepared, model_path=str(fresh_model("t", "qwen2")))
+    folder = RunFolder.create(config.run.dir, config.run.name)
+    before = set(ray_state.actors())
+    with Progress(config.run.steps) as progress:
+        driver = Driver(config, prepared, folder, progress, quiet=True)
+        asyncio.run(driver.run(Cluster.connect(ClusterConfig())))
+    classes = {info["ActorClassName"] for key, info in ray_state.actors().items() if key not in before}
+    return folder.read_metrics(), classes, folder.root
+
+
+def test_a_run_of_ppo(ray_cluster: Cluster, tmp_path: Path) -> None:
+    lines, classes, root = train(tmp_path, "algorithm.name=ppo", "critic.learning_rate=1e-3")
+    assert "CriticWorker" in classes
+    assert "ReferenceWorker" not in classes
+    for line in lines:
+        assert not unknown_metrics(line)
+        assert line["critic/value_loss"] > 0
+        assert line["critic/grad_norm"] > 0
+        assert line["policy/effective_sample_size"] == pytest.approx(1, abs=1e-3)
+    assert lines[0]["critic/value_mean"] == 0  # the head is zero as training starts
+    assert lines[0]["critic/explained_variance"] == pytest.approx(0, abs=1e-9)
+    assert lines[2]["critic/value_mean"] > 0
+    critic = AutoModelForTokenClassification.from_pretrained(root / "checkpoints/step-000003/critic")
+    assert critic.score.weight.any()
+
+
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+def test_a_run_of_grpo_with_kl(ray_cluster: Cluster, tmp_path: Path, kl_in: str) -> None:
+    lines, classes, _ = train(
+        tmp_path,
+        "algorithm.name=grpo",
+        "algorithm.kl_coef=0.1",
+        f"algorithm.kl_in={kl_in}",
+        "reference.num_workers=2",
+    )
+    assert "ReferenceWorker" in classes
+    assert "CriticWorker" not in classes
+    assert lines[0]["policy/kl_ref"] == pytest.approx(0, abs=1e-5)
+    assert lines[2]["policy/kl_ref"] > 1e-5
+    for line in lines:
+        assert not unknown_metrics(line)
+        assert line["optim/grad_norm"] > 0
+
+
+def test_no_actor_that_no_term_asks_for(ray_cluster: Cluster, tmp_path: Path) -> None:
+    lines, classes, root = train(
+        tmp_path, "algorithm.name=sft", "rollouts_per_question=0", "evaluation.sets={}"
+    )
+    assert classes == {"LearnerWorker"}
+    assert not any(name.startswith("critic/") for name in lines[0])
+    assert "policy/kl_ref" not in lines[0]
+    assert not (root / "checkpoints/step-000003/critic").exists()
+    assert json.loads((root / "summary.json").read_text())["steps"] == 3

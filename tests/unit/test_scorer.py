@@ -1,0 +1,170 @@
+"""The scorer on packed rows against full logits of one row at a time, on small models in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, PreTrainedModel
+
+import hpt_ray.learner.scorer as scorer_module
+from hpt_ray.batch.pack import WeighedRow, make_pack
+from hpt_ray.data.mini.model import model_config
+from hpt_ray.errors import UserError
+from hpt_ray.learner.scorer import ScorerInput, TokenScorer
+from hpt_ray.records import Pack, Row
+
+VOCABULARY = 82
+TEMPERATURE = 0.7
+MODELS = [(architecture, tied) for architecture in ("qwen2", "llama") for tied in (True, False)]
+
+
+def make_model(architecture: str, tied: bool, attention: str = "segments") -> PreTrainedModel:
+    """2 layers, 2 query heads on 1 key head; no weight is zero or one."""
+    config = model_config("t", architecture)
+    config.tie_word_embeddings = tied
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation=attention)
+    return fill(model)
+
+
+def fill(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights for the same shapes, none of them zero or one."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype) + (p.dim() == 1))
+    return model
+
+
+def make_rows() -> list[Row]:
+    """Rows of many lengths, among them the shortest possible, and every third a demonstration."""
+    random = np.random.default_rng(0)
+    shapes = [(1, 1), (3, 20), (9, 2), (1, 60), (30, 1), (4, 4)]
+    return [
+        Row(
+            question_id=f"q/{i}",
+            token_ids=random.integers(0, VOCABULARY, prompt + response).astype(np.int32),
+            prompt_length=prompt,
+            logp_old=np.zeros(response, np.float32),
+            is_demo=i % 3 == 0,
+            reward=0.0,
+            group=i,
+        )
+        for i, (prompt, response) in enumerate(shapes)
+    ]
+
+
+def pack_of(rows: list[Row]) -> Pack:
+    return make_pack([WeighedRow(row, np.zeros((1, 1)), np.zeros(1)) for row in rows])
+
+
+def full_logits(model: PreTrainedModel, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """log π and entropy [R] by transformers' own forward pass, row by row."""
+    logps, entropies = [], []
+    for row in rows:
+        tokens = torch.from_numpy(row.token_ids).long()
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, row.prompt_length - 1 : -1]
+        log_pi = torch.log_softmax(logits / (1.0 if row.is_demo else TEMPERATURE), -1)
+        response = tokens[row.prompt_length :]
+        logps.append(log_pi[torch.arange(len(response)), response])
+        entropies.append(-(log_pi.exp() * log_pi).sum(-1))
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def gradient(model: PreTrainedModel, logp: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+    """Of one random direction of both outputs."""
+    generator = torch.Generator().manual_seed(4)
+    w, v = (torch.randn(logp.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    loss = (w * logp).sum() + (v * entropy).sum()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((mine - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 1000], ids=lambda n: f"chunks-of-{n}")
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "gradient-checkpointing"])
+@pytest.mark.parametrize(("architecture", "tied"), MODELS)
+def test_equals_full_logits(monkeypatch, architecture, tied, recompute, chunk_rows):
+    """The last step is in float32 by design, so that much of float64 is left."""
+    monkeypatch.setattr(scorer_module, "CHUNK_LOGITS", chunk_rows * VOCABULARY)
+    rows = make_rows()
+    plain = make_model(architecture, tied, attention="eager")
+    expected = full_logits(plain, rows)
+    model = make_model(architecture, tied).train()
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    scorer = TokenScorer(model)
+    packed = ScorerInput.from_pack(pack_of(rows), temperature=TEMPERATURE, device="cpu")
+    logp, entropy = scorer(packed, entropy_grad=True)
+    assert logp.dtype == entropy.dtype == torch.float32
+    assert (logp - expected[0]).abs().max() < 2e-6
+    assert (entropy - expected[1]).abs().max() < 2e-6
+    assert relative(gradient(model, logp, entropy), gradient(plain, *expected)) < 1e-6
+
+
+def test_entropy_is_detached_unless_asked_for():
+    scorer = TokenScorer(make_model("qwen2", tied=True))
+    packed = ScorerInput.from_pack(pack_of(make_rows()), temperature=1.0, device="cpu")
+    logp, entropy = scorer(packed)
+    assert logp.requires_grad
+    assert not entropy.requires_grad
+    with_gradient = scorer(packed, entropy_grad=True)[1]
+    assert with_gradient.requires_grad
+    assert torch.allclose(with_gradient, entropy, rtol=0, atol=1e-6)
+
+
+def test_rows_do_not_see_each_other():
+    scorer = TokenScorer(make_model("llama", tied=False))
+    rows = make_rows()
+
+    def score(rows: list[Row]) -> torch.Tensor:
+        return scorer(ScorerInput.from_pack(pack_of(rows), temperature=1.0, device="cpu"))[0].detach()
+
+    alone = torch.cat([score([row]) for row in rows])
+    assert (score(rows) - alone).abs().max() < 1e-6
+    backwards = score(rows[::-1]).split([row.response_length for row in rows[::-1]])
+    assert (torch.cat(backwards[::-1]) - alone).abs().max() < 1e-6
+
+
+def test_soft_capped_logits():
+    config = Gemma2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=0.5,  # small, so that it bends these logits
+        tie_word_embeddings=True,
+    )
+    plain, model = (
+        fill(
+            AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=torch.float64, attn_implementation=name
+            )
+        )
+        for name in ("eager", "segments")
+    )
+    rows = make_rows()
+    packed = ScorerInput.from_pack(pack_of(rows), temperature=TEMPERATURE, device="cpu")
+    logp, _ = TokenScorer(model)(packed)
+    assert (logp - full_logits(plain, rows)[0]).abs().max() < 2e-6
+
+
+def test_an_output_layer_that_scales_its_logits_is_refused():
+    config = CohereConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        logit_scale=0.25,
+    )
+    with pytest.raises(UserError, match="logit_scale"):
+        TokenScorer(AutoModelForCausalLM.from_config(config))
