@@ -28,9 +28,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from hpt_ray.config.load import load_config
+from hpt_ray.config.schema import Config
 from hpt_ray.data.prepare import prepare_gsm8k
+from hpt_ray.data.questions import load_questions
+from hpt_ray.data.template import Template
+from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.setup import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "gsm8k_tiny.yaml"
@@ -84,8 +87,10 @@ def measure(source: Path, folder: Path, num_held_out: int, overrides: list[str])
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
 
     config = load_config(CONFIG, words)
-    prepared = prepare(config, str(model))  # the same sets again, from the cache, for their accounts
-    accounts = {"train": prepared.questions.report(), "test": prepared.held_out["test"].report()}
+    accounts = {
+        "train": account_of(config, folder / "train.parquet", model),
+        "test": account_of(config, folder / "held_out.parquet", model),
+    }
     losses = [{"step": line["step"], "loss": line[METRIC]} for line in lines if METRIC in line]
     expected = {"train": counts["train"], "test": min(num_held_out, counts["test"])}
     return {
@@ -111,7 +116,7 @@ def measure(source: Path, folder: Path, num_held_out: int, overrides: list[str])
             "first_loss": losses[0]["loss"],
             "last_loss": losses[-1]["loss"],
             "every_row_accounted_for": all(adds_up(accounts[name], rows) for name, rows in expected.items())
-            and summary["dropped_rows"] == prepared.questions.dropped,
+            and summary["dropped_rows"] == dropped(accounts["train"]),
             "failures": summary["failures"],
         },
     }
@@ -154,10 +159,26 @@ def write_model_config(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def account_of(config: Config, questions: Path, model: Path) -> dict[str, int | float]:
+    """What became of the rows of one file; the run has read it before, so this opens the cache."""
+    return load_questions(
+        [str(questions)],
+        Template(config.data, load_tokenizer(str(model))),
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_response_tokens=config.data.max_response_tokens,
+        demonstrations="optional",
+    ).report()
+
+
+def dropped(account: dict[str, int | float]) -> dict[str, int | float]:
+    """Rows dropped, by reason."""
+    prefix = "dropped/"
+    return {name.removeprefix(prefix): count for name, count in account.items() if name.startswith(prefix)}
+
+
 def adds_up(account: dict[str, int | float], rows: int) -> bool:
     """rows = kept + Σ dropped, and the rows are those of the published file."""
-    dropped = sum(count for name, count in account.items() if name.startswith("dropped/"))
-    return account["rows"] == rows == account["kept"] + dropped
+    return account["rows"] == rows == account["kept"] + sum(dropped(account).values())
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             show_comparison(words[1:], console)
             return 0
         plan, dry_run = parse(words)
-        console.print(describe(plan), highlight=False)
+        console.print(describe(plan), highlight=False, soft_wrap=True)
         if not dry_run:
             asyncio.run(evaluate(plan, console))
         return 0
@@ -88,15 +88,13 @@ def describe(plan: Plan) -> str:
     """What will be asked of which model, in a few lines."""
     lines = [f"Evaluating {plan.model.path} → {plan.out}"]
     for task in plan.tasks:
-        sampling = task.sampling
-        graders = ", ".join(dict.fromkeys(task.graders.values()))
-        version = ""
+        sampling, version = task.sampling, ""
         if task.benchmark.published:
             version = f" ({task.version or 'no published version with this many is known'})"
         lines.append(
-            f"  {task.benchmark.title}: {len(task.questions):,} questions{version} × {task.num_samples}, "
+            f"  {task.name}: {len(task.questions):,} questions{version} × {task.num_samples}, "
             f"T {sampling.temperature:g}, top-p {sampling.top_p:g}, {sampling.max_tokens:,} tokens, "
-            f"graded by {graders}"
+            f"graded by {', '.join(dict.fromkeys(task.graders.values()))}"
         )
     return "\n".join(lines)
 
@@ -116,7 +114,7 @@ async def evaluate(plan: Plan, console: Console) -> dict[str, Any]:
             await _answer(plan, journal, cluster, model_path, console)
         summary = finish(plan, journal)
         console.print(results_table(summary))
-        console.print(f"Results: {plan.out}", highlight=False)
+        console.print(f"Results: {plan.out}", highlight=False, soft_wrap=True)
         return summary
     finally:
         if cluster is not None:

@@ -240,7 +240,7 @@ def _numbers(values: np.ndarray) -> str:
     return " ".join(f"{value + 0.0:.3g}" for value in values)  # + 0.0: no −0
 
 
-def _table(cells: list[tuple[str, ...]]) -> list[str]:
+def _table(cells: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
 

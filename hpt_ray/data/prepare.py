@@ -1,8 +1,8 @@
-"""Turn published files into question files: `python -m hpt_ray.data.prepare NAME --source DIR --out DIR`.
+"""Turn published files into question files: `python -m hpt_ray.data.prepare NAME --source … --out DIR`.
 
-`PREPARERS` has one row per data set: a new one is a function that writes parquet files in the schema
-of `schema` and returns what it wrote. Nothing is downloaded and no row is left out: a line that
-cannot be understood is an error that names it.
+`PREPARERS` has one row per data set to train on: a new one is a function that writes parquet files in the
+schema of `schema` and returns what it wrote. Benchmarks are rows of `evaluation.benchmarks` and are read by
+`benchmark_files`. No row is left out: a line that cannot be understood is an error that names it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from hpt_ray.data.benchmark_files import prepare_benchmark
 from hpt_ray.data.mini import write_mini
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
+from hpt_ray.evaluation.benchmarks import BENCHMARKS
 
 Counts = dict[str, int]  # rows by name of what was written
 
@@ -93,20 +95,32 @@ PREPARERS: dict[str, Preparer] = {
 }
 
 
+# Benchmarks whose questions come from one published file; the others are written by PREPARERS.
+SINGLE_FILES = {
+    name: row
+    for name, row in BENCHMARKS.items()
+    if name not in PREPARERS and not row.path.startswith("mini:")
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 when the user must change something."""
-    names = "\n".join(f"  {name:8} {preparer.description}" for name, preparer in PREPARERS.items())
+    described = {name: preparer.description for name, preparer in PREPARERS.items()}
+    described |= {name: f"benchmark {row.title}" for name, row in SINGLE_FILES.items()}
     parser = argparse.ArgumentParser(
         prog="python -m hpt_ray.data.prepare",
-        description=f"Write question files (parquet) from published ones.\n\n{names}",
+        description="Write question files (parquet) from published ones.\n\n"
+        + "\n".join(f"  {name:12} {description}" for name, description in described.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=PREPARERS, metavar="NAME", help="one of the names above")
-    parser.add_argument("--source", type=Path, help="folder of the published files")
+    parser.add_argument("name", choices=described, metavar="NAME", help="one of the names above")
+    parser.add_argument("--source", help="the published file, a folder with it, or a Hub name (benchmarks)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--file", help="benchmarks: pattern of the file within a folder or a Hub data set")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", help="benchmarks: take only these rows")
     options = parser.parse_args(arguments)
     try:
-        counts = _prepare(options.name, options.source, options.out)
+        counts = _prepare(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -119,14 +133,28 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _prepare(name: str, source: Path | None, out_dir: Path) -> Counts:
-    preparer = PREPARERS[name]
-    if preparer.needs_source and source is None:
-        raise UserError(f"{name} needs --source, the folder of its published files.")
+def _prepare(options: argparse.Namespace) -> Counts:
+    name, source, out_dir = options.name, options.source, options.out
+    if source is None and (name in SINGLE_FILES or PREPARERS[name].needs_source):
+        raise UserError(f"{name} needs --source, its published file or the folder of its published files.")
     try:
-        return preparer.write(source or Path(), out_dir)
+        if name in SINGLE_FILES:
+            return _prepare_benchmark(options)
+        if options.file or options.where:
+            raise UserError(f"{name} is no single file: --file and --where do not go with it.")
+        return PREPARERS[name].write(Path(source or ""), out_dir)
     except OSError as error:
         raise UserError(f"Cannot write to {out_dir}: {error}.") from error
+
+
+def _prepare_benchmark(options: argparse.Namespace) -> Counts:
+    """The rows written, under a label that says which published version this is."""
+    row = SINGLE_FILES[options.name]
+    done = prepare_benchmark(row, options.source, options.out, file=options.file, where=options.where)
+    known = ", ".join(f"{size} ({what})" for size, what in row.published.items())
+    version = row.published.get(done.rows, f"no published version with this many; known: {known}")
+    counts = {f"{done.path.name}: {version}": done.rows}
+    return counts | ({"repeated rows left out": done.repeated} if done.repeated else {})
 
 
 if __name__ == "__main__":

@@ -81,9 +81,7 @@ class Plan:
             "seed": config.seed,
             "top_k": config.rollout.top_k,
             "engine": config.rollout.engine,
-            "reward": {
-                name: getattr(config.reward, name) for name in ("require_finished", "timeout_s", "memory_mb")
-            },
+            "require_finished": config.reward.require_finished,
             "benchmarks": {
                 task.name: {
                     "questions": task.digest,

@@ -7,7 +7,7 @@ paths of the run), and says what graded, how answers were drawn and with which v
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -156,45 +156,50 @@ def _version(distribution: str) -> str | None:
 
 
 def results_table(summary: Mapping[str, Any]) -> RenderableType:
-    """The benchmarks and their averages, in percent."""
-    table = Table(title=f"{summary['model']}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("benchmark", overflow="fold")
-    for name in ("questions", "mean@k", "pass@k", "tokens", "cut", "failed"):
-        table.add_column(name, justify="right")
-    table.add_column("grader", overflow="fold")
-    notes = []
-    for name, row in summary["benchmarks"].items():
+    """The benchmarks and their averages in percent, and what graded them."""
+    benchmarks = summary["benchmarks"]
+    table = Table(title=summary["model"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("benchmark", no_wrap=True)
+    for name in ("asked", "mean@k", "pass@k", "tokens", "cut"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in benchmarks.items():
         k = max(row["pass_at_k"], key=int)
-        failures = sum(row["outcomes"][outcome.value] for outcome in FAILURES)
         table.add_row(
-            Text(row["title"]),
+            Text(name),
             f"{row['questions']:,}",
             f"{_percent(row['mean'])} @{row['samples']}",
             f"{_percent(row['pass_at_k'][k])} @{k}" if int(k) > 1 else "",
             f"{row['mean_tokens']:.0f}",
             f"{100 * row['truncated_ratio']:.1f} %",
-            f"{failures:,}",
-            Text(", ".join(dict.fromkeys(g["grader"] for g in row["graders"].values()))),
         )
-        notes += _notes(name, row)
     for group, average in summary["averages"].items():
-        label = f"average of {group} ({len(average['benchmarks'])})"
-        table.add_row(Text(label, style="bold"), "", _percent(average["unweighted"]))
-        table.add_row(Text("  by number of questions"), "", _percent(average["by_size"]))
+        names = average["benchmarks"]
+        table.add_row(f"average of {group} ({len(names)})", "", _percent(average["unweighted"]))
+        if len({benchmarks[name]["questions"] for name in names}) > 1:
+            table.add_row("  by number of questions", "", _percent(average["by_size"]))
     foot = "Percent, ± half a 95 % interval over questions. cut: ended by the token limit."
-    return Lines(table, Text(foot, style="dim"), *(Text(note) for note in notes))
+    return Lines(table, Text(foot, style="dim"), *map(Text, _notes(benchmarks)))
 
 
-def _notes(name: str, row: Mapping[str, Any]) -> list[str]:
-    notes = []
-    if not row["as_published"]:
-        notes.append(f"{name}: samples or sampling differ from the benchmark's protocol (results.json).")
-    for source, graded in row["graders"].items():
-        if graded["in_training"] not in (None, graded["grader"]):
-            notes.append(
-                f"{name}: graded by {graded['grader']}; training graded {source!r} by {graded['in_training']}."
-            )
-    return notes
+def _notes(benchmarks: Mapping[str, Any]) -> Iterator[str]:
+    """What graded, and what is not as the benchmark's row or the training run has it."""
+    graded: dict[tuple[str, str | None], list[str]] = {}
+    for name, row in benchmarks.items():
+        for grader in row["graders"].values():
+            names = graded.setdefault((grader["grader"], grader["in_training"]), [])
+            names += [name] if name not in names else []
+    for (here, there), names in graded.items():
+        in_training = {None: "", here: ", as in training"}.get(there, f"; training would grade by {there}")
+        yield f"Graded by {here}{in_training}: {', '.join(names)}."
+    for outcome in FAILURES:
+        counts = [
+            f"{name} {n:,}" for name, row in benchmarks.items() if (n := row["outcomes"][outcome.value])
+        ]
+        if counts:
+            yield f"Answers that came to `{outcome.value}`, counted as not right: {', '.join(counts)}."
+    differing = [name for name, row in benchmarks.items() if not row["as_published"]]
+    if differing:
+        yield f"Samples or sampling are not those of the benchmark's protocol: {', '.join(differing)}."
 
 
 def _percent(estimate: Mapping[str, float | None]) -> str:

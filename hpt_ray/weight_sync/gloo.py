@@ -31,7 +31,7 @@ class GlooGroup:
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
-        self._group.broadcast([buffer], options).wait()
+        self._group.broadcast([buffer], options).wait()  # type: ignore[attr-defined]
 
 
 class GlooSender:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.config.schema import WeightSyncConfig
@@ -41,7 +42,7 @@ class WeightSync:
         self._metas = (await self._learners.call("weight_metas", timeout_s=limit, what="list weights"))[0]
         self._names = {meta.name for meta in self._metas}
         world_size = 1 + workers_per_engine * len(self._workers)
-        common = {"world_size": world_size}
+        common: dict[str, Any] = {"world_size": world_size}
         bucket_bytes = int(self._config.bucket_mb * 2**20)
         if self._carrier == "gloo":
             common |= {"host": host, "port": port, "bucket_bytes": bucket_bytes, "timeout_s": limit}

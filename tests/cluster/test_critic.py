@@ -260,7 +260,9 @@ TINY = Path(__file__).with_name("tiny.yaml")
 QUIET = ["run.steps=3", "reference.num_cpus=0.5", "critic.num_cpus=0.5"]
 
 
-def train(tmp_path: Path, *words: str) -> tuple[list[dict[str, Any]], set[str], Path]:
+def train(
+    tmp_path: Path, *words: str, resume: Path | None = None
+) -> tuple[list[dict[str, Any]], set[str], Path]:
     """A run of the driver: its lines, the classes of the actors it made, its folder."""
     grader = tmp_path / "parity.py"
     grader.write_text("def grade(response, ground_truth):\n    return len(response) % 2 == 0\n")
@@ -269,7 +271,7 @@ def train(tmp_path: Path, *words: str) -> tuple[list[dict[str, Any]], set[str], 
     )
     prepared = prepare(config, tokenizer_path(config.model.path))
     prepared = replace(prepared, model_path=str(fresh_model("t", "qwen2")))
-    folder = RunFolder.create(config.run.dir, config.run.name)
+    folder = RunFolder.create(config.run.dir, config.run.name) if resume is None else RunFolder(resume)
     before = set(ray_state.actors())
     with Progress(config.run.steps) as progress:
         driver = Driver(config, prepared, folder, progress, quiet=True)
@@ -279,7 +281,8 @@ def train(tmp_path: Path, *words: str) -> tuple[list[dict[str, Any]], set[str], 
 
 
 def test_a_run_of_ppo(ray_cluster: Cluster, tmp_path: Path) -> None:
-    lines, classes, root = train(tmp_path, "algorithm.name=ppo", "critic.learning_rate=1e-3")
+    words = ("algorithm.name=ppo", "critic.learning_rate=1e-3")
+    lines, classes, root = train(tmp_path, *words)
     assert "CriticWorker" in classes
     assert "ReferenceWorker" not in classes
     for line in lines:
@@ -292,6 +295,10 @@ def test_a_run_of_ppo(ray_cluster: Cluster, tmp_path: Path) -> None:
     assert lines[2]["critic/value_mean"] > 0
     critic = AutoModelForTokenClassification.from_pretrained(root / "checkpoints/step-000003/critic")
     assert critic.score.weight.any()
+
+    lines, _, _ = train(tmp_path, *words, "run.steps=4", resume=root)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[3]["critic/value_mean"] > 0  # a new critic would say 0
 
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])

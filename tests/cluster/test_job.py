@@ -43,7 +43,6 @@ class Head:
                 RAY,
                 "job",
                 "submit",
-                "--no-format",
                 "--address",
                 self.address,
                 "--working-dir",
@@ -119,19 +118,12 @@ def test_job_that_succeeds(head, tmp_path):
     assert [line["step"] for line in RunFolder(tmp_path / "latest").read_metrics()] == [1, 2]
     # It joined the cluster: a second session would have left a folder of its own here.
     assert len(list(head.folder.glob("ray/session_2*"))) == 1
-
-
-def test_only_the_project_travels_to_the_cluster(head):
-    """After the job above: no environment, no history, no earlier runs in what was uploaded."""
-    job = head.submit(*TINY, "--dry-run")
-    assert job.returncode == 0, job.stdout
-    packages = list(head.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
-    assert packages
-    for package in packages:
-        names = {path.name for path in package.iterdir()}
-        assert {"hpt_ray", "configs"} <= names
-        assert not {".venv", ".git", "runs"} & names
-        assert sum(path.stat().st_size for path in package.rglob("*")) < 10e6
+    # What was uploaded is the project: no environment, no history, no earlier runs.
+    (package,) = head.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    names = {path.name for path in package.iterdir()}
+    assert {"hpt_ray", "configs"} <= names
+    assert not {".venv", ".git", "runs"} & names
+    assert sum(path.stat().st_size for path in package.rglob("*")) < 10e6
 
 
 def test_job_with_a_mistake_of_the_user(head, tmp_path):

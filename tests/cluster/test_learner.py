@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,12 +23,13 @@ from probe import LIMIT_S, call, pack_of, room_for, start_learners
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
-from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.config.schema import LearnerConfig, ModelConfig, ReferenceConfig
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.estimators import BatchShape, Estimator, TokenRows, make_estimator
 from hpt_ray.learner.group import LearnerGroup, UpdateResult
 from hpt_ray.records import Row
+from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -76,6 +78,7 @@ class Pair:
         batch: BatchShape = HPT_BATCH,
         tokens_per_microbatch: int = 96,
         rate: float = RATE,
+        reference: ActorGroup | None = None,
     ) -> tuple[UpdateResult, dict[str, np.ndarray]]:
         """One step on both sides; asserts that they agree. The learner's result and gradient."""
         before = call(self.ranks, "parameters")[0]
@@ -91,6 +94,7 @@ class Pair:
             batch=batch,
             tokens_per_microbatch=tokens_per_microbatch,
             rate=rate,
+            reference=reference,
         )
         gradient = call(self.ranks, "gradient")[0]
         update = difference(call(self.ranks, "parameters")[0], before)
@@ -109,11 +113,17 @@ class Pair:
         batch: BatchShape = HPT_BATCH,
         tokens_per_microbatch: int = 96,
         rate: float = RATE,
+        reference: ActorGroup | None = None,
     ) -> UpdateResult:
         """One step of the learner alone, as the driver takes it."""
         call(self.ranks, "use", estimator)
         learner = LearnerGroup(
-            self.ranks, estimator, batch=batch, tokens_per_microbatch=tokens_per_microbatch, timeout_s=LIMIT_S
+            self.ranks,
+            estimator,
+            batch=batch,
+            tokens_per_microbatch=tokens_per_microbatch,
+            timeout_s=LIMIT_S,
+            reference=reference,
         )
 
         async def update() -> UpdateResult:
@@ -157,9 +167,9 @@ def start(ray_cluster, tiny_model):
         **learner: Any,
     ) -> Pair:
         path = tiny_model(architecture, tied)
-        config = LearnerConfig(
-            num_ranks=num_ranks, zero_stage=zero_stage, max_grad_norm=0.5, weight_decay=0.1, **learner
-        )
+        # The clip bites in most steps; the weight decay is large enough to be seen.
+        options = {"max_grad_norm": 0.5, "weight_decay": 0.1, **learner}
+        config = LearnerConfig(num_ranks=num_ranks, zero_stage=zero_stage, **options)
         if (num_ranks, processes) in running:
             ranks = running[num_ranks, processes][1]
             call(ranks, "restart", config, str(path))
@@ -172,6 +182,25 @@ def start(ray_cluster, tiny_model):
     yield make
     for room, _ in running.values():
         room.release()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Two scorers of the frozen policy at `path`."""
+
+    path: Path
+    workers: ActorGroup
+
+
+@pytest.fixture(scope="module")
+def reference(ray_cluster, tiny_model):
+    path = tiny_model("qwen2", True)
+    spec = ReferenceSpec(ModelConfig(path=str(path)), str(path), ReferenceConfig(), TEMPERATURE, seed=0)
+    room = room_for(reference=2)
+    workers = room.create("reference", ReferenceWorker, [(spec, None)] * 2)
+    call(workers, "start")
+    yield Reference(path, workers)
+    room.release()
 
 
 @pytest.fixture(
@@ -227,6 +256,12 @@ def test_other_models_with_gradient_checkpointing(start, num_ranks, stage, archi
         pair.step(make_rows(pair.plain, MIXED, seed=seed), hpt_loss)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_without_a_clip_the_norm_is_still_reported(start, stage):
+    pair = start(2, stage, max_grad_norm=0.0)
+    pair.step(make_rows(pair.plain, MIXED, seed=16), hpt_loss)
+
+
 # -- every algorithm of the table ------------------------------------------------------------------
 
 GOLDEN = load_golden()
@@ -273,12 +308,35 @@ def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, key):
     assert norm(gradient) > 1e-4
 
 
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_kl_to_a_frozen_policy_equals_plain_pytorch(start, reference, kind):
+    """The scorer in actors of its own; questions of equal rewards count for the KL alone."""
+    pair = start(2, 2)
+    frozen = PlainLearner(reference.path, LearnerConfig(), TEMPERATURE)
+
+    def loss(plain: PlainLearner, rows: list[Row]) -> torch.Tensor:
+        total = hpt_loss(plain, rows)
+        for row in rows:
+            with torch.no_grad():
+                logp_ref, _ = frozen.score(row)
+            d = plain.score(row)[0] - logp_ref
+            kl = {"k1": d, "k2": d.square() / 2, "k3": (-d).exp() - 1 + d}[kind]
+            total = total + 0.3 * kl.sum() / (N * SAMPLES * C)
+        return total
+
+    estimator = make_estimator("dr_grpo", rollout_mask="none", kl_coef=0.3, kl_estimator=kind)
+    for seed in (14, 15):
+        questions = make_rows(pair.plain, ROLLOUTS, seed=seed)
+        result, _ = pair.step(questions, loss, estimator=estimator, rate=0.01, reference=reference.workers)
+        assert result.num_skipped_rows == 0
+
+
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage):
-    first = start(2, stage)
+@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
+def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, offload):
+    first = start(2, stage, offload_optimizer=offload)
     for seed in (9, 10):
         first.step(make_rows(first.plain, MIXED, seed=seed), hpt_loss)
     (tmp_path / "state").mkdir()
@@ -286,7 +344,7 @@ def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage):
     later = [make_rows(first.plain, MIXED, seed=seed) for seed in (11, 12)]
     norms = [first.step(rows, hpt_loss)[0].metrics["optim/grad_norm"] for rows in later]
 
-    second = start(2, stage, processes="second")
+    second = start(2, stage, offload_optimizer=offload, processes="second")
     call(second.ranks, "load", str(tmp_path / "state"))
     for rows, expected in zip(later, norms, strict=True):
         assert second.learn(rows).metrics["optim/grad_norm"] == expected

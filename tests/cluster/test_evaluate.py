@@ -1,0 +1,85 @@
+"""`python -m hpt_ray.evaluate` as a person runs it: killed in the middle, resumed with other workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from command import LIMIT_S, ROOT, child_environment, write_grader
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+SAMPLES, NUM_ANSWERS = 6, 2 * 48 * 6
+
+
+def words(out: Path, grader: str, workers: int) -> list[str]:
+    return [
+        *(
+            sys.executable,
+            "-m",
+            "hpt_ray.evaluate",
+            "model=mini:t-fresh",
+            "benchmarks=[mini-geo, mini-boxes]",
+        ),
+        *(f"samples={SAMPLES}", "temperature=1.0", f"out={out}", f"reward.grader={grader}"),
+        *(f"rollout.num_workers={workers}", "rollout.num_cpus=0.5", "rollout.kv_cache_gib=0.05"),
+        *("rollout.max_num_seqs=16", "cluster.address=local"),
+    ]
+
+
+def finish(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def lines(folder: Path) -> list[bytes]:
+    file = folder / "samples.jsonl"
+    return file.read_bytes().splitlines() if file.is_file() else []
+
+
+def test_killed_and_resumed_it_gives_the_same_files(tmp_path):
+    grader = write_grader(tmp_path)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    shown = finish(words(whole, grader, workers=2))
+    assert "mini-geo" in shown
+    assert f"@{SAMPLES}" in shown
+
+    process = subprocess.Popen(
+        words(cut, grader, workers=1), cwd=ROOT, env=child_environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + LIMIT_S
+    while len(lines(cut)) < NUM_ANSWERS // 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    before = lines(cut)
+    assert NUM_ANSWERS // 4 <= len(before) < NUM_ANSWERS
+    assert not (cut / "questions.parquet").exists()
+
+    finish(words(cut, grader, workers=2))
+    after = lines(cut)
+    assert len(after) == NUM_ANSWERS
+    assert after[: len(before) - 1] == before[:-1]  # what was there was not answered again
+    for name in ("questions.parquet", "results.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+    rows = pq.read_table(cut / "questions.parquet").to_pylist()
+    assert len(rows) == 96
+    assert {row["n"] for row in rows} == {SAMPLES}
+    assert 0 < sum(row["correct"] for row in rows) < NUM_ANSWERS
+    results = json.loads((cut / "results.json").read_text())
+    assert results["benchmarks"]["mini-geo"]["graders"]["mini/geo"]["grader"] == grader
+    # Nothing is missing now, so nothing is started: only the report is made again.
+    finish(words(cut, grader, workers=2))
+    assert lines(cut) == after

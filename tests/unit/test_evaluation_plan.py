@@ -1,0 +1,262 @@
+"""What an evaluation asks, from words on the command line: models, benchmarks, graders, protocols, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from hpt_ray.checkpoint.store import CheckpointStore
+from hpt_ray.config.load import dump_config, known_keys
+from hpt_ray.config.schema import Config
+from hpt_ray.data.mini.tokenizer import build_tokenizer
+from hpt_ray.data.schema import make_row, write_rows
+from hpt_ray.errors import UserError
+from hpt_ray.evaluation.benchmarks import BENCHMARKS, GROUPS, PAPER, expand
+from hpt_ray.evaluation.plan import load_evaluation, make_plan
+from hpt_ray.evaluation.report import results_table, summarise, versions
+from hpt_ray.evaluation.results import QuestionResult
+from hpt_ray.evaluation.schema import NOT_HERE, EvaluateConfig
+from hpt_ray.reward import check_grader
+
+MINI = ["model=mini:t-fresh", "benchmarks=[mini-geo]"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("HPT_RAY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def plan(*words):
+    return make_plan(load_evaluation(None, list(words)))
+
+
+def write_questions(path, answers, data_source="s", prompt="Compute 4*3-6."):
+    rows = (make_row(prompt, None, a, data_source=data_source, extra_info={}) for a in answers)
+    write_rows(path, rows, {"index": pa.int64()})
+    return path
+
+
+def make_run(folder, **reward):
+    """A run folder with one committed checkpoint whose export has a tokenizer."""
+    config = Config()
+    config.model.path = "mini:t"
+    config.model.dtype = "bfloat16"
+    config.data.template, config.data.add_bos = "plain", True
+    for name, value in reward.items():
+        setattr(config.reward, name, value)
+    folder.mkdir()
+    dump_config(config, folder / "config.yaml")
+    store = CheckpointStore(folder / "checkpoints", keep=0)
+    for step in (3, 7):
+        export = store.begin(step) / "hf"
+        build_tokenizer().save_pretrained(export)
+        (export / "config.json").write_text("{}")
+        store.commit(step, {"step": step})
+    return folder
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def test_the_table_has_the_paper_protocol():
+    assert (PAPER.temperature, PAPER.top_p, PAPER.max_response_tokens) == (0.6, 0.95, 8192)
+    assert GROUPS["math"] == ["aime24", "aime25", "amc", "math500", "minerva", "olympiad"]
+    assert GROUPS["ood"] == ["arc-c", "gpqa-diamond"]
+    samples = {name: BENCHMARKS[name].samples for name in GROUPS["math"] + GROUPS["ood"]}
+    assert {name for name, n in samples.items() if n == 32} == {"aime24", "aime25", "amc"}
+    assert {n for name, n in samples.items() if name not in ("aime24", "aime25", "amc")} == {1}
+    assert all(BENCHMARKS[name].protocol == PAPER for name in samples)
+    assert len(GROUPS["mini"]) == 6
+    assert len(GROUPS["mini-ood"]) == 2
+    for row in BENCHMARKS.values():
+        if row.grader is not None:
+            check_grader(row.grader)
+
+
+def test_names_and_groups():
+    assert expand(["gsm8k", "ood", "arc-c"]) == ["gsm8k", "arc-c", "gpqa-diamond"]
+    with pytest.raises(UserError, match=r"`aime2024` is no benchmark. Did you mean `aime24`\?"):
+        expand(["aime2024"])
+
+
+# -- the plan --------------------------------------------------------------------------------------
+
+
+def test_the_small_task_is_asked_as_its_models_were_trained():
+    (task,) = plan(*MINI).tasks
+    assert task.questions[0].prompt_ids[0] == build_tokenizer().bos_token_id
+    assert (len(task.questions), task.num_samples, task.ks) == (48, 1, [1])
+    assert (task.sampling.temperature, task.sampling.max_tokens) == (0.0, 64)
+    assert set(task.graders.values()) == {"boxed"}
+
+
+def test_words_replace_the_protocol():
+    made = plan(
+        *MINI, "samples=6", "temperature=0.5", "top_p=0.9", "max_response_tokens=9", "rollout.top_k=5"
+    )
+    (task,) = made.tasks
+    assert (task.num_samples, task.ks) == (6, [1, 2, 4])
+    sampling = task.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.5, 0.9, 5, 9)
+    assert made.max_model_len == 9 + max(len(q.prompt_ids) for q in task.questions)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["samples=4", "temperature=1", "pass_k=[2, 8]"],
+            "pass@8 needs at least 8 samples per question, and there are 4",
+        ),
+        (["samples=2"], "at temperature 0 all 2 samples of a question are the same"),
+        (["data.train=[a]"], "`data.train` is a key of training"),
+        (["rollout.temperature=0.6"], "set `temperature`"),
+        (["reward.terms={format: 1.0}"], "counts right answers only"),
+        (["top_p=1.5"], "`top_p` \\(1.5\\) must be above 0"),
+        (["reward.grader=maths"], "Unknown grader `maths`"),
+        (["bechmarks=[math]"], "Did you mean `benchmarks`"),
+        (["benchmarks=[]"], "Nothing to evaluate"),
+        (
+            ["benchmarks=[aime24]", "data_dir=nowhere"],
+            "python -m hpt_ray.data.prepare aime24 --source FILE --out nowhere",
+        ),
+    ],
+)
+def test_what_the_user_must_change(words, message):
+    with pytest.raises(UserError, match=message):
+        plan(*MINI, *words)
+
+
+def test_own_files_and_own_graders(tmp_path):
+    file = write_questions(tmp_path / "q.parquet", ["6", "7"])
+    (task,) = plan("model=mini:t-fresh", f"sets={{mine: {file}}}", "reward.graders={s: exact}").tasks
+    assert (task.name, dict(task.graders)) == ("mine", {"s": "exact"})
+    assert task.sampling.temperature == 0.6
+    (task,) = plan(
+        "model=mini:t-fresh", "benchmarks=[arc-c]", f"sets={{arc-c: {file}}}", "reward.graders={s: exact}"
+    ).tasks
+    assert dict(task.graders) == {"s": "exact"}  # the configuration comes before the row
+    with pytest.raises(UserError, match=r"arc-c, question .*no label of a choice"):
+        plan(
+            "model=mini:t-fresh",
+            "benchmarks=[arc-c]",
+            f"sets={{arc-c: {write_questions(tmp_path / 'r.parquet', ['12'])}}}",
+        )
+
+
+def test_no_question_is_left_out(tmp_path):
+    rows = (
+        make_row(p, None, "6", data_source="s", extra_info={}) for p in ("Compute 4*3-6.", "Compute 4." * 9)
+    )
+    write_rows(tmp_path / "q.parquet", rows, {"index": pa.int64()})
+    with pytest.raises(UserError, match="1 prompt_too_long, and an evaluation leaves no question out"):
+        plan("model=mini:t-fresh", f"sets={{mine: {tmp_path / 'q.parquet'}}}", "data.max_prompt_tokens=20")
+
+
+def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
+    run = make_run(tmp_path / "run", grader="exact", require_finished=False)
+    made = plan(f"model={run}", "benchmarks=[mini-geo]")
+    assert made.model.path == str(run / "checkpoints" / "step-000007" / "hf")
+    assert made.model.name == "run-step-000007"
+    assert made.config.dtype == "bfloat16"
+    assert made.config.data.add_bos
+    assert not made.config.reward.require_finished
+    assert made.graders == made.training_graders == {"mini/geo": "exact"}
+    one = plan(
+        f"model={run}/checkpoints/step-000003",
+        "benchmarks=[mini-geo]",
+        "reward.grader=boxed",
+        "dtype=float32",
+    )
+    assert one.model.name == "run-step-000003"
+    assert one.config.dtype == "float32"
+    assert (dict(one.graders), one.training_graders) == ({"mini/geo": "boxed"}, {"mini/geo": "exact"})
+
+
+def test_a_damaged_newest_checkpoint_is_not_passed_over(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "checkpoints" / "step-000007" / "hf" / "config.json").write_text("{ }")
+    with pytest.raises(UserError, match=r"newest checkpoint cannot be used .*config\.json"):
+        plan(f"model={run}", "benchmarks=[mini-geo]")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        plan(f"model={tmp_path}", "benchmarks=[mini-geo]")
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def results_for(made, correct):
+    return [
+        QuestionResult(
+            t.name,
+            q.id,
+            q.data_source,
+            str(i % 2),
+            "h",
+            t.num_samples,
+            correct(t, i),
+            t.num_samples - correct(t, i),
+            0,
+            0,
+            0,
+            0,
+            10.0,
+            1,
+        )
+        for t in made.tasks
+        for i, q in enumerate(t.questions)
+    ]
+
+
+def test_results_say_what_graded_and_average_in_two_ways(tmp_path):
+    small = write_questions(tmp_path / "q.parquet", ["6"] * 3, data_source="own", prompt="Find 1+2.")
+    write_rows(
+        small,
+        (
+            make_row(f"Compute {i}*3-6.", None, "6", data_source="own", extra_info={"index": i})
+            for i in range(3)
+        ),
+        {"index": pa.int64()},
+    )
+    run = make_run(tmp_path / "run", grader="boxed")
+    made = plan(
+        f"model={run}",
+        "benchmarks=[mini-geo]",
+        f"sets={{own: {small}}}",
+        "samples=4",
+        "temperature=1",
+        "reward.graders={own: exact}",
+    )
+    summary = summarise(made, results_for(made, lambda task, i: 4 if task.name == "own" else 2 * (i % 2)))
+    json.dumps(summary, allow_nan=False)
+    geo, own = summary["benchmarks"]["mini-geo"], summary["benchmarks"]["own"]
+    assert geo["graders"] == {"mini/geo": {"grader": "boxed", "in_training": "boxed"}}
+    assert own["graders"] == {"own": {"grader": "exact", "in_training": "boxed"}}
+    assert (geo["mean"]["value"], own["mean"]["value"]) == (0.25, 1.0)
+    assert geo["pass_at_k"]["2"]["value"] == pytest.approx(0.5 * 5 / 6)
+    assert geo["bootstrap_pass_at_k"]["2"] == pytest.approx(0.5 * 3 / 4)
+    assert geo["by_level"]["1"]["mean"]["value"] == 0.5
+    assert (geo["truncated_ratio"], geo["outcomes"]["correct"], geo["outcomes"]["wrong"]) == (0.25, 48, 144)
+    average = summary["averages"]["all"]
+    assert average["unweighted"]["value"] == pytest.approx(0.625)
+    assert average["by_size"]["value"] == pytest.approx((48 * 0.25 + 3) / 51)
+    assert not geo["as_published"]
+    assert summary["versions"] == versions()
+    assert all(versions().values())
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(results_table(summary))
+    assert "training would grade by boxed: own" in captured.get()
+    assert "Graded by boxed, as in training: mini-geo" in captured.get()
+
+
+def test_the_page_says_every_key_and_benchmark():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name, known in known_keys(EvaluateConfig).items():
+        assert "." in name or (f"| `{name}` |" in page and known.doc in page), name
+    assert all(f"`{name}`" in page for name in (*NOT_HERE, *GROUPS))
+    assert all(f"`{name}`" in page for name in BENCHMARKS if not name.startswith("mini"))

@@ -1,0 +1,111 @@
+"""What `python -m hpt_ray.explain` prints is what is trained; and each algorithm has a configuration."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hpt_ray.config.checks import check_config
+from hpt_ray.config.load import load_config
+from hpt_ray.estimators import ALGORITHMS, estimator_from_config
+from hpt_ray.explain import main
+from hpt_ray.setup import prepare, tokenizer_path
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "algorithm"
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(words)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_every_algorithm_has_a_configuration_and_nothing_else_does() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_configuration_of_an_algorithm_is_ready_to_start(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml", [])
+    check_config(config)
+    prepared = prepare(config, tokenizer_path(config.model.path))
+    assert prepared.estimator == estimator_from_config(config.algorithm)
+    assert prepared.estimator.name == config.run.name == name
+    assert len(prepared.questions) >= config.questions_per_step
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = run(capsys, "--config", str(CONFIGS / f"{name}.yaml"))
+    assert code == 0
+    assert text.startswith(f"{name}: {ALGORITHMS[name].title}  (mode: default")
+    for word in ("advantage", "denominator", "mask", "shaping", "normalizer", "gate", "N = 32", "Example"):
+        assert word in text
+    assert "nan" not in text
+    # The contributions of each table add up to the policy terms below it.
+    contributions = 0.0
+    for line in text.splitlines():
+        if match := re.search(r"^  (?:rollout|demonstration).* ([+-]\d+\.\d{4})$", line):
+            contributions += float(match[1])
+        if match := re.search(r"^  policy terms ([+-]\d+\.\d{4})", line):
+            assert float(match[1]) == pytest.approx(contributions, abs=1e-3)
+            contributions = 0.0
+
+
+def test_the_example_of_dr_grpo_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rewards 1, 0, 0, 1 have mean ½; with C = 10 each token counts 1/(1 · 4 · 10)."""
+    words = ("algorithm.rollout_coef=1", "algorithm.length_constant=10")
+    _, text, _ = run(capsys, "algorithm.name=dr_grpo", *words)
+    rows = [line.split() for line in text.splitlines() if line.startswith("  rollout ")]
+    assert [row[2] for row in rows] == ["1", "0", "0", "1"]
+    assert [row[4] for row in rows] == ["0.5", "-0.5", "-0.5", "0.5"]
+    assert {row[-2] for row in rows} == {"0.025"}
+    # Rollout 2: log π = −0.55, −0.9 after −0.5, −1.2; neither ratio is below 0.8, so neither is clipped.
+    assert rows[1][5:-2] == ["-0.55", "-0.9", "0.951", "1.35", "-0.476", "-0.675"]
+    assert rows[1][-1] == "-0.0217"
+
+
+def test_the_switch_shows_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "selection.gamma=0.25")
+    assert "at most 2 of 8 solved → demonstration" in text
+    solved, unsolved = text.split("Example:")[1:]
+    assert "(solved)" in solved
+    assert "demonstration " not in solved.split("contribution")[1]
+    assert "(unsolved)" in unsolved
+    assert unsolved.count("\n  demonstration") == 1
+
+
+def test_rows_that_add_nothing_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "selection.gamma=-1")
+    assert "exactly 0: rollout 1, rollout 2, rollout 3, rollout 4" in text
+
+
+def test_what_starts_actors_of_its_own_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    _, plain, _ = run(capsys, "algorithm.name=grpo")
+    assert "its own actors" not in plain
+    _, ppo, _ = run(capsys, "algorithm.name=ppo", "algorithm.kl_coef=0.1", "algorithm.kl_in=reward")
+    assert "  critic       its own actors" in ppo
+    assert "  reference    its own actors; mini:t, frozen" in ppo
+    assert "the KL is taken off before the advantage" in ppo
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algorithm.name=grp"], "Did you mean grpo"),
+        (["algorithm.nam=grpo"], "Did you mean `algorithm.name`"),
+        (["algorithm.name=grpo", "algorithm.rollout_advantage=one"], "makes no sense on rollouts"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["selection.gamma=0.3"], "selection.gamma"),
+        (["algorithm.name=grpo", "rollouts_per_question=0"], "trains on rollouts"),
+        (["algorithm.name=ppo", "critic.num_gpus=2"], "critic.num_ranks"),
+    ],
+)
+def test_bad_input_ends_with_one_message(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text, error = run(capsys, *words)
+    assert (code, text) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
