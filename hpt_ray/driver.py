@@ -39,12 +39,12 @@ from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.tables import end_summary, table_of_samples
 from hpt_ray.observe.trackers import start_trackers
-from hpt_ray.records import Decision, Group, Question
+from hpt_ray.records import Decision, FinishReason, Group, Question
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.pool import RolloutPool
 from hpt_ray.rollout.requests import Sampling, request_for, unique_ids
 from hpt_ray.selection.feedback import FeedbackLog
-from hpt_ray.selection.gate import GATES
+from hpt_ray.selection.gate import GATES, is_certain
 from hpt_ray.selection.rows import rows_of
 from hpt_ray.setup import Prepared
 
@@ -185,8 +185,25 @@ class Driver:
             num_samples=self.num_rollouts,
             verifier=self.actors.verifier,
             timeout_s=self.config.rollout.timeout_s,
+            is_certain=self._is_certain,
+            abort=self.pool.abort,
         ):
             yield group
+
+    def _is_certain(self, question: Question, num_solved: int, num_graded: int) -> bool:
+        """Whether the switch asks for this question's demonstration whatever its other rollouts say."""
+        selection = self.config.selection
+        return (
+            selection.early_decision
+            and self.gate is GATES["switch"]
+            and question.demonstration is not None
+            and is_certain(
+                selection.gamma,
+                num_solved=num_solved,
+                num_graded=num_graded,
+                num_rollouts=self.num_rollouts,
+            )
+        )
 
     def _learning_rate(self, updates_done: int, optimizer: LearnerConfig | None = None) -> float:
         """The rate of the next update of this step; −1: of the last one that was done."""
@@ -368,11 +385,15 @@ class Driver:
 
 
 def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
-    """Rewards, outcomes and lengths of the step's rollouts; None where there were none."""
-    rollouts = [rollout for group, _ in pairs for rollout in group.rollouts]
-    verdicts = [verdict for group, _ in pairs for verdict in group.verdicts]
+    """Rewards, outcomes and lengths of the step's rollouts; None where there were none.
+
+    Rollouts that were aborted are counted as such and are in no mean.
+    """
+    everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.verdicts, strict=True)]
+    finishes = Counter(rollout.finish.value for rollout, _ in everything)
+    graded = [(r, v) for r, v in everything if r.finish is not FinishReason.ABORT]
+    rollouts, verdicts = [r for r, _ in graded], [v for _, v in graded]
     outcomes = Counter(verdict.outcome.value for verdict in verdicts)
-    finishes = Counter(rollout.finish.value for rollout in rollouts)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     return {
         "reward/mean": float(np.mean([verdict.score for verdict in verdicts])) if verdicts else None,

@@ -94,13 +94,13 @@ def plan(config: Config, prepared: Prepared, folder: Path) -> RenderableType:
 
 
 def open_folder(config: Config) -> RunFolder:
-    """The folder of this run: a new one, or the one `run.resume` names."""
-    if config.run.resume == "never":
+    """The folder of this run: a new one, or the one `resume` names."""
+    if config.resume == "never":
         found = None
-    elif config.run.resume == "auto":
+    elif config.resume == "auto":
         found = RunFolder.newest(config.run.dir, config.run.name)
     else:
-        found = RunFolder(Path(config.run.resume))
+        found = RunFolder(Path(config.resume))
     folder = (
         RunFolder.create(config.run.dir, config.run.name) if found is None else RunFolder.open(found.root)
     )

@@ -30,11 +30,6 @@ class RunConfig:
     dir: str = key("runs", "Folder that holds run folders.")
     seed: int = key(0, "Seed of data order, sampling and random initialisation.", minimum=0)
     steps: int = key(100, "Steps to train for (one batch of questions each).", minimum=0)
-    resume: str = key(
-        "never",
-        "`never` starts anew; `auto` continues the newest run of this name that has a checkpoint, "
-        "else starts anew; a path continues that run folder.",
-    )
 
 
 @dataclass
@@ -139,6 +134,11 @@ class SelectionConfig:
     )
     gamma: float = key(
         0.0, "γ: demonstrations train a question when its share of solved rollouts is at most γ.", minimum=-1
+    )
+    early_decision: bool = key(
+        True,
+        "Stop generating for a question once enough rollouts are wrong that the switch must choose its "
+        "demonstration; decisions and gradient stay the same, the aborted rollouts are in no mean.",
     )
 
 
@@ -323,6 +323,11 @@ class Config:
     )
     tokens_per_microbatch: int = key(32768, "Tokens one learner rank holds in one forward pass.", minimum=1)
     updates_per_step: int = key(1, "Optimizer steps that one batch of questions is split into.", minimum=1)
+    resume: str = key(
+        "never",
+        "`never` starts anew; `auto` continues the newest run of this name that has a checkpoint, "
+        "else starts anew; a path continues that run folder.",
+    )
     run: RunConfig = section(RunConfig)
     model: ModelConfig = section(ModelConfig)
     data: DataConfig = section(DataConfig)

@@ -81,7 +81,7 @@ class RunFolder:
         """The existing run folder at `path`, to be continued. Raises `UserError` where there is none."""
         folder = cls(Path(path).resolve())
         if not folder.config.is_file():
-            raise UserError(f"{path}: not a run folder (no config.yaml in it). Check `run.resume`.")
+            raise UserError(f"{path}: not a run folder (no config.yaml in it). Check `resume`.")
         folder._make_parts()
         folder.point_latest()
         return folder

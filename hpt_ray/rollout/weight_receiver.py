@@ -72,7 +72,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             # The reload may keep a view until the layer is complete, so each bucket owns its memory.
             buffer = torch.empty(sum(meta.num_bytes for meta in bucket), dtype=torch.uint8)
             self._group.broadcast(buffer)
-            self.model.load_weights(unpack(buffer, bucket))
+            self.model.load_weights(unpack(buffer, bucket))  # type: ignore[operator]
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

@@ -1,7 +1,8 @@
 """What every visit of every question came to: `feedback.jsonl` in the run folder.
 
-One line a visit: step, question, solved and total rollouts, reason, and what trained. From it come the
-solve-rate maps over epochs, and feedback functions that look at a question's history.
+One line a visit: step, question, solved and total rollouts, how many of those were aborted because the
+decision was certain without them, reason, and what trained. From it come the solve-rate maps over epochs,
+and feedback functions that look at a question's history.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from hpt_ray.records import Decision, Group
+from hpt_ray.records import Decision, FinishReason, Group
 
 
 class FeedbackLog:
@@ -26,6 +27,7 @@ class FeedbackLog:
                 "question_id": group.question.id,
                 "solved": decision.num_solved,
                 "rollouts": decision.num_rollouts,
+                "aborted": sum(rollout.finish is FinishReason.ABORT for rollout in group.rollouts),
                 "reason": decision.reason,
                 "rollout_weight": decision.rollout_weight,
                 "demo_weight": decision.demo_weight,

@@ -221,7 +221,7 @@ def test_resume_goes_on_as_if_nothing_had_happened(full, words, tmp_path):
     killed.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
     killed.summary.unlink()
 
-    printed = succeed(*words, f"run.dir={tmp_path}", "run.resume=auto")
+    printed = succeed(*words, f"run.dir={tmp_path}", "resume=auto")
 
     assert "Continuing from step 2" in printed
     assert (tmp_path / "latest").resolve() == killed.root.resolve()

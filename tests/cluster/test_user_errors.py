@@ -227,7 +227,7 @@ def test_unknown_size_of_the_small_task(message):
 
 
 def test_resume_of_a_folder_that_is_no_run(message, tmp_path):
-    assert "not a run folder" in message(f"run.resume={tmp_path}")
+    assert "not a run folder" in message(f"resume={tmp_path}")
 
 
 # -- what is found only with Ray: processes of their own -------------------------------------------

@@ -8,14 +8,7 @@ from hpt_ray.config.schema import RewardConfig
 from hpt_ray.records import Outcome
 from hpt_ray.reward import GradeItem, VerifierService
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 
 
 def graders() -> list[psutil.Process]:

@@ -9,7 +9,7 @@ import pytest
 
 from hpt_ray.records import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 from hpt_ray.selection.feedback import FeedbackLog
-from hpt_ray.selection.gate import GATES, threshold
+from hpt_ray.selection.gate import GATES, is_certain, threshold
 from hpt_ray.selection.rows import rows_of
 
 
@@ -67,6 +67,20 @@ def test_switch_without_demonstrations_is_plain_rl() -> None:
 
 def test_negative_gamma_never_asks_for_demonstrations() -> None:
     assert GATES["switch"](make_group(0), -1.0).demo_weight == 0.0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1 / 8, 2 / 8, 4 / 8, 1.0])
+def test_an_early_decision_is_the_late_one(gamma: float) -> None:
+    """Over every order of verdicts: what is certain early is what the full group decides."""
+    for bits in range(2**8):
+        verdicts = [bits >> i & 1 for i in range(8)]
+        decision = GATES["switch"](make_group(sum(verdicts)), gamma)
+        for graded in range(9):
+            solved = sum(verdicts[:graded])
+            if is_certain(gamma, num_solved=solved, num_graded=graded, num_rollouts=8):
+                assert decision.demo_weight == 1.0
+        settled = [is_certain(gamma, num_solved=sum(verdicts), num_graded=8, num_rollouts=8)]
+        assert settled == [decision.demo_weight == 1.0]
 
 
 def test_fixed_gates() -> None:
