@@ -59,7 +59,8 @@ def compare(
     rows = []
     for benchmark in dict.fromkeys(row.benchmark for row, _ in pairs):
         of_benchmark = [pair for pair in pairs if pair[0].benchmark == benchmark]
-        for level in sorted({row.level for row, _ in of_benchmark if row.level is not None}):
+        levels = sorted({row.level for row, _ in of_benchmark if row.level is not None})
+        for level in levels if len(levels) > 1 else []:
             of_level = [pair for pair in of_benchmark if pair[0].level == level]
             rows.append(_comparison(benchmark, level, of_level))
         rows.append(_comparison(benchmark, ALL, of_benchmark))
@@ -87,10 +88,10 @@ def comparison_table(
     rows: Sequence[Comparison], unshared: dict[str, int], *, a: str, b: str
 ) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("benchmark", overflow="fold")
-    table.add_column("level")
-    for name in ("questions", "A solves", "B solves", "+X/−Y", "in percent", "mean A − B"):
-        table.add_column(name, justify="right")
+    table.add_column("benchmark", no_wrap=True)
+    table.add_column("level", no_wrap=True)
+    for name in ("asked", "A solves", "B solves", "+X/−Y", "percent", "A − B"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         half_width = row.difference.half_width
         interval = "" if half_width is None else f" ± {100 * half_width:.1f}"

@@ -54,7 +54,10 @@ class HeldOut:
     async def demonstration_losses(
         self, learners: ActorGroup, *, tokens_per_microbatch: int, num_terms: int
     ) -> dict[str, float]:
-        """`eval/<set>/demonstration_loss`: mean −log π over the tokens of the set's demonstrations."""
+        """`eval/<set>/demonstration_loss`: mean −log π over the tokens of the set's demonstrations.
+
+        A set without demonstrations has no such loss and is left out.
+        """
         losses = {}
         for name, questions in self.sets.items():
             packer = Packer(
@@ -73,7 +76,8 @@ class HeldOut:
                     if not pack.is_dummy:
                         total -= float(logp.astype(np.float64).sum())
                         count += len(logp)
-            losses[f"eval/{name}/demonstration_loss"] = total / count if count else float("nan")
+            if count:
+                losses[f"eval/{name}/demonstration_loss"] = total / count
         return losses
 
 

@@ -54,11 +54,12 @@ def count_lines(path: Path) -> int:
 
 
 def test_every_socket_of_a_local_run_is_on_loopback(tmp_path, ray_folder):
-    home = tmp_path / "home"
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
     home.mkdir()
+    temporary.mkdir()
     arguments = ["rollout.num_workers=2", "learner.num_ranks=2", "learner.zero_stage=3", "run.steps=4"]
     environment = child_environment(
-        HOME=str(home), HPT_RAY_CACHE=str(cache_dir()), RAY_TMPDIR=str(ray_folder)
+        HOME=str(home), TMPDIR=str(temporary), HPT_RAY_CACHE=str(cache_dir()), RAY_TMPDIR=str(ray_folder)
     )
     run = psutil.Popen(
         [*MAIN, *TINY, *arguments, f"run.dir={tmp_path}/runs", f"reward.grader={write_grader(tmp_path)}"],
@@ -98,3 +99,4 @@ def test_every_socket_of_a_local_run_is_on_loopback(tmp_path, ray_folder):
     assert not elsewhere
     assert any(status == psutil.CONN_LISTEN for _, status in seen)
     assert not (home / ".ray").exists(), "a token was left in the user's home"
+    assert not list(temporary.glob("hpt_ray-*")), "the token of this run was left behind"

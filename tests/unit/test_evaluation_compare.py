@@ -86,7 +86,8 @@ def test_the_command_reads_folders_and_files(tmp_path, capsys):
 
 
 def test_the_table_shows_every_level():
-    rows, unshared = compare([question(0, 1, level="3"), question(9, 1)], [question(0, 0, level="3")])
+    mine = [question(0, 1, level="3"), question(1, 1, level="4"), question(9, 1)]
+    rows, unshared = compare(mine, [question(0, 0, level="3"), question(1, 1, level="4")])
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(comparison_table(rows, unshared, a="A", b="B"))
     text = console.export_text()
