@@ -20,8 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hpt_ray.checkpoint.store import CheckpointStore, load_state
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.cluster.topology import Actors, start_actors
@@ -37,9 +35,10 @@ from hpt_ray.observe.metrics import complete_line, summarize_evaluations
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.step import Pairs, failures_of, learner_metrics, rollout_metrics, selection_metrics
 from hpt_ray.observe.tables import end_summary, table_of_samples
 from hpt_ray.observe.trackers import start_trackers
-from hpt_ray.records import Decision, FinishReason, Group, Question
+from hpt_ray.records import Group, Question
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.pool import RolloutPool
 from hpt_ray.rollout.requests import Sampling, request_for, unique_ids
@@ -47,8 +46,6 @@ from hpt_ray.selection.feedback import FeedbackLog
 from hpt_ray.selection.gate import GATES, is_certain
 from hpt_ray.selection.rows import rows_of
 from hpt_ray.setup import Prepared
-
-Pairs = list[tuple[Group, Decision]]
 
 
 class Driver:
@@ -96,6 +93,7 @@ class Driver:
         self.failures: Counter[str] = Counter()
         self.step = 0  # steps done
         self.version = 0  # of the weights the learner holds
+        self.best: tuple[float, int] | None = None  # score on checkpoint.best_of, and its step
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -265,6 +263,7 @@ class Driver:
             )
         self.step, self.version = state["step"], state["version"]
         self.sampler.load_state(state["sampler"])
+        self.best = tuple(state["best"]) if state["best"] else None
         self.failures.update(state["failures"])
         self.folder.cut_after(self.step)
         self.feedback.cut_after(self.step)
@@ -303,7 +302,9 @@ class Driver:
         metrics["step"] = step
         if self.held_out.sets and (force_evaluation or is_last or (every and step % every == 0)):
             metrics |= await self._evaluate()
-        if step and (is_last or (config.checkpoint.every and step % config.checkpoint.every == 0)):
+        is_due = config.checkpoint.every and step % config.checkpoint.every == 0
+        is_best = self._is_best(step, metrics)
+        if step and (is_last or is_due or is_best):
             metrics["time/checkpoint_s"] = await self._save()
         self.failures.update(failures_of(pairs))
         metrics["observe/trackers_disabled"] = len(self.trackers.failures)
@@ -337,6 +338,14 @@ class Driver:
             )
         return {**values, "time/evaluation_s": time.perf_counter() - begin}
 
+    def _is_best(self, step: int, metrics: dict[str, Any]) -> bool:
+        """Whether the declared validation set came out better than ever; of equals the earliest stays."""
+        score = metrics.get(f"eval/{self.config.checkpoint.best_of}/mean")
+        if not step or score is None or (self.best is not None and score <= self.best[0]):
+            return False
+        self.best = (score, step)
+        return True
+
     async def _save(self) -> float:
         """A checkpoint: learner state, Hugging Face export, and the run's position. Seconds it took."""
         begin = time.perf_counter()
@@ -357,8 +366,10 @@ class Driver:
                 "step": self.step,
                 "version": self.version,
                 "sampler": self.sampler.state(),
+                "best": self.best,
                 "failures": dict(self.failures),
             },
+            keep_also=self.best[1] if self.best else None,
         )
         return time.perf_counter() - begin
 
@@ -373,71 +384,11 @@ class Driver:
             **times,
             "dropped_rows": self.dropped,
             "failures": dict(self.failures) | {f"tracker/{k}": v for k, v in self.trackers.failures.items()},
+            "best": self.best
+            and {"mean": self.best[0], "checkpoint": f"checkpoints/step-{self.best[1]:06d}"},
             "checkpoint": str(newest.relative_to(self.folder.root)) if newest else None,
         }
         self.folder.write_summary(summary)
         if not self.quiet:
             self.progress.show(end_summary(summary, self.folder.root))
         return summary
-
-
-# -- what a step came to ---------------------------------------------------------------------------
-
-
-def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
-    """Rewards, outcomes and lengths of the step's rollouts; None where there were none.
-
-    Rollouts that were aborted are counted as such and are in no mean.
-    """
-    everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.verdicts, strict=True)]
-    finishes = Counter(rollout.finish.value for rollout, _ in everything)
-    graded = [(r, v) for r, v in everything if r.finish is not FinishReason.ABORT]
-    rollouts, verdicts = [r for r, _ in graded], [v for _, v in graded]
-    outcomes = Counter(verdict.outcome.value for verdict in verdicts)
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
-    return {
-        "reward/mean": float(np.mean([verdict.score for verdict in verdicts])) if verdicts else None,
-        **{f"reward/outcome/{name}": count for name, count in outcomes.items()},
-        **{f"rollout/finish/{name}": count for name, count in finishes.items()},
-        "rollout/length_mean": float(np.mean(lengths)) if lengths else None,
-        "rollout/truncated_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else None,
-        "rollout/tokens_per_s": sum(lengths) / rollout_s if lengths else None,
-    }
-
-
-def selection_metrics(pairs: Pairs, updates: list[UpdateResult]) -> dict[str, Any]:
-    """The gate's decisions, as shares of questions and of training rows, and its reasons."""
-    num_rows = sum(update.num_rows for update in updates)
-    reasons = Counter(decision.reason for _, decision in pairs)
-    return {
-        "selection/demo_question_ratio": float(np.mean([d.demo_weight > 0 for _, d in pairs])),
-        "selection/demo_row_ratio": sum(u.num_demo_rows for u in updates) / num_rows if num_rows else None,
-        **{f"selection/reason/{reason}": count for reason, count in reasons.items()},
-    }
-
-
-def learner_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
-    """What the first update (whose weights are the sampler's) and the last one of the step came to."""
-    first, last = updates[0].metrics, updates[-1].metrics
-    seconds = sum(update.seconds for update in updates)
-    tokens = sum(update.num_tokens for update in updates)
-    of_first = ("policy/entropy", "policy/logp_gap_mean", "policy/logp_gap_max")
-    return {
-        **last,
-        **{name: first.get(name) for name in of_first},
-        "learner/tokens_per_s": tokens / seconds if tokens else None,
-        "learner/skipped_rows": sum(update.num_skipped_rows for update in updates),
-        "time/learner_s": seconds,
-    }
-
-
-def failures_of(pairs: Pairs) -> Counter[str]:
-    """What did not go as it should, by name: verifier outcomes and lost rollouts."""
-    bad_outcomes = {"unparsable", "timeout", "error"}
-    failures: Counter[str] = Counter()
-    for group, _ in pairs:
-        failures.update(
-            f"verifier/{v.outcome.value}" for v in group.verdicts if v.outcome.value in bad_outcomes
-        )
-        failures.update(f"rollout/{r.finish.value}" for r in group.rollouts if r.finish.value == "lost")
-    return failures

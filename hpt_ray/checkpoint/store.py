@@ -57,8 +57,10 @@ class CheckpointStore:
         partial.mkdir()
         return partial
 
-    def commit(self, step: int, state: Mapping[str, Any]) -> Path:
+    def commit(self, step: int, state: Mapping[str, Any], *, keep_also: int | None = None) -> Path:
         """Add `state` (anything JSON can hold) and the manifest, make all of it durable, and rename.
+
+        Older checkpoints beyond `keep` are removed, but for that of step `keep_also`.
 
         Raises `FileNotFoundError` where `begin(step)` did not come first.
         """
@@ -74,7 +76,7 @@ class CheckpointStore:
             shutil.rmtree(final)
         partial.rename(final)
         _sync(self.root)
-        self._drop_old()
+        self._drop_old(keep_also)
         return final
 
     def steps(self) -> list[int]:
@@ -95,9 +97,11 @@ class CheckpointStore:
                 return Found(path, rejected)
         return Found(None, rejected)
 
-    def _drop_old(self) -> None:
+    def _drop_old(self, keep_also: int | None) -> None:
         if self.keep > 0:
             for step in self.steps()[: -self.keep]:
+                if step == keep_also:
+                    continue
                 # Renamed first, so that an interrupted removal does not leave half a checkpoint.
                 aside = self._partial(step)
                 self._final(step).rename(aside)

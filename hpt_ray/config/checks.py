@@ -125,6 +125,19 @@ def evaluation_has_sets(config: Config) -> str | None:
     return "`evaluation.every` is set, but `evaluation.sets` is empty: name a set, or set `every` to 0."
 
 
+def best_of_is_a_set(config: Config) -> str | None:
+    name = config.checkpoint.best_of
+    if name is None:
+        return None
+    if name not in config.evaluation.sets:
+        return f"`checkpoint.best_of` is {name}, which is no set of `evaluation.sets`: name one of them."
+    if config.evaluation.every == 0:
+        return "`checkpoint.best_of` needs evaluations to choose from: set `evaluation.every`."
+    if config.evaluation.sets[name].startswith("mini:test/"):
+        return f"`checkpoint.best_of` is {name}, a test set: choose on a validation set."
+    return None
+
+
 def shares_are_shares(config: Config) -> str | None:
     shares = {
         "rollout.top_p": config.rollout.top_p,
@@ -215,6 +228,7 @@ RULES: list[Rule] = [
     rollouts_of_a_question_differ,
     evaluation_samples_differ,
     evaluation_has_sets,
+    best_of_is_a_set,
     shares_are_shares,
     top_k_is_a_count,
     betas_are_a_pair,

@@ -208,6 +208,11 @@ class CheckpointConfig:
 
     every: int = key(0, "Steps between checkpoints; 0: only the last.", minimum=0)
     keep: int = key(2, "Newest checkpoints to keep; 0: all.", minimum=0)
+    best_of: str | None = key(
+        None,
+        "Set of `evaluation.sets` whose best checkpoint is kept too. A validation set, never a test set: "
+        "choosing on a test set makes its number worthless.",
+    )
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Held-out sets inside training: answered by the rollout workers, graded by the grader of training.
 
-In: question sets by name. Out: the mean score of each set. All sets are answered in one go, so the
+In: question sets by name. Out: the share of correct answers of each set. All sets are answered in one go, so the
 engines stay full until the last question.
 """
 
@@ -32,7 +32,10 @@ class HeldOut:
     timeout_s: float
 
     async def scores(self, pool: RolloutPool, verifier: ActorGroup) -> dict[str, float]:
-        """`eval/<set>/mean`: the mean score over questions and samples."""
+        """`eval/<set>/mean`: the share of answers that are correct, over questions and samples.
+
+        Extra reward terms (length, format) are not in it: it is what `hpt_ray.evaluate` reports too.
+        """
         questions = {f"{name}#{i}": q for name, qs in self.sets.items() for i, q in enumerate(qs)}
         requests = [
             # The same seeds at every evaluation: two evaluations differ by the weights alone.
@@ -48,7 +51,7 @@ class HeldOut:
             verifier=verifier,
             timeout_s=self.timeout_s,
         ):
-            scores[set_of[id(group.question)]] += [verdict.score for verdict in group.verdicts]
+            scores[set_of[id(group.question)]] += [float(verdict.solved) for verdict in group.verdicts]
         return {f"eval/{name}/mean": float(np.mean(scores[name])) for name in self.sets}
 
     async def demonstration_losses(

@@ -47,6 +47,14 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert keep_all.steps() == [0, 1, 2, 3]
 
 
+def test_the_best_one_stays_beside_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    for step in (1, 2, 3):
+        store.begin(step)
+        store.commit(step, {"step": step}, keep_also=1)
+    assert store.steps() == [1, 3]
+
+
 def test_an_interrupted_save_is_no_checkpoint_and_goes_away(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     path = save(store, 1)

@@ -26,6 +26,7 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "rollouts_of_a_question_differ": (("rollout.temperature=0",), "all 8 rollouts"),
     "evaluation_samples_differ": (("evaluation.samples=4",), "all 4 samples"),
     "evaluation_has_sets": (("evaluation.every=5",), "`evaluation.sets` is empty"),
+    "best_of_is_a_set": (("checkpoint.best_of=valid",), "no set of `evaluation.sets`"),
     "shares_are_shares": (
         ("rollout.top_p=1.5", "evaluation.top_p=0"),
         "`rollout.top_p` (1.5) and `evaluation.top_p`",

@@ -1,0 +1,73 @@
+"""What a step came to: the numbers of its line in metrics.jsonl, from its groups, decisions and updates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from hpt_ray.learner.group import UpdateResult
+from hpt_ray.records import Decision, FinishReason, Group, Outcome
+
+Pairs = list[tuple[Group, Decision]]
+BAD_OUTCOMES = {Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.ERROR}
+
+
+def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
+    """Rewards, outcomes and lengths of the step's rollouts; None where there were none.
+
+    Rollouts that were aborted are counted as such and are in no mean.
+    """
+    everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.verdicts, strict=True)]
+    finishes = Counter(rollout.finish.value for rollout, _ in everything)
+    graded = [(r, v) for r, v in everything if r.finish is not FinishReason.ABORT]
+    rollouts, verdicts = [r for r, _ in graded], [v for _, v in graded]
+    outcomes = Counter(verdict.outcome.value for verdict in verdicts)
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    return {
+        "reward/mean": float(np.mean([verdict.score for verdict in verdicts])) if verdicts else None,
+        **{f"reward/outcome/{name}": count for name, count in outcomes.items()},
+        **{f"rollout/finish/{name}": count for name, count in finishes.items()},
+        "rollout/length_mean": float(np.mean(lengths)) if lengths else None,
+        "rollout/truncated_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else None,
+        "rollout/tokens_per_s": sum(lengths) / rollout_s if lengths else None,
+    }
+
+
+def selection_metrics(pairs: Pairs, updates: list[UpdateResult]) -> dict[str, Any]:
+    """The gate's decisions, as shares of questions and of training rows, and its reasons."""
+    num_rows = sum(update.num_rows for update in updates)
+    reasons = Counter(decision.reason for _, decision in pairs)
+    return {
+        "selection/demo_question_ratio": float(np.mean([d.demo_weight > 0 for _, d in pairs])),
+        "selection/demo_row_ratio": sum(u.num_demo_rows for u in updates) / num_rows if num_rows else None,
+        **{f"selection/reason/{reason}": count for reason, count in reasons.items()},
+    }
+
+
+def learner_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
+    """What the first update (whose weights are the sampler's) and the last one of the step came to."""
+    first, last = updates[0].metrics, updates[-1].metrics
+    seconds = sum(update.seconds for update in updates)
+    tokens = sum(update.num_tokens for update in updates)
+    of_first = ("policy/entropy", "policy/logp_gap_mean", "policy/logp_gap_max")
+    return {
+        **last,
+        **{name: first.get(name) for name in of_first},
+        "learner/tokens_per_s": tokens / seconds if tokens else None,
+        "learner/skipped_rows": sum(update.num_skipped_rows for update in updates),
+        "time/learner_s": seconds,
+    }
+
+
+def failures_of(pairs: Pairs) -> Counter[str]:
+    """What did not go as it should, by name: verifier outcomes and lost rollouts."""
+    failures: Counter[str] = Counter()
+    for group, _ in pairs:
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            if rollout.finish is FinishReason.LOST:
+                failures[f"rollout/{rollout.finish.value}"] += 1
+            elif verdict.outcome in BAD_OUTCOMES:
+                failures[f"verifier/{verdict.outcome.value}"] += 1
+    return failures
