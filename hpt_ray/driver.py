@@ -102,15 +102,15 @@ class Driver:
         begin = time.perf_counter()
         config = self.config
         self.progress.phase("starting")
+        self._restore_position()
         self.actors = await self._start(cluster)
+        self.trackers = start_trackers(
+            config.observe.trackers, self.folder, asdict(config), first_step=self.step
+        )
         try:
-            self._restore_position()
-            self.trackers = start_trackers(
-                config.observe.trackers, self.folder, asdict(config), first_step=self.step
-            )
             await self._load_weights()
             started = time.perf_counter()
-            if self.step == 0 and config.evaluation.before_training:
+            if self.step == 0 and self.held_out.sets and config.evaluation.before_training:
                 await self._report(
                     0, complete_line({"weights/version": self.version}), [], force_evaluation=True
                 )

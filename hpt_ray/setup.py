@@ -19,7 +19,8 @@ from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
 from hpt_ray.estimators import Estimator, estimator_from_config
 from hpt_ray.records import Question
-from hpt_ray.reward import check_grader
+from hpt_ray.reward.service import check_graders
+from hpt_ray.reward.terms import check_terms
 
 # What becomes of a question whose demonstration is missing or does not fit.
 DEMONSTRATIONS: dict[str, Demonstrations] = {
@@ -51,8 +52,8 @@ def prepare(config: Config, model_path: str) -> Prepared:
     estimator = estimator_from_config(config.algorithm)
     gate = estimator.gate if config.selection.gate == "auto" else config.selection.gate
     check_algorithm(config, estimator, gate)
-    for grader in {config.reward.grader, *config.reward.graders.values()}:
-        check_grader(grader)
+    check_graders(config.reward)
+    check_terms(config.reward, config.data.max_response_tokens)
     template = Template(
         config.data, load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
     )
