@@ -72,6 +72,11 @@ class Segments:
         return cls(blocks, int(lengths.sum()))
 
 
+def _rows(x: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
+    """`x[gather]`; as `index_select`, whose backward pass is several times faster on a CPU."""
+    return x.index_select(0, gather.flatten()).unflatten(0, gather.shape)
+
+
 def segment_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -107,11 +112,13 @@ def segment_attention(
                 f"attention `segments` has no sliding window, and a row of {longest} tokens is longer than "
                 f"the model's window of {sliding_window}; set model.attention=flash_attention_2"
             )
-        q, k, v = (x[block.gather].transpose(1, 2) for x in (query, key, value))  # [rows, heads, longest, d]
+        q, k, v = (
+            _rows(x, block.gather).transpose(1, 2) for x in (query, key, value)
+        )  # [rows, heads, longest, d]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
-        parts.append(attended.transpose(1, 2).flatten(0, 1)[block.flat])
+        parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, block.flat))
         places.append(block.packed)
     out = torch.empty_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
     return out.unsqueeze(0), None

@@ -83,7 +83,7 @@ class TokenScorer(torch.nn.Module):
         hidden = self.model.base_model(
             input_ids=rows.token_ids, position_ids=rows.position_ids, use_cache=False, **packed
         ).last_hidden_state[0]
-        hidden = hidden[rows.before]
+        hidden = hidden.index_select(0, rows.before)
         vocabulary = self.model.config.get_text_config().vocab_size
         size = max(1, CHUNK_LOGITS // vocabulary)
         chunks = [

@@ -58,4 +58,4 @@ class ValueScorer(torch.nn.Module):
         hidden = self.model.base_model(
             input_ids=rows.token_ids, position_ids=rows.position_ids, use_cache=False, **packed
         ).last_hidden_state[0]
-        return self.model.score(hidden[rows.before]).squeeze(-1).float()
+        return self.model.score(hidden.index_select(0, rows.before)).squeeze(-1).float()
