@@ -1,0 +1,91 @@
+"""Rollouts to groups: complete ones as they are complete, certain ones at once, failures handed on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from hpt_ray.records import FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.reward.groups import graded_groups
+
+
+class LocalVerifier:
+    """Grades in this process what the service grades in its own: an answer of "1" is right."""
+
+    async def call(self, method: str, items, *, timeout_s: float, what: str) -> list[list[Verdict]]:
+        await asyncio.sleep(0)
+        right, wrong = Verdict(1.0, Outcome.CORRECT), Verdict(0.0, Outcome.WRONG)
+        return [[right if item.response == "1" else wrong for item in items]]
+
+
+def rollout(question: str, sample: int, text: str) -> Rollout:
+    ids, logps = np.array([1], np.int32), np.array([-0.1], np.float32)
+    return Rollout(question, sample, ids, logps, FinishReason.STOP, 0, text)
+
+
+def collect(batches, *, num_samples: int, is_certain=None) -> tuple[list[Group], list[set[str]]]:
+    aborted: list[set[str]] = []
+
+    async def stream():
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+            for _ in range(5):
+                await asyncio.sleep(0)  # grading goes on meanwhile
+
+    async def abort(ids: set[str]) -> int:
+        aborted.append(ids)
+        return 0
+
+    async def run() -> list[Group]:
+        questions = {name: Question(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
+        groups = graded_groups(
+            stream(),
+            questions,
+            num_samples=num_samples,
+            verifier=LocalVerifier(),  # type: ignore[arg-type]
+            timeout_s=5,
+            is_certain=is_certain,
+            abort=abort,
+        )
+        return [group async for group in groups]
+
+    return asyncio.run(run()), aborted
+
+
+def test_groups_come_as_they_are_complete_with_every_sample_in_its_place() -> None:
+    batches = [
+        [rollout("a", 1, "1"), rollout("b", 1, "0")],
+        [rollout("b", 0, "1")],
+        [rollout("a", 0, "0")],
+    ]
+    groups, aborted = collect(batches, num_samples=2)
+    assert [group.question.id for group in groups] == ["b", "a"]
+    assert [[v.solved for v in group.verdicts] for group in groups] == [[True, False], [False, True]]
+    assert [[r.sample for r in group.rollouts] for group in groups] == [[0, 1], [0, 1]]
+    assert aborted == []
+
+
+def test_a_certain_question_leaves_at_once_and_its_late_rollouts_are_ignored() -> None:
+    batches = [
+        [rollout("a", 2, "0"), rollout("a", 0, "0")],
+        [rollout("a", 1, "1"), rollout("b", 0, "1"), rollout("b", 1, "1"), rollout("b", 2, "0")],
+    ]
+    groups, aborted = collect(
+        batches, num_samples=3, is_certain=lambda question, solved, graded: graded - solved >= 2
+    )
+    assert aborted == [{"a"}]
+    first, second = groups
+    assert first.question.id == "a"
+    assert [r.finish for r in first.rollouts] == [FinishReason.STOP, FinishReason.ABORT, FinishReason.STOP]
+    assert len(first.rollouts[1].token_ids) == 0
+    assert first.num_solved == 0
+    assert second.num_solved == 2
+
+
+def test_a_failing_stream_is_handed_on() -> None:
+    with pytest.raises(RuntimeError, match="engine broke"):
+        collect([[rollout("a", 0, "1")], RuntimeError("engine broke")], num_samples=1)
