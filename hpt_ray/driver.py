@@ -63,7 +63,9 @@ class Driver:
         self.config, self.folder, self.progress, self.quiet = config, folder, progress, quiet
         self.questions, self.estimator = prepared.questions, prepared.estimator
         self.model_path = prepared.model_path
-        self.num_rollouts = self.estimator.num_rollouts(config.rollouts_per_question)
+        # Where demonstrations train whatever the rollouts say, none are sampled.
+        wanted = 0 if prepared.gate == "demonstrations" else config.rollouts_per_question
+        self.num_rollouts = self.estimator.num_rollouts(wanted)
         self.gate = GATES[prepared.gate]
         self.sampler = Sampler(len(self.questions), seed=config.run.seed, shuffle=config.data.shuffle)
         self.sampling = Sampling(

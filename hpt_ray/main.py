@@ -1,7 +1,7 @@
 """`python -m hpt_ray.main [--config FILE] [--dry-run] [key=value …]`
 
 Parse, validate, connect to Ray, run the driver. Exit code 0: done. 2: the user must change something, and
-one message says what. 1: a failure; the traceback is in the run folder's `logs/driver.log`.
+one message says what. 130: interrupted. 1: a failure; the traceback is in the run folder's `logs/driver.log`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(plan(config, prepared, folder.root))
         asyncio.run(run(config, prepared, folder, console))
         return 0
+    except KeyboardInterrupt:
+        print("interrupted; what was written stays, and `resume=auto` continues it", file=sys.stderr)
+        return 130
     except Exception as error:
         # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
         cause = getattr(error, "cause", None) or error
