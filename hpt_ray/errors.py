@@ -1,4 +1,10 @@
-"""The errors that end a run, by who has to act."""
+"""The errors that end a run, by who has to act, and the exit codes they become."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -11,3 +17,24 @@ class UserError(ValueError):
 
 class WaitExpired(RuntimeError):
     """A remote wait passed its limit. The message says who was waited for, how long and for what."""
+
+
+def exit_code(error: Exception, logs: Path | None = None) -> int:
+    """Say on stderr what went wrong, and return 2 where the user must change something, else 1.
+
+    The traceback of a failure goes to `driver.log` in the folder `logs`, or to stderr without one.
+    """
+    # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, UserError):
+        print(f"error: {cause}", file=sys.stderr)
+        return 2
+    text = "".join(traceback.format_exception(error))
+    where = ""
+    if logs is not None:
+        (logs / "driver.log").write_text(text, encoding="utf-8")
+        where = f"\nTraceback and the actors' output: {logs}"
+    else:
+        print(text, file=sys.stderr)
+    print(f"failed: {type(cause).__name__}: {cause}{where}", file=sys.stderr)
+    return 1

@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ for _name, _value in QUIET.items():
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402  (after the environment is set)
 from hpt_ray.config.load import dump_config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
-from hpt_ray.errors import UserError  # noqa: E402
+from hpt_ray.errors import exit_code  # noqa: E402
 from hpt_ray.evaluation import compare  # noqa: E402
 from hpt_ray.evaluation.journal import Journal  # noqa: E402
 from hpt_ray.evaluation.model import fingerprint  # noqa: E402
@@ -57,14 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
-        cause = getattr(error, "cause", None) or error
-        if isinstance(cause, UserError):
-            print(f"error: {cause}", file=sys.stderr)
-            return 2
-        traceback.print_exception(error)
-        print(f"failed: {type(cause).__name__}: {cause}", file=sys.stderr)
-        return 1
+        return exit_code(error)
 
 
 def parse(words: list[str]) -> tuple[Plan, bool]:

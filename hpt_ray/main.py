@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import os
 import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from hpt_ray.config.load import dump_config, load_config  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.driver import Driver  # noqa: E402
-from hpt_ray.errors import UserError  # noqa: E402
+from hpt_ray.errors import exit_code  # noqa: E402
 from hpt_ray.mini_base import model_folder, parse_name  # noqa: E402
 from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
@@ -57,20 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; what was written stays, and `resume=auto` continues it", file=sys.stderr)
         return 130
     except Exception as error:
-        # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
-        cause = getattr(error, "cause", None) or error
-        if isinstance(cause, UserError):
-            print(f"error: {cause}", file=sys.stderr)
-            return 2
-        text = "".join(traceback.format_exception(error))
-        where = ""
-        if folder is not None:
-            (folder.logs / "driver.log").write_text(text, encoding="utf-8")
-            where = f"\nTraceback and the actors' output: {folder.logs}"
-        else:
-            print(text, file=sys.stderr)
-        print(f"failed: {type(cause).__name__}: {cause}{where}", file=sys.stderr)
-        return 1
+        return exit_code(error, None if folder is None else folder.logs)
 
 
 def parse(arguments: list[str] | None) -> tuple[Config, bool]:
