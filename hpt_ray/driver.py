@@ -9,23 +9,27 @@ One step: draw questions, roll out, grade, decide per question between rollouts 
 back-propagate, step, sync the new weights, report. Groups flow through one by one: while some are being
 generated, others are graded and back-propagated. The weights do not change until the last group is in, so
 this is exactly on-policy, and the gradient is that of a step that waits for everything.
+
+A rollout worker that fails is replaced beside the loop. When a learner rank dies, the ranks start again
+from the newest checkpoint and the loop goes back to its step: the same questions, the same seeds.
 """
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from hpt_ray.checkpoint.store import CheckpointStore, load_state
+from hpt_ray.checkpoint.keeper import Keeper, Saved
+from hpt_ray.checkpoint.mirror import Mirror
+from hpt_ray.checkpoint.state import RunState
+from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.cluster.topology import Actors, start_actors
 from hpt_ray.config.schema import Config, LearnerConfig
-from hpt_ray.data.sampler import Sampler
-from hpt_ray.errors import UserError
+from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged, UserError
 from hpt_ray.estimators import BatchShape
 from hpt_ray.evaluation.held_out import HeldOut
 from hpt_ray.learner.critic import optimizer_of as critic_optimizer
@@ -33,19 +37,20 @@ from hpt_ray.learner.group import LearnerGroup, UpdateResult
 from hpt_ray.learner.schedule import learning_rate
 from hpt_ray.observe.metrics import complete_line, summarize_evaluations
 from hpt_ray.observe.progress import Progress
-from hpt_ray.observe.rollout_dump import write_rollouts
+from hpt_ray.observe.reporter import Reporter
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.step import Pairs, failures_of, learner_metrics, rollout_metrics, selection_metrics
-from hpt_ray.observe.tables import end_summary, table_of_samples
-from hpt_ray.observe.trackers import start_trackers
-from hpt_ray.records import Group, Question
-from hpt_ray.reward.groups import graded_groups
+from hpt_ray.observe.step import Pairs, StepReport, failures_of
+from hpt_ray.observe.tables import end_summary
+from hpt_ray.observe.timeline import Timeline
+from hpt_ray.records import Question
 from hpt_ray.rollout.pool import RolloutPool
-from hpt_ray.rollout.requests import Sampling, request_for, unique_ids
-from hpt_ray.selection.feedback import FeedbackLog
+from hpt_ray.rollout.requests import Sampling
 from hpt_ray.selection.gate import GATES, is_certain
 from hpt_ray.selection.rows import rows_of
 from hpt_ray.setup import Prepared
+from hpt_ray.stream import Batch, BatchStream
+
+DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
 
 
 class Driver:
@@ -61,19 +66,25 @@ class Driver:
         quiet: bool = False,
     ):
         self.config, self.folder, self.progress, self.quiet = config, folder, progress, quiet
-        self.questions, self.estimator = prepared.questions, prepared.estimator
-        self.model_path = prepared.model_path
+        self.prepared, self.estimator = prepared, prepared.estimator
         # Where demonstrations train whatever the rollouts say, none are sampled.
         wanted = 0 if prepared.gate == "demonstrations" else config.rollouts_per_question
         self.num_rollouts = self.estimator.num_rollouts(wanted)
         self.gate = GATES[prepared.gate]
-        self.sampler = Sampler(len(self.questions), seed=config.run.seed, shuffle=config.data.shuffle)
-        self.sampling = Sampling(
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            max_tokens=config.data.max_response_tokens,
-            stop_token_ids=prepared.stop_token_ids,
+        # A question that is decided early lacks rollouts that depend on timing.
+        decides_early = config.selection.early_decision and not config.run.deterministic
+        self.batches = BatchStream(
+            config,
+            prepared.questions,
+            num_rollouts=self.num_rollouts,
+            sampling=Sampling(
+                temperature=config.rollout.temperature,
+                top_p=config.rollout.top_p,
+                top_k=config.rollout.top_k,
+                max_tokens=config.data.max_response_tokens,
+                stop_token_ids=prepared.stop_token_ids,
+            ),
+            is_certain=self._is_certain if decides_early and prepared.gate == "switch" else None,
         )
         evaluation = config.evaluation
         self.held_out = HeldOut(
@@ -89,120 +100,144 @@ class Driver:
             seed=config.run.seed,
             timeout_s=config.rollout.timeout_s,
         )
-        self.store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep)
-        self.feedback = FeedbackLog(folder.root / "feedback.jsonl")
-        self.dropped = prepared.dropped
-        self.failures: Counter[str] = Counter()
-        self.step = 0  # steps done
-        self.version = 0  # of the weights the learner holds
-        self.best: tuple[float, int] | None = None  # score on checkpoint.best_of, and its step
+        mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
+        store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
+        self.keeper = Keeper(store, timeout_s=config.learner.timeout_s)
+        self.reporter = Reporter(config, folder, progress)
+        self.timeline = Timeline(folder.trace, on_phase=progress.phase)
+        self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
+        self.restarts = 0  # of the ranks, since the last checkpoint
+        self.stopping = asyncio.Event()
+        self.is_updating = False  # the weights of this step have begun to change
+        self.began_s = time.perf_counter()
+        self._set_state(RunState(step=0, version=0, sampler=self.batches.position))
+
+    def _set_state(self, state: RunState) -> None:
+        self.step, self.version = state.step, state.version  # steps done; version of the learner's weights
+        self.best = state.best  # score on checkpoint.best_of, and its step
+        self.failures = Counter(state.failures)  # of the steps done
+        self.skipped_in_a_row = state.skipped_in_a_row
+        self.wall_s = state.wall_s  # of the processes before this one
+
+    def _state(self) -> RunState:
+        return RunState(
+            step=self.step,
+            version=self.version,
+            sampler=self.batches.position,
+            best=self.best,
+            failures=dict(self.failures),
+            history=self.batches.lengths,
+            skipped_in_a_row=self.skipped_in_a_row,
+            wall_s=self.wall_s + time.perf_counter() - self.began_s,
+        )
 
     # -- the run -----------------------------------------------------------------------------------
 
     async def run(self, cluster: Cluster) -> dict[str, Any]:
-        """Train to the last step; returns the summary, which is also in the folder."""
-        begin = time.perf_counter()
+        """Train to the last step; returns the summary, which is also in the folder.
+
+        After SIGTERM what is done is saved, and `Stopped` is raised.
+        """
         config = self.config
         self.progress.phase("starting")
-        self._restore_position()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        saved = await self._newest_checkpoint()
         self.actors = await self._start(cluster)
-        self.trackers = start_trackers(
-            config.observe.trackers, self.folder, asdict(config), first_step=self.step
-        )
         try:
-            await self._load_weights()
+            await self._go_to(saved, cut_after=-1)
             started = time.perf_counter()
             if self.step == 0 and self.held_out.sets and config.evaluation.before_training:
-                await self._report(
-                    0, complete_line({"weights/version": self.version}), [], force_evaluation=True
-                )
-            while self.step < config.run.steps:
-                metrics, pairs = await self.train_step()
-                await self._report(self.step, metrics, pairs)
-            times = {"startup_s": started - begin, "training_s": time.perf_counter() - started}
-            return self._finish(times, wall_s=time.perf_counter() - begin)
+                line = complete_line({"weights/version": self.version})
+                await self._report(0, line, [], force_evaluation=True)
+            while self.step < config.run.steps and not self.stopping.is_set():
+                try:
+                    await self._one_step()
+                except Exception as error:
+                    await self._recover(error)
+            if self.step < config.run.steps:
+                await self._stop()
+            await self.keeper.settle()
+            times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
+            return self._finish(times)
         finally:
-            self.trackers.close()
+            self.reporter.close()
+            self.timeline.close()
+            await self.batches.close()
             self.actors.stop()
             cluster.release()
 
-    async def train_step(self) -> tuple[dict[str, Any], Pairs]:
+    async def _one_step(self) -> None:
+        """Train one step and report it; or, where the run is to stop, leave it before the weights change."""
+        batch = self.batches.begin(self.step + 1)
+        step = asyncio.create_task(self.train_step(batch))
+        stopping = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait({step, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if self.stopping.is_set() and not step.done() and not self.is_updating:
+            step.cancel()
+            await asyncio.wait({step})
+            self.batches.put_back(batch)
+            return
+        metrics, pairs = await step
+        await self._report(self.step, metrics, pairs)
+
+    async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         """One batch of questions, `updates_per_step` optimizer steps, one weight sync."""
         config = self.config
-        begin = time.perf_counter()
-        number = self.step + 1
-        questions = [self.questions[i] for i in self.sampler.next_batch(config.questions_per_step)]
+        report = StepReport(self.version, self._aborted_tokens())
         per_update = config.questions_per_step // config.updates_per_step
         updates: list[UpdateResult] = []
         pairs: Pairs = []
-        self.progress.phase("rollout")
-        async for group in self.groups(questions, number):
-            decision = self.gate(group, config.selection.gamma)
-            pairs.append((group, decision))
-            self.learner.add(rows_of(group, decision, index=len(pairs)))
-            rollout_s = time.perf_counter() - begin
-            if len(pairs) % per_update == 0:
-                self.progress.phase("learn")
-                updates.append(
-                    await self.learner.finish(
-                        self._learning_rate(len(updates)),
-                        self._learning_rate(len(updates), critic_optimizer(config)),
-                    )
-                )
-        self.progress.phase("sync")
-        sync_s = await self._sync()
-        self.step = number
-        metrics = {
-            "step": number,
-            "weights/version": self.version,
-            **rollout_metrics(pairs, rollout_s),
-            **selection_metrics(pairs, updates),
-            **learner_metrics(updates),
-            "optim/lr": self._learning_rate(-1),
-            "time/step_s": time.perf_counter() - begin,
-            "time/rollout_s": rollout_s,
-            "time/sync_s": sync_s,
-        }
+        with self.timeline.phase("rollout"):
+            async for group in batch.groups():
+                decision = self.gate(group, config.selection.gamma)
+                pairs.append((group, decision))
+                self.learner.add(rows_of(group, decision, index=len(pairs)))
+                report.rollouts_done()
+                if len(pairs) % per_update == 0:
+                    updates.append(await self._update(len(updates)))
+        with self.timeline.phase("sync"):
+            sync_s = await self._sync()
+        self.step, self.is_updating = batch.step, False
+        self.batches.done(batch, [group for group, _ in pairs])
+        metrics = report.metrics(pairs, updates, self._aborted_tokens())
+        metrics |= {"step": self.step, "weights/version": self.version, "time/sync_s": sync_s}
+        metrics |= {"optim/lr": self._learning_rate(-1)}
+        spans = [update.spans for update in updates]
+        if self.actors.fleet is not None:
+            spans.append(await self.actors.fleet.spans())
+        metrics |= self.timeline.add_step(spans, report.begin_s, time.time())
+        self._count_skipped(updates)
         return metrics, pairs
 
-    async def groups(self, questions: list[Question], step: int) -> AsyncIterator[Group]:
-        """The step's questions with their graded rollouts, each as its last verdict comes in."""
-        if self.pool is None or self.num_rollouts == 0:
-            for question in questions:
-                yield Group(question, [], [])
-            return
-        ids = unique_ids([question.id for question in questions])
-        requests = [
-            request_for(
-                key, q.prompt_ids, num_samples=self.num_rollouts, run_seed=self.config.run.seed, step=step
-            )
-            for key, q in zip(ids, questions, strict=True)
-        ]
-        assert self.actors.verifier is not None
-        async for group in graded_groups(
-            self.pool.generate(requests, self.sampling),
-            dict(zip(ids, questions, strict=True)),
-            num_samples=self.num_rollouts,
-            verifier=self.actors.verifier,
-            timeout_s=self.config.rollout.timeout_s,
-            is_certain=self._is_certain,
-            abort=self.pool.abort,
-        ):
-            yield group
+    async def _update(self, number: int) -> UpdateResult:
+        """One optimizer step, the `number`-th of this step."""
+        self.is_updating = True
+        if self.actors.fleet is not None:
+            self.actors.fleet.weights_move()
+        with self.timeline.phase("learn"):
+            rates = self._learning_rate(number), self._learning_rate(number, critic_optimizer(self.config))
+            return await self.learner.finish(*rates)
+
+    async def _sync(self) -> float:
+        """The learner's weights, under a new version, to every rollout worker; seconds it took."""
+        self.version += 1
+        if self.actors.fleet is None:
+            return 0.0
+        if self.config.run.deterministic:
+            await self.batches.drain()  # no rollout of two versions
+        return await self.actors.fleet.push(self.version)
+
+    def _aborted_tokens(self) -> int:
+        return 0 if self.pool is None else self.pool.aborted_tokens
 
     def _is_certain(self, question: Question, num_solved: int, num_graded: int) -> bool:
         """Whether the switch asks for this question's demonstration whatever its other rollouts say."""
-        selection = self.config.selection
-        return (
-            selection.early_decision
-            and self.gate is GATES["switch"]
-            and question.demonstration is not None
-            and is_certain(
-                selection.gamma,
-                num_solved=num_solved,
-                num_graded=num_graded,
-                num_rollouts=self.num_rollouts,
-            )
+        return question.demonstration is not None and is_certain(
+            self.config.selection.gamma,
+            num_solved=num_solved,
+            num_graded=num_graded,
+            num_rollouts=self.num_rollouts,
         )
 
     def _learning_rate(self, updates_done: int, optimizer: LearnerConfig | None = None) -> float:
@@ -211,26 +246,34 @@ class Driver:
         update = self.step * per_step + updates_done
         return learning_rate(optimizer or self.config.learner, update, self.config.run.steps * per_step)
 
-    async def _sync(self) -> float:
-        """The learner's weights, under a new version, to every rollout worker; seconds it took."""
-        self.version += 1
-        if self.actors.sync is None:
-            return 0.0
-        return (await self.actors.sync.push(self.version)).seconds
-
-    # -- start, resume -----------------------------------------------------------------------------
+    # -- start, resume, recover --------------------------------------------------------------------
 
     async def _start(self, cluster: Cluster) -> Actors:
         config = self.config
         actors = await start_actors(
             cluster,
             config,
-            model_path=self.model_path,
+            model_path=self.prepared.model_path,
             estimator=self.estimator,
             with_rollouts=self.num_rollouts > 0 or bool(config.evaluation.sets),
             logs=self.folder.logs,
         )
-        self.learner = LearnerGroup(
+        self.learner = self._learner_of(actors)
+        self.pool: RolloutPool | None = None
+        if actors.fleet is not None:
+            assert actors.verifier is not None
+            self.pool = RolloutPool(
+                actors.fleet,
+                max_num_seqs=config.rollout.max_num_seqs,
+                timeout_s=config.rollout.timeout_s,
+                in_advance=config.run.deterministic,
+            )
+            self.batches.connect(self.pool, actors.verifier)
+        return actors
+
+    def _learner_of(self, actors: Actors) -> LearnerGroup:
+        config = self.config
+        return LearnerGroup(
             actors.learners,
             self.estimator,
             batch=BatchShape(
@@ -243,54 +286,68 @@ class Driver:
             reference=actors.reference,
             critic=actors.critic,
         )
-        self.pool: RolloutPool | None = None
-        if actors.rollouts is not None:
-            self.pool = RolloutPool(actors.rollouts, timeout_s=config.rollout.timeout_s)
-        return actors
 
-    def _restore_position(self) -> None:
-        """Find the newest whole checkpoint of this folder and take its place in the data."""
-        found = self.store.latest(checksums=True)
-        for path, why in found.rejected.items():
-            self.failures["checkpoint_damaged"] += 1
+    async def _newest_checkpoint(self) -> Saved | None:
+        """The newest whole checkpoint of this folder, or of its mirror."""
+        saved, rejected = await self.keeper.newest()
+        for path, why in rejected.items():
+            self.faults["checkpoint_damaged"] += 1
             self.progress.show(f"Checkpoint {path.name} is damaged ({why}); the one before is used.")
-        self.checkpoint = found.path
-        if found.path is None:
-            return
-        state = load_state(found.path)
-        if state["step"] > self.config.run.steps:
+        if saved is not None and saved.state.step > self.config.run.steps:
             raise UserError(
-                f"{found.path} is at step {state['step']}, past run.steps={self.config.run.steps}: "
+                f"{saved.path} is at step {saved.state.step}, past run.steps={self.config.run.steps}: "
                 "raise run.steps."
             )
-        self.step, self.version = state["step"], state["version"]
-        self.sampler.load_state(state["sampler"])
-        self.best = tuple(state["best"]) if state["best"] else None
-        self.failures.update(state["failures"])
-        self.folder.cut_after(self.step)
-        self.feedback.cut_after(self.step)
-        self.progress.show(f"Continuing from step {self.step} ({found.path.name}).")
+        return saved
 
-    async def _load_weights(self) -> None:
-        """The checkpoint's weights into the learner, the learner's into every rollout worker."""
-        if self.checkpoint is not None:
-            limit = self.config.learner.timeout_s
-            await self.actors.learners.call("load", str(self.checkpoint / "learner"), timeout_s=limit)
-            if self.actors.critic is not None:
-                await self._load_critic(self.checkpoint / "critic")
-        if self.actors.sync is not None:
-            await self.actors.sync.push(self.version)
+    async def _go_to(self, saved: Saved | None, *, cut_after: int) -> None:
+        """Be where a checkpoint was made; without one, at the beginning, with metrics up to `cut_after`."""
+        if saved is not None:
+            self._set_state(saved.state)
+            await self.keeper.load(self.actors, saved)
+            self.progress.show(f"Continuing from step {self.step} ({saved.path.name}).")
+            cut_after = self.step
+            await self.batches.restart(saved.state, saved.ahead)
+        else:
+            self._set_state(RunState(step=0, version=0, sampler={}))
+            await self.batches.restart(None)
+        self.reporter.go_to(cut_after)
+        if self.actors.fleet is not None:
+            await self.actors.fleet.push(self.version)
 
-    async def _load_critic(self, folder: Path) -> None:
-        assert self.actors.critic is not None
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder.parent} was written without a critic, which algorithm.name="
-                f"{self.config.algorithm.name} needs: start a new run from its {folder.parent / 'hf'} "
-                "(model.path), or continue with the algorithm it was made with."
-            )
-        state = str(folder / "state")
-        await self.actors.critic.call("load", state, timeout_s=self.config.learner.timeout_s)
+    async def _recover(self, error: Exception) -> None:
+        """Start learner and critic again, at the newest checkpoint, where one of their ranks died.
+
+        Raises `error` where that is not what happened, or it happened too often since the last checkpoint.
+        """
+        dead = [name for group in self.actors.ranks for name in await group.dead(DEATH_IS_KNOWN_S)]
+        self.restarts += 1
+        if not (dead or isinstance(error, LearnerFailed)) or self.restarts > self.config.learner.max_restarts:
+            raise error
+        self.faults["learner_restarted"] += 1
+        self.progress.show(
+            f"{', '.join(dead) or 'The learner'} failed at step {self.step + 1}; starting again."
+        )
+        with self.timeline.phase("recover"):
+            await self.batches.close()
+            await self.actors.restart_ranks(self.config.learner.timeout_s)
+            self.learner, self.is_updating = self._learner_of(self.actors), False
+            await self._go_to(await self._newest_checkpoint(), cut_after=0)
+
+    def _on_sigterm(self) -> None:
+        """Save and stop; at the second signal, end at once."""
+        if self.stopping.is_set():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        self.stopping.set()
+
+    async def _stop(self) -> NoReturn:
+        if self.step == 0:
+            raise Stopped("Stopped on request before the first step was done.")
+        await self._write_checkpoint()
+        self._commit_checkpoint()
+        await self.keeper.settle()
+        raise Stopped(f"Stopped on request after step {self.step}, which is saved; resume=auto continues.")
 
     # -- report, save, finish ----------------------------------------------------------------------
 
@@ -301,43 +358,29 @@ class Driver:
         config = self.config
         is_last = step == config.run.steps
         every = config.evaluation.every
-        metrics["step"] = step
         if self.held_out.sets and (force_evaluation or is_last or (every and step % every == 0)):
             metrics |= await self._evaluate()
         is_due = config.checkpoint.every and step % config.checkpoint.every == 0
-        is_best = self._is_best(step, metrics)
-        if step and (is_last or is_due or is_best):
-            metrics["time/checkpoint_s"] = await self._save()
+        saves = step and (is_last or is_due or self._is_best(step, metrics))
         self.failures.update(failures_of(pairs))
-        metrics["observe/trackers_disabled"] = len(self.trackers.failures)
-        written = self.folder.append_metrics(metrics)
-        self.trackers.log(step, written)
-        self.feedback.append(step, pairs)
-        observe = config.observe
-        if pairs and observe.rollouts_every and step % observe.rollouts_every == 0:
-            write_rollouts(self.folder.rollouts, step, pairs)
-        if pairs and observe.samples_every and step % observe.samples_every == 0:
-            self.progress.show(table_of_samples(pairs[:3], step=step))
-        if step:
-            self.progress.finish_step(
-                step,
-                reward=metrics["reward/mean"],
-                demo_ratio=metrics["selection/demo_question_ratio"],
-                tokens_per_s=metrics["rollout/tokens_per_s"] or metrics["learner/tokens_per_s"],
-            )
+        if saves:
+            metrics["time/checkpoint_s"] = await self._write_checkpoint()
+        self.reporter.write(step, metrics, pairs, self._faults())
+        if saves:  # last, so that a checkpoint never knows of a step that the metrics do not
+            self._commit_checkpoint()
 
     async def _evaluate(self) -> dict[str, float]:
         begin = time.perf_counter()
-        self.progress.phase("evaluate")
         assert self.pool is not None
         assert self.actors.verifier is not None
-        values = await self.held_out.scores(self.pool, self.actors.verifier)
-        if self.config.evaluation.demonstration_loss:
-            values |= await self.held_out.demonstration_losses(
-                self.actors.learners,
-                tokens_per_microbatch=self.config.tokens_per_microbatch,
-                num_terms=len(self.estimator.terms),
-            )
+        with self.timeline.phase("evaluate"):
+            values = await self.held_out.scores(self.pool, self.actors.verifier)
+            if self.config.evaluation.demonstration_loss:
+                values |= await self.held_out.demonstration_losses(
+                    self.actors.learners,
+                    tokens_per_microbatch=self.config.tokens_per_microbatch,
+                    num_terms=len(self.estimator.terms),
+                )
         return {**values, "time/evaluation_s": time.perf_counter() - begin}
 
     def _is_best(self, step: int, metrics: dict[str, Any]) -> bool:
@@ -348,44 +391,52 @@ class Driver:
         self.best = (score, step)
         return True
 
-    async def _save(self) -> float:
-        """A checkpoint: learner state, Hugging Face export, and the run's position. Seconds it took."""
+    async def _write_checkpoint(self) -> float:
+        """The files of a checkpoint: learner state, Hugging Face export, batches ahead. Seconds it took."""
         begin = time.perf_counter()
-        self.progress.phase("save")
-        folder = self.store.begin(self.step)
-        limit = self.config.learner.timeout_s
-        (folder / "learner").mkdir()
-        await self.actors.learners.call("save", str((folder / "learner").resolve()), timeout_s=limit)
-        await self.actors.learners.call("export", str((folder / "hf").resolve()), timeout_s=limit)
-        if self.actors.critic is not None:
-            critic = (folder / "critic").resolve()
-            (critic / "state").mkdir(parents=True)
-            await self.actors.critic.call("save", str(critic / "state"), timeout_s=limit)
-            await self.actors.critic.call("export", str(critic), timeout_s=limit)
-        self.store.commit(
-            self.step,
-            {
-                "step": self.step,
-                "version": self.version,
-                "sampler": self.sampler.state(),
-                "best": self.best,
-                "failures": dict(self.failures),
-            },
-            keep_also=self.best[1] if self.best else None,
-        )
+        with self.timeline.phase("save"):
+            ahead = self.batches if self.config.run.deterministic else None
+            await self.keeper.write(self.actors, self.step, ahead)
         return time.perf_counter() - begin
 
-    def _finish(self, times: dict[str, float], *, wall_s: float) -> dict[str, Any]:
+    def _commit_checkpoint(self) -> None:
+        self.keeper.commit(self._state(), keep_also=self.best[1] if self.best else None)
+        self.restarts = 0
+
+    def _count_skipped(self, updates: list[UpdateResult]) -> None:
+        """Stop a run whose updates come out as nothing again and again."""
+        for update in updates:
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
+        limit = self.config.learner.max_skipped_updates
+        if self.skipped_in_a_row > limit:
+            why = {update.skipped for update in updates if update.skipped}
+            raise TrainingDiverged(
+                f"{self.skipped_in_a_row} updates in a row were skipped ({', '.join(sorted(why))}), more than "
+                f"learner.max_skipped_updates={limit}"
+            )
+
+    def _faults(self) -> Counter[str]:
+        """What failed around the training, and was mended, since this process began."""
+        faults = Counter(self.faults)
+        if self.actors.fleet is not None:
+            faults += self.actors.fleet.faults
+        if self.pool is not None:
+            faults += self.pool.faults
+        return faults
+
+    def _finish(self, times: dict[str, float]) -> dict[str, Any]:
         lines = self.folder.read_metrics()
-        newest = self.store.latest().path
+        newest = self.keeper.store.latest().path
         summary = {
             "name": self.config.run.name,
             "steps": self.step,
             "evaluations": summarize_evaluations(lines),
-            "wall_s": wall_s,
+            "wall_s": self._state().wall_s,
             **times,
-            "dropped_rows": self.dropped,
-            "failures": dict(self.failures) | {f"tracker/{k}": v for k, v in self.trackers.failures.items()},
+            "dropped_rows": self.prepared.dropped,
+            "failures": dict(self.failures)
+            | {f"tracker/{name}": why for name, why in self.reporter.tracker_failures.items()},
+            "faults": dict(self._faults()),
             "best": self.best
             and {"mean": self.best[0], "checkpoint": f"checkpoints/step-{self.best[1]:06d}"},
             "checkpoint": str(newest.relative_to(self.folder.root)) if newest else None,

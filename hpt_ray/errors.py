@@ -6,6 +6,8 @@ import sys
 import traceback
 from pathlib import Path
 
+STOPPED = 75  # exit code after SIGTERM: a temporary failure in the words of sysexits.h, try again later
+
 
 class UserError(ValueError):
     """Something the user must change: a path, a key, a value, a data row.
@@ -15,8 +17,24 @@ class UserError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and what is done is saved. The message says how far it came."""
+
+
 class WaitExpired(RuntimeError):
     """A remote wait passed its limit. The message says who was waited for, how long and for what."""
+
+
+class LearnerFailed(RuntimeError):
+    """A learner rank died, erred or did not answer. The message says which and why."""
+
+
+class TrainingDiverged(RuntimeError):
+    """Update after update came out as nothing. The message says how many and why."""
+
+
+class NoWorkerLeft(RuntimeError):
+    """Every rollout worker has failed too often. The message says which and why."""
 
 
 def exit_code(error: Exception, logs: Path | None = None) -> int:

@@ -1,7 +1,8 @@
 """`python -m hpt_ray.main [--config FILE] [--dry-run] [key=value …]`
 
 Parse, validate, connect to Ray, run the driver. Exit code 0: done. 2: the user must change something, and
-one message says what. 130: interrupted. 1: a failure; the traceback is in the run folder's `logs/driver.log`.
+one message says what. 75: SIGTERM came, what was done is saved, and `resume=auto` goes on. 130: interrupted by
+Ctrl-C. 1: a failure; the traceback is in the run folder's `logs/driver.log`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hpt_ray.config.load import dump_config, load_config  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.driver import Driver  # noqa: E402
-from hpt_ray.errors import exit_code  # noqa: E402
+from hpt_ray.errors import STOPPED, Stopped, exit_code  # noqa: E402
 from hpt_ray.mini_base import model_folder, parse_name  # noqa: E402
 from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
@@ -52,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(plan(config, prepared, folder.root))
         asyncio.run(run(config, prepared, folder, console))
         return 0
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("interrupted; what was written stays, and `resume=auto` continues it", file=sys.stderr)
         return 130

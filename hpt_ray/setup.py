@@ -86,6 +86,12 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             f"algorithm.name={estimator.name} trains on rollouts, but rollouts_per_question="
             f"{config.rollouts_per_question}: raise it, or use algorithm.name=sft."
         )
+    if config.rollout.max_staleness and not estimator.corrects_staleness:
+        raise UserError(
+            f"rollout.max_staleness is {config.rollout.max_staleness}, but algorithm.name={estimator.name} does "
+            "not weigh rollouts by π_θ/π_old: set algorithm.rollout_denominator=old, or algorithm.correction "
+            "(e.g. token_truncate), or rollout.max_staleness=0."
+        )
     if estimator.needs_values and config.critic.num_gpus > 1:
         raise UserError(
             f"critic.num_gpus is {config.critic.num_gpus:g}, but one rank uses at most one GPU: set it to 1 "

@@ -2,35 +2,48 @@
 
     store = CheckpointStore(run_folder.checkpoints, keep=2)
     folder = store.begin(12)              # .partial-step-000012: anybody may write files into it
-    store.commit(12, {"sampler": ...})    # state.json, MANIFEST.json, renamed to step-000012
+    store.commit(12, state.to_json())     # state.json, MANIFEST.json, renamed to step-000012, mirrored
     found = store.latest()                # the newest whole one, and which were rejected and why
-    state = load_state(found.path)
 
-MANIFEST.json names every file with its size and SHA-256. A folder without it, with a file missing or with
-other bytes is never used. What the files mean is up to those who write them.
+`commit` may run in a thread while the next step goes on; until it has returned there is no other `begin`.
+What the files mean is up to those who write them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpt_ray.checkpoint.manifest import (
+    CheckpointDamaged,
+    folder_name,
+    kept_steps,
+    steps_of,
+    sync,
+    sync_tree,
+    verify,
+    write_manifest,
+)
+from hpt_ray.checkpoint.mirror import Mirror
+
 STATE = "state.json"
-MANIFEST = "MANIFEST.json"
-BLOCK_BYTES = 8 * 2**20
-NUM_HASHERS = 8  # files hashed at the same time
+PARTIAL = ".partial-"
 
 
-class CheckpointDamaged(RuntimeError):
-    """A checkpoint is not whole. The message names it, the file and what is wrong."""
+class CheckpointFailed(RuntimeError):
+    """A checkpoint could not be saved. The message names the step, the disk and what was left of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A checkpoint that was saved. `mirror_problem` says why its copy was not; None: it was, or none is due."""
+
+    path: Path
+    mirror_problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,55 +52,81 @@ class Found:
 
     path: Path | None
     rejected: dict[Path, str]
+    from_mirror: bool = False  # downloaded just now
 
 
 class CheckpointStore:
     """The checkpoints under `root`, of which the newest `keep` stay; 0 keeps all. One process writes."""
 
-    def __init__(self, root: Path, keep: int) -> None:
+    def __init__(self, root: Path, keep: int, mirror: Mirror | None = None) -> None:
         self.root = root
         self.keep = keep
+        self.mirror = mirror
+        self._committing: int | None = None
 
     def begin(self, step: int) -> Path:
         """A new empty folder for the files of `step`. What an interrupted save left behind is removed."""
+        assert self._committing is None, f"wait for the commit of step {self._committing} first"
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in self.root.glob(".partial-step-*"):
+        for leftover in self.root.glob(f"{PARTIAL}*"):
             shutil.rmtree(leftover)
         partial = self._partial(step)
         partial.mkdir()
         return partial
 
-    def commit(self, step: int, state: Mapping[str, Any], *, keep_also: int | None = None) -> Path:
-        """Add `state` (anything JSON can hold) and the manifest, make all of it durable, and rename.
+    def commit(self, step: int, state: Mapping[str, Any], *, keep_also: int | None = None) -> Committed:
+        """Add `state` (anything JSON can hold) and the manifest, make all of it durable, rename, mirror.
 
-        Older checkpoints beyond `keep` are removed, but for that of step `keep_also`.
+        Older checkpoints beyond `keep` are removed, but for that of step `keep_also`. A mirror that fails
+        is said in what is returned.
 
-        Raises `FileNotFoundError` where `begin(step)` did not come first.
+        Raises `CheckpointFailed` where the disk refuses; older checkpoints then stay as they are.
+        `FileNotFoundError` where `begin(step)` did not come first.
         """
-        partial, final = self._partial(step), self._final(step)
-        (partial / STATE).write_text(json.dumps(state, indent=2, allow_nan=False), encoding="utf-8")
-        names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-        digests = _digests(partial, names)
-        files = {name: {"bytes": (partial / name).stat().st_size, "sha256": digests[name]} for name in names}
-        manifest = json.dumps({"step": step, "files": files}, indent=2)
-        (partial / MANIFEST).write_text(manifest, encoding="utf-8")
-        _sync_tree(partial)
-        if final.exists():  # a resumed run saves a step again, e.g. because the old one was damaged
-            shutil.rmtree(final)
-        partial.rename(final)
-        _sync(self.root)
-        self._drop_old(keep_also)
-        return final
+        partial = self._partial(step)
+        if not partial.is_dir():
+            raise FileNotFoundError(f"{partial}: begin({step}) comes before its commit")
+        self._committing = step
+        try:
+            (partial / STATE).write_text(json.dumps(state, indent=2, allow_nan=False), encoding="utf-8")
+            write_manifest(partial, step)
+            sync_tree(partial)
+            self._put_in_place(partial, self._final(step))
+        except OSError as error:
+            raise self.failed(step, error) from error
+        else:
+            self._drop_old(keep_also)
+            return Committed(self._final(step), self._mirror(step, keep_also))
+        finally:
+            self._committing = None
+
+    def failed(self, step: int, error: Exception) -> CheckpointFailed:
+        """Remove what there is of the save of `step`, and say what went wrong and how full the disk is.
+
+        For errors of those who write the files, too: `raise store.failed(step, error) from error`.
+        """
+        shutil.rmtree(self._partial(step), ignore_errors=True)
+        disk = shutil.disk_usage(self.root)
+        steps = self.steps()
+        stays = f"The newest checkpoint is still {folder_name(steps[-1])}" if steps else "There is no other"
+        return CheckpointFailed(
+            f"the checkpoint of step {step} could not be saved: {error}. The disk of {self.root} has "
+            f"{_size(disk.free)} free of {_size(disk.total)}. {stays}. Make room there, or lower "
+            "checkpoint.keep."
+        )
 
     def steps(self) -> list[int]:
         """Steps of all committed checkpoints, oldest first, whether whole or not."""
-        matches = (re.fullmatch(r"step-(\d+)", path.name) for path in self.root.glob("step-*"))
-        return sorted(int(match[1]) for match in matches if match)
+        return steps_of(path.name for path in self.root.glob("step-*"))
 
-    def latest(self, *, checksums: bool = True) -> Found:
-        """The newest checkpoint that is whole: all sizes and, unless switched off, all contents compared."""
+    def latest(self, *, checksums: bool = True, up_to: int | None = None) -> Found:
+        """The newest checkpoint that is whole: all sizes and, unless switched off, all contents compared.
+
+        `up_to`: later steps are passed over. Where the folder has none, the mirror's newest whole one is
+        downloaded into it. Raises `UserError` where the mirror is needed and cannot be read.
+        """
         rejected: dict[Path, str] = {}
-        for step in reversed(self.steps()):
+        for step in reversed(_until(self.steps(), up_to)):
             path = self._final(step)
             try:
                 verify(path, checksums=checksums)
@@ -95,23 +134,58 @@ class CheckpointStore:
                 rejected[path] = str(error)
             else:
                 return Found(path, rejected)
+        if self.mirror is None:
+            return Found(None, rejected)
+        return self._download(self.mirror, rejected, up_to)
+
+    def _download(self, mirror: Mirror, rejected: dict[Path, str], up_to: int | None) -> Found:
+        for step in reversed(_until(mirror.steps(), up_to)):
+            partial, final = self.begin(step), self._final(step)
+            try:
+                mirror.fetch(step, partial)
+                verify(partial, checksums=True)
+            except CheckpointDamaged as error:
+                shutil.rmtree(partial)
+                why = f"in {mirror.url}: {error}"
+                rejected[final] = f"{rejected[final]}; {why}" if final in rejected else why
+            else:
+                sync_tree(partial)
+                self._put_in_place(partial, final)
+                return Found(final, rejected, from_mirror=True)
         return Found(None, rejected)
 
+    def _mirror(self, step: int, keep_also: int | None) -> str | None:
+        if self.mirror is None:
+            return None
+        try:
+            self.mirror.copy(self._final(step), keep=self.keep, keep_also=keep_also)
+        except Exception as error:  # of any store's own kind; the run needs its disk, not the mirror
+            return f"{self.mirror.url}: {type(error).__name__}: {error}"
+        return None
+
+    def _put_in_place(self, partial: Path, final: Path) -> None:
+        """Rename, over a checkpoint of the same step if a resumed run saves it again."""
+        replaced = final.with_name(f"{PARTIAL}replaced-{final.name}")
+        if final.exists():
+            final.rename(replaced)
+        partial.rename(final)
+        sync(self.root)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
     def _drop_old(self, keep_also: int | None) -> None:
-        if self.keep > 0:
-            for step in self.steps()[: -self.keep]:
-                if step == keep_also:
-                    continue
-                # Renamed first, so that an interrupted removal does not leave half a checkpoint.
-                aside = self._partial(step)
-                self._final(step).rename(aside)
-                shutil.rmtree(aside)
+        steps = self.steps()
+        for step in sorted(set(steps) - kept_steps(steps, self.keep, keep_also)):
+            # Renamed first, so that an interrupted removal does not leave half a checkpoint.
+            aside = self._partial(step)
+            self._final(step).rename(aside)
+            shutil.rmtree(aside)
 
     def _partial(self, step: int) -> Path:
-        return self.root / f".partial-step-{step:06d}"
+        return self.root / f"{PARTIAL}{folder_name(step)}"
 
     def _final(self, step: int) -> Path:
-        return self.root / f"step-{step:06d}"
+        return self.root / folder_name(step)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -126,54 +200,9 @@ def load_state(path: Path) -> dict[str, Any]:
         raise CheckpointDamaged(f"{path}: {STATE} cannot be read: {error}") from error
 
 
-def verify(path: Path, *, checksums: bool) -> None:
-    """Compare the files of one checkpoint with its manifest. Raises `CheckpointDamaged`."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = manifest["files"]
-    except FileNotFoundError:
-        raise CheckpointDamaged(f"{path}: {MANIFEST} is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointDamaged(f"{path}: {MANIFEST} cannot be read: {error}") from error
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointDamaged(f"{path}: {name} is missing")
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            raise CheckpointDamaged(f"{path}: {name} has {size} bytes instead of {expected['bytes']}")
-    if checksums:
-        for name, digest in _digests(path, list(files)).items():
-            if digest != files[name]["sha256"]:
-                raise CheckpointDamaged(f"{path}: {name} has other contents than when it was saved")
+def _until(steps: list[int], up_to: int | None) -> list[int]:
+    return [step for step in steps if up_to is None or step <= up_to]
 
 
-def _digests(folder: Path, names: list[str]) -> dict[str, str]:
-    """SHA-256 of each file. Several at the same time: hashing is what takes long, and it frees the GIL."""
-    with ThreadPoolExecutor(NUM_HASHERS) as pool:
-        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(BLOCK_BYTES))
-    with file.open("rb", buffering=0) as stream:
-        while size := stream.readinto(buffer):
-            digest.update(buffer[:size])
-    return digest.hexdigest()
-
-
-def _sync_tree(folder: Path) -> None:
-    """Files before the folders that name them, inner folders before outer ones."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

@@ -7,10 +7,11 @@ and none ends without a name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from hpt_ray.errors import WaitExpired
 
@@ -39,11 +40,12 @@ async def _result(ref: Any) -> Any:
 
 
 class ActorGroup:
-    """Actors of one kind, by name (`rollout-0`, `rollout-1`, …)."""
+    """Actors of one kind, by name (`rollout-0`, `rollout-1`, …). `make(i)` starts actor i anew."""
 
-    def __init__(self, names: list[str], actors: list[Any]):
+    def __init__(self, names: list[str], actors: list[Any], make: Callable[[int], Any] | None = None):
         self.names = names
         self.actors = actors
+        self._make = make
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -61,6 +63,22 @@ class ActorGroup:
 
     async def call(self, method: str, *args: Any, timeout_s: float, what: str | None = None) -> list[Any]:
         return await self.wait(self.send(method, *args), what or method, timeout_s)
+
+    async def dead(self, timeout_s: float) -> list[str]:
+        """The names of those whose process has ended, as far as it is known within the time."""
+        refs = [actor.__ray_ready__.remote() for actor in self.actors]
+        tasks = [asyncio.ensure_future(_result(ref)) for ref in refs]
+        done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        for task in pending:
+            task.cancel()
+        dead = {task for task in done if isinstance(task.exception(), RayActorError)}
+        return [name for name, task in zip(self.names, tasks, strict=True) if task in dead]
+
+    def restart(self) -> None:
+        """End all actors and start new ones in their place: whoever holds the group calls the new ones."""
+        assert self._make is not None, "nobody said how"
+        self.kill()
+        self.actors[:] = [self._make(i) for i in range(len(self.actors))]
 
     def kill(self) -> None:
         for actor in self.actors:

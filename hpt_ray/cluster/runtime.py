@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,24 +109,32 @@ class Cluster:
             remove_placement_group(self.group)
             raise UserError(message) from error
 
-    def create(
-        self, kind: str, actor_class: type, arguments: list[tuple], *, concurrency: int = 1
-    ) -> ActorGroup:
-        """Actors of one kind, actor i made with `arguments[i]`, each in a bundle of its own."""
+    def maker(
+        self, kind: str, actor_class: type, arguments: list[tuple], **options: Any
+    ) -> Callable[[int], Any]:
+        """What starts actor i with `arguments[i]` in the bundle that was reserved for it.
+
+        `options` are Ray's, such as `max_concurrency`.
+        """
         need = self._needs[kind]
-        assert self.group is not None, "reserve room first"
         remote_class: Any = ray.remote(actor_class)
-        actors = []
-        for i, args in enumerate(arguments):
-            options: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus}
+
+        def make(i: int) -> Any:
+            assert self.group is not None, "reserve room first"
+            mine: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus, **options}
             if need.bundle:
-                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                mine["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     self.group, placement_group_bundle_index=self._first_bundle[kind] + i
                 )
-            if concurrency > 1:
-                options["max_concurrency"] = concurrency
-            actors.append(remote_class.options(**options).remote(*args))
-        return ActorGroup([f"{kind}-{i}" for i in range(len(actors))], actors)
+            return remote_class.options(**mine).remote(*arguments[i])
+
+        return make
+
+    def create(self, kind: str, actor_class: type, arguments: list[tuple], **options: Any) -> ActorGroup:
+        """Actors of one kind, each in a bundle of its own; see `maker`."""
+        make = self.maker(kind, actor_class, arguments, **options)
+        count = range(len(arguments))
+        return ActorGroup([f"{kind}-{i}" for i in count], [make(i) for i in count], make)
 
     def release(self) -> None:
         """Give the room back, and with it end every actor in it."""

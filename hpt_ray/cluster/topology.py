@@ -1,9 +1,11 @@
-"""Which actors a run has, where they stand and how they are wired: the topology in one function.
+"""Which actors a run has, where they stand and how they are wired: the topology in one place.
 
     rollout-0 … (vLLM)   learner-0 … (DeepSpeed)   verifier-0
     reference-0 … (only for KL terms)   critic-0 … (DeepSpeed, only for values)
 
-Everything starts at the same time; the weight-transfer group is joined last, when both ends are up.
+Everything starts at the same time. Who hangs together fails together: the ranks of learner and critic start
+again as one group, a rollout worker starts again by itself (see `hpt_ray.rollout.fleet`), and the verifier
+and the reference, which hold nothing that a fresh process does not have, are started again by Ray.
 """
 
 from __future__ import annotations
@@ -16,19 +18,22 @@ from typing import Any
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.cluster.runtime import Cluster, Need
-from hpt_ray.config.schema import Config
+from hpt_ray.config.schema import Config, RewardConfig
 from hpt_ray.estimators import Estimator
 from hpt_ray.learner.critic import CriticSpec, CriticWorker, optimizer_of
 from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
 from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
 from hpt_ray.reward import VerifierService
 from hpt_ray.rollout.engine import EngineSpec
+from hpt_ray.rollout.fleet import Fleet
 from hpt_ray.rollout.worker import RolloutWorker
 from hpt_ray.weight_sync.transaction import WeightSync
 
 # The verifier grades many small batches at the same time in one actor.
 VERIFIER_CONCURRENCY = 1000
 ROLLOUT_CONCURRENCY = 100
+# Ray starts such an actor again by itself, and asks it again what was not answered.
+STATELESS = {"max_restarts": -1, "max_task_retries": -1}
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,26 @@ class Actors:
     """The running actor groups. Those that a run does not need are None."""
 
     learners: ActorGroup
-    rollouts: ActorGroup | None
+    fleet: Fleet | None
     verifier: ActorGroup | None
     reference: ActorGroup | None
     critic: ActorGroup | None
-    sync: WeightSync | None
+
+    @property
+    def ranks(self) -> list[ActorGroup]:
+        """The groups that train."""
+        return [group for group in (self.learners, self.critic) if group is not None]
+
+    async def restart_ranks(self, timeout_s: float) -> None:
+        """Fresh processes for learner and critic, with the model as training starts."""
+        for group in self.ranks:
+            group.restart()
+        await asyncio.gather(*(start_ranks(group, timeout_s) for group in self.ranks))
 
     def stop(self) -> None:
-        for group in (self.rollouts, self.learners, self.verifier, self.reference, self.critic):
+        if self.fleet is not None:
+            self.fleet.stop()
+        for group in (*self.ranks, self.verifier, self.reference):
             if group is not None:
                 group.kill()
 
@@ -73,7 +90,7 @@ async def start_actors(
     with_rollouts: bool,
     logs: Path,
 ) -> Actors:
-    """Reserve room, start every actor, load every model, join the weight-transfer group.
+    """Reserve room, start every actor, load every model.
 
     Raises `UserError` where there is no room or a model cannot be used, `WaitExpired` where an actor
     does not come up in time.
@@ -83,20 +100,16 @@ async def start_actors(
         timeout_s=config.cluster.placement_timeout_s,
         name=f"hpt_ray:{config.run.name}",
     )
-
-    def log(kind: str, i: int) -> str:
-        return str((logs / f"{kind}-{i}.log").resolve())
-
-    seed, temperature = config.run.seed, config.rollout.temperature
+    seed, temperature, limit = config.run.seed, config.rollout.temperature, config.learner.timeout_s
     learner_spec = LearnerSpec(config.model, model_path, config.learner, estimator, temperature, seed)
     num_ranks = config.learner.num_ranks
     learners = cluster.create(
         "learner",
         LearnerWorker,
-        [(rank, num_ranks, learner_spec, log("learner", rank)) for rank in range(num_ranks)],
+        [(rank, num_ranks, learner_spec, log_file(logs, "learner", rank)) for rank in range(num_ranks)],
     )
-    rollouts = verifier = reference = critic = sync = None
-    starting: list[Awaitable[Any]] = []
+    fleet = verifier = reference = critic = None
+    starting: list[Awaitable[Any]] = [start_ranks(learners, limit)]
     if with_rollouts:
         carrier = carrier_of(config)
         spec = EngineSpec(
@@ -107,27 +120,18 @@ async def start_actors(
             weight_transfer=carrier,
             seed=seed,
         )
-        rollouts = cluster.create(
-            "rollout",
-            RolloutWorker,
-            [
-                # Engines that share a seed would draw the same answers to unseeded requests.
-                (replace(spec, seed=seed + i), log("rollout", i))
-                for i in range(config.rollout.num_workers)
-            ],
-            concurrency=ROLLOUT_CONCURRENCY,
+        sync = WeightSync(
+            learners,
+            config.weight_sync,
+            carrier,
+            workers_per_engine=config.rollout.tensor_parallel,
+            # Where the learner may have stepped before a restarted worker asks for what is committed.
+            keep_committed=config.updates_per_step > 1 or config.rollout.max_staleness > 0,
         )
-        verifier = cluster.create(
-            "verifier",
-            VerifierService,
-            [(config.reward, config.data.max_response_tokens)],
-            concurrency=VERIFIER_CONCURRENCY,
-        )
-        starting.append(
-            rollouts.call("start", timeout_s=config.rollout.start_timeout_s, what="start the vLLM engine")
-        )
+        fleet = make_fleet(cluster, spec, sync, logs)
+        verifier = make_verifier(cluster, config.reward, config.data.max_response_tokens)
+        starting.append(fleet.start())
         starting.append(verifier.call("counts", timeout_s=config.rollout.start_timeout_s, what="start"))
-        sync = WeightSync(learners, rollouts, config.weight_sync, carrier)
     if estimator.needs_reference:
         # A reference of its own is read as it is; else it is the policy as training starts.
         reference_model = config.model
@@ -139,10 +143,10 @@ async def start_actors(
         reference = cluster.create(
             "reference",
             ReferenceWorker,
-            [(reference_spec, log("reference", i)) for i in range(config.reference.num_workers)],
+            [(reference_spec, log_file(logs, "reference", i)) for i in range(config.reference.num_workers)],
+            **STATELESS,
         )
-        starting.append(reference.call("start", timeout_s=config.learner.timeout_s, what="load the model"))
-
+        starting.append(reference.call("start", timeout_s=limit, what="load the model"))
     if estimator.needs_values:
         optimizer = optimizer_of(config)
         critic_spec = CriticSpec(config.model, model_path, optimizer, config.critic.value_clip, seed)
@@ -150,22 +154,42 @@ async def start_actors(
         critic = cluster.create(
             "critic",
             CriticWorker,
-            [(rank, num_critics, critic_spec, log("critic", rank)) for rank in range(num_critics)],
+            [(rank, num_critics, critic_spec, log_file(logs, "critic", rank)) for rank in range(num_critics)],
         )
-        starting.append(_start_ranks(critic, config.learner.timeout_s))
-
-    host, *_ = await asyncio.gather(_start_ranks(learners, config.learner.timeout_s), *starting)
-    if sync is not None:
-        _, port = (await learners.call("rendezvous", timeout_s=config.weight_sync.timeout_s))[0]
-        await sync.connect(host, port, workers_per_engine=config.rollout.tensor_parallel)
-    return Actors(learners, rollouts, verifier, reference, critic, sync)
+        starting.append(start_ranks(critic, limit))
+    await asyncio.gather(*starting)
+    return Actors(learners, fleet, verifier, reference, critic)
 
 
-async def _start_ranks(ranks: ActorGroup, timeout_s: float) -> str:
-    """Let the ranks meet and load their model; the address of rank 0."""
+def make_fleet(cluster: Cluster, spec: EngineSpec, sync: WeightSync | None, logs: Path) -> Fleet:
+    """The rollout workers, coming up."""
+    count = range(spec.rollout.num_workers)
+    make = cluster.maker(
+        "rollout",
+        RolloutWorker,
+        # Engines that share a seed would draw the same answers to unseeded requests.
+        [(replace(spec, seed=spec.seed + i), log_file(logs, "rollout", i)) for i in count],
+        max_concurrency=ROLLOUT_CONCURRENCY,
+    )
+    return Fleet(make, len(count), spec.rollout, sync)
+
+
+def make_verifier(cluster: Cluster, reward: RewardConfig, max_response_tokens: int) -> ActorGroup:
+    """The verifier service, coming up."""
+    arguments = [(reward, max_response_tokens)]
+    return cluster.create(
+        "verifier", VerifierService, arguments, max_concurrency=VERIFIER_CONCURRENCY, **STATELESS
+    )
+
+
+async def start_ranks(ranks: ActorGroup, timeout_s: float) -> None:
+    """Let the ranks meet and load their model."""
     host, port = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
     await ranks.call("start", host, port, timeout_s=timeout_s, what="load the model")
-    return host
+
+
+def log_file(logs: Path, kind: str, i: int) -> str:
+    return str((logs / f"{kind}-{i}.log").resolve())
 
 
 def carrier_of(config: Config) -> str:

@@ -30,6 +30,11 @@ class RunConfig:
     dir: str = key("runs", "Folder that holds run folders.")
     seed: int = key(0, "Seed of data order, sampling and random initialisation.", minimum=0)
     steps: int = key(100, "Steps to train for (one batch of questions each).", minimum=0)
+    deterministic: bool = key(
+        False,
+        "Pack and sum rows in the order of the questions, not of arrival: a resumed run is then the same "
+        "run, bit for bit on CPUs in float32. Costs some overlap; no question is decided early.",
+    )
 
 
 @dataclass
@@ -93,7 +98,22 @@ class RolloutConfig:
     enforce_eager: bool = key(True, "Run vLLM without compiled graphs.")
     engine: dict[str, Any] = key({}, "More vLLM engine arguments, as vLLM names them.")
     start_timeout_s: float = key(300.0, "Limit for an engine to come up.", minimum=1)
-    timeout_s: float = key(1800.0, "Limit for one batch of rollouts.", minimum=1)
+    timeout_s: float = key(1800.0, "Limit for the next rollout to come, from any worker.", minimum=1)
+    stall_timeout_s: float = key(
+        300.0,
+        "A worker whose engine makes no step for so long is replaced; after a third of it, it gets no more "
+        "requests.",
+        minimum=1,
+    )
+    max_staleness: int = key(
+        0,
+        "Steps that generation may run ahead of the weights it should have; 0: exactly on-policy. Above 0 the "
+        "importance ratio of the algorithm, or `algorithm.correction`, accounts for it.",
+        minimum=0,
+    )
+    max_restarts: int = key(
+        3, "Times in a row, no rollout in between, that a failed worker is started again.", minimum=0
+    )
 
 
 @dataclass
@@ -162,6 +182,22 @@ class LearnerConfig:
     betas: list[float] = key([0.9, 0.999], "β₁ and β₂ of AdamW.")
     weight_decay: float = key(0.01, "Decoupled weight decay.", minimum=0)
     max_grad_norm: float = key(1.0, "Clip the global gradient norm to this; 0 for no clip.", minimum=0)
+    skip_grad_norm: float = key(
+        0.0, "Skip an update whose gradient norm before clipping is above this; 0: none.", minimum=0
+    )
+    max_skipped_updates: int = key(
+        10,
+        "Updates in a row that may be skipped (above `skip_grad_norm`, or not finite) before the run stops.",
+        minimum=0,
+    )
+    recompute_old_logps: bool = key(
+        False,
+        "Take log π_old from the learner's weights before the update, not from the sampler. For engines whose "
+        "log-probs are far from the learner's; costs a forward pass where a step has several updates.",
+    )
+    max_restarts: int = key(
+        3, "Times in a row, no checkpoint in between, that the ranks start again after one died.", minimum=0
+    )
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.")
     deepspeed: dict[str, Any] = key({}, "More DeepSpeed configuration, as DeepSpeed names it.")
     timeout_s: float = key(1800.0, "Limit for one update.", minimum=1)
@@ -208,6 +244,11 @@ class CheckpointConfig:
 
     every: int = key(0, "Steps between checkpoints; 0: only the last.", minimum=0)
     keep: int = key(2, "Newest checkpoints to keep; 0: all.", minimum=0)
+    mirror: str | None = key(
+        None,
+        "Folder or URL of any store fsspec knows (`s3://…`, `gs://…`) that each checkpoint is copied to as "
+        "well; a run folder without a checkpoint of its own resumes from it.",
+    )
     best_of: str | None = key(
         None,
         "Set of `evaluation.sets` whose best checkpoint is kept too. A validation set, never a test set: "

@@ -88,6 +88,12 @@ class Estimator:
     def needs_reference(self) -> bool:
         return self.kl_coef != 0
 
+    @property
+    def corrects_staleness(self) -> bool:
+        """Every term on rollouts is weighed by how likely its policy made them, or none is on rollouts."""
+        denominators = {term.denominator for term in self.terms if term.rows == "rollouts"}
+        return self.correction != "none" or denominators <= {"old", "sequence"}
+
     def num_rollouts(self, rollouts_per_question: int) -> int:
         """How many responses to sample per question: one fewer where the demonstration joins the group."""
         return rollouts_per_question - 1 if self.demonstration_in_group else rollouts_per_question

@@ -15,17 +15,16 @@ from pathlib import Path
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.cluster.runtime import Cluster, Need
-from hpt_ray.cluster.topology import ROLLOUT_CONCURRENCY, VERIFIER_CONCURRENCY
+from hpt_ray.cluster.topology import make_fleet, make_verifier
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.evaluation.journal import Journal
 from hpt_ray.evaluation.plan import Plan, Task
 from hpt_ray.records import FinishReason, Question
-from hpt_ray.reward import VerifierService
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.engine import EngineSpec
+from hpt_ray.rollout.fleet import Fleet
 from hpt_ray.rollout.pool import RolloutPool
 from hpt_ray.rollout.requests import GenerateRequest, sampling_seed
-from hpt_ray.rollout.worker import RolloutWorker
 
 CHUNKS_UNDER_WAY = 2
 
@@ -34,11 +33,11 @@ Job = tuple[int, int]  # question, sample
 
 @dataclass(frozen=True)
 class Workers:
-    rollouts: ActorGroup
+    fleet: Fleet
     verifier: ActorGroup
 
     def stop(self) -> None:
-        self.rollouts.kill()
+        self.fleet.stop()
         self.verifier.kill()
 
 
@@ -70,26 +69,14 @@ async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Pat
         seed=config.seed,
         load_weights=True,
     )
-    rollouts = cluster.create(
-        "rollout",
-        RolloutWorker,
-        [
-            (replace(spec, seed=spec.seed + i), str((logs / f"rollout-{i}.log").resolve()))
-            for i in range(rollout.num_workers)
-        ],
-        concurrency=ROLLOUT_CONCURRENCY,
-    )
+    fleet = make_fleet(cluster, spec, None, logs)
     reward = replace(config.reward, graders=dict(plan.graders))
     longest = max(task.sampling.max_tokens for task in plan.tasks)
-    verifier = cluster.create(
-        "verifier", VerifierService, [(reward, longest)], concurrency=VERIFIER_CONCURRENCY
-    )
-    limit = rollout.start_timeout_s
+    verifier = make_verifier(cluster, reward, longest)
     await asyncio.gather(
-        rollouts.call("start", timeout_s=limit, what="start the vLLM engine"),
-        verifier.call("counts", timeout_s=limit, what="start"),
+        fleet.start(), verifier.call("counts", timeout_s=rollout.start_timeout_s, what="start")
     )
-    return Workers(rollouts, verifier)
+    return Workers(fleet, verifier)
 
 
 async def answer_missing(
@@ -100,7 +87,9 @@ async def answer_missing(
     A lost answer (its worker failed for good) is not counted as wrong: it stays missing.
     """
     config = plan.config
-    pool = RolloutPool(workers.rollouts, timeout_s=config.rollout.timeout_s)
+    pool = RolloutPool(
+        workers.fleet, max_num_seqs=config.rollout.max_num_seqs, timeout_s=config.rollout.timeout_s
+    )
     chunks = _chunks(plan, journal, config.rollout.num_workers * config.rollout.max_num_seqs)
     num_lost = 0
 

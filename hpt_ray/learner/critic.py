@@ -6,7 +6,6 @@ row weighs is decided elsewhere.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +51,7 @@ class CriticWorker(RankWorker[CriticSpec]):
         """V [R] float32 of the pack's response tokens, forward only. Collective under ZeRO 3."""
         import torch
 
-        with torch.no_grad():
+        with self._span("score"), torch.no_grad():
             return self._forward(pack).cpu().numpy()
 
     def accumulate(self, pack: Pack, targets: ValueTargets) -> None:
@@ -61,18 +60,18 @@ class CriticWorker(RankWorker[CriticSpec]):
 
         from hpt_ray.estimators import clipped_value_loss
 
-        begin = time.perf_counter()
-        values = self._forward(pack)
-        old, returns, scales = (
-            torch.from_numpy(array).to(values.device)
-            for array in (targets.values, targets.returns, np.repeat(targets.scales, pack.response_lengths))
-        )
-        loss = clipped_value_loss(values, old, returns, self._spec.value_clip)
-        self._engine.backward((scales * loss).sum())
-        if not pack.is_dummy:
-            self._report.count("critic/value_loss", float(loss.detach().sum()), loss.numel())
-            self._report.num_tokens += pack.num_tokens
-        self._report.busy_s += time.perf_counter() - begin
+        with self._span("backward"):
+            values = self._forward(pack)
+            per_token = np.repeat(targets.scales, pack.response_lengths)
+            old, returns, scales = (
+                torch.from_numpy(array).to(values.device)
+                for array in (targets.values, targets.returns, per_token)
+            )
+            loss = clipped_value_loss(values, old, returns, self._spec.value_clip)
+            self._engine.backward((scales * loss).sum())
+            if not pack.is_dummy:
+                self._report.count("critic/value_loss", float(loss.detach().sum()), loss.numel())
+                self._report.num_tokens += pack.num_tokens
 
     def _forward(self, pack: Pack) -> Any:
         from hpt_ray.learner.scorer import ScorerInput

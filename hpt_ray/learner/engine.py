@@ -1,16 +1,18 @@
 """The DeepSpeed adapter: accumulate gradients over any number of packs, then one optimizer step.
 
-Only this file imports DeepSpeed. The gradient of a step is the sum over all packs of all ranks: each
-loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by `world_size`.
+Only this file and `layout.py` import DeepSpeed. The gradient of a step is the sum over all packs of all
+ranks: each loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by `world_size`.
 Gradients are reduced once a step, so ranks may hold different packs in any order; with ZeRO 3, whose
-forward passes are collective, ranks must run equal numbers of packs.
+forward passes are collective, ranks must run equal numbers of packs. An update whose loss or gradient is
+not finite, or whose gradient is too large, changes nothing, on all ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ import torch.distributed as dist
 
 from hpt_ray.cluster.network import rendezvous_store
 from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.learner.layout import Layout, converted
 
 ENVIRONMENT_CPU = {"DS_ACCELERATOR": "cpu"}
-GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time when weights are read
+GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where the reader does not say
 
 
 def join_ranks(host: str, port: int, *, rank: int, world_size: int, gpu: bool, timeout_s: float) -> None:
@@ -48,7 +51,7 @@ def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
-    ours = {
+    ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm,
@@ -59,7 +62,23 @@ def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+    if dtype == "bfloat16":
+        # Ranks' gradients are summed in float32, or the error would grow with the number of ranks.
+        ours["communication_data_type"] = "fp32"
+        if (
+            config.zero_stage >= 2
+        ):  # below, DeepSpeed answers this key with an optimizer of one reduction a pack
+            ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merge(ours, config.deepspeed)
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW that can be held still while DeepSpeed goes through its step, which clears the gradient."""
+
+    is_held = False
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        return None if self.is_held else super().step(closure)
 
 
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -78,18 +97,22 @@ class DeepSpeedEngine:
 
         self._config = config
         self._world_size = world_size
-        optimizer = torch.optim.AdamW(
+        self._optimizer = _AdamW(
             [p for p in module.parameters() if p.requires_grad],
             lr=config.learning_rate,
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
         )
-        self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(config, dtype=dtype)
-        )
+        settings = deepspeed_config(config, dtype=dtype)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=settings)
+        if dtype == "bfloat16" and settings.get("data_types", {}).get("grad_accum_dtype") != "bf16":
+            # The packs of a step add up in float32: in bfloat16 the error grows with their number.
+            for parameter in module.parameters():
+                parameter.grad_dtype = torch.float32
         self._accumulation: contextlib.ExitStack | None = None
         self._is_reduced = False
         self.device = self._engine.device
+        self._loss = torch.zeros((), device=self.device)
 
     @property
     def module(self) -> Any:
@@ -109,6 +132,7 @@ class DeepSpeedEngine:
                 if self._config.zero_stage == 0
                 else self._engine.coalesce_grad_reduction()
             )
+        self._loss += loss.detach()
         self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
 
     def reduce(self) -> None:
@@ -122,20 +146,46 @@ class DeepSpeedEngine:
             self._engine.allreduce_gradients()
         self._is_reduced = True
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, step, clear. Returns the global gradient norm before clipping. Collective."""
+    def step(self, learning_rate: float) -> tuple[float, str | None]:
+        """Clip, step, clear. The global gradient norm before clipping, and why the update was skipped.
+
+        `not_finite`: the loss of some pack or the gradient is not; `grad_norm`: the norm is above
+        `skip_grad_norm`. A skipped update clears the gradient; weights and optimizer state, step counts
+        too, stay as they are. Collective.
+        """
+        norm = self._grad_norm()
+        skipped = self._reason_to_skip(norm)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._plain_norm() if self._config.zero_stage == 0 else None
+        self._optimizer.is_held = skipped is not None
         self._engine.step()
         self._is_reduced = False
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+        self._loss.zero_()
+        return norm, skipped
 
-    def _plain_norm(self) -> float:
-        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(
-            torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
-        )
+    def _reason_to_skip(self, norm: float) -> str | None:
+        """One answer on all ranks, whose losses differ, and whose norms may in the last bit."""
+        is_finite = math.isfinite(norm) and bool(self._loss.isfinite())
+        worst = torch.tensor(norm if is_finite else math.inf, device=self.device)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        if not worst.isfinite():
+            return "not_finite"
+        return "grad_norm" if 0 < self._config.skip_grad_norm < float(worst) else None
+
+    def _grad_norm(self) -> float:
+        """Of the reduced gradient; inf where that is not finite. Collective."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        optimizer = self._engine.optimizer
+        match self._config.zero_stage:
+            case 0:
+                grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+                norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
+                return float(torch.linalg.vector_norm(torch.stack(norms)))
+            case 3:
+                return float(combine_grad_norm_groups(optimizer._get_norm_groups()))
+            case _:
+                return float(optimizer.scaled_global_norm())
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """The full, reduced gradient by parameter name, between `reduce` and `step`. Collective."""
@@ -145,10 +195,11 @@ class DeepSpeedEngine:
             name: safe_get_full_grad(p).detach().cpu().clone() for name, p in self.module.named_parameters()
         }
 
-    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def full_parameters(self, gather_bytes: int = GATHER_BYTES) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter, whole, in the order of `named_parameters`. Collective: all ranks iterate.
 
-        Under ZeRO 3 at most `GATHER_BYTES` are gathered at a time; a tensor is valid until the next.
+        Under ZeRO 3 at most `gather_bytes` (or one larger parameter) are gathered at a time, as many as
+        `weight_sync.buckets.cut` puts into a bucket; a tensor is valid until those after them are asked for.
         """
         from deepspeed.runtime.zero import GatheredParameters
 
@@ -156,7 +207,7 @@ class DeepSpeedEngine:
         size = 0
         for name, parameter in [*self.module.named_parameters(), (None, None)]:
             full = 0 if parameter is None else _numel(parameter) * parameter.element_size()
-            if batch and (parameter is None or size + full > GATHER_BYTES):
+            if batch and (parameter is None or size + full > gather_bytes):
                 if self._config.zero_stage == 3:
                     with GatheredParameters([p for _, p in batch], modifier_rank=None):
                         yield from ((n, p.detach()) for n, p in batch)
@@ -175,9 +226,29 @@ class DeepSpeedEngine:
     def save(self, folder: Path) -> None:
         """Optimizer and partitioned weights, one file a rank. Collective."""
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        if dist.get_rank() == 0:
+            self._layout.write(folder)
 
     def load(self, folder: Path) -> None:
-        """Collective."""
+        """What `save` wrote, also with another number of ranks. Collective.
+
+        Raises `UserError` where the ZeRO stages do not go together.
+        """
+        saved = Layout.read(folder)
+        if not self._layout.needs_conversion(saved, folder):
+            return self._load(folder)
+        with converted(folder) as universal:
+            self._engine._config.load_universal_checkpoint = True
+            try:
+                self._load(universal)
+            finally:
+                self._engine._config.load_universal_checkpoint = False
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout(num_ranks=self._world_size, zero_stage=self._config.zero_stage)
+
+    def _load(self, folder: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(folder), tag="state")
         if path is None:
             raise RuntimeError(f"DeepSpeed found no state in {folder}")

@@ -3,7 +3,8 @@
 Rows are weighed by the estimator, packed, and sent to the ranks as soon as a round of packs is full;
 the backward pass therefore runs while other questions are still being generated. Where a denominator
 needs all rows of the update (a token mean), weighing waits for `finish`. Where rows must be scored first
-(PPO, KL in the reward), they take the way through `RowScoring`, and a critic steps with the policy.
+(PPO, KL in the reward, log π_old of later updates), they take the way through `RowScoring`, and a critic
+steps with the policy. The order of packs and sums is that of `add`, whatever comes back first.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from hpt_ray.batch.pack import Packer, dummy_pack
 from hpt_ray.cluster.groups import ActorGroup, wait_all
-from hpt_ray.estimators import BatchShape, Estimator, effective_sample_size
+from hpt_ray.estimators import BatchShape, Estimator
 from hpt_ray.learner.rank import UpdateReport
 from hpt_ray.learner.scoring import RowScoring
-from hpt_ray.learner.weighing import Sums, needs_scores, weigh_rows
+from hpt_ray.learner.sums import Sums, means, peaks
+from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weigh_rows
+from hpt_ray.learner.worker import OldPolicy
 from hpt_ray.records import Pack, Row
+
+Spans = dict[str, list[tuple[str, float, float]]]  # actor -> (name, start, end) in seconds of time.time()
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,19 @@ class UpdateResult:
     num_demo_rows: int
     num_skipped_rows: int  # rows whose terms are all exactly zero: never sent
     seconds: float  # from the first pack to the step
+    busy_s: float  # of the policy's busiest rank
+    skipped: str | None  # why no weight was changed: "not_finite" or "grad_norm"
+    critic_skipped: str | None
+    spans: Spans  # of all ranks, since the update before
 
 
 class LearnerGroup:
-    """All learner ranks as one optimizer, and the critic's beside them where there is one."""
+    """All learner ranks as one optimizer, and the critic's beside them where there is one.
+
+    A step is `updates_per_step` updates. Rows of a later update may be added ahead of time; they wait.
+    With `recompute_old_logps` they must be added before the step's first `finish`: they are scored with the
+    weights before it, which are π_old for the whole step.
+    """
 
     def __init__(
         self,
@@ -50,40 +66,90 @@ class LearnerGroup:
         timeout_s: float,
         reference: ActorGroup | None = None,
         critic: ActorGroup | None = None,
+        updates_per_step: int = 1,
+        recompute_old_logps: bool = False,
     ):
         self.ranks, self.critic = ranks, critic
         self._estimator, self._batch, self._timeout_s = estimator, batch, timeout_s
-        dummy = dummy_pack(len(estimator.terms))
-        self._packer = Packer(num_ranks=len(ranks), tokens_per_microbatch=tokens_per_microbatch, dummy=dummy)
+        self._tokens_per_microbatch = tokens_per_microbatch
+        self._all_reference, self._updates_per_step = reference, updates_per_step
+        self._recompute = recompute_old_logps
         self._scoring: RowScoring | None = None
-        if needs_scores(estimator):
-            self._scoring = RowScoring(
-                critic=critic,
-                reference=reference,
-                tokens_per_microbatch=tokens_per_microbatch,
-                timeout_s=timeout_s,
-                then=self._take,
-            )
-            reference = None  # its log-probs are in the rewards by now
-        self._reference = None if reference is None else itertools.cycle(reference.actors)
-        self._reset()
+        self._own_scoring: RowScoring | None = None
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Begin a step anew: rows, packs and scores of the one under way are forgotten."""
+        for scoring in (self._scoring, self._own_scoring):
+            if scoring is not None:
+                scoring.cancel()
+        tokens = self._tokens_per_microbatch
+        dummy = dummy_pack(len(self._estimator.terms))
+        self._packer = Packer(num_ranks=len(self.ranks), tokens_per_microbatch=tokens, dummy=dummy)
+        make = partial(RowScoring, tokens_per_microbatch=tokens, timeout_s=self._timeout_s)
+        reference = self._all_reference
+        if needs_scores(self._estimator):
+            self._scoring = make(critic=self.critic, reference=reference)
+            reference = None  # its log-probs are in the rewards
+        if self._recompute:
+            self._own_scoring = make(policy=self.ranks)
+        self._reference = None if reference is None else itertools.cycle(reference.actors)
+        self._update = 0
+        self._later: defaultdict[int, list[list[Row]]] = defaultdict(list)  # update -> questions that wait
+        self._gaps: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # update -> of tokens scored again
+        self._begin_update()
+
+    def _begin_update(self) -> None:
         self._rows: list[Row] = []  # only where weighing waits
         self._pending: list[Any] = []
         self._critic_pending: list[Any] = []
         self._counts = {"rows": 0, "demos": 0, "skipped": 0}
         self._sums: list[Sums] = []
         self._begin: float | None = None
+        for rows in self._later.pop(self._update, ()):
+            self._take_in(rows)
 
-    def add(self, rows: list[Row]) -> None:
-        """Take in the rows of one question. Sends what fills a round of packs."""
+    def add(self, rows: list[Row], update: int | None = None) -> None:
+        """Take in the rows of one question for an update of the step; default: the one under way.
+
+        Sends what fills a round of packs.
+        """
+        update = self._update if update is None else update
+        assert self._update <= update < self._updates_per_step, f"rows of update {update} in {self._update}"
+        if self._old_policy(update) is OldPolicy.SCORED:
+            assert self._own_scoring is not None
+            assert self._update == 0, "π_old is the policy before the first update: add all rows before it"
+            sampled = [row.logp_old for row in rows if not row.is_demo]
+            self._own_scoring.add(rows, partial(self._rescored, update, sampled))
+        else:
+            self._admit(update, rows)
+
+    def _old_policy(self, update: int) -> OldPolicy:
+        if not self._recompute:
+            return OldPolicy.SAMPLER
+        # A reward that holds log π_old needs it before the pass that could give it.
+        return OldPolicy.SCORED if update or kl_in_reward(self._estimator) else OldPolicy.NOW
+
+    def _rescored(self, update: int, sampled: list[np.ndarray], rows: list[Row]) -> None:
+        """The rows of one question carry the learner's log π_old now; `sampled` are the sampler's."""
+        own = [row.logp_old for row in rows if not row.is_demo]
+        self._gaps[update] += [np.abs(mine - theirs) for mine, theirs in zip(own, sampled, strict=True)]
+        self._admit(update, rows)
+
+    def _admit(self, update: int, rows: list[Row]) -> None:
+        if update == self._update:
+            self._take_in(rows)
+        else:
+            self._later[update].append(rows)
+
+    def _take_in(self, rows: list[Row]) -> None:
+        """The rows of one question of the update under way."""
         self._counts["rows"] += len(rows)
         self._counts["demos"] += sum(row.is_demo for row in rows)
         if self._scoring is None:
             self._take(rows)
         else:
-            self._scoring.add(rows)
+            self._scoring.add(rows, self._take)
 
     def _take(self, rows: list[Row]) -> None:
         """The rows of one question, scored where that is asked for."""
@@ -105,16 +171,22 @@ class LearnerGroup:
     def _send(self, packs: list[Pack]) -> None:
         if self._begin is None:
             self._begin = time.perf_counter()
-        arguments: list[tuple] = [(pack,) for pack in packs]
-        if self._reference is not None:
-            # The scorer's answer goes to the learner without passing through here.
-            arguments = [(pack, next(self._reference).logprobs.remote(pack)) for pack in packs]
+        # The scorer's answer goes to the learner without passing through here.
+        refs = [
+            None if self._reference is None else next(self._reference).logprobs.remote(pack) for pack in packs
+        ]
+        old = self._old_policy(self._update)
+        arguments = [(pack, ref, old) for pack, ref in zip(packs, refs, strict=True)]
         self._pending += self.ranks.send_each("accumulate", arguments)
 
     async def finish(self, learning_rate: float, critic_learning_rate: float = 0.0) -> UpdateResult:
-        """Send what is left, step, and wait for it. Collective over the ranks, rows or none."""
-        if self._scoring is not None:
-            await self._scoring.finish()
+        """Send what is left, step, and wait for it; then the next update begins with what waits for it.
+
+        Collective over the ranks, rows or none.
+        """
+        for scoring in (self._own_scoring, self._scoring):
+            if scoring is not None:
+                await scoring.finish()
         self._weigh(self._rows)
         for packs in self._packer.last_rounds():
             self._send(packs)
@@ -122,21 +194,36 @@ class LearnerGroup:
         if self.critic is not None:
             steps.append(self._step(self.critic, self._critic_pending, critic_learning_rate))
         reports, *critic_reports = await asyncio.gather(*steps)
+        result = self._result(reports, critic_reports[0] if critic_reports else [])
+        self._update = (self._update + 1) % self._updates_per_step
+        self._begin_update()
+        return result
+
+    def _result(self, reports: list[UpdateReport], critic: list[UpdateReport]) -> UpdateResult:
         assert self._begin is not None
-        metrics = _means([*self._sums, *(report.stats for report in reports)])
-        metrics |= _peaks(reports) | {"optim/grad_norm": reports[0].grad_norm}
-        for ranks in critic_reports:
-            metrics |= _means(report.stats for report in ranks) | {"critic/grad_norm": ranks[0].grad_norm}
-        result = UpdateResult(
+        sums, largest = [*self._sums, *(report.stats for report in reports)], [r.peaks for r in reports]
+        if gaps := self._gaps.pop(self._update, []):
+            gap = np.concatenate(gaps)
+            sums.append({"policy/logp_gap_mean": (float(gap.sum(dtype=np.float64)), gap.size)})
+            largest.append({"policy/logp_gap_max": float(gap.max())})
+        metrics = means(sums) | peaks(largest) | {"optim/grad_norm": reports[0].grad_norm}
+        if critic:
+            metrics |= means(report.stats for report in critic) | {"critic/grad_norm": critic[0].grad_norm}
+        spans = {name: report.spans for name, report in zip(self.ranks.names, reports, strict=True)}
+        if self.critic is not None:
+            spans |= {name: report.spans for name, report in zip(self.critic.names, critic, strict=True)}
+        return UpdateResult(
             metrics=metrics,
             num_tokens=sum(report.num_tokens for report in reports),
             num_rows=self._counts["rows"],
             num_demo_rows=self._counts["demos"],
             num_skipped_rows=self._counts["skipped"],
             seconds=time.perf_counter() - self._begin,
+            busy_s=max(report.busy_s for report in reports),
+            skipped=reports[0].skipped,
+            critic_skipped=critic[0].skipped if critic else None,
+            spans=spans,
         )
-        self._reset()
-        return result
 
     async def _step(self, ranks: ActorGroup, pending: list[Any], learning_rate: float) -> list[UpdateReport]:
         """Wait for the backward passes that are under way, then for the step; each rank's report."""
@@ -148,49 +235,3 @@ class LearnerGroup:
             timeout_s=self._timeout_s,
         )
         return results[-len(ranks) :]
-
-
-def _means(parts: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, float | None]:
-    """Means over everything that the parts (ranks, questions) counted, under the names of metrics.jsonl."""
-    sums: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-    for part in parts:
-        for name, (total, count) in part.items():
-            sums[name] = (sums[name][0] + total, sums[name][1] + count)
-    derived = _importance(sums) | _explained(sums)
-    return {name: total / count if count else None for name, (total, count) in sums.items()} | derived
-
-
-def _importance(sums: dict[str, tuple[float, float]]) -> dict[str, float | None]:
-    """What the moments of the importance weights, which it takes out of `sums`, come to."""
-    moments: Sums = {
-        name: sums.pop(name) for name in ("policy/ratio", "policy/ratio_squared") if name in sums
-    }
-    if not moments:
-        return {}
-    num_tokens = moments["policy/ratio"][1]
-    share = effective_sample_size({**moments}) if num_tokens else None
-    return {"policy/effective_sample_size": share}
-
-
-def _explained(sums: dict[str, tuple[float, float]]) -> dict[str, float | None]:
-    """What the moments of returns G and errors G − V, which it takes out of `sums`, say about the critic."""
-    names = ("critic/return", "critic/return_squared", "critic/error", "critic/error_squared")
-    if names[0] not in sums:
-        return {}
-    (total, count), *others = (sums.pop(name) for name in names)
-    if not count:
-        return {"critic/return_mean": None, "critic/value_mean": None, "critic/explained_variance": None}
-    returns, (returns_squared, error, error_squared) = total / count, (t / count for t, _ in others)
-    variance = returns_squared - returns**2
-    explained = 1 - (error_squared - error**2) / variance if variance > 1e-12 else None
-    return {
-        "critic/return_mean": returns,
-        "critic/value_mean": returns - error,
-        "critic/explained_variance": explained,
-    }
-
-
-def _peaks(reports: list[UpdateReport]) -> dict[str, float | None]:
-    """The largest over ranks of what is reported as a maximum."""
-    names = {name for report in reports for name in report.peaks}
-    return {name: max(r.peaks[name] for r in reports if name in r.peaks) for name in sorted(names)}

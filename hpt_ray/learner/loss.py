@@ -16,16 +16,18 @@ def pack_loss(
     pack: Pack,
     logp: torch.Tensor,
     entropy: torch.Tensor,
+    logp_old: torch.Tensor,
     logp_ref: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Loss (scalar with gradient) and additive statistics of one pack.
 
-    `logp` and `entropy` [R] are the policy's on the pack's response tokens, `logp_ref` [R] the frozen
-    policy's. The losses of all packs on all ranks add up to the loss of the optimizer step.
+    `logp` and `entropy` [R] are the policy's on the pack's response tokens, `logp_old` [R] those of π_old,
+    not read on demonstrations, `logp_ref` [R] the frozen policy's. The losses of all packs on all ranks add
+    up to the loss of the optimizer step.
     """
     rows = TokenRows(
         logp_now=logp,
-        logp_old=torch.from_numpy(pack.logp_old).to(logp.device),
+        logp_old=logp_old.to(logp.device),
         row_lengths=torch.from_numpy(pack.response_lengths),
         group_ids=torch.from_numpy(pack.group_ids),
         rewards=torch.zeros(len(pack.row_lengths)),  # already in the advantages

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -37,13 +39,21 @@ Spec = TypeVar("Spec", bound=RankSpec)
 
 @dataclass(slots=True)
 class UpdateReport:
-    """What one rank has to say about one update: sums to be added over ranks, and its own times."""
+    """What one rank has to say about one update: sums to be added over ranks, and its own times.
 
-    stats: dict[str, tuple[float, float]]  # name -> (sum, count)
-    peaks: dict[str, float]  # name -> maximum
-    num_tokens: int
-    busy_s: float
+    `spans` hold all its work since the report before: (name, start, end) in seconds of `time.time()`.
+    """
+
+    stats: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (sum, count)
+    peaks: dict[str, float] = field(default_factory=dict)  # name -> maximum
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    num_tokens: int = 0
     grad_norm: float = 0.0
+    skipped: str | None = None  # why the weights were left as they were: "not_finite" or "grad_norm"
+
+    @property
+    def busy_s(self) -> float:
+        return sum(end - start for _, start, end in self.spans)
 
     def count(self, name: str, total: float, count: float) -> None:
         """Add a sum over `count` things to the name's."""
@@ -62,7 +72,16 @@ class RankWorker(Generic[Spec]):
             environment={} if self._gpu else {"DS_ACCELERATOR": "cpu"},
         )
         self._rank, self._world_size, self._spec = rank, world_size, spec
-        self._report = UpdateReport({}, {}, 0, 0.0)
+        self._report = UpdateReport()
+
+    @contextmanager
+    def _span(self, name: str) -> Iterator[None]:
+        """Tell the next report of this work."""
+        start = time.time()
+        try:
+            yield
+        finally:
+            self._report.spans.append((name, start, time.time()))
 
     def _module(self) -> Any:
         """The module that is trained, as training starts."""
@@ -83,9 +102,7 @@ class RankWorker(Generic[Spec]):
 
         spec = self._spec
         torch.set_num_threads(max(1, int(spec.learner.num_cpus)))
-        random.seed(spec.seed)
-        np.random.seed(spec.seed % 2**32)
-        torch.manual_seed(spec.seed)
+        _seed(spec.seed)
         join_ranks(
             host,
             port,
@@ -106,11 +123,10 @@ class RankWorker(Generic[Spec]):
 
     def step(self, learning_rate: float) -> UpdateReport:
         """Reduce, clip, step; what the packs since the last step came to. Collective."""
-        begin = time.perf_counter()
-        self._engine.reduce()
-        report, self._report = self._report, UpdateReport({}, {}, 0, 0.0)
-        report.grad_norm = self._engine.step(learning_rate)
-        report.busy_s += time.perf_counter() - begin
+        with self._span("step"):
+            self._engine.reduce()
+            self._report.grad_norm, self._report.skipped = self._engine.step(learning_rate)
+        report, self._report = self._report, UpdateReport()
         return report
 
     def reduced_gradients(self) -> dict[str, Any] | None:
@@ -128,31 +144,56 @@ class RankWorker(Generic[Spec]):
         """Write the Hugging Face folder (rank 0). Collective."""
         from hpt_ray.learner.model import export_policy
 
-        state = {}
-        for name, tensor in self._engine.full_parameters():
+        with self._span("export"):
+            state = {}
+            for name, tensor in self._engine.full_parameters():
+                if self._rank == 0:
+                    state[hf_name(name)] = tensor.to("cpu", copy=True)
             if self._rank == 0:
-                state[hf_name(name)] = tensor.to("cpu", copy=True)
-        if self._rank == 0:
-            export_policy(self._engine.module.model, state, self._spec.model_path, Path(folder))
+                export_policy(self._engine.module.model, state, self._spec.model_path, Path(folder))
 
     def save(self, folder: str) -> None:
         """Weights, optimizer state and random state of every rank. Collective."""
-        import torch
-
-        self._engine.save(Path(folder))
-        states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
-        torch.save(states, Path(folder) / f"random-{self._rank}.pt")
+        with self._span("save"):
+            self._engine.save(Path(folder))
+            _save_random_state(Path(folder) / f"random-{self._rank}.pt")
 
     def load(self, folder: str) -> None:
-        """Collective."""
-        import torch
+        """What `save` wrote, with as many ranks or with others. Collective.
 
-        self._engine.load(Path(folder))
-        file = Path(folder) / f"random-{self._rank}.pt"
-        states = torch.load(file, weights_only=False)
-        torch.set_rng_state(states["torch"])
-        random.setstate(states["python"])
-        np.random.set_state(states["numpy"])
+        Raises `UserError` where it was written with a ZeRO stage that this one cannot continue.
+        """
+        with self._span("load"):
+            self._engine.load(Path(folder))
+            file = Path(folder) / f"random-{self._rank}.pt"
+            if file.exists():
+                _load_random_state(file)
+            else:  # a rank that was not there when this was saved
+                _seed(self._spec.seed + self._rank)
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _save_random_state(file: Path) -> None:
+    import torch
+
+    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
+    torch.save(states, file)
+
+
+def _load_random_state(file: Path) -> None:
+    import torch
+
+    states = torch.load(file, weights_only=False)
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
 
 
 def hf_name(name: str) -> str:

@@ -1,7 +1,8 @@
 """Log-probs and entropies of the response tokens of packed rows, from hidden states.
 
-The output layer runs on response positions only, in chunks of rows, so the full logits of a pack
-never exist at once; with more than one chunk each is recomputed in the backward pass.
+The output layer runs on response positions only, and the full logits of a pack never exist at once: a
+plain linear layer is fused with the softmax (`logprob.py`); any other is called on chunks of rows, each
+of which is run again in the backward pass where there is more than one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from transformers import PreTrainedModel
 from hpt_ray.errors import UserError
 from hpt_ray.learner.attention import NAME as SEGMENTS
 from hpt_ray.learner.attention import Segments
+from hpt_ray.learner.logprob import LogProbHead
 from hpt_ray.records import Pack
 
 # Keys of model configurations whose logits are more than the output layer's.
 OTHER_SCALES = ("logit_scale", "logits_scaling")
-CHUNK_LOGITS = 1 << 26  # logits of one chunk: 256 MiB in float32
+CHUNK_LOGITS = 1 << 26  # logits of one chunk of any other layer than a linear one: 256 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class TokenScorer(torch.nn.Module):
                 )
         self.model = model
         self._softcap = getattr(model.config, "final_logit_softcapping", None)
+        layer = model.get_output_embeddings()
+        # A subclass of the linear layer may compute anything.
+        self.head = LogProbHead(layer, self._softcap) if type(layer) is torch.nn.Linear else None
 
     def forward(self, rows: ScorerInput, entropy_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """log π_θ [R] and entropy of π_θ [R], float32; the entropy is detached unless asked for."""
@@ -83,13 +88,17 @@ class TokenScorer(torch.nn.Module):
         hidden = self.model.base_model(
             input_ids=rows.token_ids, position_ids=rows.position_ids, use_cache=False, **packed
         ).last_hidden_state[0]
-        hidden = hidden.index_select(0, rows.before)
-        vocabulary = self.model.config.get_text_config().vocab_size
-        size = max(1, CHUNK_LOGITS // vocabulary)
-        chunks = [
-            (hidden[i : i + size], rows.targets[i : i + size], rows.temperature[i : i + size])
-            for i in range(0, max(len(hidden), 1), size)
-        ]
+        score = self._score_in_chunks if self.head is None else self.head
+        logp, entropy = score(
+            hidden.index_select(0, rows.before), rows.targets, rows.temperature, entropy_grad
+        )
+        return logp.float(), entropy.float()
+
+    def _score_in_chunks(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor, entropy_grad: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        size = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
+        chunks = list(zip(hidden.split(size), targets.split(size), temperature.split(size), strict=True))
         recompute = len(chunks) > 1 and torch.is_grad_enabled()
         parts = [
             checkpoint(self._score, *chunk, entropy_grad, use_reentrant=False)

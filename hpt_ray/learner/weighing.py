@@ -14,9 +14,8 @@ import numpy as np
 from hpt_ray.batch.pack import WeighedRow
 from hpt_ray.estimators import BatchShape, Estimator, kl_token_rewards
 from hpt_ray.estimators.advantages import ADVANTAGES
+from hpt_ray.learner.sums import Sums
 from hpt_ray.records import Row
-
-Sums = dict[str, tuple[float, float]]  # name -> (sum, count)
 
 
 @dataclass(frozen=True)

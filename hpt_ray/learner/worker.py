@@ -6,7 +6,7 @@ question, no reward.
 
 from __future__ import annotations
 
-import time
+import enum
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,14 @@ import numpy as np
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 from hpt_ray.learner.rank import RankWorker, hf_name
 from hpt_ray.records import Pack
+
+
+class OldPolicy(enum.StrEnum):
+    """Whose log-probs log π_old of a pack's rollouts are."""
+
+    SAMPLER = "sampler"  # those in the pack
+    SCORED = "scored"  # those in the pack, which the learner gave before the step's first update
+    NOW = "now"  # the learner's own of this very pass: its weights are those from before the first update
 
 
 @dataclass(frozen=True)
@@ -44,27 +52,35 @@ class LearnerWorker(RankWorker[LearnerSpec]):
 
     # -- training ----------------------------------------------------------------------------------
 
-    def accumulate(self, pack: Pack, reference: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+    def accumulate(
+        self,
+        pack: Pack,
+        reference: tuple[np.ndarray, np.ndarray] | None = None,
+        old: OldPolicy = OldPolicy.SAMPLER,
+    ) -> None:
         """Forward and backward of one pack into the step's gradient. Collective (equal counts).
 
         `reference` is the scorer's answer for this pack: log π_ref and entropy [R].
         """
+        import torch
+
         from hpt_ray.learner.loss import pack_loss
         from hpt_ray.learner.scorer import ScorerInput
 
-        begin = time.perf_counter()
-        rows = ScorerInput.from_pack(pack, temperature=self._spec.temperature, device=self._engine.device)
-        estimator = self._spec.estimator
-        logp, entropy = self._engine.forward(rows, entropy_grad=estimator.entropy_coef != 0)
-        logp_ref = None if reference is None else reference[0]
-        loss, stats = pack_loss(estimator, pack, logp, entropy, logp_ref)
-        self._engine.backward(loss)
-        if not pack.is_dummy:
-            for name, (total, count) in stats.items():
-                self._report.count(name, float(total), float(count))
-            self._count_gap(pack, logp.detach().float().cpu().numpy())
-            self._report.num_tokens += pack.num_tokens
-        self._report.busy_s += time.perf_counter() - begin
+        with self._span("backward"):
+            rows = ScorerInput.from_pack(pack, temperature=self._spec.temperature, device=self._engine.device)
+            estimator = self._spec.estimator
+            logp, entropy = self._engine.forward(rows, entropy_grad=estimator.entropy_coef != 0)
+            logp_ref = None if reference is None else reference[0]
+            logp_old = logp.detach() if old is OldPolicy.NOW else torch.from_numpy(pack.logp_old)
+            loss, stats = pack_loss(estimator, pack, logp, entropy, logp_old, logp_ref)
+            self._engine.backward(loss)
+            if not pack.is_dummy:
+                for name, (total, count) in stats.items():
+                    self._report.count(name, float(total), float(count))
+                if old is not OldPolicy.SCORED:
+                    self._count_gap(pack, logp.detach().float().cpu().numpy())
+                self._report.num_tokens += pack.num_tokens
 
     def _count_gap(self, pack: Pack, logp: np.ndarray) -> None:
         """How far the learner's log-probs are from the sampler's."""
@@ -81,7 +97,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
 
         from hpt_ray.learner.scorer import ScorerInput
 
-        with torch.no_grad():
+        with self._span("score"), torch.no_grad():
             rows = ScorerInput.from_pack(pack, temperature=self._spec.temperature, device=self._engine.device)
             logp, entropy = self._engine.forward(rows)
         return logp.float().cpu().numpy(), entropy.float().cpu().numpy()
@@ -97,16 +113,34 @@ class LearnerWorker(RankWorker[LearnerSpec]):
             for name, dtype, shape in self._engine.parameter_shapes()
         ]
 
-    def connect(self, carrier: str, init_info: dict) -> None:
-        """Rank 0 becomes the sender of the weight-transfer group; the others have no part in it."""
-        from hpt_ray.weight_sync.carriers import make_sender
+    def join_transfer(self, meeting: Any) -> None:
+        """Become place 0 of the transfer group that meets there. Rank 0 only."""
+        from hpt_ray.weight_sync.sender import WeightSender
 
-        self._sender = make_sender(carrier, init_info) if self._rank == 0 else None
+        if self._sender is None:
+            self._sender = WeightSender(self._engine.device)
+        self._sender.join(meeting)
 
-    def send_weights(self) -> None:
-        """Gather (all ranks) and send (rank 0) every weight. Collective."""
-        tensors = (tensor for _, tensor in self._engine.full_parameters())
-        if self._sender is not None:
-            self._sender.send(self.weight_metas(), tensors)
-        for _ in tensors:  # the other ranks help to gather
-            pass
+    def send_weights(self, bucket_bytes: int, keep: bool) -> None:
+        """Gather (all ranks) and send (rank 0) every weight; with `keep`, also into host memory. Collective."""
+        tensors = (tensor for _, tensor in self._engine.full_parameters(bucket_bytes))
+        num_buffers = 1 if self._spec.learner.zero_stage == 3 else 2  # what is gathered is the other bucket
+        with self._span("send weights"):
+            try:
+                if self._rank == 0:
+                    self._sender.send(
+                        self.weight_metas(),
+                        tensors,
+                        bucket_bytes=bucket_bytes,
+                        num_buffers=num_buffers,
+                        keep=keep,
+                    )
+            finally:
+                # The other ranks help to gather, to the end, also where sending broke off.
+                for _ in tensors:
+                    pass
+
+    def resend_weights(self) -> None:
+        """Send what `send_weights` kept. Rank 0 only."""
+        with self._span("send weights"):
+            self._sender.send_copy()

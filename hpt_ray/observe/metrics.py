@@ -36,6 +36,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/outcome/<outcome>", "rollouts", "Rollouts whose grading came to this outcome.", False),
     Metric("selection/demo_question_ratio", "share", "Questions that trained on their demonstration."),
     Metric("selection/demo_row_ratio", "share", "Training rows that are demonstrations."),
+    Metric(
+        "selection/tokens_saved",
+        "tokens",
+        "Estimate of what early decisions kept from being sampled: aborted rollouts at the mean length of the "
+        "finished ones, less what had been sampled of them.",
+    ),
     Metric("selection/reason/<reason>", "questions", "Questions that were decided for this reason.", False),
     Metric(
         "policy/entropy", "nats/token", "Mean entropy of the policy on the response tokens it trained on."
@@ -63,6 +69,14 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("learner/demo_loss", "nats/token", "Mean −log π on the demonstrations that trained.", False),
     Metric("learner/skipped_rows", "rows", "Rows whose terms are all exactly zero, so never sent."),
+    Metric(
+        "learner/skipped_updates",
+        "updates",
+        "Updates that were skipped: loss or gradient not finite, or above `learner.skip_grad_norm`.",
+    ),
+    Metric(
+        "learner/busy_share", "share", "Time of the step in which a learner rank computed, mean over ranks."
+    ),
     Metric("critic/value_loss", "score²", "Clipped value loss, mean over rollout tokens.", False),
     Metric("critic/value_mean", "score", "Mean value of rollout tokens, before the update.", False),
     Metric("critic/return_mean", "score", "Mean return G = Â + V of rollout tokens.", False),
@@ -77,7 +91,18 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/length_mean", "tokens", "Mean length of a rollout."),
     Metric("rollout/truncated_ratio", "share", "Rollouts that did not end their turn."),
     Metric("rollout/finish/<reason>", "rollouts", "Rollouts that ended for this reason.", False),
-    Metric("rollout/tokens_per_s", "tokens/s", "Sampled tokens over `time/rollout_s`."),
+    Metric("rollout/busy_share", "share", "Time of the step in which an engine decoded, mean over workers."),
+    Metric(
+        "rollout/staleness_mean",
+        "versions",
+        "How many versions behind the learner's weights a rollout was begun, on average.",
+    ),
+    Metric("rollout/staleness/<versions>", "rollouts", "Rollouts that were so many versions behind.", False),
+    Metric(
+        "rollout/tokens_per_s",
+        "tokens/s",
+        "Sampled tokens over `time/rollout_s`; over `time/step_s` where they were sampled ahead.",
+    ),
     Metric("learner/tokens_per_s", "tokens/s", "Trained tokens, prompts included, over `time/learner_s`."),
     Metric(
         "optim/grad_norm", "norm", "Global gradient norm before clipping, of the last update of the step."
@@ -86,12 +111,24 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/step_s", "seconds", "Wall time of the step, without evaluation and checkpoint."),
     Metric("time/rollout_s", "seconds", "From the first request to the last graded rollout."),
     Metric("time/learner_s", "seconds", "From the first pack to the optimizer step, summed over updates."),
+    Metric(
+        "time/overlap_share",
+        "share",
+        "Time of the step in which an engine decoded and a learner rank computed.",
+    ),
+    Metric("time/bubble_share", "share", "Time of the step in which neither did."),
     Metric("time/sync_s", "seconds", "Weights from the learner to all rollout workers."),
     Metric("time/evaluation_s", "seconds", "Evaluation after the step.", False),
     Metric("time/checkpoint_s", "seconds", "Checkpoint after the step.", False),
     Metric("eval/<set>/mean", "score", "Mean score on a held-out set, where an evaluation ran.", False),
     Metric(
         "eval/<set>/demonstration_loss", "nats/token", "Loss on the demonstrations of a held-out set.", False
+    ),
+    Metric(
+        "faults/<kind>",
+        "count",
+        "What failed, and was mended, since the line before; see docs/faults.md.",
+        False,
     ),
     Metric(
         "observe/non_finite", "count", "Values of this line that were not finite and were written as null."

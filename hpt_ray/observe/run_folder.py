@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -89,13 +89,9 @@ class RunFolder:
     @classmethod
     def newest(cls, directory: str | os.PathLike[str], name: str) -> RunFolder | None:
         """The newest run of this name that has a checkpoint; None where there is none."""
-        pattern = re.compile(re.escape(name) + r"-(\d{8}-\d{6})(?:-(\d+))?")
-        found = []
-        for path in Path(directory).glob(f"{name}-*"):
-            match = pattern.fullmatch(path.name)
-            if match and any((path / "checkpoints").glob("step-*")):
-                found.append((match[1], int(match[2] or 1), path))
-        return cls(max(found)[2]) if found else None
+        checkpoints = Path(directory).glob(f"{name}-*/checkpoints/step-*")
+        newest = newest_name({path.parents[1].name for path in checkpoints}, name)
+        return cls(Path(directory, newest)) if newest else None
 
     def append_metrics(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Add one step to metrics.jsonl and hand back what was written.
@@ -151,6 +147,17 @@ class RunFolder:
     def _make_parts(self) -> None:
         for part in (self.rollouts, self.checkpoints, self.tensorboard, self.logs):
             part.mkdir(exist_ok=True)
+
+
+def newest_name(folders: Iterable[str], run: str) -> str | None:
+    """Which of the folder names is the newest of the runs called `run`; None where there is none.
+
+    Example: `newest_name(["a-20250101-000000", "a-20250101-000000-2"], "a") == "a-20250101-000000-2"`.
+    """
+    pattern = re.compile(re.escape(run) + r"-(\d{8}-\d{6})(?:-(\d+))?")
+    matches = filter(None, map(pattern.fullmatch, folders))
+    newest = max(matches, key=lambda match: (match[1], int(match[2] or 1)), default=None)
+    return newest and newest[0]
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -14,14 +15,44 @@ Pairs = list[tuple[Group, Decision]]
 BAD_OUTCOMES = {Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.ERROR}
 
 
+class StepReport:
+    """The clock of one step, and its line. `version` is that of the learner's weights as the step begins."""
+
+    def __init__(self, version: int, aborted_tokens: int = 0):
+        self.begin_s = time.time()
+        self._version, self._aborted_tokens = version, aborted_tokens
+        self._rollout_s = 0.0
+
+    def rollouts_done(self) -> None:
+        """One more group is in; the last call counts."""
+        self._rollout_s = time.time() - self.begin_s
+
+    def metrics(self, pairs: Pairs, updates: list[UpdateResult], aborted_tokens: int = 0) -> dict[str, Any]:
+        """All that the groups, the decisions and the updates say. `aborted_tokens`: see `tokens_saved`."""
+        staleness = staleness_metrics(pairs, self._version)
+        step_s = time.time() - self.begin_s
+        # What was generated ahead took as long as the step, not as long as the wait for it.
+        rollout_s = step_s if staleness["rollout/staleness_mean"] else self._rollout_s
+        return {
+            **rollout_metrics(pairs, rollout_s),
+            **staleness,
+            **selection_metrics(pairs, updates),
+            "selection/tokens_saved": tokens_saved(pairs, aborted_tokens - self._aborted_tokens),
+            **learner_metrics(updates),
+            "time/rollout_s": self._rollout_s,
+            "time/step_s": step_s,
+        }
+
+
 def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     """Rewards, outcomes and lengths of the step's rollouts; None where there were none.
 
-    Rollouts that were aborted are counted as such and are in no mean.
+    Rollouts that were aborted or lost are counted as such and are in no mean.
     """
     everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.verdicts, strict=True)]
     finishes = Counter(rollout.finish.value for rollout, _ in everything)
-    graded = [(r, v) for r, v in everything if r.finish is not FinishReason.ABORT]
+    missing = (FinishReason.ABORT, FinishReason.LOST)
+    graded = [(r, v) for r, v in everything if r.finish not in missing]
     rollouts, verdicts = [r for r, _ in graded], [v for _, v in graded]
     outcomes = Counter(verdict.outcome.value for verdict in verdicts)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
@@ -33,6 +64,32 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
         "rollout/truncated_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else None,
         "rollout/tokens_per_s": sum(lengths) / rollout_s if lengths else None,
     }
+
+
+def staleness_metrics(pairs: Pairs, version: int) -> dict[str, Any]:
+    """How many versions behind the learner's weights each rollout began, as mean and histogram."""
+    behind = Counter(
+        version - rollout.weight_version
+        for group, _ in pairs
+        for rollout in group.rollouts
+        if rollout.finish in (FinishReason.STOP, FinishReason.LENGTH)
+    )
+    total = behind.total()
+    mean = sum(steps * count for steps, count in behind.items()) / total if total else None
+    histogram = {f"rollout/staleness/{steps}": count for steps, count in sorted(behind.items()) if mean}
+    return {"rollout/staleness_mean": mean, **histogram}
+
+
+def tokens_saved(pairs: Pairs, aborted_tokens: int) -> float:
+    """Tokens that early decisions kept from being sampled, estimated.
+
+    An aborted rollout is taken to have become as long as the mean of those that finished; what had been
+    sampled of it when it was aborted (`aborted_tokens` in all) was not saved.
+    """
+    rollouts = [rollout for group, _ in pairs for rollout in group.rollouts]
+    lengths = [len(r.token_ids) for r in rollouts if r.finish in (FinishReason.STOP, FinishReason.LENGTH)]
+    num_aborted = sum(r.finish is FinishReason.ABORT for r in rollouts)
+    return max(0.0, num_aborted * float(np.mean(lengths)) - aborted_tokens) if lengths else 0.0
 
 
 def selection_metrics(pairs: Pairs, updates: list[UpdateResult]) -> dict[str, Any]:
@@ -57,6 +114,7 @@ def learner_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
         **{name: first.get(name) for name in of_first},
         "learner/tokens_per_s": tokens / seconds if tokens else None,
         "learner/skipped_rows": sum(update.num_skipped_rows for update in updates),
+        "learner/skipped_updates": sum(update.skipped is not None for update in updates),
         "time/learner_s": seconds,
     }
 

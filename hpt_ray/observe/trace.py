@@ -27,6 +27,35 @@ class Span:
     end_s: float
 
 
+SpanRecord = tuple[str, float, float]  # name, start and end: what an actor itself notes down
+JOIN_S = 0.002  # work of one name that goes on after so short a pause is one span
+
+
+class SpanLog:
+    """What one actor did since somebody last asked. Example: `log.add("step", 10.0, 12.5)`.
+
+    One thread may add while another drains.
+    """
+
+    def __init__(self) -> None:
+        self._spans: list[SpanRecord] = []
+
+    def add(self, name: str, start_s: float, end_s: float) -> None:
+        self._spans.append((name, start_s, end_s))
+
+    def extend(self, name: str, start_s: float, end_s: float) -> None:
+        """As `add`, but work that goes on where the last span ended makes that span longer."""
+        spans = self._spans
+        if spans and spans[-1][0] == name and start_s - spans[-1][2] <= JOIN_S:
+            spans[-1] = (name, spans[-1][1], end_s)
+        else:
+            spans.append((name, start_s, end_s))
+
+    def drain(self) -> list[SpanRecord]:
+        spans, self._spans = self._spans, []
+        return spans
+
+
 class TraceWriter:
     """Appends spans to one trace file. Use as a context manager, or call `close`."""
 
@@ -88,6 +117,15 @@ def busy_share(spans: Sequence[Span], start_s: float, end_s: float) -> float:
             busy_s += end - begin
             covered_to_s = end
     return busy_s / (end_s - start_s)
+
+
+def overlap_share(
+    spans: Sequence[Span], others: Sequence[Span], start_s: float, end_s: float
+) -> tuple[float, float]:
+    """Shares of the time from `start_s` to `end_s` that both cover, and that neither does (the bubble)."""
+    one, other = busy_share(spans, start_s, end_s), busy_share(others, start_s, end_s)
+    either = busy_share([*spans, *others], start_s, end_s)
+    return max(0.0, one + other - either), max(0.0, 1.0 - either)
 
 
 def _whole_events(path: Path) -> list[dict[str, Any]]:

@@ -32,6 +32,9 @@ class ReferenceWorker:
         self._scorer: Any = None
 
     def start(self) -> None:
+        """Load the model, once."""
+        if self._scorer is not None:
+            return
         import torch
 
         from hpt_ray.learner.model import load_policy
@@ -48,6 +51,7 @@ class ReferenceWorker:
 
         from hpt_ray.learner.scorer import ScorerInput
 
+        self.start()  # a scorer that Ray has started again is asked at once
         with torch.inference_mode():
             rows = ScorerInput.from_pack(pack, temperature=self._spec.temperature, device=self._device)
             logp, entropy = self._scorer(rows)

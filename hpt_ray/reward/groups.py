@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from hpt_ray.reward.service import GradeItem
 
 IsCertain = Callable[[Question, int, int], bool]  # question, solved, graded
 NOT_GRADED = Verdict(0.0, Outcome.NO_ANSWER, detail="aborted: the decision was certain without it")
+LOST = Verdict(0.0, Outcome.NO_ANSWER, detail="lost: the workers it was given to failed")
 
 
 @dataclass
@@ -29,6 +30,66 @@ class _Gathering:
         return sum(verdict.solved for verdict in self.verdicts.values())
 
 
+class GroupStream:
+    """Groups of one batch of questions, as they are complete. Work starts at once, read or not.
+
+    Reading raises what went wrong while the groups were made. `close` it where it is not read to its end.
+    """
+
+    def __init__(self, groups: Sequence[Group] = (), source: AsyncIterator[Group] | None = None):
+        self._groups = list(groups)
+        self._error: BaseException | None = None
+        self._news = asyncio.Event()
+        self._task = None if source is None else asyncio.create_task(self._fill(source))
+
+    async def _fill(self, source: AsyncIterator[Group]) -> None:
+        try:
+            async for group in source:
+                self._groups.append(group)
+                self._news.set()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._news.set()
+
+    async def __aiter__(self) -> AsyncIterator[Group]:
+        taken = 0
+        while True:
+            self._news.clear()
+            for group in self._groups[taken:]:
+                taken += 1
+                yield group
+            if taken < len(self._groups):
+                continue
+            if self._error is not None:
+                raise self._error
+            if self._task is None or self._task.done():
+                return
+            await self._news.wait()
+
+    async def all(self) -> list[Group]:
+        """Every group of the batch, once the last is complete; reading still gives them all."""
+        return [group async for group in self]
+
+    async def close(self) -> None:
+        """Stop making groups; what is being generated for them is aborted."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+
+async def in_order(groups: AsyncIterator[Group], ids: Sequence[str]) -> AsyncIterator[Group]:
+    """The groups in the order of `ids` (of their requests), each as soon as those before it are there."""
+    early: dict[str, Group] = {}
+    following = iter(ids)
+    awaited = next(following, None)
+    async for group in groups:
+        early[group.rollouts[0].question_id] = group
+        while awaited in early:
+            yield early.pop(awaited)
+            awaited = next(following, None)
+
+
 async def graded_groups(
     rollouts: AsyncIterator[list[Rollout]],
     questions: Mapping[str, Question],
@@ -37,12 +98,12 @@ async def graded_groups(
     verifier: ActorGroup,
     timeout_s: float,
     is_certain: IsCertain | None = None,
-    abort: Callable[[set[str]], Awaitable[int]] | None = None,
+    abort: Callable[[set[str]], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Group]:
     """Groups in the order in which they are complete; grading goes on while others are generated.
 
     `questions` by the id their rollouts carry. Where `is_certain(question, solved, graded)` says that
-    the gate's decision can no longer change it, the question's remaining rollouts are aborted and the
+    the gate's decision can no longer change, the question's remaining rollouts are aborted and the
     group is given out at once; they stand in it as ABORT, without tokens. Raises whatever the stream of
     rollouts raises, and `WaitExpired` where the verifier service does not answer.
     """
@@ -50,8 +111,12 @@ async def graded_groups(
     gathering = {key: _Gathering(question) for key, question in questions.items()}
 
     async def grade(batch: list[Rollout]) -> None:
-        items = [_item(rollout, questions[rollout.question_id]) for rollout in batch]
-        (verdicts,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade answers")
+        items = [_item(r, questions[r.question_id]) for r in batch if r.finish is not FinishReason.LOST]
+        graded: list[Verdict] = []
+        if items:
+            (graded,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade answers")
+        of_items = iter(graded)
+        verdicts = [LOST if r.finish is FinishReason.LOST else next(of_items) for r in batch]
         settled = set()
         for rollout, verdict in zip(batch, verdicts, strict=True):
             key = rollout.question_id
@@ -87,6 +152,7 @@ async def graded_groups(
         assert not gathering, f"{len(gathering)} questions never became groups"
     finally:
         reader.cancel()
+        await asyncio.wait([reader])
 
 
 def _item(rollout: Rollout, question: Question) -> GradeItem:
@@ -100,7 +166,7 @@ def _item(rollout: Rollout, question: Question) -> GradeItem:
 
 
 def _group(entry: _Gathering, num_samples: int) -> Group:
-    """The group, with every sample in its place."""
+    """The samples in their order; those that were not waited for as aborted ones."""
     question = entry.question
     rollouts = [entry.rollouts.get(i) or _aborted(question.id, i) for i in range(num_samples)]
     verdicts = [entry.verdicts.get(i) or NOT_GRADED for i in range(num_samples)]

@@ -59,14 +59,17 @@ class VllmEngine:
         from vllm import EngineArgs, LLMEngine
         from vllm.config.weight_transfer import WeightTransferConfig
 
+        from hpt_ray.rollout.weight_receiver import CARRIER
+
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
-                weight_transfer_config=WeightTransferConfig(backend=spec.weight_transfer),
+                weight_transfer_config=WeightTransferConfig(backend=CARRIER),
                 **engine_arguments(spec),
             )
         )
         self.weight_version = 0
-        self._requests: dict[str, tuple[str, int]] = {}  # request id -> question, sample
+        # Request id -> question, sample, version of the weights it was asked of.
+        self._requests: dict[str, tuple[str, int, int]] = {}
         self._count = 0
 
     @property
@@ -97,7 +100,7 @@ class VllmEngine:
             )
             request_id = f"{self._count}"
             self._count += 1
-            self._requests[request_id] = (request.question_id, sample)
+            self._requests[request_id] = (request.question_id, sample, self.weight_version)
             self._engine.add_request(request_id, prompt, params)
 
     def step(self) -> list[Finished]:
@@ -105,7 +108,7 @@ class VllmEngine:
         return [self._finished(output) for output in self._engine.step() if output.finished]
 
     def _finished(self, output: Any) -> Finished:
-        question_id, sample = self._requests.pop(output.request_id)
+        question_id, sample, version = self._requests.pop(output.request_id)
         answer = output.outputs[0]
         token_ids = np.asarray(answer.token_ids, np.int32)
         return Finished(
@@ -115,26 +118,38 @@ class VllmEngine:
             # vLLM lists the sampled token first at every position, and nothing else with logprobs=0.
             logps=np.asarray(answer.logprobs.logprobs, np.float32),
             finish=FinishReason(answer.finish_reason),
-            weight_version=self.weight_version,
+            weight_version=version,
         )
 
-    def abort(self, question_ids: set[str]) -> list[str]:
-        """Stop what is still running for these questions; the question of every answer that was stopped."""
-        ids = [rid for rid, (question_id, _) in self._requests.items() if question_id in question_ids]
-        self._engine.abort_request(ids)
-        return [self._requests.pop(rid)[0] for rid in ids]
+    def abort(self, question_ids: set[str]) -> int:
+        """Stop what is still running for these questions; tokens that had been sampled for it."""
+        ids = {rid for rid, (question_id, _, _) in self._requests.items() if question_id in question_ids}
+        states = self._engine.output_processor.request_states.values()
+        num_tokens = sum(
+            state.detokenizer.num_output_tokens()
+            for state in states
+            if state.external_req_id in ids and state.detokenizer is not None
+        )
+        self._engine.abort_request(list(ids))
+        for request_id in ids:
+            del self._requests[request_id]
+        return num_tokens
 
     # -- weights: a transaction of begin, receive, commit ------------------------------------------
 
     def connect(self, init_info: dict) -> None:
-        """Join the weight-transfer group (blocks until the sender is there)."""
+        """Leave the transfer group before this one and join it (blocks until all members are there)."""
         self._rpc("init_weight_transfer_engine", init_info=init_info)
 
     def begin_update(self, *, check_each_name: bool) -> None:
+        """From here until `commit_update` the engine must not decode. Starts over after one that broke off."""
         self._rpc("watch_loading", check_each_name=check_each_name)
         self._rpc("start_weight_update")
 
     def receive(self, update_info: dict) -> None:
+        """Take in all weights. Raises `TransferBroken` where the driver calls it off or a member is gone: the
+        engine has no usable weights then, until an update is committed.
+        """
         self._rpc("update_weights", update_info=update_info)
 
     def commit_update(self, version: int) -> list[str]:

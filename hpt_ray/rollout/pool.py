@@ -1,89 +1,252 @@
-"""The driver's side of the rollout workers: deal requests out, take finished rollouts in.
+"""The fleet as one source of rollouts: deal requests out, take finished rollouts in.
 
-In: requests for a batch of questions. Out: batches of rollouts as they finish, from whichever worker.
-All samples of a question go to one worker, where they share the prompt's cache.
+In: requests for batches of questions, several batches at a time. Out: each batch's rollouts as they finish, from
+whichever worker. All samples of a question go to one worker, where they share the prompt's cache. A worker is
+given a little more than it decodes at the same time, so that it is never short of work and what is left can
+still go to whoever is free. What a worker that fails was asked for goes to the front of the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.errors import WaitExpired
-from hpt_ray.records import Rollout
+from hpt_ray.records import FinishReason, Rollout
+from hpt_ray.rollout.fleet import ANSWER_LIMIT_S, Fleet, Worker
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
+
+MAX_TRIES = 3  # of one question that was with a worker each time it failed; then its rollouts are lost
+WINDOW = 1.5  # sequences with a worker, over those it decodes at the same time
+
+Inbox = asyncio.Queue  # of list[Rollout], or of the exception that ends the batch
+
+
+@dataclass(eq=False)
+class _Job:
+    """A question on its way: what is still to be drawn of it, and who asked."""
+
+    key: str  # unique among all that is under way
+    request: GenerateRequest
+    sampling: Sampling
+    inbox: Inbox
+    missing: set[int] = field(init=False)
+    tries: int = 0
+
+    def __post_init__(self) -> None:
+        self.missing = set(self.request.samples)
+
+    @property
+    def load(self) -> float:
+        """Tokens that are likely still to come."""
+        return len(self.missing) * self.request.expected_tokens
+
+    def remaining(self) -> GenerateRequest:
+        """The request for what is missing, under the job's key."""
+        request = self.request
+        left = [
+            (s, seed) for s, seed in zip(request.samples, request.seeds, strict=True) if s in self.missing
+        ]
+        samples, seeds = zip(*left, strict=True)
+        return replace(request, question_id=self.key, samples=samples, seeds=seeds)
 
 
 class RolloutPool:
-    """Any number of rollout workers as one source of rollouts."""
+    """Any number of rollout workers as one source of rollouts.
 
-    def __init__(self, workers: ActorGroup, *, timeout_s: float):
-        self._workers = workers
-        self._timeout_s = timeout_s
+    With `in_advance` a batch is dealt out whole when it comes, so that which sequences are decoded together
+    does not depend on timing.
+    """
+
+    def __init__(self, fleet: Fleet, *, max_num_seqs: int, timeout_s: float, in_advance: bool = False):
+        self._fleet, self._timeout_s = fleet, timeout_s
+        self._window = float("inf") if in_advance else WINDOW * max_num_seqs
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[Worker, dict[str, _Job]] = {}
+        self._keys = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_rollout_s = time.monotonic()
+        self.faults: Counter[str] = Counter()  # rollouts, by what happened to them, since the run began
+        self.aborted_tokens = 0  # sampled for rollouts that were then aborted
+        fleet.on_up, fleet.on_down = self._up, self._down
+        for worker in fleet.serving:
+            self._up(worker)
 
     async def generate(
         self, requests: list[GenerateRequest], sampling: Sampling
     ) -> AsyncIterator[list[Rollout]]:
         """Batches of rollouts as they finish, until every sample of every request is there.
 
-        Raises `WaitExpired` naming the workers that still owe rollouts after the limit.
+        A rollout whose workers failed again and again comes as LOST, without tokens. Raises `WaitExpired`
+        where no worker came up with any rollout within the limit, and `NoWorkerLeft`.
         """
-        inbox: asyncio.Queue[tuple[int, list[Rollout] | BaseException | None]] = asyncio.Queue()
-        shares = deal(requests, len(self._workers))
-        streams = [
-            asyncio.create_task(self._forward(i, share, sampling, inbox))
-            for i, share in enumerate(shares)
-            if share
-        ]
-        running = {i for i, share in enumerate(shares) if share}
-        deadline = time.monotonic() + self._timeout_s
+        inbox: Inbox = asyncio.Queue()
+        jobs = {r.question_id: _Job(f"{next(self._keys)}", r, sampling, inbox) for r in requests}
+        self._last_rollout_s = time.monotonic()
+        self._waiting.extend(jobs.values())
+        self._deal()
         try:
-            while running:
-                try:
-                    worker, item = await asyncio.wait_for(inbox.get(), deadline - time.monotonic())
-                except TimeoutError as error:
-                    names = ", ".join(self._workers.names[i] for i in sorted(running))
-                    raise WaitExpired(
-                        f"{names} still owed rollouts after {self._timeout_s:.0f} s (rollout.timeout_s)"
-                    ) from error
+            while any(job.missing for job in jobs.values()) or not inbox.empty():
+                self._fleet.check_hope()
+                item = await self._next(inbox, jobs)
                 if isinstance(item, BaseException):
-                    raise RuntimeError(f"{self._workers.names[worker]} failed: {item}") from item
-                if item is None:
-                    running.discard(worker)
-                else:
+                    raise item
+                if item:
                     yield item
         finally:
-            for stream in streams:
-                stream.cancel()
+            await self._drop([job for job in jobs.values() if job.missing])
 
-    async def abort(self, question_ids: set[str]) -> int:
-        """Stop generating for these questions; how many answers were still running."""
-        counts = await self._workers.call("abort", question_ids, timeout_s=self._timeout_s)
-        return sum(counts)
-
-    async def _forward(
-        self, worker: int, share: list[GenerateRequest], sampling: Sampling, inbox: asyncio.Queue[Any]
-    ) -> None:
-        """One worker's stream into the common inbox, with `None` at its end."""
+    async def _next(self, inbox: Inbox, jobs: dict[str, _Job]) -> Any:
+        """The next item, or nothing after a while, so that the caller looks around."""
         try:
-            actor = self._workers.actors[worker]
-            stream = actor.generate.options(num_returns="streaming").remote(share, sampling)
-            async for reference in stream:
-                await inbox.put((worker, await reference))
-            await inbox.put((worker, None))
-        except Exception as error:  # handed to the reader of the inbox, who raises it
-            await inbox.put((worker, error))
+            return await asyncio.wait_for(inbox.get(), min(self._timeout_s, ANSWER_LIMIT_S))
+        except TimeoutError:
+            if time.monotonic() - self._last_rollout_s < self._timeout_s:
+                return None
+        missing = {job.key for job in jobs.values() if job.missing}
+        names = [worker.name for worker, running in self._running.items() if missing & running.keys()]
+        raise WaitExpired(
+            f"no rollout came for {self._timeout_s:.0f} s (rollout.timeout_s); waited for "
+            f"{', '.join(names) or 'a worker that serves'}"
+        )
+
+    async def abort(self, question_ids: set[str]) -> None:
+        """Stop generating for these questions (as their batch calls them)."""
+        running = itertools.chain(self._waiting, *(jobs.values() for jobs in self._running.values()))
+        await self._drop([job for job in running if job.request.question_id in question_ids])
+
+    async def _drop(self, jobs: list[_Job]) -> None:
+        """Forget these jobs, and stop what workers do for them."""
+        for job in jobs:
+            job.missing.clear()
+            job.inbox.put_nowait([])  # whoever waits looks again
+        dropped = {job.key for job in jobs}
+        if not dropped:
+            return
+        self._waiting = deque(job for job in self._waiting if job.key not in dropped)
+        stopping = []
+        for worker, running in list(self._running.items()):
+            keys = dropped & running.keys()
+            for key in keys:
+                del running[key]
+            if keys:
+                stopping.append(self._stop(worker, keys))
+        self._deal()
+        await asyncio.gather(*stopping)
+
+    async def _stop(self, worker: Worker, keys: set[str]) -> None:
+        actor = worker.actor
+        try:
+            (num_tokens,) = await _one(worker).call("abort", keys, timeout_s=self._timeout_s)
+        except Exception as error:
+            self._failed(worker, actor, error)
+        else:
+            self.aborted_tokens += num_tokens
+
+    # -- dealing -----------------------------------------------------------------------------------
+
+    def _deal(self) -> None:
+        """Give waiting questions to the workers with the fewest tokens to come, as far as there is room."""
+        shares: defaultdict[tuple[Worker, Sampling], list[_Job]] = defaultdict(list)
+        serving = {worker: jobs.values() for worker, jobs in self._running.items() if worker.health.serves}
+        loads = {worker: sum(job.load for job in jobs) for worker, jobs in serving.items()}
+        rooms = {w: self._window - sum(len(job.missing) for job in jobs) for w, jobs in serving.items()}
+        while self._waiting:
+            free = [worker for worker in loads if rooms[worker] > 0]
+            if not free:
+                break
+            worker = min(free, key=loads.__getitem__)
+            job = self._waiting.popleft()
+            loads[worker] += job.load
+            rooms[worker] -= len(job.missing)
+            self._running[worker][job.key] = job
+            shares[worker, job.sampling].append(job)
+        for (worker, sampling), jobs in shares.items():
+            self._spawn(self._submit(worker, sampling, jobs))
+
+    async def _submit(self, worker: Worker, sampling: Sampling, jobs: list[_Job]) -> None:
+        actor = worker.actor
+        requests = [job.remaining() for job in jobs if job.missing]
+        try:
+            await _one(worker).call("submit", requests, sampling, timeout_s=self._timeout_s)
+        except Exception as error:
+            self._failed(worker, actor, error)
+
+    # -- what workers say --------------------------------------------------------------------------
+
+    def _up(self, worker: Worker) -> None:
+        if worker not in self._running:  # else it serves again and its answers are being read
+            self._running[worker] = {}
+            self._spawn(self._read(worker))
+        self._deal()
+
+    def _down(self, worker: Worker) -> None:
+        """What a worker that failed was asked for is asked again, before all else."""
+        for job in reversed(self._running.pop(worker, {}).values()):
+            job.tries += 1
+            if job.tries < MAX_TRIES:
+                self._waiting.appendleft(job)
+                self.faults["rollouts_requeued"] += len(job.missing)
+            else:
+                self.faults["rollouts_lost"] += len(job.missing)
+                job.inbox.put_nowait([_lost(job.request.question_id, i) for i in sorted(job.missing)])
+                job.missing.clear()
+        self._deal()
+
+    async def _read(self, worker: Worker) -> None:
+        """A worker's answers to those who asked, for as long as it lives."""
+        actor = worker.actor
+        try:
+            async for reference in actor.answers.options(num_returns="streaming").remote():
+                self._take(worker, await reference)
+        except Exception as error:
+            self._failed(worker, actor, error)
+
+    def _failed(self, worker: Worker, actor: Any, error: Exception) -> None:
+        if worker.actor is actor:  # not news of one that has been replaced
+            self._fleet.failed(worker, error)
+
+    def _take(self, worker: Worker, rollouts: list[Rollout]) -> None:
+        running = self._running.get(worker, {})
+        batches: defaultdict[Inbox, list[Rollout]] = defaultdict(list)
+        for rollout in rollouts:
+            job = running.get(rollout.question_id)
+            if job is None or rollout.sample not in job.missing:
+                continue  # aborted as it finished
+            job.missing.discard(rollout.sample)
+            batches[job.inbox].append(replace(rollout, question_id=job.request.question_id))
+            if not job.missing:
+                del running[job.key]
+        self._last_rollout_s = time.monotonic()
+        self._fleet.delivered(worker)
+        for inbox, batch in batches.items():
+            inbox.put_nowait(batch)
+        if self._waiting:
+            self._deal()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-def deal(requests: list[GenerateRequest], num_workers: int) -> list[list[GenerateRequest]]:
-    """Requests to workers, longest prompts first, each to the worker with the fewest sequences so far."""
-    shares: list[list[GenerateRequest]] = [[] for _ in range(num_workers)]
-    loads = [0] * num_workers
-    for request in sorted(requests, key=lambda r: -len(r.prompt_ids)):
-        worker = min(range(num_workers), key=loads.__getitem__)
-        shares[worker].append(request)
-        loads[worker] += len(request.samples)
-    return shares
+def longest_first(requests: list[GenerateRequest]) -> list[GenerateRequest]:
+    """The order in which work is dealt out: what takes longest first, so that the end is short."""
+    return sorted(requests, key=lambda r: (-r.expected_tokens, -len(r.prompt_ids)))
+
+
+def _lost(question_id: str, sample: int) -> Rollout:
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return Rollout(question_id, sample, *nothing, finish=FinishReason.LOST, weight_version=-1, text="")
+
+
+def _one(worker: Worker) -> ActorGroup:
+    return ActorGroup([worker.name], [worker.actor])

@@ -25,13 +25,15 @@ class Sampling:
 class GenerateRequest:
     """The samples of one question that one worker is to draw: sample number and seed of each.
 
-    `question_id` is unique among the requests of one call: see `unique_ids`.
+    `question_id` is unique among the requests of one call: see `unique_ids`. `expected_tokens` is the likely
+    length of an answer, by which work is balanced; only its ratio to that of other requests matters.
     """
 
     question_id: str
     prompt_ids: np.ndarray  # [P] int32
     samples: tuple[int, ...]
     seeds: tuple[int, ...]
+    expected_tokens: float = 1.0
 
 
 def sampling_seed(run_seed: int, step: int | str, question_id: str, sample: int) -> int:
@@ -58,8 +60,14 @@ def unique_ids(question_ids: Sequence[str]) -> list[str]:
 
 
 def request_for(
-    question_id: str, prompt_ids: np.ndarray, *, num_samples: int, run_seed: int, step: int | str
+    question_id: str,
+    prompt_ids: np.ndarray,
+    *,
+    num_samples: int,
+    run_seed: int,
+    step: int | str,
+    expected_tokens: float = 1.0,
 ) -> GenerateRequest:
     samples = tuple(range(num_samples))
     seeds = tuple(sampling_seed(run_seed, step, question_id, sample) for sample in samples)
-    return GenerateRequest(question_id, prompt_ids, samples, seeds)
+    return GenerateRequest(question_id, prompt_ids, samples, seeds, expected_tokens)

@@ -1,7 +1,9 @@
-"""vLLM's side of the weight sync: the gloo carrier, and the checks every carrier gets.
+"""vLLM's side of the weight sync: the carrier, and the checks that every update gets.
 
 vLLM imports this module in each of its workers because `WorkerExtension` is named as the worker
-extension; that also registers the carrier. The sender is `hpt_ray.weight_sync.gloo`.
+extension; that also registers the carrier. The other end is `hpt_ray.weight_sync.sender`.
+
+An update that breaks off leaves the model half loaded: fit for the next update, not for serving.
 """
 
 from __future__ import annotations
@@ -14,65 +16,54 @@ from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransfe
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, unpack
-from hpt_ray.weight_sync.gloo import GlooGroup
+from hpt_ray.weight_sync.group import Meeting, TransferGroup
+from hpt_ray.weight_sync.transfer import receive
+
+CARRIER = "hpt_ray"  # as vLLM knows it
 
 
 @dataclass
-class GlooInitInfo(WeightTransferInitInfo):
-    """Where the sender waits and which place in the group this engine's first worker takes."""
+class JoinInfo(WeightTransferInitInfo):
+    """The group to join, and the place in it that this engine's first worker takes."""
 
-    host: str
-    port: int
-    rank_offset: int
-    world_size: int
-    bucket_bytes: int
-    timeout_s: float
+    meeting: Meeting
+    first_place: int
 
 
 @dataclass
-class GlooUpdateInfo(WeightTransferUpdateInfo):
+class UpdateInfo(WeightTransferUpdateInfo):
     """What will come, in order; both sides cut it into the same buckets."""
 
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
+    metas: list[TensorMeta]
+    bucket_bytes: int
 
 
-class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """Receives packed buckets over gloo and loads them with vLLM's layerwise reload."""
+class BucketTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
+    """Receives packed buckets and loads them with vLLM's layerwise reload."""
 
-    init_info_cls = GlooInitInfo
-    update_info_cls = GlooUpdateInfo
-    _group: GlooGroup | None = None
+    init_info_cls = JoinInfo
+    update_info_cls = UpdateInfo
+    _group: TransferGroup | None = None
 
-    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        self._bucket_bytes = init_info.bucket_bytes
-        self._group = GlooGroup(
-            init_info.host,
-            init_info.port,
-            rank=init_info.rank_offset + self.parallel_config.rank,
-            world_size=init_info.world_size,
-            timeout_s=init_info.timeout_s,
-        )
+    def init_transfer_engine(self, init_info: JoinInfo) -> None:
+        self.shutdown()
+        place = init_info.first_place + self.parallel_config.rank
+        self._group = TransferGroup(init_info.meeting, place, device=self.device)
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        _forget_partial_layers(self.model)
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+    def receive_weights(self, update_info: UpdateInfo) -> None:
         assert self._group is not None, "receive before connect"
-        metas = [
-            TensorMeta(name, dtype, tuple(shape))
-            for name, dtype, shape in zip(
-                update_info.names, update_info.dtype_names, update_info.shapes, strict=True
-            )
-        ]
-        for bucket in cut(metas, self._bucket_bytes):
-            # The reload may keep a view until the layer is complete, so each bucket owns its memory.
-            buffer = torch.empty(sum(meta.num_bytes for meta in bucket), dtype=torch.uint8)
-            self._group.broadcast(buffer)
+
+        def load(buffer: torch.Tensor, bucket: list[TensorMeta]) -> None:
             self.model.load_weights(unpack(buffer, bucket))  # type: ignore[operator]
+            _copy_what_is_kept(self.model, buffer)
+
+        receive(self._group, list(cut(update_info.metas, update_info.bucket_bytes)), load)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -81,7 +72,33 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         _repack_tied_head(self.model)
 
     def shutdown(self) -> None:
-        self._group = None
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+
+def _forget_partial_layers(model: torch.nn.Module) -> None:
+    """Layers that an update left incomplete wait for the rest; they are to wait for all of it again."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        info.loaded_weights.clear()
+        info.load_numel = 0
+
+
+def _copy_what_is_kept(model: torch.nn.Module, buffer: torch.Tensor) -> None:
+    """The reload keeps the tensors of a layer (q, k and v, say) until it has all of them. Those that are views
+    of `buffer` get memory of their own, so that the buffer can take the next bucket.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    memory = buffer.untyped_storage().data_ptr()
+    for layer in model.modules():
+        for _, kept in get_layerwise_info(layer).loaded_weights:
+            for name, value in kept.arguments.items():
+                if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() == memory:
+                    kept.arguments[name] = value.clone()
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:
@@ -99,11 +116,13 @@ class WorkerExtension:
     """Mixed into vLLM's worker: records which names arrive and which parameters they load."""
 
     model_runner: Any
+    _weight_update_active: bool
 
     def watch_loading(self, *, check_each_name: bool) -> None:
         """Record the coming update. With `check_each_name` (the first sync) a name that loads no
         parameter is an error; it costs a scan of the model per name.
         """
+        self._weight_update_active = False  # one that broke off after this worker had received it all
         model = self.model_runner.model
         if not hasattr(self, "_load_weights"):
             self._load_weights = model.load_weights
@@ -138,8 +157,8 @@ class WorkerExtension:
 
 def register() -> None:
     """Make the carrier known to vLLM; a second import of this module changes nothing."""
-    if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)
+    if CARRIER not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(CARRIER, BucketTransferEngine)
 
 
 register()

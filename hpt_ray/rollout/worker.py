@@ -1,8 +1,10 @@
 """The rollout worker: a Ray actor around one vLLM engine.
 
-One thread owns the engine. Commands (add, abort, weight update) go through a queue and run between
-two engine steps. Finished answers leave through an asyncio queue per call of `generate`, in batches
-of whatever has finished since the last one.
+In: requests (`submit`), aborts, weight updates. Out: one stream of finished rollouts (`answers`), in batches
+of whatever has finished since the last one, and the engine's progress and times.
+
+One thread owns the engine. Commands go to it through a queue and run between two engine steps; between the
+beginning of a weight update and its commit nothing is decoded.
 """
 
 from __future__ import annotations
@@ -17,21 +19,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.cluster.process import prepare_process
+from hpt_ray.observe.trace import SpanLog, SpanRecord
 from hpt_ray.records import Rollout
 from hpt_ray.rollout.engine import EngineSpec, Finished, VllmEngine, environment
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
 
 
-@dataclass
-class _Call:
-    """One running call of `generate`: where its answers go and how many are still to come."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an engine is: decoding steps done, and whether it should be doing more of them."""
 
-    loop: asyncio.AbstractEventLoop
-    inbox: asyncio.Queue
-    remaining: int
-
-    def deliver(self, item: list[Finished] | BaseException) -> None:
-        self.loop.call_soon_threadsafe(self.inbox.put_nowait, item)
+    steps: int
+    busy: bool
 
 
 class RolloutWorker:
@@ -43,8 +42,12 @@ class RolloutWorker:
         )
         self._spec = spec
         self._commands: queue.SimpleQueue[tuple[Callable[[VllmEngine], Any], Future]] = queue.SimpleQueue()
-        self._calls: dict[str, _Call] = {}  # question id -> the call that asked for it
-        self._busy_s = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._finished: asyncio.Queue[list[Finished] | Exception] = asyncio.Queue()
+        self._spans = SpanLog()
+        self._steps = 0
+        self._busy = False
+        self._updating = False  # between begin and commit of a weight update
         self._started: Future = Future()
         self._tokenizer: Any = None
         threading.Thread(target=self._run, name="engine", daemon=True).start()
@@ -61,26 +64,21 @@ class RolloutWorker:
         try:
             while True:
                 self._run_commands(engine)
-                if engine.busy:
-                    begin = time.perf_counter()
-                    self._deliver(engine.step())
-                    self._busy_s += time.perf_counter() - begin
+                begin = time.time()
+                finished = engine.step()
+                self._steps += 1
+                self._spans.extend("generate", begin, time.time())
+                if finished:
+                    self._deliver(finished)
         except Exception as error:
             self._refuse(error)
 
-    def _refuse(self, error: Exception) -> None:
-        """The engine is broken: all who wait, and all who still come, hear why."""
-        for call in {id(call): call for call in self._calls.values()}.values():
-            call.deliver(error)
-        while True:
-            _, done = self._commands.get()
-            done.set_exception(error)
-
     def _run_commands(self, engine: VllmEngine) -> None:
-        """Run queued commands; wait for one where there is nothing to decode."""
+        """Run queued commands until there is something to decode."""
         while True:
+            self._busy = engine.busy and not self._updating
             try:
-                command, done = self._commands.get(block=not engine.busy)
+                command, done = self._commands.get(block=not self._busy)
             except queue.Empty:
                 return
             try:
@@ -88,13 +86,16 @@ class RolloutWorker:
             except BaseException as error:
                 done.set_exception(error)
 
-    def _deliver(self, finished: list[Finished]) -> None:
-        batches: dict[int, tuple[_Call, list[Finished]]] = {}
-        for answer in finished:
-            call = self._calls[answer.question_id]
-            batches.setdefault(id(call), (call, []))[1].append(answer)
-        for call, batch in batches.values():
-            call.deliver(batch)
+    def _refuse(self, error: Exception) -> None:
+        """The engine is broken: who reads the answers, and all who still come, hear why."""
+        self._deliver(error)
+        while True:
+            _, done = self._commands.get()
+            done.set_exception(error)
+
+    def _deliver(self, item: list[Finished] | Exception) -> None:
+        assert self._loop is not None, "asked before it was started"
+        self._loop.call_soon_threadsafe(self._finished.put_nowait, item)
 
     async def _do(self, command: Callable[[VllmEngine], Any]) -> Any:
         done: Future = Future()
@@ -107,51 +108,35 @@ class RolloutWorker:
         """Returns when the engine is up; raises what kept it from coming up."""
         from hpt_ray.data.tokenizer import load_tokenizer
 
+        self._loop = asyncio.get_running_loop()
         await asyncio.wrap_future(self._started)
         self._tokenizer = load_tokenizer(
             self._spec.model_path, trust_remote_code=self._spec.model.trust_remote_code
         )
 
-    async def generate(
-        self, requests: list[GenerateRequest], sampling: Sampling
-    ) -> AsyncIterator[list[Rollout]]:
-        """Batches of finished rollouts, as they finish, until all of `requests` are answered.
-
-        When the caller goes away, what is still running for it is aborted.
-        """
-        call = _Call(asyncio.get_running_loop(), asyncio.Queue(), sum(len(r.samples) for r in requests))
-        for request in requests:
-            self._calls[request.question_id] = call
+    async def submit(self, requests: list[GenerateRequest], sampling: Sampling) -> None:
+        """Queue the samples of these questions; their answers leave through `answers`."""
 
         def add_all(engine: VllmEngine) -> None:
             for request in requests:
                 engine.add(request, sampling)
 
-        try:
-            await self._do(add_all)
-            while call.remaining:
-                batch = await self._next_batch(call)
-                call.remaining -= len(batch)
-                if batch:
-                    yield [self._rollout(answer) for answer in batch]
-        finally:
-            ids = {request.question_id for request in requests}
-            if call.remaining:
-                self._commands.put((lambda engine: engine.abort(ids), Future()))
-            for question_id in ids:
-                self._calls.pop(question_id, None)
+        await self._do(add_all)
 
-    @staticmethod
-    async def _next_batch(call: _Call) -> list[Finished]:
-        batch: list[Finished] = []
-        item = await call.inbox.get()
+    async def answers(self) -> AsyncIterator[list[Rollout]]:
+        """Finished rollouts, in batches, for as long as the worker lives. For one reader."""
         while True:
-            if isinstance(item, BaseException):
+            batch = await self._next_batch()
+            yield [self._rollout(answer) for answer in batch]
+
+    async def _next_batch(self) -> list[Finished]:
+        batch: list[Finished] = []
+        while not batch or not self._finished.empty():
+            item = await self._finished.get()
+            if isinstance(item, Exception):
                 raise item
             batch += item
-            if call.inbox.empty():
-                return batch
-            item = call.inbox.get_nowait()
+        return batch
 
     def _rollout(self, answer: Finished) -> Rollout:
         return Rollout(
@@ -165,27 +150,37 @@ class RolloutWorker:
         )
 
     async def abort(self, question_ids: set[str]) -> int:
-        """Stop generating for these questions; their streams end without the missing answers."""
-        stopped = await self._do(lambda engine: engine.abort(question_ids))
-        for question_id in stopped:
-            call = self._calls.get(question_id)
-            if call is not None:
-                call.remaining -= 1
-                call.deliver([])
-        return len(stopped)
+        """Stop generating for these questions; tokens that had been sampled for what was stopped."""
+        return await self._do(lambda engine: engine.abort(question_ids))
+
+    async def progress(self) -> Progress:
+        return Progress(self._steps, self._busy)
+
+    async def spans(self) -> list[SpanRecord]:
+        """What the engine did since the last call."""
+        return self._spans.drain()
+
+    # -- weights: a transaction of begin, receive, commit (or abort) -----------------------------------
 
     async def connect(self, init_info: dict) -> None:
         await self._do(lambda engine: engine.connect(init_info))
 
     async def begin_update(self, check_each_name: bool) -> None:
-        await self._do(lambda engine: engine.begin_update(check_each_name=check_each_name))
+        def begin(engine: VllmEngine) -> None:
+            self._updating = True
+            engine.begin_update(check_each_name=check_each_name)
+
+        await self._do(begin)
 
     async def receive(self, update_info: dict) -> None:
+        begin = time.time()
         await self._do(lambda engine: engine.receive(update_info))
+        self._spans.add("receive weights", begin, time.time())
 
     async def commit_update(self, version: int) -> list[str]:
-        return await self._do(lambda engine: engine.commit_update(version))
+        def commit(engine: VllmEngine) -> list[str]:
+            received = engine.commit_update(version)
+            self._updating = False
+            return received
 
-    async def busy_seconds(self) -> float:
-        """Seconds the engine has spent decoding since it started."""
-        return self._busy_s
+        return await self._do(commit)

@@ -1,12 +1,13 @@
 """Cutting a model's tensors into packed byte buckets, the same way on both sides.
 
 Small tensors share a bucket, so a sync is a few large transfers and not hundreds of small ones. A
-tensor keeps its dtype and its bytes; one that is larger than a bucket has one to itself.
+tensor keeps its dtype and its bytes; one that is larger than a bucket has one to itself. A few buffers,
+used in turn, hold the buckets of a transfer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -41,6 +42,11 @@ def cut(metas: Iterable[TensorMeta], bucket_bytes: int) -> Iterator[list[TensorM
         yield bucket
 
 
+def size_of(bucket: Iterable[TensorMeta]) -> int:
+    """Bytes of all tensors of a bucket."""
+    return sum(meta.num_bytes for meta in bucket)
+
+
 def pack(tensors: Iterable[Any], buffer: Any) -> None:
     """Write the tensors' bytes into `buffer` (uint8, of the bucket's size) one after another."""
     import torch
@@ -53,7 +59,7 @@ def pack(tensors: Iterable[Any], buffer: Any) -> None:
     assert offset == buffer.numel(), f"bucket of {buffer.numel()} bytes got {offset}"
 
 
-def unpack(buffer: Any, bucket: list[TensorMeta]) -> Iterator[tuple[str, Any]]:
+def unpack(buffer: Any, bucket: Iterable[TensorMeta]) -> Iterator[tuple[str, Any]]:
     """The named tensors of a bucket, as views of `buffer`."""
     import torch
 
@@ -66,3 +72,33 @@ def unpack(buffer: Any, bucket: list[TensorMeta]) -> Iterator[tuple[str, Any]]:
         chunk = chunk.clone() if chunk.storage_offset() % dtype.itemsize else chunk
         yield meta.name, chunk.view(dtype).view(meta.shape)
         offset += size
+
+
+class Buffers:
+    """`num_buffers` byte buffers that hold the buckets of one transfer in turn, each as large as it must be."""
+
+    def __init__(self, buckets: Sequence[list[TensorMeta]], num_buffers: int, device: Any):
+        self._sizes = [size_of(bucket) for bucket in buckets]
+        self._device = device
+        self._buffers: list[Any] = [None] * num_buffers
+        self.num_allocated = 0
+
+    def take(self, index: int) -> Any:
+        """A buffer for bucket `index`, uint8 of its size. The bucket `num_buffers` before it is lost."""
+        import torch
+
+        place = index % len(self._buffers)
+        if self._buffers[place] is None:
+            largest = max(self._sizes[place :: len(self._buffers)])
+            self._buffers[place] = torch.empty(largest, dtype=torch.uint8, device=self._device)
+            self.num_allocated += 1
+        return self._buffers[place][: self._sizes[index]]
+
+    def leave_if_shared(self, index: int) -> None:
+        """Where another tensor still has a view of bucket `index`, leave it that memory; take new next time."""
+        import torch
+
+        place = index % len(self._buffers)
+        storage = self._buffers[place].untyped_storage()  # counts as one holder, the buffer as the other
+        if torch._C._storage_Use_Count(storage._cdata) > 2:
+            self._buffers[place] = None

@@ -1,86 +1,247 @@
-"""One weight sync: begin · send and receive · commit, with a version and a time limit.
+"""One weight sync as a transaction: join · begin · send and receive · commit, with a version and time limits.
 
-All workers get all weights or the sync raises; a worker that did not commit a version does not serve
-it, because a rollout carries the version its engine last committed. At the start both sides join one
-group in which the learner's rank 0 is place 0 and engine i takes the places from 1 + i · workers.
+In: the learner's weights. Out: workers that committed them under one version, and the names of those that
+did not. A worker that dies, errs or is late is taken out, everybody else gives up at once, and the sync is
+tried again without it. Nobody commits before all who are left have received everything, so a version is served
+by all workers reported as good or by none. Restarting those that failed is the fleet's business.
+
+The learner's rank 0 is place 0 of the transfer group; engine i takes the places from 1 + i · workers per engine.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import ray
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.config.schema import WeightSyncConfig
-from hpt_ray.weight_sync.buckets import TensorMeta
+from hpt_ray.errors import LearnerFailed
+from hpt_ray.weight_sync.buckets import TensorMeta, size_of
+from hpt_ray.weight_sync.group import Meeting, MeetingPoint, TransferBroken
+
+MAX_ATTEMPTS = 4
+GIVE_UP_LIMIT_S = 5.0  # for a worker to answer after the transfer was called off
+
+Failed = dict[str, str]  # worker name -> why
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What one sync moved and how long it took."""
+    """What one sync moved, how long it took, and who was left out of it."""
 
     version: int
     num_tensors: int
     num_bytes: int
     seconds: float
+    attempts: int = 1
+    failed: Failed = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method to be called on all actors of a group."""
+
+    actors: ActorGroup
+    method: str
+    arguments: tuple = ()
+
+    def start(self) -> dict[str, asyncio.Task[Any]]:
+        """The running calls, by the actor's name."""
+        refs = self.actors.send(self.method, *self.arguments)
+        return {
+            name: asyncio.create_task(_result(ref)) for name, ref in zip(self.actors.names, refs, strict=True)
+        }
+
+
+async def _result(ref: Any) -> Any:
+    return await ref
+
+
+class _Interrupted(Exception):
+    """An attempt ended before its commit. `failed` is whose fault it was; nobody's where the network broke."""
+
+    def __init__(self, failed: Failed, why: str):
+        super().__init__(why)
+        self.failed = failed
 
 
 class WeightSync:
-    """The path from the learner ranks to the rollout workers."""
+    """The path from one group of learner ranks to the rollout workers, whoever they are at the moment."""
 
-    def __init__(self, learners: ActorGroup, workers: ActorGroup, config: WeightSyncConfig, carrier: str):
-        self._learners, self._workers = learners, workers
-        self._config, self._carrier = config, carrier
+    def __init__(
+        self,
+        learners: ActorGroup,
+        config: WeightSyncConfig,
+        carrier: str,
+        *,
+        workers_per_engine: int,
+        keep_committed: bool,
+    ):
+        """`keep_committed`: rank 0 keeps a copy of what it sent in host memory, for `resend` after a step."""
+        self.keeps_committed = keep_committed
+        self._learners, self._config, self._carrier = learners, config, carrier
+        self._workers_per_engine = workers_per_engine
+        self._bucket_bytes = int(config.bucket_mb * 2**20)
         self._metas: list[TensorMeta] = []
-        self._names: set[str] = set()
-        self._is_first = True  # the first sync checks every name one by one
+        self._point: MeetingPoint | None = None
+        self._meeting: Meeting | None = None
+        self._members: list[Any] = []  # the actors that are in it
+        self._checked: set[Any] = set()  # actors whose first sync checked every name one by one
+        self._committed: tuple[int, Any] | None = None  # the version, and rank 0 that sent it
 
-    async def connect(self, host: str, port: int, *, workers_per_engine: int) -> None:
-        """Form the group. `host` is the address of learner rank 0."""
-        limit = self._config.timeout_s
-        self._metas = (await self._learners.call("weight_metas", timeout_s=limit, what="list weights"))[0]
-        self._names = {meta.name for meta in self._metas}
-        world_size = 1 + workers_per_engine * len(self._workers)
-        common: dict[str, Any] = {"world_size": world_size}
-        bucket_bytes = int(self._config.bucket_mb * 2**20)
-        if self._carrier == "gloo":
-            common |= {"host": host, "port": port, "bucket_bytes": bucket_bytes, "timeout_s": limit}
-        else:
-            common |= {"master_address": host, "master_port": port, "packed": True}
-            common |= {"packed_buffer_size_bytes": bucket_bytes, "packed_num_buffers": 2}
-        offsets = [{**common, "rank_offset": 1 + i * workers_per_engine} for i in range(len(self._workers))]
-        sending = self._learners.send("connect", self._carrier, common)
-        receiving = self._workers.send_each("connect", [(info,) for info in offsets])
-        await self._both(sending, receiving, "join the weight-transfer group")
+    @property
+    def _rank_0(self) -> ActorGroup:
+        return ActorGroup(self._learners.names[:1], self._learners.actors[:1])
 
-    async def push(self, version: int) -> SyncReport:
-        """Make `version` (the learner's weights as they are) what every worker serves.
+    async def push(self, version: int, workers: ActorGroup) -> SyncReport:
+        """Make `version`, the learner's weights as they are, what `workers` serve.
 
-        Raises `WaitExpired` past the limit and `RuntimeError` where names that were sent did not arrive.
+        Raises `LearnerFailed` where the learner is what failed, and `RuntimeError` naming every worker where
+        none is left.
         """
-        begin = time.perf_counter()
-        limit = self._config.timeout_s
-        first, self._is_first = self._is_first, False
-        await self._workers.call("begin_update", first, timeout_s=limit, what="begin a weight update")
-        update = {
-            "names": [meta.name for meta in self._metas],
-            "dtype_names": [meta.dtype for meta in self._metas],
-            "shapes": [list(meta.shape) for meta in self._metas],
-        }
-        receiving = self._workers.send("receive", update)
-        sending = self._learners.send("send_weights")
-        await self._both(sending, receiving, f"transfer weights of version {version}")
-        received = await self._workers.call("commit_update", version, timeout_s=limit, what="commit weights")
-        for name, names in zip(self._workers.names, received, strict=True):
-            if set(names) != self._names:
-                raise RuntimeError(
-                    f"{name} committed version {version} with {len(names)} of {len(self._names)} weights; "
-                    f"missing: {sorted(self._names - set(names))[:5]}"
-                )
-        num_bytes = sum(meta.num_bytes for meta in self._metas)
-        return SyncReport(version, len(self._metas), num_bytes, time.perf_counter() - begin)
+        self._committed = None
+        send = Call(self._learners, "send_weights", (self._bucket_bytes, self.keeps_committed))
+        report = await self._deliver(version, workers, send)
+        self._committed = version, self._learners.actors[0]
+        return report
 
-    async def _both(self, sending: list, receiving: list, what: str) -> None:
-        everyone = ActorGroup(self._learners.names + self._workers.names, [])
-        await everyone.wait([*sending, *receiving], what, self._config.timeout_s)
+    async def resend(self, workers: ActorGroup) -> SyncReport:
+        """The version that was committed last to workers that came up since; the others go on serving.
+
+        Without `keep_committed` the learner must not have stepped since. Raises as `push` does.
+        """
+        if self._committed is None or self._committed[1] != self._learners.actors[0]:
+            raise RuntimeError("the learner has sent no weights yet; push a version")
+        send = Call(self._learners, "send_weights", (self._bucket_bytes, False))
+        if self.keeps_committed:
+            send = Call(self._rank_0, "resend_weights")
+        return await self._deliver(self._committed[0], workers, send)
+
+    async def _deliver(self, version: int, workers: ActorGroup, send: Call) -> SyncReport:
+        """Attempts until all workers that are left have committed."""
+        begin = time.perf_counter()
+        failed: Failed = {}
+        why = ""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            deadline = time.monotonic() + self._config.timeout_s
+            try:
+                await self._join(workers, deadline)
+                await self._transfer(workers, send, deadline)
+            except _Interrupted as interruption:
+                why, lost = str(interruption), interruption.failed
+            else:
+                lost = await self._commit(workers, version, deadline)
+                if len(lost) < len(workers):
+                    seconds, num_bytes = time.perf_counter() - begin, size_of(self._metas)
+                    return SyncReport(version, len(self._metas), num_bytes, seconds, attempt, failed | lost)
+            failed |= lost
+            workers = _without(workers, lost)
+            if not len(workers):
+                break
+        failed |= dict.fromkeys(workers.names, f"none of {MAX_ATTEMPTS} attempts came through: {why}")
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
+        raise RuntimeError(f"no rollout worker took the weights of version {version}:\n{reasons}")
+
+    async def _join(self, workers: ActorGroup, deadline: float) -> None:
+        """Form the transfer group anew where its members are not these actors."""
+        members = [*self._rank_0.actors, *workers.actors]
+        if members == self._members:
+            return
+        (self._metas,) = await self._together([Call(self._rank_0, "weight_metas")], deadline)
+        if self._point is None:
+            host = ray.util.get_node_ip_address()
+            self._point = MeetingPoint(host, timeout_s=self._config.timeout_s)
+        size = self._workers_per_engine
+        self._meeting = self._point.open(1 + size * len(workers), self._carrier)
+        places = [{"meeting": self._meeting, "first_place": 1 + i * size} for i in range(len(workers))]
+        joining = [Call(_one(workers, i), "connect", (place,)) for i, place in enumerate(places)]
+        await self._together([*joining, Call(self._rank_0, "join_transfer", (self._meeting,))], deadline)
+        self._members = members
+
+    async def _transfer(self, workers: ActorGroup, send: Call, deadline: float) -> None:
+        beginning = [
+            Call(_one(workers, i), "begin_update", (actor not in self._checked,))
+            for i, actor in enumerate(workers.actors)
+        ]
+        await self._together(beginning, deadline)
+        update = {"metas": self._metas, "bucket_bytes": self._bucket_bytes}
+        await self._together([Call(workers, "receive", (update,)), send], deadline)
+        self._checked.update(workers.actors)
+
+    async def _commit(self, workers: ActorGroup, version: int, deadline: float) -> Failed:
+        """Everybody has everything: from here on a worker that fails, fails alone."""
+        tasks = Call(workers, "commit_update", (version,)).start()
+        await asyncio.wait(tasks.values(), timeout=_until(deadline))
+        failed = _failures(tasks)
+        expected = {meta.name for meta in self._metas}
+        for name in tasks.keys() - failed.keys():
+            missing = sorted(expected - set(tasks[name].result()))
+            if missing:
+                failed[name] = f"{len(missing)} of {len(expected)} weights did not arrive: {missing[:5]}"
+        return failed
+
+    async def _together(self, calls: Sequence[Call], deadline: float) -> list[Any]:
+        """The results of calls that need each other.
+
+        At the first failure, or past the deadline, the meeting is called off: whoever waits in it gives up.
+        Those who don't give up, or who failed by themselves, are at fault. Raises `_Interrupted` that names
+        the workers among them, or `LearnerFailed`.
+        """
+        tasks = {name: task for call in calls for name, task in call.start().items()}
+        sending = {name: task for name, task in tasks.items() if name in self._learners.names}
+        working = {name: task for name, task in tasks.items() if name not in sending}
+        done, pending = await asyncio.wait(
+            tasks.values(), timeout=_until(deadline), return_when=asyncio.FIRST_EXCEPTION
+        )
+        errors = [_why(error) for task in done if (error := task.exception())]
+        if not errors and not pending:
+            return [task.result() for task in tasks.values()]
+        self._members = []
+        if self._point is not None and self._meeting is not None:
+            self._point.call_off(self._meeting)
+        await asyncio.wait(tasks.values(), timeout=GIVE_UP_LIMIT_S)
+        failed = _failures(working)
+        if sending:
+            # Its ranks gather to the end together, also where nothing can be sent any more.
+            await asyncio.wait(
+                sending.values(), timeout=self._config.timeout_s, return_when=asyncio.FIRST_EXCEPTION
+            )
+        if dead := _failures(sending):
+            raise LearnerFailed("; ".join(f"{name}: {why}" for name, why in dead.items()))
+        raise _Interrupted(failed, errors[0] if errors else f"no end within {self._config.timeout_s:.0f} s")
+
+
+def _one(workers: ActorGroup, index: int) -> ActorGroup:
+    return ActorGroup([workers.names[index]], [workers.actors[index]])
+
+
+def _without(workers: ActorGroup, names: Failed) -> ActorGroup:
+    left = [i for i, name in enumerate(workers.names) if name not in names]
+    return ActorGroup([workers.names[i] for i in left], [workers.actors[i] for i in left])
+
+
+def _until(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+def _failures(tasks: Mapping[str, asyncio.Task[Any]]) -> Failed:
+    """Who failed by itself, or is not done by now, and why. To be told to give up is no failure."""
+    failed: Failed = {}
+    for name, task in tasks.items():
+        if not task.done():
+            task.cancel()
+            failed[name] = "did not answer in time"
+        elif (error := task.exception()) is not None and not isinstance(error, TransferBroken):
+            failed[name] = _why(error)
+    return failed
+
+
+def _why(error: BaseException) -> str:
+    """One line. What was raised in an actor arrives wrapped, with a traceback that its log has as well."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"

@@ -44,7 +44,7 @@ class ProbedWorker(LearnerWorker):
             replace(meta, name=self._renamed.get(meta.name, meta.name)) for meta in super().weight_metas()
         ]
 
-    def restart(self, config: LearnerConfig, path: str) -> None:
+    def restart(self, config: LearnerConfig, path: str, dtype: str = "float32") -> None:
         """A fresh model and engine among the ranks that have joined: loading the libraries takes longer
         than all tests. Collective.
         """
@@ -52,7 +52,7 @@ class ProbedWorker(LearnerWorker):
 
         self._engine._engine.destroy()
         self._spec = self._base = replace(
-            self._spec, learner=config, model_path=path, model=ModelConfig(path=path)
+            self._spec, learner=config, model_path=path, model=ModelConfig(path=path, dtype=dtype)
         )
         engine.join_ranks = lambda *_, **__: None
         self.start("", 0)
@@ -61,6 +61,12 @@ class ProbedWorker(LearnerWorker):
         self._gradient = self.reduced_gradients()
         return super().step(learning_rate)
 
+    def random_number(self) -> float:
+        """The next of this rank's."""
+        import torch
+
+        return float(torch.rand(()))
+
     def gradient(self) -> dict[str, np.ndarray] | None:
         """By parameter name; rank 0."""
         return self._gradient
@@ -68,7 +74,7 @@ class ProbedWorker(LearnerWorker):
     def parameters(self) -> dict[str, np.ndarray]:
         """Whole, by Hugging Face name. Collective."""
         names = [meta.name for meta in self.weight_metas()]
-        tensors = (tensor.cpu().numpy().copy() for _, tensor in self._engine.full_parameters())
+        tensors = (tensor.float().cpu().numpy().copy() for _, tensor in self._engine.full_parameters())
         return dict(zip(names, tensors, strict=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from plain import PlainLearner, distance, make_rows, norm
 from probe import LIMIT_S, call, pack_of, room_for, start_learners
@@ -62,12 +64,17 @@ class ProbedCritic(CriticWorker):
 
 
 class CountingReference(ReferenceWorker):
-    """A scorer that counts its packs."""
+    """A scorer that counts its packs, and may take its time over them."""
 
     count = 0
+    pause_s = 0.0
+
+    def dawdle(self, pause_s: float) -> None:
+        self.pause_s = pause_s
 
     def logprobs(self, pack: Any) -> Any:
         self.count += 1
+        time.sleep(self.pause_s)
         return super().logprobs(pack)
 
     def packs(self) -> int:
@@ -83,7 +90,9 @@ class Actors:
     critic: ActorGroup
     reference: ActorGroup
 
-    def update(self, questions: list[list[Row]], **algorithm: Any) -> UpdateResult:
+    def update(
+        self, questions: list[list[Row]], rates: tuple[float, float] = (1e-3, 1e-2), **algorithm: Any
+    ) -> UpdateResult:
         """One update as the driver takes it."""
         estimator = make_estimator(**algorithm)
         call(self.learners, "use", estimator)
@@ -101,7 +110,7 @@ class Actors:
             for rows in questions:
                 group.add(rows)
                 await asyncio.sleep(0)  # as the driver does between two questions
-            return await group.finish(1e-3, 1e-2)
+            return await group.finish(*rates)
 
         return asyncio.run(run())
 
@@ -195,6 +204,34 @@ def test_a_step_equals_plain_pytorch(actors: Actors, tmp_path: Path) -> None:
     assert metrics["critic/grad_norm"] == pytest.approx(norm(expected_values), rel=1e-4)
     assert metrics["policy/kl_ref"] > 0
     assert not unknown_metrics(metrics)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dr_grpo"])
+def test_gradients_do_not_depend_on_when_scores_come_back(actors: Actors, name: str) -> None:
+    policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
+    questions = make_rows(policy, GROUPS * 4, seed=7)
+    trained = [actors.learners] + ([actors.critic] if name == "ppo" else [])
+    gradients = []
+    for slow in (0, 1):  # first one reference worker holds the others up, then the other
+        for i, actor in enumerate(actors.reference.actors):
+            ray.get(actor.dawdle.remote(0.05 if i == slow else 0.0))
+        actors.update(questions, (0.0, 0.0), name=name, kl_coef=KL_COEF, kl_in="reward")
+        gradients.append([call(group, "gradient")[0] for group in trained])
+    call(actors.reference, "dawdle", 0.0)
+    for gradient, other in zip(*gradients, strict=True):
+        assert norm(gradient) > 0
+        assert all((gradient[key] == other[key]).all() for key in gradient)
+
+
+def test_a_critic_does_not_learn_from_what_is_not_finite(actors: Actors) -> None:
+    policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
+    questions = make_rows(policy, GROUPS, seed=8)
+    questions[0][0].reward = np.inf
+    pack = pack_of(questions[1])
+    before = call(actors.critic, "values", pack)[0]
+    result = actors.update(questions, name="ppo")
+    assert (result.skipped, result.critic_skipped) == ("not_finite", "not_finite")
+    assert (call(actors.critic, "values", pack)[0] == before).all()
 
 
 def test_the_value_loss_is_clipped_around_the_scored_value(actors: Actors, tmp_path: Path) -> None:

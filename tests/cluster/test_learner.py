@@ -9,20 +9,19 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pair import HPT_BATCH, MIXED, RATE, SAMPLES, TEMPERATURE, C, N, Pair, hpt_loss, starting
 from plain import PlainLearner, distance, make_rows, norm
-from probe import LIMIT_S, call, pack_of, room_for, start_learners
+from probe import LIMIT_S, call, pack_of, room_for
 
 from hpt_ray.cluster.groups import ActorGroup
-from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import LearnerConfig, ModelConfig, ReferenceConfig
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.tokenizer import load_tokenizer
@@ -33,20 +32,6 @@ from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-TEMPERATURE = 0.7
-RATE = 1e-3
-N, SAMPLES, C = 6, 4, 24
-HPT, HPT_BATCH = make_estimator("hpt"), BatchShape(N, SAMPLES, C)
-
-# What the gate let through of each question: rewards of its rollouts, and whether its demonstration.
-MIXED = [
-    ((1, 0, 0, 1), False),
-    ((), True),
-    ((0, 1, 0, 0), False),
-    ((), True),
-    ((1, 1, 1, 1), False),
-    ((), True),
-]
 ROLLOUTS = [(rewards, False) for rewards, _ in MIXED if rewards]
 DEMONSTRATIONS = [((), True)] * 4
 
@@ -63,125 +48,10 @@ def load_golden() -> ModuleType:
     return module
 
 
-class Pair:
-    """The learner and its plain counterpart."""
-
-    def __init__(self, ranks: ActorGroup, plain: PlainLearner):
-        self.ranks, self.plain = ranks, plain
-
-    def step(
-        self,
-        questions: list[list[Row]],
-        loss: Callable[[PlainLearner, list[Row]], torch.Tensor],
-        *,
-        estimator: Estimator = HPT,
-        batch: BatchShape = HPT_BATCH,
-        tokens_per_microbatch: int = 96,
-        rate: float = RATE,
-        reference: ActorGroup | None = None,
-    ) -> tuple[UpdateResult, dict[str, np.ndarray]]:
-        """One step on both sides; asserts that they agree. The learner's result and gradient."""
-        before = call(self.ranks, "parameters")[0]
-        self.plain.set_parameters(before)
-        rows = [row for question in questions for row in question]
-        expected, expected_norm = self.plain.gradient(loss(self.plain, rows))
-        self.plain.step(rate)
-        expected_update = difference(self.plain.parameters(), before)
-
-        result = self.learn(
-            questions,
-            estimator=estimator,
-            batch=batch,
-            tokens_per_microbatch=tokens_per_microbatch,
-            rate=rate,
-            reference=reference,
-        )
-        gradient = call(self.ranks, "gradient")[0]
-        update = difference(call(self.ranks, "parameters")[0], before)
-
-        assert all(np.isfinite(g).all() for g in gradient.values())
-        assert distance(gradient, expected) <= 1e-5 * expected_norm
-        assert result.metrics["optim/grad_norm"] == pytest.approx(expected_norm, rel=1e-5, abs=0)
-        assert distance(update, expected_update) <= 1e-3 * norm(expected_update)
-        return result, gradient
-
-    def learn(
-        self,
-        questions: list[list[Row]],
-        *,
-        estimator: Estimator = HPT,
-        batch: BatchShape = HPT_BATCH,
-        tokens_per_microbatch: int = 96,
-        rate: float = RATE,
-        reference: ActorGroup | None = None,
-    ) -> UpdateResult:
-        """One step of the learner alone, as the driver takes it."""
-        call(self.ranks, "use", estimator)
-        learner = LearnerGroup(
-            self.ranks,
-            estimator,
-            batch=batch,
-            tokens_per_microbatch=tokens_per_microbatch,
-            timeout_s=LIMIT_S,
-            reference=reference,
-        )
-
-        async def update() -> UpdateResult:
-            for question in questions:
-                learner.add(question)
-            return await learner.finish(rate)
-
-        return asyncio.run(update())
-
-
-def difference(after: dict[str, np.ndarray], before: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: after[name] - before[name] for name in before}
-
-
-def hpt_loss(plain: PlainLearner, rows: Sequence[Row]) -> torch.Tensor:
-    """HPT by hand: −Σ ρ (R − mean)/(N n C) on rollouts, −Σ mean log π / N on demonstrations."""
-    total = torch.zeros((), dtype=torch.float64)
-    for row in rows:
-        logp, _ = plain.score(row)
-        if row.is_demo:
-            total = total - logp.mean() / N
-        else:
-            rewards = [other.reward for other in rows if other.group == row.group and not other.is_demo]
-            ratio = (logp - torch.from_numpy(row.logp_old)).exp()
-            total = total - ratio.sum() * (row.reward - np.mean(rewards)) / (N * SAMPLES * C)
-    return total
-
-
 @pytest.fixture(scope="module")
 def start(ray_cluster, tiny_model):
-    """`start(num_ranks, …)`: a new pair, in processes that are used again for the same number of ranks."""
-    running: dict[tuple[int, str], tuple[Cluster, ActorGroup]] = {}
-
-    def make(
-        num_ranks: int,
-        zero_stage: int,
-        *,
-        architecture: str = "qwen2",
-        tied: bool = True,
-        processes: str = "first",
-        **learner: Any,
-    ) -> Pair:
-        path = tiny_model(architecture, tied)
-        # The clip bites in most steps; the weight decay is large enough to be seen.
-        options = {"max_grad_norm": 0.5, "weight_decay": 0.1, **learner}
-        config = LearnerConfig(num_ranks=num_ranks, zero_stage=zero_stage, **options)
-        if (num_ranks, processes) in running:
-            ranks = running[num_ranks, processes][1]
-            call(ranks, "restart", config, str(path))
-        else:
-            room = room_for(learner=num_ranks)
-            ranks = start_learners(room, path, config, temperature=TEMPERATURE)
-            running[num_ranks, processes] = room, ranks
-        return Pair(ranks, PlainLearner(path, config, TEMPERATURE))
-
-    yield make
-    for room, _ in running.values():
-        room.release()
+    with starting(tiny_model) as start:
+        yield start
 
 
 @dataclass(frozen=True)
@@ -329,6 +199,100 @@ def test_kl_to_a_frozen_policy_equals_plain_pytorch(start, reference, kind):
         questions = make_rows(pair.plain, ROLLOUTS, seed=seed)
         result, _ = pair.step(questions, loss, estimator=estimator, rate=0.01, reference=reference.workers)
         assert result.num_skipped_rows == 0
+
+
+# -- whose log π_old -------------------------------------------------------------------------------
+
+
+def take_step(
+    pair: Pair,
+    updates: list[list[list[Row]]],
+    estimator: Estimator,
+    reference: ActorGroup | None,
+    recompute: bool,
+) -> tuple[list[UpdateResult], list[dict[str, np.ndarray]]]:
+    """A step of several updates whose rows are all known before the first; results and gradients."""
+    call(pair.ranks, "use", estimator)
+    learner = LearnerGroup(
+        pair.ranks,
+        estimator,
+        batch=HPT_BATCH,
+        tokens_per_microbatch=96,
+        timeout_s=LIMIT_S,
+        reference=reference,
+        updates_per_step=len(updates),
+        recompute_old_logps=recompute,
+    )
+
+    async def step() -> tuple[list[UpdateResult], list[dict[str, np.ndarray]]]:
+        for update, questions in enumerate(updates):
+            for rows in questions:
+                learner.add(rows, update)
+        results, gradients = [], []
+        for _ in updates:
+            results.append(await learner.finish(RATE))
+            gradients.append((await pair.ranks.call("gradient", timeout_s=LIMIT_S))[0])
+        return results, gradients
+
+    return asyncio.run(step())
+
+
+@pytest.mark.parametrize("kl_in", [None, "loss", "reward"])
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 1), (2, 3)])
+def test_old_logps_can_be_the_learners_own(start, reference, num_ranks, stage, kl_in):
+    """As if the sampler had reported the log-probs of the learner's weights before the step."""
+    kl = {} if kl_in is None else {"kl_coef": 0.1, "kl_in": kl_in}
+    estimator = make_estimator("grpo", **kl)
+    workers = None if kl_in is None else reference.workers
+    pair = start(num_ranks, stage)
+    groups = [((1, 0, 0, 1), False), ((0, 1), True), ((1, 0, 0), False)]
+    updates = [make_rows(pair.plain, groups, seed=seed) for seed in (42, 43)]
+    own, gaps = [], []
+    for questions in updates:
+        rows = [row for rows in questions for row in rows]
+        ends = np.cumsum([row.response_length for row in rows])[:-1]
+        logps = np.split(call(pair.ranks, "logprobs", pack_of(rows))[0][0], ends)
+        mine = {id(row): row.logp_old if row.is_demo else logp for row, logp in zip(rows, logps, strict=True)}
+        own.append([[replace(row, logp_old=mine[id(row)]) for row in rows] for rows in questions])
+        gaps.append(np.concatenate([np.abs(mine[id(r)] - r.logp_old) for r in rows if not r.is_demo]))
+
+    theirs = take_step(start(num_ranks, stage), updates, estimator, workers, recompute=False)
+    expected = take_step(start(num_ranks, stage), own, estimator, workers, recompute=False)
+    results, gradients = take_step(start(num_ranks, stage), updates, estimator, workers, recompute=True)
+    for gradient, other, sampled in zip(gradients, expected[1], theirs[1], strict=True):
+        assert distance(gradient, other) < 1e-5 * norm(other)
+        assert distance(gradient, sampled) > 1e-2 * norm(other)
+    for result, gap in zip(results, gaps, strict=True):  # the gap is that to the sampler
+        assert result.metrics["policy/logp_gap_mean"] == pytest.approx(gap.mean(), rel=1e-3)
+        assert result.metrics["policy/logp_gap_max"] == pytest.approx(gap.max(), rel=1e-3)
+    assert results[0].metrics["policy/effective_sample_size"] == pytest.approx(1, abs=1e-6)
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+def test_every_rank_says_when_it_was_busy(start, tmp_path):
+    pair = start(2, 2)
+    questions = make_rows(pair.plain, MIXED, seed=44)
+    pair.learn(questions)
+    begin = time.time()
+    call(pair.ranks, "logprobs", pack_of(questions[0]))
+    call(pair.ranks, "save", str(tmp_path))
+    call(pair.ranks, "export", str(tmp_path / "hf"))
+    result = pair.learn(questions)
+    end = time.time()
+    assert list(result.spans) == pair.ranks.names
+    for spans in result.spans.values():
+        names = [name for name, _, _ in spans]
+        assert names[:3] == ["score", "save", "export"]
+        assert set(names[3:-1]) == {"backward"}
+        assert names[-1] == "step"
+        times = [time for _, *times in spans for time in times]
+        assert times == sorted(times)
+        assert begin < times[0] < times[-1] < end
+    sums = [sum(end - start for _, start, end in spans) for spans in result.spans.values()]
+    assert result.busy_s == pytest.approx(max(sums))
+    assert all(spans[0][0] == "backward" for spans in pair.learn(questions).spans.values())
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from hpt_ray.checkpoint.store import BLOCK_BYTES, CheckpointDamaged, CheckpointStore, load_state, verify
+from hpt_ray.checkpoint.manifest import BLOCK_BYTES, CheckpointDamaged, verify
+from hpt_ray.checkpoint.store import CheckpointFailed, CheckpointStore, load_state
 
 
 def save(store: CheckpointStore, step: int, size: int = 1000) -> Path:
@@ -18,7 +21,7 @@ def save(store: CheckpointStore, step: int, size: int = 1000) -> Path:
     (folder / "model").mkdir()
     (folder / "model" / "weights.bin").write_bytes(os.urandom(size))
     (folder / "rank-0.pt").write_bytes(bytes([step % 256]) * 10)
-    return store.commit(step, {"step": step, "sampler": {"epoch": 1}})
+    return store.commit(step, {"step": step, "sampler": {"epoch": 1}}).path
 
 
 def test_a_commit_renames_with_state_and_manifest(tmp_path: Path) -> None:
@@ -80,10 +83,102 @@ def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
     save(store, 1)
     folder = store.begin(1)
     (folder / "new.bin").write_bytes(b"new")
-    path = store.commit(1, {"attempt": 2})
+    path = store.commit(1, {"attempt": 2}).path
     assert load_state(path) == {"attempt": 2}
     assert (path / "new.bin").is_file()
     assert not (path / "rank-0.pt").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_the_newest_up_to_a_step(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=0)
+    first, second = save(store, 2), save(store, 4)
+    assert [store.latest(up_to=step).path for step in (1, 2, 3, 4, 5)] == [None, first, first, second, second]
+
+
+def test_a_commit_in_a_thread_is_not_disturbed_by_the_next_begin(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    folder = store.begin(1)
+    with (folder / "large.bin").open("wb") as file:
+        file.truncate(2**29)  # takes a while to hash
+    thread = threading.Thread(target=store.commit, args=(1, {"step": 1}))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not (folder / "state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    with pytest.raises(AssertionError, match="wait for the commit of step 1"):
+        store.begin(2)
+    assert store.latest().path is None
+    thread.join(timeout=30)
+    assert store.steps() == [1]
+    assert list(store.begin(2).iterdir()) == []
+    assert store.latest().path == tmp_path / "step-000001"
+
+
+SAVE_TWICE = """
+import sys
+from pathlib import Path
+from hpt_ray.checkpoint.store import CheckpointFailed, CheckpointStore
+def save(step, size):
+    folder = store.begin(step)
+    (folder / "weights.bin").write_bytes(bytes(200_000))
+    store.commit(step, {"text": "x" * size})
+store = CheckpointStore(Path(sys.argv[1]), keep=0)
+save(1, 1000)
+LIMIT
+try:
+    save(2, 900_000)
+except CheckpointFailed as error:
+    print(error)
+found = store.latest()
+print(found.path.name, found.rejected, [path.name for path in store.root.iterdir()])
+save(3, 1000)
+print(store.latest().path.name)
+"""
+
+
+def check_two_saves(printed: str) -> None:
+    failure, older, newer = printed.splitlines()
+    assert failure.startswith("the checkpoint of step 2 could not be saved: ")
+    assert " MiB free of " in failure or " GiB free of " in failure
+    assert "The newest checkpoint is still step-000001. Make room there, or lower checkpoint.keep." in failure
+    assert older == "step-000001 {} ['step-000001']"
+    assert newer == "step-000003"
+
+
+def test_a_file_that_may_not_grow_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))"
+    finished = subprocess.run(
+        [sys.executable, "-c", SAVE_TWICE.replace("LIMIT", limit), str(tmp_path)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "File too large" in finished.stdout
+    check_two_saves(finished.stdout)
+
+
+def test_a_full_disk_is_named_with_its_room_and_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*mount, "mount -t tmpfs none /mnt"]).returncode:
+        pytest.skip("this machine does not let a user mount a small disk in a namespace of his own")
+    script = 'mount -t tmpfs -o size=1m none "$1" && exec "$0" -c "$2" "$1"'
+    finished = subprocess.run(
+        [*mount, script, sys.executable, str(tmp_path), SAVE_TWICE.replace("LIMIT", "")],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "No space left on device" in finished.stdout
+    assert "MiB free of 1.0 MiB" in finished.stdout
+    check_two_saves(finished.stdout)
+
+
+def test_who_writes_the_files_can_say_that_it_failed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=0)
+    folder = store.begin(1)
+    (folder / "half.bin").write_bytes(b"x")
+    error = store.failed(1, RuntimeError("rank 1: No space left on device"))
+    assert isinstance(error, CheckpointFailed)
+    assert "step 1 could not be saved: rank 1: No space left" in str(error)
+    assert "There is no other" in str(error)
+    assert list(tmp_path.iterdir()) == []
 
 
 def damage(path: Path, how: str) -> None:

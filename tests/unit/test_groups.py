@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hpt_ray.records import FinishReason, Group, Outcome, Question, Rollout, Verdict
-from hpt_ray.reward.groups import graded_groups
+from hpt_ray.reward.groups import GroupStream, graded_groups, in_order
 
 
 class LocalVerifier:
@@ -36,9 +36,8 @@ def collect(batches, *, num_samples: int, is_certain=None) -> tuple[list[Group],
             for _ in range(5):
                 await asyncio.sleep(0)  # grading goes on meanwhile
 
-    async def abort(ids: set[str]) -> int:
+    async def abort(ids: set[str]) -> None:
         aborted.append(ids)
-        return 0
 
     async def run() -> list[Group]:
         questions = {name: Question(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
@@ -89,3 +88,81 @@ def test_a_certain_question_leaves_at_once_and_its_late_rollouts_are_ignored() -
 def test_a_failing_stream_is_handed_on() -> None:
     with pytest.raises(RuntimeError, match="engine broke"):
         collect([[rollout("a", 0, "1")], RuntimeError("engine broke")], num_samples=1)
+
+
+def lost(question: str, sample: int) -> Rollout:
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return Rollout(question, sample, *nothing, FinishReason.LOST, -1, "")
+
+
+def test_a_lost_rollout_is_not_graded_and_stands_in_its_group() -> None:
+    batches = [[rollout("a", 0, "1"), lost("a", 1), rollout("b", 0, "1"), rollout("b", 1, "1")]]
+    groups, _ = collect(batches, num_samples=2)
+    (group,) = (group for group in groups if group.question.id == "a")
+    assert [r.finish for r in group.rollouts] == [FinishReason.STOP, FinishReason.LOST]
+    assert group.num_solved == 1
+    assert "lost" in (group.verdicts[1].detail or "")
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+def group_of(name: str) -> Group:
+    question = Question(name, np.array([1], np.int32), name, "1", "set")
+    return Group(question, [rollout(name, 0, "1")], [Verdict(1.0, Outcome.CORRECT)])
+
+
+async def slowly(names: str, error: Exception | None = None):
+    for name in names:
+        await asyncio.sleep(0)
+        yield group_of(name)
+    if error is not None:
+        raise error
+
+
+def test_a_stream_works_before_it_is_read_and_can_be_read_twice() -> None:
+    async def run() -> tuple[list[str], list[str]]:
+        stream = GroupStream(source=slowly("abc"))
+        everything = [group.question.id for group in await stream.all()]
+        return everything, [group.question.id async for group in stream]
+
+    assert asyncio.run(run()) == (["a", "b", "c"], ["a", "b", "c"])
+
+
+def test_a_stream_gives_what_came_before_it_failed_and_then_raises() -> None:
+    seen = []
+
+    async def run() -> None:
+        async for group in GroupStream(source=slowly("ab", ValueError("broken"))):
+            seen.append(group.question.id)
+
+    with pytest.raises(ValueError, match="broken"):
+        asyncio.run(run())
+    assert seen == ["a", "b"]
+
+
+def test_a_closed_stream_stops_its_source() -> None:
+    stopped = []
+
+    async def endless():
+        try:
+            while True:
+                await asyncio.sleep(0)
+                yield group_of("a")
+        finally:
+            stopped.append(True)
+
+    async def run() -> None:
+        stream = GroupStream(source=endless())
+        await asyncio.sleep(0.01)
+        await stream.close()
+
+    asyncio.run(run())
+    assert stopped == [True]
+
+
+def test_groups_in_order_wait_for_those_before_them() -> None:
+    async def run() -> list[str]:
+        return [group.question.id async for group in in_order(slowly("cab"), ["a", "b", "c"])]
+
+    assert asyncio.run(run()) == ["a", "b", "c"]

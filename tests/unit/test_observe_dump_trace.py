@@ -8,11 +8,29 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from hpt_ray.observe.rollout_dump import read_rollouts, write_rollouts
+from hpt_ray.errors import UserError
+from hpt_ray.observe.rollout_dump import (
+    question_ids,
+    read_groups,
+    read_pairs,
+    read_rollouts,
+    write_groups,
+    write_rollouts,
+)
 from hpt_ray.observe.trace import Span, TraceWriter, busy_share, read_trace
-from hpt_ray.records import Decision, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.records import (
+    Decision,
+    Demonstration,
+    FinishReason,
+    Group,
+    Outcome,
+    Question,
+    Rollout,
+    Verdict,
+)
 
 
 def test_a_dump_holds_tokens_logps_verdict_and_decision(tmp_path: Path) -> None:
@@ -31,16 +49,135 @@ def test_a_dump_holds_tokens_logps_verdict_and_decision(tmp_path: Path) -> None:
     assert np.array_equal(np.array(first["logps"], np.float32), logps)
     assert json.loads(first["reference"]) == ["42", 42]
     expected = {
-        "step": 12, "question_id": "mini/1", "data_source": "mini", "prompt": "What is 6*7?", "sample": 0,
+        "step": 12, "group": 0, "question_id": "mini/1", "data_source": "mini", "prompt": "What is 6*7?", "sample": 0,
         "text": "42", "finish": "stop", "weight_version": 7, "score": 1.0, "outcome": "correct",
         "extracted": "42", "detail": None, "branch": "rollouts", "reason": "solved", "num_solved": 1,
+        "num_rollouts": 2, "rollout_weight": 1.0, "demo_weight": 0.0, "request_id": "mini/1",
     }  # fmt: skip
     assert {name: first[name] for name in expected} == expected
     assert (second["token_ids"], second["finish"], second["outcome"]) == ([], "lost", "error")
 
 
-def test_a_step_without_rollouts_is_an_empty_table(tmp_path: Path) -> None:
-    assert read_rollouts(write_rollouts(tmp_path, 1, [])) == []
+def question(number: int) -> Question:
+    demonstration = Demonstration(np.array([7, 2], np.int32), "42")
+    return Question(f"mini/{number}", np.array([1, number], np.int32), "6*7?", "42", "mini", demonstration)
+
+
+def group_of(asked: Question, num_rollouts: int, *, seed: int, suffix: str = "") -> Group:
+    """Rollouts of every kind: finished, cut, aborted without a token, lost."""
+    random = np.random.default_rng(seed)
+    rollouts, verdicts = [], []
+    for sample in range(num_rollouts):
+        finish = list(FinishReason)[sample % 4]
+        length = 0 if finish in (FinishReason.ABORT, FinishReason.LOST) else int(random.integers(1, 9))
+        ids, logps = random.integers(0, 2**31, length), random.standard_normal(length)
+        rollouts.append(
+            Rollout(
+                question_id=asked.id + suffix,
+                sample=sample,
+                token_ids=ids.astype(np.int32),
+                logps=logps.astype(np.float32),
+                finish=finish,
+                weight_version=-1 if finish is FinishReason.ABORT else seed,
+                text=f"größer “{sample}” \x00",
+            )
+        )
+        outcome = list(Outcome)[sample % len(Outcome)]
+        extracted = None if outcome is Outcome.NO_ANSWER else "42"
+        verdicts.append(
+            Verdict(float(random.standard_normal()), outcome, extracted, "why" if sample else None)
+        )
+    return Group(asked, rollouts, verdicts)
+
+
+DATA = {f"mini/{number}": question(number) for number in (1, 2, 3, 4)}
+
+
+def groups_of_a_step() -> list[Group]:
+    """The order is that of arrival; one question is there twice, one has no rollouts."""
+    return [
+        group_of(DATA["mini/3"], 8, seed=1),
+        group_of(DATA["mini/1"], 8, seed=2),
+        group_of(DATA["mini/2"], 0, seed=3),
+        group_of(DATA["mini/1"], 8, seed=4, suffix="#2"),
+        group_of(DATA["mini/2"], 1, seed=5),
+    ]
+
+
+def plain(group: Group) -> tuple:
+    """Everything in a group, down to the bits of its arrays."""
+    rollouts = [
+        {
+            field: (value.dtype.str, value.tobytes()) if isinstance(value, np.ndarray) else value
+            for field in Rollout.__slots__
+            for value in [getattr(rollout, field)]
+        }
+        for rollout in group.rollouts
+    ]
+    return id(group.question), rollouts, group.verdicts
+
+
+def test_groups_come_back_as_they_were(tmp_path: Path) -> None:
+    groups = groups_of_a_step()
+    path = write_groups(tmp_path / "pending.parquet", groups)
+    assert [plain(group) for group in read_groups(path, DATA)] == [plain(group) for group in groups]
+    assert [file.name for file in tmp_path.iterdir()] == ["pending.parquet"]
+    assert read_groups(write_groups(tmp_path / "none.parquet", []), DATA) == []
+
+
+def test_a_step_comes_back_with_its_decisions_in_the_order_of_training(tmp_path: Path) -> None:
+    groups = groups_of_a_step()
+    decisions = [
+        Decision(1.0, 0.0, 2, 8, "solved"),
+        Decision(0.1 + 0.2, 1 / 3, 2, 8, "weighed"),
+        Decision(0.0, 1.0, 0, 0, "demonstrations_always"),
+        Decision(0.0, 0.0, 0, 8, "no_demonstration"),
+        Decision(0.0, 1.0, 0, 1, "unsolved"),
+    ]
+    pairs = read_pairs(write_rollouts(tmp_path, 7, list(zip(groups, decisions, strict=True))), DATA)
+    assert [decision for _, decision in pairs] == decisions
+    assert [plain(group) for group, _ in pairs] == [plain(group) for group in groups]
+
+
+def test_a_question_without_rollouts_has_a_line_of_its_own(tmp_path: Path) -> None:
+    decision = Decision(0.0, 1.0, 0, 0, "demonstrations_always")
+    path = write_rollouts(tmp_path, 1, [(Group(question(i), [], []), decision) for i in (4, 2)])
+    lines = read_rollouts(path)
+    assert [(line["group"], line["question_id"], line["sample"]) for line in lines] == [
+        (0, "mini/4", None),
+        (1, "mini/2", None),
+    ]
+    assert {line["branch"] for line in lines} == {"demonstration"}
+    assert question_ids(path) == {"mini/2", "mini/4"}
+    assert read_rollouts(write_rollouts(tmp_path, 2, [])) == []
+
+
+def test_a_dump_that_cannot_be_made_into_groups_says_why(tmp_path: Path) -> None:
+    path = write_groups(tmp_path / "pending.parquet", [group_of(question(3), 2, seed=1)])
+    with pytest.raises(UserError, match=r"pending\.parquet: question mini/3 is not in the data"):
+        read_groups(path, {"mini/1": question(1)})
+    pq.write_table(pq.read_table(path).drop_columns(["group", "demo_weight"]), path)
+    with pytest.raises(UserError, match=r"older version of hpt_ray: it lacks demo_weight, group, so"):
+        read_pairs(path, DATA)
+
+
+def test_a_step_of_the_papers_size_is_written_in_moments(tmp_path: Path) -> None:
+    """128 questions × 8 rollouts × 8,192 tokens. Value by value it would take a minute."""
+    ids, logps = np.arange(8192, dtype=np.int32), np.linspace(-1, 0, 8192, dtype=np.float32)
+    verdict = Verdict(1.0, Outcome.CORRECT, "42")
+    groups = [
+        Group(
+            question(i),
+            [Rollout(f"mini/{i}", s, ids, logps, FinishReason.STOP, 1, "x" * 20_000) for s in range(8)],
+            [verdict] * 8,
+        )
+        for i in range(128)
+    ]
+    begin = time.perf_counter()
+    path = write_rollouts(tmp_path, 1, [(group, Decision(1.0, 0.0, 8, 8, "solved")) for group in groups])
+    assert time.perf_counter() - begin < 10
+    (first, *_) = read_groups(path, {group.question.id: group.question for group in groups})
+    assert plain(first) == plain(groups[0])
 
 
 def test_a_trace_reads_back_and_is_valid_json_after_each_write(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Seeds, ids and the dealing of requests to workers."""
+"""Seeds, ids and the order of requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpt_ray.rollout.pool import deal
+from hpt_ray.rollout.pool import longest_first
 from hpt_ray.rollout.requests import request_for, sampling_seed, unique_ids
 
 
@@ -27,18 +27,19 @@ def test_a_question_twice_in_a_batch_gets_two_ids() -> None:
     assert unique_ids(["a", "b", "a", "a"]) == ["a", "b", "a#2", "a#3"]
 
 
-@given(
-    lengths=st.lists(st.integers(1, 50), max_size=40),
-    num_workers=st.integers(1, 5),
-)
-def test_every_request_goes_to_one_worker_and_sequences_are_even(
-    lengths: list[int], num_workers: int
-) -> None:
+@given(expected=st.lists(st.floats(1, 1e4), max_size=40))
+def test_what_takes_longest_comes_first_and_nothing_is_lost(expected: list[float]) -> None:
     requests = [
-        request_for(f"q{i}", np.zeros(n, np.int32), num_samples=8, run_seed=0, step=0)
-        for i, n in enumerate(lengths)
+        request_for(f"q{i}", np.zeros(3, np.int32), num_samples=8, run_seed=0, step=0, expected_tokens=tokens)
+        for i, tokens in enumerate(expected)
     ]
-    shares = deal(requests, num_workers)
-    assert sorted(r.question_id for share in shares for r in share) == sorted(r.question_id for r in requests)
-    counts = [sum(len(r.samples) for r in share) for share in shares]
-    assert max(counts) - min(counts) <= 8
+    ordered = longest_first(requests)
+    assert sorted(r.question_id for r in ordered) == sorted(r.question_id for r in requests)
+    assert [r.expected_tokens for r in ordered] == sorted(expected, reverse=True)
+
+
+def test_of_equally_long_answers_those_to_longer_prompts_come_first() -> None:
+    requests = [
+        request_for(f"q{n}", np.zeros(n, np.int32), num_samples=1, run_seed=0, step=0) for n in (2, 9, 5)
+    ]
+    assert [r.question_id for r in longest_first(requests)] == ["q9", "q5", "q2"]

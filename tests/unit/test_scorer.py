@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, PreTrainedModel
 
+import hpt_ray.learner.logprob as logprob_module
 import hpt_ray.learner.scorer as scorer_module
 from hpt_ray.batch.pack import WeighedRow, make_pack
 from hpt_ray.data.mini.model import model_config
@@ -89,8 +90,8 @@ def relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "gradient-checkpointing"])
 @pytest.mark.parametrize(("architecture", "tied"), MODELS)
 def test_equals_full_logits(monkeypatch, architecture, tied, recompute, chunk_rows):
-    """The last step is in float32 by design, so that much of float64 is left."""
-    monkeypatch.setattr(scorer_module, "CHUNK_LOGITS", chunk_rows * VOCABULARY)
+    """The results are float32 by design, so that much of float64 is left."""
+    monkeypatch.setitem(logprob_module.TILE_LOGITS, "cpu", chunk_rows * VOCABULARY)
     rows = make_rows()
     plain = make_model(architecture, tied, attention="eager")
     expected = full_logits(plain, rows)
@@ -104,6 +105,36 @@ def test_equals_full_logits(monkeypatch, architecture, tied, recompute, chunk_ro
     assert (logp - expected[0]).abs().max() < 2e-6
     assert (entropy - expected[1]).abs().max() < 2e-6
     assert relative(gradient(model, logp, entropy), gradient(plain, *expected)) < 1e-6
+
+
+class OddLinear(torch.nn.Linear):
+    """An output layer that is more than its weight."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden) * 1.5
+
+
+@pytest.mark.parametrize("chunk_rows", [7, 1000], ids=lambda n: f"chunks-of-{n}")
+def test_an_output_layer_of_another_kind_is_called(monkeypatch, chunk_rows):
+    monkeypatch.setattr(scorer_module, "CHUNK_LOGITS", chunk_rows * VOCABULARY)
+    rows = make_rows()
+    plain, model = (make_model("qwen2", tied=True, attention=name) for name in ("eager", "segments"))
+    for m in (plain, model):
+        m.lm_head.__class__ = OddLinear
+    expected = full_logits(plain, rows)
+    packed = ScorerInput.from_pack(pack_of(rows), temperature=TEMPERATURE, device="cpu")
+    logp, entropy = TokenScorer(model)(packed, entropy_grad=True)
+    assert (logp - expected[0]).abs().max() < 2e-6
+    assert (entropy - expected[1]).abs().max() < 2e-6
+    assert relative(gradient(model, logp, entropy), gradient(plain, *expected)) < 1e-6
+
+
+@pytest.mark.parametrize(("architecture", "tied"), MODELS)
+def test_parameters_are_those_of_the_model(architecture, tied):
+    """The output layer's weight has two owners and one name, one gradient and one place in the optimizer."""
+    model = make_model(architecture, tied)
+    names = [name for name, _ in TokenScorer(model).named_parameters()]
+    assert names == [f"model.{name}" for name, _ in model.named_parameters()]
 
 
 def test_entropy_is_detached_unless_asked_for():

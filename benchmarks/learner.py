@@ -1,0 +1,326 @@
+"""What the learner costs: speed against a bare PyTorch loop, padding, memory of log π and entropy.
+
+    python benchmarks/learner.py --out benchmarks/results/learner.json
+
+Speed: whole updates (weigh, pack, send, forward, backward, clip, AdamW) of the real learner, one DeepSpeed
+rank in a Ray actor, from the first row to the step's report; against a loop of model, cross-entropy on the
+response tokens, clip and AdamW on the same packs, which it already holds and which it times itself. Both
+use one process of so many threads, take turns update by update, and use the same attention.
+Padding: the packs of a streaming step at the paper's size, with long-tailed lengths.
+Memory: peak resident memory (VmHWM) of a new process for each figure, beyond what stands before and the
+gradients of hidden states and weight; that counts everything, scratch memory of libraries too.
+About five minutes on two cores. Writes one JSON with versions, machine, settings, raw figures and `result`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from machine import machine, versions
+from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, rounds_of, weighed
+
+from hpt_ray.cluster.process import prepare_process
+from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
+from hpt_ray.estimators import make_estimator
+from hpt_ray.learner.group import LearnerGroup
+from hpt_ray.learner.logprob import logprob_and_entropy
+from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
+from hpt_ray.records import Pack
+
+LIMIT_S = 300.0
+RATE = 1e-4
+# Name: model, rows of an update, tokens of a pack. The first is the model and about the batch of the
+# quickstart; the second, a larger one, is mostly arithmetic.
+SPEED = {
+    "quickstart": (
+        ModelShape(64, 176, 2, 2, 1, 82),
+        Rows(32, 8, Lengths(12, 0.3, 40), Lengths(16, 0.5, 44), 82),
+        4096,
+    ),
+    "8M parameters": (
+        ModelShape(256, 1024, 6, 8, 4, 8192),
+        Rows(4, 8, Lengths(32, 0.3, 64), Lengths(80, 0.7, 512), 8192),
+        2048,
+    ),
+}
+PACKING = Rows(128, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), 82)
+PACK_TOKENS = 32_768
+RANKS = (1, 2, 4, 8)
+# Hidden size and tokens. Against full logits; and the growth, with a narrow model to be quick.
+COMPARED = ((QWEN2_05B.hidden, 1024), (64, 1024), (64, 2048))
+GROWTH = tuple((64, tokens << 10) for tokens in (1, 2, 4, 8, 16, 32))
+
+
+# -- speed -----------------------------------------------------------------------------------------
+
+
+class BareLoop:
+    """Forward, backward, clip and AdamW in plain PyTorch, as an actor beside the learner's."""
+
+    def __init__(self, model_path: str, threads: int, seed: int):
+        prepare_process(threads=threads)
+        from hpt_ray.learner.model import load_policy
+
+        torch.set_num_threads(threads)
+        self.model: Any = load_policy(ModelConfig(random_init=True), model_path, seed=seed).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE)
+
+    def update(self, packs: list[Pack]) -> float:
+        """One optimizer step; its seconds."""
+        from hpt_ray.learner.scorer import ScorerInput
+
+        begin = time.perf_counter()
+        for pack in packs:
+            rows = ScorerInput.from_pack(pack, temperature=1.0, device="cpu")
+            hidden = self.model.model(
+                input_ids=rows.token_ids,
+                position_ids=rows.position_ids,
+                segments=rows.segments,
+                use_cache=False,
+            ).last_hidden_state[0]
+            logits = self.model.lm_head(hidden[rows.before])
+            loss = torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
+            scales = np.repeat(pack.scales[0], pack.response_lengths) * pack.advantages[0]
+            (loss * torch.from_numpy(scales)).sum().backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - begin
+
+
+def measure_speed(num_updates: int, threads: int, seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = Cluster.connect(ClusterConfig(address="local"))
+        try:
+            return {
+                name: asyncio.run(_speed_of(cluster, name, Path(folder) / name, num_updates, threads, seed))
+                for name in SPEED
+            }
+        finally:
+            cluster.close()
+
+
+async def _speed_of(
+    cluster: Cluster, name: str, folder: Path, num_updates: int, threads: int, seed: int
+) -> dict[str, Any]:
+    shape, rows, tokens_per_microbatch = SPEED[name]
+    path = str(shape.save(folder))
+    estimator = make_estimator("hpt")
+    spec = LearnerSpec(
+        ModelConfig(random_init=True), path, LearnerConfig(num_cpus=threads), estimator, 1.0, seed
+    )
+    needs = [Need(kind, 1, 0.5, 0.0) for kind in ("learner", "bare")]
+    await cluster.reserve(needs, timeout_s=LIMIT_S, name="benchmark")
+    ranks = cluster.create("learner", LearnerWorker, [(0, 1, spec, None)])
+    bare = cluster.create("bare", BareLoop, [(path, threads, seed)])
+    host, port = (await ranks.call("rendezvous", timeout_s=LIMIT_S))[0]
+    await ranks.call("start", host, port, timeout_s=LIMIT_S)
+    learner = LearnerGroup(
+        ranks,
+        estimator,
+        batch=rows.batch,
+        tokens_per_microbatch=tokens_per_microbatch,
+        timeout_s=LIMIT_S,
+    )
+    seconds: dict[str, list[float]] = {"learner": [], "bare": []}
+    tokens = []
+    for update in range(-2, num_updates):  # the first two are not counted
+        questions = rows.draw(seed + update + 2)
+        packs = [
+            pack
+            for packs in rounds_of(
+                weighed(estimator, rows, seed + update + 2),
+                num_ranks=1,
+                tokens_per_microbatch=tokens_per_microbatch,
+            )
+            for pack in packs
+        ]
+        begin = time.perf_counter()
+        for question in questions:
+            learner.add(question)
+        result = await learner.finish(RATE)
+        elapsed = time.perf_counter() - begin
+        assert result.num_tokens == sum(pack.num_tokens for pack in packs)
+        bare_s = (await bare.call("update", packs, timeout_s=LIMIT_S))[0]
+        if update >= 0:
+            seconds["learner"].append(elapsed)
+            seconds["bare"].append(bare_s)
+            tokens.append(result.num_tokens)
+    cluster.release()
+    return {"tokens": tokens, "seconds": seconds} | _rates(tokens, seconds)
+
+
+def _rates(tokens: list[int], seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians over updates; the ratio is that of each pair of updates, one right after the other."""
+    per_s = {
+        name: statistics.median(n / s for n, s in zip(tokens, values, strict=True))
+        for name, values in seconds.items()
+    }
+    ratios = [b / a for a, b in zip(seconds["learner"], seconds["bare"], strict=True)]
+    return {"tokens_per_s": per_s, "tokens_per_s_ratio": statistics.median(ratios)}
+
+
+# -- padding ---------------------------------------------------------------------------------------
+
+
+def measure_packing(seed: int) -> list[dict[str, Any]]:
+    """By number of ranks: what a step of the paper's size sends through forward."""
+    questions = weighed(make_estimator("hpt"), PACKING, seed)
+    return [_packing_of(questions, num_ranks) for num_ranks in RANKS]
+
+
+def _packing_of(questions: list, num_ranks: int) -> dict[str, Any]:
+    from hpt_ray.learner.attention import Segments
+
+    rounds = rounds_of(questions, num_ranks=num_ranks, tokens_per_microbatch=PACK_TOKENS)
+    packs = [pack for packs in rounds for pack in packs]
+    sent = sum(pack.num_tokens for pack in packs)
+    real = sum(item.num_tokens for question in questions for item in question)
+    blocks = [
+        block
+        for pack in packs
+        for block in Segments.from_lengths(pack.row_lengths).blocks
+        if not pack.is_dummy
+    ]
+    positions = sum(block.gather.numel() for block in blocks)
+    longest = sum(max(pack.num_tokens for pack in packs) for packs in rounds)
+    return {
+        "num_ranks": num_ranks,
+        "rows": sum(map(len, questions)),
+        "rounds": len(rounds),
+        "dummy_packs": sum(pack.is_dummy for pack in packs),
+        "tokens_sent": sent,
+        "tokens_real": real,
+        "padding_waste": 1 - real / sent,
+        # Not tokens sent through the model: rows of a block of attention `segments` are as long as its longest.
+        "padding_within_segments": 1 - real / positions,
+        # What ranks in lockstep wait for the fullest pack of a round.
+        "imbalance": 1 - real / (longest * num_ranks),
+        "mean_fill_of_packs": real / (len(packs) * PACK_TOKENS),
+    }
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+FORMS = {"full": full_logits, "tiled": logprob_and_entropy}
+
+
+def measure_memory(threads: int, seed: int) -> dict[str, Any]:
+    tasks = [("full", *size) for size in COMPARED] + [("tiled", *size) for size in {*COMPARED, *GROWTH}]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        figures = [pool.apply(_peak_of, (*task, threads, seed)) for task in sorted(tasks)]
+    peaks = {(f["form"], f["hidden"], f["tokens"]): f["peak_bytes"] for f in figures}
+    ratios = {f"{h} wide, {n} tokens": peaks["tiled", h, n] / peaks["full", h, n] for h, n in COMPARED}
+    return {"figures": figures, "ratios": ratios, "growth": _growth(peaks)}
+
+
+def _growth(peaks: dict[tuple[str, int, int], int]) -> dict[str, float]:
+    """Bytes for each further token of a sequence, from the shortest to the longest; one logit row beside it."""
+    (hidden, short), (_, long) = GROWTH[0], GROWTH[-1]
+    per_token = (peaks["tiled", hidden, long] - peaks["tiled", hidden, short]) / (long - short)
+    return {
+        "bytes_per_token": per_token,
+        "hidden_state_bytes": 4 * hidden,
+        "logits_bytes": 4 * VOCABULARY,
+        "share_of_logits": per_token / (4 * VOCABULARY),
+    }
+
+
+def _peak_of(form: str, hidden: int, tokens: int, threads: int, seed: int) -> dict[str, Any]:
+    """In a process of its own: peak memory of forward and backward beyond inputs and their gradients."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    weight = torch.randn(VOCABULARY, hidden, requires_grad=True)
+
+    def forward_backward(tokens: int) -> tuple[float, int]:
+        states = torch.randn(tokens, hidden, requires_grad=True)
+        targets = torch.randint(0, VOCABULARY, (tokens,))
+        before = psutil.Process().memory_info().rss
+        begin = time.perf_counter()
+        logp, _ = FORMS[form](states, weight, targets)
+        gradients = torch.autograd.grad(logp.sum(), [states, weight])
+        seconds = time.perf_counter() - begin
+        return seconds, before + sum(g.numel() * g.element_size() for g in gradients)
+
+    forward_backward(1)  # libraries make their room
+    seconds, expected = forward_backward(tokens)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) * 1024
+    return {
+        "form": form,
+        "hidden": hidden,
+        "tokens": tokens,
+        "seconds": seconds,
+        "peak_bytes": peak - expected,
+        "logits_bytes": 4 * VOCABULARY * tokens,
+    }
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def result(raw: dict[str, Any]) -> dict[str, Any]:
+    """The worst figure of each kind, and whether it meets its target."""
+    speed = min(figures["tokens_per_s_ratio"] for figures in raw["speed"].values())
+    waste = max(figures["padding_waste"] for figures in raw["packing"])
+    memory = max(raw["memory"]["ratios"].values())
+    return {
+        "tokens_per_s_ratio": speed,
+        "padding_waste": waste,
+        "logprob_memory_ratio": memory,
+        "logprob_growth_share_of_logits": raw["memory"]["growth"]["share_of_logits"],
+        "passed": speed >= 0.9 and waste <= 0.02 and memory <= 0.05,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--updates", type=int, default=12, help="counted updates of each model and side")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {
+        "benchmark": "learner",
+        "versions": versions(),
+        "machine": machine(),
+        "settings": {
+            "updates": arguments.updates,
+            "threads": arguments.threads,
+            "seed": arguments.seed,
+            "speed": {
+                name: {"model": asdict(m), "rows": asdict(r), "tokens_per_microbatch": t}
+                for name, (m, r, t) in SPEED.items()
+            },
+            "packing": {"rows": asdict(PACKING), "tokens_per_microbatch": PACK_TOKENS, "ranks": RANKS},
+            "memory": {"vocabulary": VOCABULARY, "compared": COMPARED, "growth": GROWTH},
+        },
+    }
+    raw = {
+        "speed": measure_speed(arguments.updates, arguments.threads, arguments.seed),
+        "packing": measure_packing(arguments.seed),
+        "memory": measure_memory(arguments.threads, arguments.seed),
+    }
+    report |= {"raw": raw, "result": result(raw)}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report["result"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Saving and finding a run's checkpoints: the learner's files, the batches ahead, and the run's state.
+
+    step-000012/learner/   weights, optimizer and random states, one file a rank
+               critic/     the same for the critic, and its value model; only where there is one
+               hf/         the policy as a Hugging Face folder
+               ahead/      groups of the steps that were generated ahead (deterministic runs only)
+               state.json  RunState
+
+The actors write their files between two steps; hashing, syncing to disk and mirroring go on in a thread
+beside the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpt_ray.checkpoint.state import RunState, read_state
+from hpt_ray.checkpoint.store import CheckpointStore, Committed
+from hpt_ray.cluster.topology import Actors
+from hpt_ray.errors import UserError
+from hpt_ray.stream import BatchStream
+
+LEARNER, CRITIC, EXPORT, AHEAD = "learner", "critic", "hf", "ahead"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint and the state that is in it."""
+
+    path: Path
+    state: RunState
+
+    @property
+    def ahead(self) -> Path:
+        return self.path / AHEAD
+
+
+class Keeper:
+    """The checkpoints of one run. One save is under way at a time."""
+
+    def __init__(self, store: CheckpointStore, *, timeout_s: float):
+        self.store, self._timeout_s = store, timeout_s
+        self._committing: asyncio.Task[Committed] | None = None
+        self.mirror_problem: str | None = None  # why the last copy to the mirror failed
+
+    async def write(self, actors: Actors, step: int, ahead: BatchStream | None) -> None:
+        """Write the actors' files of a checkpoint, and the batches ahead where they are given."""
+        await self.settle()
+        folder = self.store.begin(step)
+        try:
+            await self._write_ranks(actors, folder.resolve())
+            if ahead is not None:
+                await ahead.save(folder / AHEAD)
+        except OSError as error:
+            raise self.store.failed(step, error) from error
+
+    def commit(self, state: RunState, *, keep_also: int | None) -> None:
+        """Let what was written become a whole checkpoint, in the background; see `settle`."""
+        self._committing = asyncio.create_task(
+            asyncio.to_thread(self.store.commit, state.step, state.to_json(), keep_also=keep_also)
+        )
+
+    async def settle(self) -> None:
+        """Wait until the last save is whole. Raises `CheckpointFailed` where it could not be."""
+        if self._committing is not None:
+            committing, self._committing = self._committing, None
+            self.mirror_problem = (await committing).mirror_problem
+
+    async def newest(self) -> tuple[Saved | None, dict[Path, str]]:
+        """The newest whole checkpoint, and those that were rejected: path → why."""
+        await self.settle()
+        found = self.store.latest(checksums=True)
+        return (None if found.path is None else Saved(found.path, read_state(found.path))), found.rejected
+
+    async def load(self, actors: Actors, saved: Saved) -> None:
+        """The checkpoint's weights and optimizer into the ranks."""
+        folder = saved.path.resolve()
+        await actors.learners.call("load", str(folder / LEARNER), timeout_s=self._timeout_s)
+        if actors.critic is None:
+            return
+        if not (folder / CRITIC).is_dir():
+            raise UserError(
+                f"{saved.path} was written without a critic, which this algorithm needs: start a new run from "
+                f"its {saved.path / EXPORT} (model.path), or continue with the algorithm it was made with."
+            )
+        await actors.critic.call("load", str(folder / CRITIC / "state"), timeout_s=self._timeout_s)
+
+    async def _write_ranks(self, actors: Actors, folder: Path) -> None:
+        limit = self._timeout_s
+        (folder / LEARNER).mkdir()
+        await actors.learners.call("save", str(folder / LEARNER), timeout_s=limit)
+        await actors.learners.call("export", str(folder / EXPORT), timeout_s=limit)
+        if actors.critic is not None:
+            (folder / CRITIC / "state").mkdir(parents=True)
+            await actors.critic.call("save", str(folder / CRITIC / "state"), timeout_s=limit)
+            await actors.critic.call("export", str(folder / CRITIC), timeout_s=limit)

@@ -1,0 +1,258 @@
+"""log π and entropy of tokens from hidden states, without ever holding the logits of all of them.
+
+In: hidden states [R, H], the output layer's weight [V, H], the tokens [R]. Out: log π [R] and entropy [R].
+The logits [R, V] are made tile by tile, by rows and by vocabulary. Forward merges the sums of the tiles of
+a row (online log-sum-exp); backward makes every tile again and adds its part to the gradients. Beyond hidden
+states, weight and their gradients this takes two tiles (three with soft-capped logits and a gradient of the
+entropy), one slice of the weight and O(R · H) numbers, each in float32.
+
+`LogProbHead` is the output layer as a module. Neither knows models, packs or losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from math import isqrt
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Logits of one tile. On a CPU it should stay in the cache (4 MiB in float32); a GPU has to be kept busy.
+TILE_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 23}
+
+
+def logprob_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: Tensor | None = None,
+    softcap: float | None = None,
+    entropy_grad: bool = False,
+    tile_logits: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log softmax(z)[targets] [R] and the entropy of softmax(z) [R].
+
+    z = cap(hidden · weightᵀ + bias) / temperature, where cap(x) = softcap · tanh(x / softcap), or x.
+
+    `hidden` [R, H], `weight` [V, H] and `bias` [V] of one dtype, `targets` [R] int64, `temperature` [R].
+    Logits, sums and results are float32, or float64 where `hidden` is; gradients are summed in that dtype
+    and returned in that of their tensor (a parameter's `grad_dtype`). Without `entropy_grad` the entropy
+    is a constant to autograd.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    temperature = None if temperature is None else temperature.to(dtype)
+    layer = _Layer(
+        dtype=dtype,
+        softcap=softcap,
+        tile_logits=tile_logits or TILE_LOGITS["cuda" if hidden.is_cuda else "cpu"],
+    )
+    return _LogProb.apply(hidden, weight, bias, targets, temperature, layer, entropy_grad)
+
+
+class LogProbHead(torch.nn.Module):
+    """An output layer seen as: hidden states and tokens → (log π, entropy) of the tokens.
+
+    It shares the layer's parameters. Call it as a module: under ZeRO 3 a parameter is whole only while a
+    module that owns it runs, forward or backward, which DeepSpeed's hooks see to.
+    """
+
+    def __init__(self, layer: torch.nn.Linear, softcap: float | None = None):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.softcap = softcap
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor, temperature: Tensor, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As `logprob_and_entropy`."""
+        return logprob_and_entropy(
+            hidden,
+            self.weight,
+            targets,
+            bias=self.bias,
+            temperature=temperature,
+            softcap=self.softcap,
+            entropy_grad=entropy_grad,
+        )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What makes logits of products, and in what portions."""
+
+    dtype: torch.dtype
+    softcap: float | None
+    tile_logits: int
+
+    def cuts(self, num_rows: int, vocabulary: int) -> tuple[list[slice], list[slice]]:
+        """Rows and vocabulary in slices: tiles as square as they can be, the fewest reads per product."""
+        rows = max(1, min(num_rows, max(isqrt(self.tile_logits), self.tile_logits // vocabulary)))
+        entries = max(1, min(vocabulary, self.tile_logits // rows))
+        return list(_slices(num_rows, rows)), list(_slices(vocabulary, entries))
+
+    def logits(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: Tensor | None
+    ) -> Tensor:
+        """z [rows, entries], a tensor of its own."""
+        z = _product(hidden, weight.T, self.dtype)
+        if bias is not None:
+            z += bias
+        if self.softcap is not None:
+            z.div_(self.softcap).tanh_().mul_(self.softcap)
+        if temperature is not None:
+            z /= temperature[:, None]
+        return z
+
+    def slope(self, z: Tensor, temperature: Tensor | None) -> Tensor | None:
+        """∂z/∂(hidden · weightᵀ) at z: a tensor that broadcasts to z; None where it is 1."""
+        slope = None if temperature is None else 1 / temperature[:, None]
+        if self.softcap is None:
+            return slope
+        capped = z / self.softcap if temperature is None else z * (temperature[:, None] / self.softcap)
+        bend = capped.square_().neg_().add_(1)  # 1 − tanh²
+        return bend if slope is None else bend.mul_(slope)
+
+
+class _Sums(NamedTuple):
+    """Of each row of logits z [rows]: m = max z, Σ exp(z − m), Σ exp(z − m) (z − m), and the target's z."""
+
+    top: Tensor
+    total: Tensor
+    moment: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor, targets: Tensor, entries: slice) -> _Sums:
+        """Uses `z` up."""
+        index, is_here = _within(targets, entries)
+        target = z.gather(1, index).squeeze(1) * is_here
+        top = z.amax(-1)
+        z -= top[:, None]
+        p = z.exp()
+        return cls(top, p.sum(-1), p.mul_(z).sum(-1), target)
+
+    def merge(self, other: _Sums) -> _Sums:
+        """The sums over both parts of the vocabulary."""
+        top = torch.maximum(self.top, other.top)
+        moved = [part._move(top) for part in (self, other)]
+        return _Sums(top, *(a + b for a, b in zip(*moved, strict=True)))
+
+    def _move(self, top: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums with respect to another m."""
+        by = self.top - top
+        factor = by.exp()
+        return self.total * factor, (self.moment + by * self.total) * factor, self.target
+
+
+class _LogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: Tensor | None,
+        layer: _Layer,
+        entropy_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        by_row, by_entry = layer.cuts(len(hidden), len(weight))
+        parts = []
+        for rows in by_row:
+            tiles = (
+                _Sums.of(
+                    layer.logits(hidden[rows], weight[entries], _at(bias, entries), _at(temperature, rows)),
+                    targets[rows],
+                    entries,
+                )
+                for entries in by_entry
+            )
+            parts.append(reduce(_Sums.merge, tiles))
+        sums = _Sums(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        log_total = sums.total.log()
+        log_z, entropy = sums.top + log_total, log_total - sums.moment / sums.total
+        ctx.save_for_backward(hidden, weight, bias, targets, temperature, log_z, entropy)
+        ctx.layer, ctx.entropy_grad = layer, entropy_grad
+        if not entropy_grad:
+            ctx.mark_non_differentiable(entropy)
+        return sums.target - log_z, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, targets, temperature, log_z, entropy = ctx.saved_tensors
+        layer: _Layer = ctx.layer
+        by_row, by_entry = layer.cuts(len(hidden), len(weight))
+        grad_hidden = torch.zeros_like(hidden, dtype=layer.dtype)
+        grad_weight = torch.empty_like(weight, dtype=_grad_dtype(weight))
+        grad_bias = None if bias is None else torch.empty_like(bias, dtype=_grad_dtype(bias))
+        for entries in by_entry:
+            slice_grad = torch.zeros_like(weight[entries], dtype=layer.dtype)
+            slice_bias_grad = torch.zeros_like(slice_grad[:, 0])
+            for rows in by_row:
+                z = layer.logits(hidden[rows], weight[entries], _at(bias, entries), _at(temperature, rows))
+                slope = layer.slope(z, _at(temperature, rows))
+                z -= log_z[rows, None]
+                if ctx.entropy_grad:
+                    grad = _entropy_part(z, grad_logp[rows], grad_entropy[rows], entropy[rows])
+                else:
+                    grad = z.exp_().mul_(-grad_logp[rows, None])
+                index, is_here = _within(targets[rows], entries)
+                grad.scatter_add_(1, index, (grad_logp[rows] * is_here)[:, None])
+                if slope is not None:
+                    grad *= slope
+                if bias is not None:
+                    slice_bias_grad += grad.sum(0)
+                grad = grad.to(hidden.dtype)
+                grad_hidden[rows] += _product(grad, weight[entries], layer.dtype)
+                slice_grad += _product(grad.T, hidden[rows], layer.dtype)
+            grad_weight[entries] = slice_grad
+            if grad_bias is not None:
+                grad_bias[entries] = slice_bias_grad
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None
+
+
+def _entropy_part(log_p: Tensor, grad_logp: Tensor, grad_entropy: Tensor, entropy: Tensor) -> Tensor:
+    """−p (g + h (log p + H)): the gradient by z but for the target's own g. Uses `log_p` up."""
+    p = log_p.exp()
+    log_p += entropy[:, None]
+    log_p *= grad_entropy[:, None]
+    log_p += grad_logp[:, None]
+    return log_p.mul_(p).neg_()
+
+
+def _within(targets: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
+    """Column [rows, 1] of each target in a slice of the vocabulary, and whether it is there at all."""
+    column = targets - entries.start
+    index = column.clamp(0, entries.stop - entries.start - 1)
+    return index[:, None], index == column
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b, summed and returned in `dtype`."""
+    if a.dtype == dtype:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
+def _grad_dtype(tensor: Tensor) -> torch.dtype:
+    """What autograd keeps the gradient in: float32 also for a bfloat16 parameter, where it is told to."""
+    return (tensor.grad_dtype or tensor.dtype) if tensor.is_leaf else tensor.dtype
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    """At least one, if an empty one."""
+    for begin in range(0, max(size, 1), step):
+        yield slice(begin, min(begin + step, size))
+
+
+def _at(tensor: Tensor | None, where: slice) -> Tensor | None:
+    return None if tensor is None else tensor[where]

@@ -1,0 +1,229 @@
+"""The rollout workers as a fleet: who serves, who holds which weights, who is started again.
+
+In: a way to make worker i, and the path the weights come on. Out: workers that serve the committed version, and
+word (`on_up`, `on_down`) when one comes or goes. A worker whose process ends, whose engine fails or which makes
+no progress is killed and started again in its place; it serves once it holds the committed weights. The run
+goes on with the others, down to one. What a worker was asked for is the pool's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.config.schema import RolloutConfig
+from hpt_ray.errors import NoWorkerLeft, WaitExpired
+from hpt_ray.observe.trace import SpanRecord
+from hpt_ray.rollout.health import Event, Health, State
+from hpt_ray.weight_sync.transaction import WeightSync
+
+CHECK_EVERY_S = 5.0  # how often the engines are asked for their progress
+ANSWER_LIMIT_S = 10.0  # for a worker's control calls, which do not wait for its engine
+FIRST_PAUSE_S = 0.5  # before a worker is started again; doubles with every failure in a row
+
+
+@dataclass(eq=False)
+class Worker:
+    """A place in the fleet and the actor that fills it now."""
+
+    index: int
+    actor: Any
+    health: Health = field(default_factory=Health)
+    steps: int = 0  # of its engine, when last asked
+    progress_s: float = field(default_factory=time.monotonic)  # when it last made any
+    why: str = ""  # it failed
+
+    @property
+    def name(self) -> str:
+        return f"rollout-{self.index}"
+
+
+class Fleet:
+    """`num_workers` rollout workers. `make(i)` starts the actor of worker i.
+
+    Without `sync` (evaluation) the engines load their weights themselves.
+    """
+
+    def __init__(
+        self, make: Callable[[int], Any], num_workers: int, config: RolloutConfig, sync: WeightSync | None
+    ):
+        self._make, self._config, self._sync = make, config, sync
+        self.workers = [Worker(i, make(i)) for i in range(num_workers)]
+        self.faults: Counter[str] = Counter()  # what failed and what was done, since the run began
+        self.on_up: Callable[[Worker], None] = lambda worker: None
+        self.on_down: Callable[[Worker], None] = lambda worker: None
+        self._version = 0  # committed
+        self._weights_moved = False  # the learner's weights are no longer those that were committed
+        self._moving_weights = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- start and stop ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Wait until every engine is up. At the start of a run, one that does not come up ends it."""
+        limit = self._config.start_timeout_s
+        await _group(self.workers).call("start", timeout_s=limit, what="start the vLLM engine")
+        for worker in self.workers:
+            self._note(worker, Event.STARTED)
+            if self._sync is None:
+                self._note(worker, Event.COMMITTED)
+        self._spawn(self._watch())
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for worker in self.workers:
+            ray.kill(worker.actor)
+
+    # -- who serves --------------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.health.serves]
+
+    def check_hope(self) -> None:
+        """Raise `NoWorkerLeft` where every worker has been given up."""
+        if all(worker.health.state is State.RETIRED for worker in self.workers):
+            whys = "\n".join(f"  {worker.name}: {worker.why}" for worker in self.workers)
+            raise NoWorkerLeft(f"every rollout worker failed more than rollout.max_restarts times:\n{whys}")
+
+    def failed(self, worker: Worker, error: BaseException | str) -> None:
+        """Take a worker out and start it again. Hearing of one death twice does no harm."""
+        if worker.health.state in (State.DEAD, State.RETIRED):
+            return
+        worker.why = str(error).strip() or type(error).__name__
+        self.faults["rollout_failed"] += 1
+        self._note(worker, Event.FAILED)
+        self.on_down(worker)
+        ray.kill(worker.actor)
+        self._spawn(self._restart(worker))
+
+    def delivered(self, worker: Worker) -> None:
+        worker.health = worker.health.delivered()
+        worker.progress_s = time.monotonic()
+
+    # -- weights -----------------------------------------------------------------------------------
+
+    def weights_move(self) -> None:
+        """The learner is about to step: from now on its weights are not those that were committed."""
+        self._weights_moved = True
+
+    async def push(self, version: int) -> float:
+        """The learner's weights as they are, under `version`, to every worker that is up. Seconds it took.
+
+        A worker that fails on the way is taken out; one that is not up gets the weights when it is.
+        """
+        assert self._sync is not None, "nobody to send weights"
+        async with self._moving_weights:
+            targets = [worker for worker in self.workers if worker.health.takes_weights]
+            seconds = 0.0
+            if targets:
+                report = await self._sync.push(version, _group(targets))
+                seconds = report.seconds
+                self._settle(targets, report.failed)
+            self._version, self._weights_moved = version, False
+        return seconds
+
+    def _settle(self, targets: list[Worker], failed: dict[str, str]) -> None:
+        for worker in targets:
+            if worker.name in failed:
+                self.faults["sync_failed"] += 1
+                self.failed(worker, failed[worker.name])
+            elif worker.health.takes_weights:  # it may have died since
+                self._note(worker, Event.COMMITTED)
+
+    async def _catch_up(self, worker: Worker) -> None:
+        """The committed weights to a worker that has just come up, beside whatever goes on."""
+        async with self._moving_weights:
+            if worker.health.state is not State.STALE:
+                return
+            if self._sync is None:
+                self._note(worker, Event.COMMITTED)
+            elif not self._weights_moved or self._sync.keeps_committed:
+                report = await self._sync.resend(_group([worker]))
+                self._settle([worker], report.failed)
+            # Else the push that is about to come brings it the next version.
+
+    # -- failures ----------------------------------------------------------------------------------
+
+    async def _restart(self, worker: Worker) -> None:
+        if worker.health.failures > self._config.max_restarts:
+            self._note(worker, Event.GIVEN_UP)
+            self.faults["rollout_retired"] += 1
+            return
+        await asyncio.sleep(FIRST_PAUSE_S * 2 ** (worker.health.failures - 1))
+        worker.actor = self._make(worker.index)
+        self._note(worker, Event.RESTARTED)
+        self.faults["rollout_restarted"] += 1
+        try:
+            limit = self._config.start_timeout_s
+            await _group([worker]).call("start", timeout_s=limit, what="start the vLLM engine")
+            self._note(worker, Event.STARTED)
+            await self._catch_up(worker)
+        except Exception as error:
+            self.failed(worker, error)
+
+    async def _watch(self) -> None:
+        """Ask the engines for their progress; doubt, and then replace, one that makes none."""
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            serving = [w for w in self.workers if w.health.state in (State.HEALTHY, State.SUSPECT)]
+            await asyncio.gather(*(self._check(worker) for worker in serving))
+
+    async def _check(self, worker: Worker) -> None:
+        try:
+            (at,) = await _group([worker]).call("progress", timeout_s=ANSWER_LIMIT_S)
+        except WaitExpired:
+            pass
+        except Exception as error:
+            return self.failed(worker, error)
+        else:
+            if not at.busy or at.steps != worker.steps:
+                worker.steps, worker.progress_s = at.steps, time.monotonic()
+        if not (worker.health.serves or worker.health.state is State.SUSPECT):
+            return  # it failed meanwhile
+        silent_s = time.monotonic() - worker.progress_s
+        limit = self._config.stall_timeout_s
+        if silent_s > limit:
+            self.failed(worker, f"its engine made no step for {limit:.0f} s (rollout.stall_timeout_s)")
+        elif silent_s > limit / 3:
+            self._note(worker, Event.SILENT)
+        else:
+            self._note(worker, Event.PROGRESS)
+
+    # -- what a person sees ------------------------------------------------------------------------
+
+    async def spans(self) -> dict[str, list[SpanRecord]]:
+        """What the engines did since the last call, by worker. One that does not answer has failed."""
+        spans: dict[str, list[SpanRecord]] = {}
+        for worker in self.serving:
+            try:
+                (spans[worker.name],) = await _group([worker]).call("spans", timeout_s=ANSWER_LIMIT_S)
+            except Exception as error:
+                self.failed(worker, error)
+        return spans
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _note(self, worker: Worker, event: Event) -> None:
+        served = worker.health.serves
+        worker.health = worker.health.after(event)
+        if worker.health.serves and not served:
+            worker.progress_s = time.monotonic()
+            self.on_up(worker)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _group(workers: list[Worker]) -> ActorGroup:
+    return ActorGroup([worker.name for worker in workers], [worker.actor for worker in workers])

@@ -1,0 +1,171 @@
+"""Questions to graded groups, step after step, some of them ahead of time.
+
+     sampler ──questions──▶ requests, longest first ──▶ pool ──rollouts──▶ verifier ──verdicts──▶ groups
+
+In: the step that is about to train. Out: its batch, whose groups come as they are complete. With
+`rollout.max_staleness` S, the batches of the next S steps are begun at the same time, so generation goes on
+while the learner steps; their rollouts are then up to S versions behind. With S = 0 nothing is begun before
+the weights it needs are committed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpt_ray.checkpoint.state import RunState
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.config.schema import Config
+from hpt_ray.data.questions import QuestionSet
+from hpt_ray.data.sampler import Sampler
+from hpt_ray.observe.rollout_dump import dump_of, read_groups, write_groups
+from hpt_ray.records import FinishReason, Group, Question
+from hpt_ray.reward.groups import GroupStream, IsCertain, graded_groups, in_order
+from hpt_ray.rollout.pool import RolloutPool, longest_first
+from hpt_ray.rollout.requests import Sampling, request_for, unique_ids
+
+FINISHED = (FinishReason.STOP, FinishReason.LENGTH)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The questions of one step and the stream of their groups."""
+
+    step: int
+    questions: list[Question]
+    stream: GroupStream
+    order: Sequence[str] | None  # ids of the requests in the order groups must come in; None: as they come
+    position: dict[str, Any]  # of the sampler, once these questions were drawn
+
+    def groups(self) -> AsyncIterator[Group]:
+        groups = aiter(self.stream)
+        return groups if self.order is None else in_order(groups, self.order)
+
+
+class BatchStream:
+    """Begins batches of `questions`, in the sampler's order."""
+
+    def __init__(
+        self,
+        config: Config,
+        questions: QuestionSet,
+        *,
+        num_rollouts: int,
+        sampling: Sampling,
+        is_certain: IsCertain | None,
+    ):
+        self._config, self._questions = config, questions
+        self._num_rollouts, self._sampling, self._is_certain = num_rollouts, sampling, is_certain
+        self._sampler = Sampler(len(questions), seed=config.run.seed, shuffle=config.data.shuffle)
+        self._pool: RolloutPool | None = None
+        self._verifier: ActorGroup | None = None
+        self._ahead: deque[Batch] = deque()
+        self._start = self._sampler.state()
+        self.position = dict(self._start)  # after the questions that have been trained on
+        self.lengths: dict[str, float] = {}  # mean response tokens of a question when it was last answered
+
+    def connect(self, pool: RolloutPool, verifier: ActorGroup) -> None:
+        self._pool, self._verifier = pool, verifier
+
+    def begin(self, step: int) -> Batch:
+        """The batch of `step`. Batches that may run ahead are begun too."""
+        last = min(step + self._config.rollout.max_staleness, self._config.run.steps)
+        while step + len(self._ahead) <= last:
+            self._ahead.append(self._batch(step + len(self._ahead)))
+        return self._ahead.popleft()
+
+    def done(self, batch: Batch, groups: Sequence[Group]) -> None:
+        """The learner has trained on `batch`."""
+        self.position = batch.position
+        for group in groups:
+            lengths = [len(r.token_ids) for r in group.rollouts if r.finish in FINISHED]
+            if lengths:
+                self.lengths[group.question.id] = float(np.mean(lengths))
+
+    async def drain(self) -> None:
+        """Wait until nothing is being generated any more."""
+        for batch in self._ahead:
+            await batch.stream.all()
+
+    # -- restart -----------------------------------------------------------------------------------
+
+    async def save(self, folder: Path) -> None:
+        """Write the groups of batches that have been begun, so that a resumed run trains on the same."""
+        folder.mkdir()
+        for batch in self._ahead:
+            write_groups(dump_of(folder, batch.step), await batch.stream.all())
+
+    def put_back(self, batch: Batch) -> None:
+        """A batch that was begun and not trained on is the next one again."""
+        self._ahead.appendleft(batch)
+
+    async def restart(self, state: RunState | None, ahead: Path | None = None) -> None:
+        """Go on where a checkpoint was made (None: at the beginning). What is under way is aborted."""
+        await self.close()
+        position = self._start if state is None else state.sampler
+        self._sampler.load_state(position)
+        self.position = dict(position)
+        self.lengths = {} if state is None else dict(state.history)
+        while state is not None and ahead is not None:
+            number = state.step + 1 + len(self._ahead)
+            if not dump_of(ahead, number).is_file():
+                break
+            questions = self._draw()
+            groups = read_groups(dump_of(ahead, number), {question.id: question for question in questions})
+            self._ahead.append(
+                Batch(number, questions, GroupStream(groups), self._order(questions), self._sampler.state())
+            )
+
+    async def close(self) -> None:
+        for batch in self._ahead:
+            await batch.stream.close()
+        self._ahead.clear()
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _draw(self) -> list[Question]:
+        return [self._questions[i] for i in self._sampler.next_batch(self._config.questions_per_step)]
+
+    def _order(self, questions: list[Question]) -> list[str] | None:
+        if not (self._config.run.deterministic and self._num_rollouts):
+            return None
+        return unique_ids([question.id for question in questions])
+
+    def _batch(self, step: int) -> Batch:
+        questions = self._draw()
+        if self._num_rollouts == 0:
+            stream = GroupStream([Group(question, [], []) for question in questions])
+        else:
+            stream = GroupStream(source=self._generate(questions, step))
+        return Batch(step, questions, stream, self._order(questions), self._sampler.state())
+
+    def _generate(self, questions: list[Question], step: int) -> AsyncIterator[Group]:
+        assert self._pool is not None, "nobody to ask"
+        assert self._verifier is not None, "nobody to grade"
+        by_id = dict(zip(unique_ids([question.id for question in questions]), questions, strict=True))
+        usual = float(np.mean([*self.lengths.values()])) if self.lengths else 1.0
+        requests = [
+            request_for(
+                key,
+                question.prompt_ids,
+                num_samples=self._num_rollouts,
+                run_seed=self._config.run.seed,
+                step=step,
+                expected_tokens=self.lengths.get(question.id, usual),
+            )
+            for key, question in by_id.items()
+        ]
+        return graded_groups(
+            self._pool.generate(longest_first(requests), self._sampling),
+            by_id,
+            num_samples=self._num_rollouts,
+            verifier=self._verifier,
+            timeout_s=self._config.rollout.timeout_s,
+            is_certain=self._is_certain,
+            abort=self._pool.abort,
+        )

@@ -1,0 +1,162 @@
+"""The learner's ranks beside one process of plain PyTorch; both take the same steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from plain import PlainLearner, distance, norm
+from probe import LIMIT_S, call, room_for, start_learners
+
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.estimators import BatchShape, Estimator, make_estimator
+from hpt_ray.learner.group import LearnerGroup, UpdateResult
+from hpt_ray.records import Row
+
+TEMPERATURE = 0.7
+RATE = 1e-3
+N, SAMPLES, C = 6, 4, 24
+HPT, HPT_BATCH = make_estimator("hpt"), BatchShape(N, SAMPLES, C)
+
+# What the gate let through of each question: rewards of its rollouts, and whether its demonstration.
+MIXED = [
+    ((1, 0, 0, 1), False),
+    ((), True),
+    ((0, 1, 0, 0), False),
+    ((), True),
+    ((1, 1, 1, 1), False),
+    ((), True),
+]
+
+
+class Pair:
+    """The learner and its plain counterpart."""
+
+    def __init__(self, ranks: ActorGroup, plain: PlainLearner):
+        self.ranks, self.plain = ranks, plain
+
+    def step(
+        self,
+        questions: list[list[Row]],
+        loss: Callable[[PlainLearner, list[Row]], torch.Tensor],
+        *,
+        estimator: Estimator = HPT,
+        batch: BatchShape = HPT_BATCH,
+        tokens_per_microbatch: int = 96,
+        rate: float = RATE,
+        reference: ActorGroup | None = None,
+    ) -> tuple[UpdateResult, dict[str, np.ndarray]]:
+        """One step on both sides; asserts that they agree. The learner's result and gradient."""
+        before = call(self.ranks, "parameters")[0]
+        self.plain.set_parameters(before)
+        rows = [row for question in questions for row in question]
+        expected, expected_norm = self.plain.gradient(loss(self.plain, rows))
+        self.plain.step(rate)
+        expected_update = difference(self.plain.parameters(), before)
+
+        result = self.learn(
+            questions,
+            estimator=estimator,
+            batch=batch,
+            tokens_per_microbatch=tokens_per_microbatch,
+            rate=rate,
+            reference=reference,
+        )
+        gradient = call(self.ranks, "gradient")[0]
+        update = difference(call(self.ranks, "parameters")[0], before)
+
+        assert all(np.isfinite(g).all() for g in gradient.values())
+        assert distance(gradient, expected) <= 1e-5 * expected_norm
+        assert result.metrics["optim/grad_norm"] == pytest.approx(expected_norm, rel=1e-5, abs=0)
+        assert distance(update, expected_update) <= 1e-3 * norm(expected_update)
+        return result, gradient
+
+    def learn(
+        self,
+        questions: list[list[Row]],
+        *,
+        estimator: Estimator = HPT,
+        batch: BatchShape = HPT_BATCH,
+        tokens_per_microbatch: int = 96,
+        rate: float = RATE,
+        reference: ActorGroup | None = None,
+    ) -> UpdateResult:
+        """One step of the learner alone, as the driver takes it."""
+        call(self.ranks, "use", estimator)
+        learner = LearnerGroup(
+            self.ranks,
+            estimator,
+            batch=batch,
+            tokens_per_microbatch=tokens_per_microbatch,
+            timeout_s=LIMIT_S,
+            reference=reference,
+        )
+
+        async def update() -> UpdateResult:
+            for question in questions:
+                learner.add(question)
+            return await learner.finish(rate)
+
+        return asyncio.run(update())
+
+
+def difference(after: dict[str, np.ndarray], before: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: after[name] - before[name] for name in before}
+
+
+def hpt_loss(plain: PlainLearner, rows: Sequence[Row]) -> torch.Tensor:
+    """HPT by hand: −Σ ρ (R − mean)/(N n C) on rollouts, −Σ mean log π / N on demonstrations."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        logp, _ = plain.score(row)
+        if row.is_demo:
+            total = total - logp.mean() / N
+        else:
+            rewards = [other.reward for other in rows if other.group == row.group and not other.is_demo]
+            ratio = (logp - torch.from_numpy(row.logp_old)).exp()
+            total = total - ratio.sum() * (row.reward - np.mean(rewards)) / (N * SAMPLES * C)
+    return total
+
+
+@contextmanager
+def starting(tiny_model: Callable[[str, bool], Path]) -> Iterator[Callable[..., Pair]]:
+    """`start(num_ranks, stage, …)`: a new pair; processes are used again for the same number of ranks."""
+    running: dict[tuple[int, str], tuple[Cluster, ActorGroup]] = {}
+
+    def make(
+        num_ranks: int,
+        zero_stage: int,
+        *,
+        architecture: str = "qwen2",
+        tied: bool = True,
+        processes: str = "first",
+        dtype: str = "float32",
+        **learner: Any,
+    ) -> Pair:
+        path = tiny_model(architecture, tied)
+        # The clip bites in most steps; the weight decay is large enough to be seen.
+        options = {"max_grad_norm": 0.5, "weight_decay": 0.1, **learner}
+        config = LearnerConfig(num_ranks=num_ranks, zero_stage=zero_stage, **options)
+        is_new = (num_ranks, processes) not in running
+        if is_new:
+            room = room_for(learner=num_ranks)
+            ranks = start_learners(room, path, config, temperature=TEMPERATURE)
+            running[num_ranks, processes] = room, ranks
+        ranks = running[num_ranks, processes][1]
+        if not is_new or dtype != "float32":
+            call(ranks, "restart", config, str(path), dtype)
+        return Pair(ranks, PlainLearner(path, config, TEMPERATURE))
+
+    try:
+        yield make
+    finally:
+        for room, _ in running.values():
+            room.release()

@@ -1,0 +1,211 @@
+"""The fleet and the pool with workers that answer, die and hang as they are told: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from probe import room_for
+from scripted import ANSWER, DIE, HANG, ScriptedWorker
+
+from hpt_ray.config.schema import RolloutConfig
+from hpt_ray.errors import NoWorkerLeft, WaitExpired
+from hpt_ray.records import FinishReason, Rollout
+from hpt_ray.rollout import fleet as fleet_module
+from hpt_ray.rollout.fleet import Fleet
+from hpt_ray.rollout.health import State
+from hpt_ray.rollout.pool import MAX_TRIES, WINDOW, RolloutPool
+from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=8, stop_token_ids=(1,))
+SAMPLES = 4
+
+Test = Callable[[Fleet, RolloutPool], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch):
+    monkeypatch.setattr(fleet_module, "CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr(fleet_module, "FIRST_PAUSE_S", 0.05)
+
+
+@pytest.fixture
+def with_fleet(ray_cluster) -> Callable[..., None]:
+    """Runs a test with a fleet that is up and a pool over it."""
+
+    def run(
+        test: Test,
+        *,
+        num_workers: int = 2,
+        breaks_at_start: Path | None = None,
+        max_num_seqs: int = 256,
+        timeout_s: float = 60.0,
+        **config,
+    ) -> None:
+        room = room_for(rollout=num_workers)
+        arguments = [(i, str(breaks_at_start or "")) for i in range(num_workers)]
+        make = room.maker("rollout", ScriptedWorker, arguments, max_concurrency=100)
+
+        async def whole() -> None:
+            fleet = Fleet(make, num_workers, RolloutConfig(num_workers=num_workers, **config), None)
+            try:
+                await fleet.start()
+                await test(fleet, RolloutPool(fleet, max_num_seqs=max_num_seqs, timeout_s=timeout_s))
+            finally:
+                fleet.stop()
+
+        try:
+            asyncio.run(whole())
+        finally:
+            room.release()
+
+    return run
+
+
+def ask(name: str, what: int, milliseconds: int, expected_tokens: float = 1.0) -> GenerateRequest:
+    prompt = np.array([what, milliseconds], np.int32)
+    return request_for(name, prompt, num_samples=SAMPLES, run_seed=0, step=1, expected_tokens=expected_tokens)
+
+
+async def draw(pool: RolloutPool, requests: list[GenerateRequest]) -> list[Rollout]:
+    return [rollout async for batch in pool.generate(requests, SAMPLING) for rollout in batch]
+
+
+def keys(rollouts: list[Rollout]) -> Counter[tuple[str, int]]:
+    return Counter((rollout.question_id, rollout.sample) for rollout in rollouts)
+
+
+def each_once(names: list[str]) -> Counter[tuple[str, int]]:
+    return Counter((name, sample) for name in names for sample in range(SAMPLES))
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.02)
+
+
+def test_what_a_dead_worker_owed_is_drawn_by_others_with_the_same_seeds(with_fleet):
+    names = [f"q{i}" for i in range(12)]
+
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        requests = [ask(name, ANSWER, 600) for name in names]
+        seeds = {
+            (r.question_id, s): seed for r in requests for s, seed in zip(r.samples, r.seeds, strict=True)
+        }
+        drawing = asyncio.create_task(draw(pool, requests))
+        await asyncio.sleep(0.3)
+        ray.kill(fleet.workers[0].actor)
+        rollouts = await drawing
+        assert keys(rollouts) == each_once(names)
+        assert all(r.token_ids[0] == seeds[r.question_id, r.sample] % 1000 for r in rollouts)
+        assert fleet.faults["rollout_failed"] == 1
+        assert pool.faults["rollouts_requeued"] > 0
+        # It comes back and serves.
+        await until(lambda: len(fleet.serving) == 2)
+        rollouts = await draw(pool, [ask(f"later{i}", ANSWER, 50) for i in range(8)])
+        assert {rollout.text for rollout in rollouts} == {"0", "1"}
+
+    with_fleet(test)
+
+
+def test_the_only_worker_is_waited_for(with_fleet):
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        drawing = asyncio.create_task(draw(pool, [ask("q", ANSWER, 500)]))
+        await asyncio.sleep(0.2)
+        ray.kill(fleet.workers[0].actor)
+        assert keys(await drawing) == each_once(["q"])
+
+    with_fleet(test, num_workers=1)
+
+
+def test_a_question_that_kills_every_worker_is_lost_and_the_others_are_not(with_fleet):
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        requests = [ask("poison", DIE, 100), *(ask(f"q{i}", ANSWER, 30) for i in range(6))]
+        rollouts = await draw(pool, requests)
+        assert keys(rollouts) == each_once(["poison", *(f"q{i}" for i in range(6))])
+        finishes = {r.question_id: r.finish for r in rollouts}
+        assert finishes.pop("poison") is FinishReason.LOST
+        assert set(finishes.values()) == {FinishReason.STOP}
+        assert pool.faults["rollouts_lost"] == SAMPLES
+        assert fleet.faults["rollout_failed"] == MAX_TRIES
+
+    with_fleet(test)
+
+
+def test_a_worker_that_hangs_is_replaced(with_fleet):
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        hung = asyncio.create_task(draw(pool, [ask("hang", HANG, 50)]))
+        await until(lambda: any(w.health.state is State.SUSPECT for w in fleet.workers))
+        # Meanwhile the other one serves alone.
+        await draw(pool, [ask(f"q{i}", ANSWER, 10) for i in range(4)])
+        await until(lambda: fleet.faults["rollout_failed"] > 0)
+        assert "rollout.stall_timeout_s" in max(w.why for w in fleet.workers)
+        hung.cancel()
+
+    with_fleet(test, stall_timeout_s=1.5)
+
+
+def test_workers_that_do_not_come_up_again_end_the_run_with_their_reasons(with_fleet, tmp_path):
+    broken = tmp_path / "broken"
+
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        broken.touch()
+        with pytest.raises(NoWorkerLeft, match="out of memory"):
+            await draw(pool, [ask("poison", DIE, 50)])
+        assert fleet.faults["rollout_retired"] == 1
+
+    with_fleet(test, num_workers=1, breaks_at_start=broken, max_restarts=1)
+
+
+def test_a_pool_that_gets_nothing_says_whom_it_waited_for(with_fleet):
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        with pytest.raises(WaitExpired, match=r"rollout-0.*|rollout.timeout_s"):
+            await draw(pool, [ask("hang", HANG, 0)])
+
+    with_fleet(test, num_workers=1, timeout_s=1.0)
+
+
+def test_an_aborted_question_ends_at_once_and_what_it_cost_is_known(with_fleet):
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        begin = time.monotonic()
+        drawing = asyncio.create_task(draw(pool, [ask("slow", ANSWER, 20_000), ask("fast", ANSWER, 10)]))
+        await asyncio.sleep(0.3)
+        await pool.abort({"slow"})
+        assert keys(await drawing) == each_once(["fast"])
+        assert time.monotonic() - begin < 10
+        assert pool.aborted_tokens == 7
+
+    with_fleet(test)
+
+
+def test_a_worker_is_given_little_more_than_it_decodes_and_work_is_even(with_fleet):
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        rollouts = await draw(pool, [ask(f"q{i}", ANSWER, 40) for i in range(30)])
+        assert keys(rollouts) == each_once([f"q{i}" for i in range(30)])
+        for worker in fleet.workers:
+            assert await worker.actor.most.remote() < WINDOW * 8 + SAMPLES
+        share = Counter(rollout.text for rollout in rollouts)
+        assert abs(share["0"] - share["1"]) <= 6 * SAMPLES
+
+    with_fleet(test, max_num_seqs=8)
+
+
+def test_two_batches_at_a_time_do_not_mix(with_fleet):
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        first, second = await asyncio.gather(
+            draw(pool, [ask("q0", ANSWER, 100)]), draw(pool, [ask("q0", ANSWER, 50), ask("q1", ANSWER, 10)])
+        )
+        assert keys(first) == each_once(["q0"])
+        assert keys(second) == each_once(["q0", "q1"])
+
+    with_fleet(test)

@@ -1,0 +1,174 @@
+"""The learner where something is out of order: numbers that are not finite, sums in bfloat16, other ranks.
+
+Real ranks, DeepSpeed on gloo. What must not change is compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pair import MIXED, Pair, hpt_loss, starting
+from plain import distance, make_rows, norm
+from probe import LIMIT_S, call, pack_of
+from test_learner import DEMONSTRATIONS, ZERO
+
+from hpt_ray.estimators import make_estimator
+from hpt_ray.records import Row
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def start(ray_cluster, tiny_model):
+    with starting(tiny_model) as start:
+        yield start
+
+
+def parameters(pair: Pair) -> list[dict[str, np.ndarray]]:
+    """Of each rank."""
+    return call(pair.ranks, "parameters")
+
+
+def same(mine: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]]) -> bool:
+    return all(distance(a, b) == 0 for a, b in zip(mine, theirs, strict=True))
+
+
+# -- updates that are skipped ----------------------------------------------------------------------
+
+
+def weighted(questions: list[list[Row]], weight: float) -> list[list[Row]]:
+    """The same rows; the first demonstration weighs something else."""
+    next(row for rows in questions for row in rows if row.is_demo).weight = weight
+    return questions
+
+
+@pytest.mark.parametrize(("stage", "offload"), ZERO)
+def test_a_skipped_update_leaves_no_trace(start, stage, offload):
+    """One row of one rank is poisoned, with infinity or with a weight that is much too large."""
+
+    def train(with_faults: bool) -> list[dict[str, np.ndarray]]:
+        pair = start(2, stage, offload_optimizer=offload, skip_grad_norm=100.0)
+        first, poisoned, large, second = (make_rows(pair.plain, MIXED, seed=seed) for seed in range(30, 34))
+        assert pair.learn(first).skipped is None
+        before = parameters(pair)
+        if with_faults:
+            result = pair.learn(weighted(poisoned, math.inf))
+            assert result.skipped == "not_finite"
+            assert not math.isfinite(result.metrics["optim/grad_norm"])
+            assert same(parameters(pair), before)
+            result = pair.learn(weighted(large, 1e4))
+            assert result.skipped == "grad_norm"
+            assert 100 < result.metrics["optim/grad_norm"] < math.inf
+            assert same(parameters(pair), before)
+        result = pair.learn(second)
+        assert result.skipped is None
+        assert 0 < result.metrics["optim/grad_norm"] < 100
+        after = parameters(pair)
+        assert distance(after[0], before[0]) > 0
+        return after
+
+    assert same(train(with_faults=True), train(with_faults=False))
+
+
+def test_a_loss_that_is_not_finite_is_enough(start):
+    """A reference that gives a token no probability: the loss is infinite, its gradient is not."""
+    pair = start(2, 1)
+    rows = make_rows(pair.plain, [((1, 0), False)], seed=35)[0]
+    call(pair.ranks, "use", make_estimator("dr_grpo", kl_coef=0.1, kl_estimator="k1"))
+    pack = pack_of(rows)
+    pack.kl_scales[:] = 1.0
+    no_chance = np.full(len(pack.logp_old), -np.inf, np.float32)
+    fine = np.zeros_like(no_chance)
+    before = parameters(pair)
+    refs = pair.ranks.send_each("accumulate", [(pack, (fine, fine)), (pack, (no_chance, fine))])
+    asyncio.run(pair.ranks.wait(refs, "accumulate", LIMIT_S))
+    reports = call(pair.ranks, "step", 1e-3)
+    assert [report.skipped for report in reports] == ["not_finite", "not_finite"]
+    assert 0 < reports[0].grad_norm < math.inf
+    assert same(parameters(pair), before)
+
+
+# -- sums in bfloat16 ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_error_in_bfloat16_does_not_grow_with_the_number_of_packs(start, stage):
+    pair = start(2, stage, dtype="bfloat16")
+
+    def gradient(questions: list[list[Row]], tokens_per_microbatch: int) -> dict[str, np.ndarray]:
+        pair.learn(questions, rate=0.0, tokens_per_microbatch=tokens_per_microbatch)
+        return call(pair.ranks, "gradient")[0]
+
+    # 64 times the same row, a pack each: the sum is known.
+    row = make_rows(pair.plain, [((), True)], seed=36)[0][0]
+    once = gradient([[row]], len(row.token_ids))
+    exact = {name: 64 * part for name, part in once.items()}
+    assert 0 < norm(once) < math.inf
+    assert distance(gradient([[row]] * 64, len(row.token_ids)), exact) < 1e-6 * norm(exact)
+
+    # Rows that differ, in one pack a rank or in 16, against float64.
+    pair.plain.set_parameters(parameters(pair)[0])
+    questions = make_rows(pair.plain, DEMONSTRATIONS * 8, seed=37)
+    rows = [row for rows in questions for row in rows]
+    exact, _ = pair.plain.gradient(hpt_loss(pair.plain, rows))
+    one, many = (distance(gradient(questions, tokens), exact) for tokens in (4096, 40))
+    assert many < 1.1 * one
+
+
+def test_sums_in_bfloat16_can_be_asked_for(start):
+    """Half the memory, and the error that the test above looks for."""
+    pair = start(2, 2, dtype="bfloat16", deepspeed={"data_types": {"grad_accum_dtype": "bf16"}})
+    row = make_rows(pair.plain, [((), True)], seed=36)[0][0]
+    gradients = []
+    for copies in (1, 64):
+        pair.learn([[row]] * copies, rate=0.0, tokens_per_microbatch=len(row.token_ids))
+        gradients.append(call(pair.ranks, "gradient")[0])
+    exact = {name: 64 * part for name, part in gradients[0].items()}
+    assert distance(gradients[1], exact) > 1e-3 * norm(exact)
+
+
+# -- checkpoints of other ranks --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "num_ranks", "next_stage", "offload"),
+    [
+        (0, 3, 0, False),
+        (1, 1, 2, False),
+        (1, 3, 1, True),
+        (2, 1, 2, False),
+        (2, 3, 1, False),
+        (3, 1, 3, True),
+        (3, 3, 3, False),
+    ],
+)
+def test_another_number_of_ranks_goes_on(start, tmp_path: Path, stage, num_ranks, next_stage, offload):
+    two = start(2, stage, offload_optimizer=offload)
+    for seed in (38, 39):
+        two.learn(make_rows(two.plain, MIXED, seed=seed))
+    call(two.ranks, "save", str(tmp_path))
+    files = sorted(tmp_path.iterdir())
+    later = [make_rows(two.plain, MIXED, seed=seed) for seed in (40, 41)]
+    norms = [two.learn(rows).metrics["optim/grad_norm"] for rows in later]
+    expected = parameters(two)[0]
+
+    others = start(num_ranks, next_stage, offload_optimizer=offload)
+    call(others.ranks, "load", str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == files
+    numbers = call(others.ranks, "random_number")
+    assert numbers[2:] != numbers[:1]  # a rank that was not there has a seed of its own
+    for rows, grad_norm in zip(later, norms, strict=True):
+        assert others.learn(rows).metrics["optim/grad_norm"] == pytest.approx(grad_norm, rel=1e-6, abs=0)
+    assert distance(parameters(others)[0], expected) < 1e-6 * norm(expected)
+
+    # And what they save is theirs.
+    (tmp_path / "again").mkdir()
+    before = parameters(others)
+    call(others.ranks, "save", str(tmp_path / "again"))
+    others.learn(later[0])
+    call(others.ranks, "load", str(tmp_path / "again"))
+    assert same(parameters(others), before)

@@ -1,0 +1,175 @@
+"""Learner ranks and vLLM engines with the weight sync between them, and rollouts drawn to compare the two."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from plain import VOCABULARY
+from probe import CPUS, LIMIT_S, ProbedWorker, call, pack_of, room_for
+
+from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.config.schema import LearnerConfig, ModelConfig, RolloutConfig, WeightSyncConfig
+from hpt_ray.estimators import BatchShape, make_estimator
+from hpt_ray.learner.group import LearnerGroup
+from hpt_ray.learner.worker import LearnerSpec
+from hpt_ray.records import Rollout, Row
+from hpt_ray.rollout.engine import EngineSpec
+from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
+from hpt_ray.rollout.worker import RolloutWorker
+from hpt_ray.weight_sync.transaction import WeightSync
+
+MAX_TOKENS, SAMPLES = 16, 4
+# Two prompts that fill blocks of vLLM's prefix cache (32 tokens), and a short one.
+PROMPTS = {
+    f"q/{length}": np.random.default_rng(length).integers(3, VOCABULARY, length).astype(np.int32)
+    for length in (40, 70, 3)
+}
+SFT = make_estimator("sft")
+
+
+class Tap:
+    """One worker's only stream of answers."""
+
+    def __init__(self, worker: Any):
+        self._worker = worker
+        self._stream = worker.answers.options(num_returns="streaming").remote()
+
+    def draw(self, requests: list[GenerateRequest], sampling: Sampling) -> list[Rollout]:
+        ray.get(self._worker.submit.remote(requests, sampling), timeout=LIMIT_S)
+        missing = sum(len(request.samples) for request in requests)
+        rollouts: list[Rollout] = []
+        while len(rollouts) < missing:
+            rollouts += ray.get(next(self._stream), timeout=LIMIT_S)
+        return rollouts
+
+
+@dataclass
+class Wired:
+    """Learner ranks and rollout workers with the path between them, as the topology makes it."""
+
+    learners: ActorGroup
+    workers: ActorGroup
+    bucket_mb: float
+    make_worker: Callable[[int], Any]
+    taps: dict[Any, Tap] = field(default_factory=dict)
+
+    def sync(self, *, timeout_s: float = LIMIT_S, keep_committed: bool = False) -> WeightSync:
+        config = WeightSyncConfig(bucket_mb=self.bucket_mb, timeout_s=timeout_s)  # type: ignore[arg-type]
+        return WeightSync(self.learners, config, "gloo", workers_per_engine=1, keep_committed=keep_committed)
+
+    def rollouts(self, worker: int, temperature: float) -> list[Rollout]:
+        """Fresh rollouts of one worker."""
+        sampling = Sampling(
+            temperature=temperature, top_p=1.0, top_k=-1, max_tokens=MAX_TOKENS, stop_token_ids=(2,)
+        )
+        requests = [
+            request_for(key, prompt, num_samples=SAMPLES, run_seed=0, step=0)
+            for key, prompt in PROMPTS.items()
+        ]
+        actor = self.workers.actors[worker]
+        if actor not in self.taps:
+            self.taps[actor] = Tap(actor)
+        return self.taps[actor].draw(requests, sampling)
+
+    def gap(self, version: int, temperature: float, workers: list[int] | None = None) -> float:
+        """The largest |log π(vLLM) − log π(learner)| over fresh rollouts of these workers, or of all."""
+        call(self.learners, "use", SFT, temperature)
+        gaps = []
+        for worker in range(len(self.workers)) if workers is None else workers:
+            rollouts = self.rollouts(worker, temperature)
+            assert len(rollouts) == SAMPLES * len(PROMPTS)
+            assert {rollout.weight_version for rollout in rollouts} == {version}
+            pack = pack_of([row_of(rollout, is_demo=False) for rollout in rollouts])
+            logp, _ = call(self.learners, "logprobs", pack)[0]
+            gaps.append(np.abs(logp - pack.logp_old).max())
+        return float(max(gaps))
+
+    def train(self) -> None:
+        """One large optimizer step."""
+        rows = [row_of(rollout, is_demo=True) for rollout in self.rollouts(0, 1.0)]
+        batch = BatchShape(num_questions=len(rows), num_rollouts=1, max_response_tokens=MAX_TOKENS)
+
+        async def update() -> None:
+            learner = LearnerGroup(
+                self.learners, SFT, batch=batch, tokens_per_microbatch=256, timeout_s=LIMIT_S
+            )
+            learner.add(rows)
+            await learner.finish(0.02)
+
+        asyncio.run(update())
+
+
+def row_of(rollout: Rollout, *, is_demo: bool) -> Row:
+    prompt = PROMPTS[rollout.question_id]
+    return Row(
+        question_id=rollout.question_id,
+        token_ids=np.concatenate([prompt, rollout.token_ids]),
+        prompt_length=len(prompt),
+        logp_old=rollout.logps,
+        is_demo=is_demo,
+        reward=1.0,
+        group=0,
+    )
+
+
+class SlowLearner(ProbedWorker):
+    """A rank whose weights can be made to come slowly, with a file that tells how many have come."""
+
+    def slow_down(self, pause_s: float, progress: str) -> None:
+        read = type(self._engine).full_parameters.__get__(self._engine)
+
+        def slowly(gather_bytes: int) -> Iterator[Any]:
+            for count, item in enumerate(read(gather_bytes)):
+                time.sleep(pause_s)
+                if self._rank == 0:
+                    Path(progress).write_text(f"{count}")
+                yield item
+
+        self._engine.full_parameters = slowly
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class Engine(RolloutWorker):
+    """A worker that says which process it is."""
+
+    async def start(self) -> None:
+        await asyncio.wrap_future(self._started)
+        await super().start()
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+def start_wired(
+    path: Path, *, num_ranks: int, stage: int, num_workers: int, bucket_mb: float
+) -> Iterator[Wired]:
+    """Everything up; its room is given back in the end."""
+    model = ModelConfig(path=str(path))
+    rollout = RolloutConfig(num_workers=num_workers, num_cpus=CPUS, kv_cache_gib=0.02, max_num_seqs=16)
+    engine = EngineSpec(model, str(path), rollout, max_model_len=96, weight_transfer="gloo", seed=0)
+    config = LearnerConfig(num_ranks=num_ranks, zero_stage=stage)
+    learner = LearnerSpec(model, str(path), config, SFT, 1.0, seed=0)
+    room = room_for(learner=num_ranks, rollout=num_workers)
+    make = room.maker("rollout", Engine, [(engine, None)] * num_workers, max_concurrency=100)
+    workers = ActorGroup([f"rollout-{i}" for i in range(num_workers)], [make(i) for i in range(num_workers)])
+    ranks = range(num_ranks)
+    learners = room.create("learner", SlowLearner, [(rank, num_ranks, learner, None) for rank in ranks])
+    start_ranks(learners)
+    call(workers, "start")
+    yield Wired(learners, workers, bucket_mb, make)
+    room.release()
+
+
+def start_ranks(learners: ActorGroup) -> None:
+    host, port = call(learners, "rendezvous")[0]
+    call(learners, "start", host, port)
