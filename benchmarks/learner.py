@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -218,10 +219,10 @@ def _packing_of(questions: list, num_ranks: int) -> dict[str, Any]:
 FORMS = {"full": full_logits, "tiled": logprob_and_entropy}
 
 
-def measure_memory(threads: int, seed: int) -> dict[str, Any]:
+def measure_memory(seed: int) -> dict[str, Any]:
     tasks = [("full", *size) for size in COMPARED] + [("tiled", *size) for size in {*COMPARED, *GROWTH}]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        figures = [pool.apply(_peak_of, (*task, threads, seed)) for task in sorted(tasks)]
+        figures = [pool.apply(_peak_of, (*task, seed)) for task in sorted(tasks)]
     peaks = {(f["form"], f["hidden"], f["tokens"]): f["peak_bytes"] for f in figures}
     ratios = {f"{h} wide, {n} tokens": peaks["tiled", h, n] / peaks["full", h, n] for h, n in COMPARED}
     return {"figures": figures, "ratios": ratios, "growth": _growth(peaks)}
@@ -239,11 +240,11 @@ def _growth(peaks: dict[tuple[str, int, int], int]) -> dict[str, float]:
     }
 
 
-def _peak_of(form: str, hidden: int, tokens: int, threads: int, seed: int) -> dict[str, Any]:
+def _peak_of(form: str, hidden: int, tokens: int, seed: int) -> dict[str, Any]:
     """In a process of its own: peak memory of forward and backward beyond inputs and their gradients."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(seed)
-    weight = torch.randn(VOCABULARY, hidden, requires_grad=True)
+    weight = (torch.randn(VOCABULARY, hidden) / hidden**0.5).requires_grad_()  # logits as large as a model's
 
     def forward_backward(tokens: int) -> tuple[float, int]:
         states = torch.randn(tokens, hidden, requires_grad=True)
@@ -292,7 +293,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--updates", type=int, default=12, help="counted updates of each model and side")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each side of the speed part")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     report: dict[str, Any] = {
@@ -314,7 +315,7 @@ def main() -> None:
     raw = {
         "speed": measure_speed(arguments.updates, arguments.threads, arguments.seed),
         "packing": measure_packing(arguments.seed),
-        "memory": measure_memory(arguments.threads, arguments.seed),
+        "memory": measure_memory(arguments.seed),
     }
     report |= {"raw": raw, "result": result(raw)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Config
 
-from hpt_ray.batch.pack import Packer, WeighedRow, dummy_pack
+from hpt_ray.batch.pack import Packer, WeighedRow, dummy_pack, make_pack
 from hpt_ray.estimators import BatchShape, Estimator
 from hpt_ray.learner.weighing import weigh_rows
 from hpt_ray.records import Pack, Row
@@ -83,17 +83,21 @@ class Rows:
     def _question(self, random: np.random.Generator, group: int) -> list[Row]:
         prompt = int(self.prompts.draw(random, 1)[0])
         return [
-            Row(
-                question_id=f"random/{group}",
-                token_ids=random.integers(0, self.vocabulary, prompt + response).astype(np.int32),
-                prompt_length=prompt,
-                logp_old=np.full(response, -np.log(self.vocabulary), np.float32),
-                is_demo=False,
-                reward=float(sample % 2),
-                group=group,
-            )
+            self.row(random, prompt, int(response), group, reward=float(sample % 2))
             for sample, response in enumerate(self.responses.draw(random, self.num_rollouts))
         ]
+
+    def row(self, random: np.random.Generator, prompt: int, response: int, group: int, reward: float) -> Row:
+        """A rollout of random tokens."""
+        return Row(
+            question_id=f"random/{group}",
+            token_ids=random.integers(0, self.vocabulary, prompt + response).astype(np.int32),
+            prompt_length=prompt,
+            logp_old=np.full(response, -np.log(self.vocabulary), np.float32),
+            is_demo=False,
+            reward=reward,
+            group=group,
+        )
 
     @property
     def batch(self) -> BatchShape:
@@ -128,3 +132,20 @@ def full_logits(
     with torch.no_grad():
         entropy = log_z - ((logits - log_z[:, None]).exp() * logits).sum(-1)
     return logp, entropy
+
+
+def full_pack(num_tokens: int, rows: Rows, num_terms: int, seed: int) -> Pack:
+    """Exactly `num_tokens` tokens of such rows (the last takes what is left), advantages ±1 in every term."""
+    random = np.random.default_rng(seed)
+    items: list[WeighedRow] = []
+    left = num_tokens
+    while left:
+        prompt, response = (int(lengths.draw(random, 1)[0]) for lengths in (rows.prompts, rows.responses))
+        if prompt + response + 2 > left:
+            prompt = min(prompt, left - 1)
+            response = left - prompt
+        row = rows.row(random, prompt, response, group=len(items), reward=0.0)
+        advantage = np.full((num_terms, 1), 1.0 - 2 * (len(items) % 2), np.float32)
+        items.append(WeighedRow(row, advantage, np.full(num_terms, 1 / num_tokens, np.float32)))
+        left -= prompt + response
+    return make_pack(items)

@@ -27,14 +27,12 @@ from hpt_ray.checkpoint.mirror import Mirror
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.cluster.runtime import Cluster
-from hpt_ray.cluster.topology import Actors, start_actors
-from hpt_ray.config.schema import Config, LearnerConfig
+from hpt_ray.cluster.topology import Actors, learner_group, start_actors
+from hpt_ray.config.schema import Config
 from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged, UserError
-from hpt_ray.estimators import BatchShape
 from hpt_ray.evaluation.held_out import HeldOut
-from hpt_ray.learner.critic import optimizer_of as critic_optimizer
-from hpt_ray.learner.group import LearnerGroup, UpdateResult
-from hpt_ray.learner.schedule import learning_rate
+from hpt_ray.learner.group import UpdateResult
+from hpt_ray.learner.schedule import learning_rates
 from hpt_ray.observe.metrics import complete_line, summarize_evaluations
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.reporter import Reporter
@@ -67,9 +65,7 @@ class Driver:
     ):
         self.config, self.folder, self.progress, self.quiet = config, folder, progress, quiet
         self.prepared, self.estimator = prepared, prepared.estimator
-        # Where demonstrations train whatever the rollouts say, none are sampled.
-        wanted = 0 if prepared.gate == "demonstrations" else config.rollouts_per_question
-        self.num_rollouts = self.estimator.num_rollouts(wanted)
+        self.num_rollouts = prepared.num_rollouts
         self.gate = GATES[prepared.gate]
         # A question that is decided early lacks rollouts that depend on timing.
         decides_early = config.selection.early_decision and not config.run.deterministic
@@ -192,17 +188,21 @@ class Driver:
             async for group in batch.groups():
                 decision = self.gate(group, config.selection.gamma)
                 pairs.append((group, decision))
-                self.learner.add(rows_of(group, decision, index=len(pairs)))
+                rows = rows_of(group, decision, index=len(pairs))
+                self.learner.add(rows, update=(len(pairs) - 1) // per_update)
                 report.rollouts_done()
-                if len(pairs) % per_update == 0:
+                # With log π_old of the learner, all rows are scored before the weights change.
+                if len(pairs) % per_update == 0 and not config.learner.recompute_old_logps:
                     updates.append(await self._update(len(updates)))
+            while len(updates) < config.updates_per_step:
+                updates.append(await self._update(len(updates)))
         with self.timeline.phase("sync"):
             sync_s = await self._sync()
         self.step, self.is_updating = batch.step, False
         self.batches.done(batch, [group for group, _ in pairs])
         metrics = report.metrics(pairs, updates, self._aborted_tokens())
         metrics |= {"step": self.step, "weights/version": self.version, "time/sync_s": sync_s}
-        metrics |= {"optim/lr": self._learning_rate(-1)}
+        metrics |= {"optim/lr": learning_rates(config, self.step, config.updates_per_step - 1)[0]}
         spans = [update.spans for update in updates]
         if self.actors.fleet is not None:
             spans.append(await self.actors.fleet.spans())
@@ -216,8 +216,7 @@ class Driver:
         if self.actors.fleet is not None:
             self.actors.fleet.weights_move()
         with self.timeline.phase("learn"):
-            rates = self._learning_rate(number), self._learning_rate(number, critic_optimizer(self.config))
-            return await self.learner.finish(*rates)
+            return await self.learner.finish(*learning_rates(self.config, self.step + 1, number))
 
     async def _sync(self) -> float:
         """The learner's weights, under a new version, to every rollout worker; seconds it took."""
@@ -240,12 +239,6 @@ class Driver:
             num_rollouts=self.num_rollouts,
         )
 
-    def _learning_rate(self, updates_done: int, optimizer: LearnerConfig | None = None) -> float:
-        """The rate of the next update of this step; −1: of the last one that was done."""
-        per_step = self.config.updates_per_step
-        update = self.step * per_step + updates_done
-        return learning_rate(optimizer or self.config.learner, update, self.config.run.steps * per_step)
-
     # -- start, resume, recover --------------------------------------------------------------------
 
     async def _start(self, cluster: Cluster) -> Actors:
@@ -258,7 +251,7 @@ class Driver:
             with_rollouts=self.num_rollouts > 0 or bool(config.evaluation.sets),
             logs=self.folder.logs,
         )
-        self.learner = self._learner_of(actors)
+        self.learner = learner_group(config, self.prepared, actors)
         self.pool: RolloutPool | None = None
         if actors.fleet is not None:
             assert actors.verifier is not None
@@ -270,22 +263,6 @@ class Driver:
             )
             self.batches.connect(self.pool, actors.verifier)
         return actors
-
-    def _learner_of(self, actors: Actors) -> LearnerGroup:
-        config = self.config
-        return LearnerGroup(
-            actors.learners,
-            self.estimator,
-            batch=BatchShape(
-                num_questions=config.questions_per_step // config.updates_per_step,
-                num_rollouts=self.num_rollouts,
-                max_response_tokens=config.data.max_response_tokens,
-            ),
-            tokens_per_microbatch=config.tokens_per_microbatch,
-            timeout_s=config.learner.timeout_s,
-            reference=actors.reference,
-            critic=actors.critic,
-        )
 
     async def _newest_checkpoint(self) -> Saved | None:
         """The newest whole checkpoint of this folder, or of its mirror."""
@@ -331,7 +308,8 @@ class Driver:
         with self.timeline.phase("recover"):
             await self.batches.close()
             await self.actors.restart_ranks(self.config.learner.timeout_s)
-            self.learner, self.is_updating = self._learner_of(self.actors), False
+            self.learner.reset()
+            self.is_updating = False
             await self._go_to(await self._newest_checkpoint(), cut_after=0)
 
     def _on_sigterm(self) -> None:
@@ -422,7 +400,8 @@ class Driver:
             faults += self.actors.fleet.faults
         if self.pool is not None:
             faults += self.pool.faults
-        return faults
+        faults["checkpoint_mirror"] += len(self.keeper.mirror_problems)
+        return +faults
 
     def _finish(self, times: dict[str, float]) -> dict[str, Any]:
         lines = self.folder.read_metrics()

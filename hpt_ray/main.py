@@ -21,7 +21,8 @@ from hpt_ray.cluster.process import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
-from hpt_ray.cluster.runtime import Cluster  # noqa: E402  (after the environment is set)
+from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402  (after the environment is set)
+from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
 from hpt_ray.config.load import dump_config, load_config  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
@@ -92,6 +93,9 @@ def open_folder(config: Config) -> RunFolder:
         found = None
     elif config.resume == "auto":
         found = RunFolder.newest(config.run.dir, config.run.name)
+        mirror = config.checkpoint.mirror
+        if found is None and mirror is not None:
+            found = restore_newest_run(mirror, config.run.dir, config.run.name)
     else:
         found = RunFolder(Path(config.resume))
     folder = (

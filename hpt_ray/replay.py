@@ -32,16 +32,14 @@ from hpt_ray.checkpoint.keeper import Keeper, Saved  # noqa: E402  (after the en
 from hpt_ray.checkpoint.state import read_state  # noqa: E402
 from hpt_ray.checkpoint.store import CheckpointStore  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
-from hpt_ray.cluster.topology import Actors, start_actors  # noqa: E402
+from hpt_ray.cluster.topology import learner_group, start_actors  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
 from hpt_ray.config.load import load_config  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.errors import UserError, exit_code  # noqa: E402
-from hpt_ray.estimators import BatchShape  # noqa: E402
-from hpt_ray.learner.critic import optimizer_of as critic_optimizer  # noqa: E402
 from hpt_ray.learner.group import LearnerGroup, UpdateResult  # noqa: E402
-from hpt_ray.learner.schedule import learning_rate  # noqa: E402
+from hpt_ray.learner.schedule import learning_rates  # noqa: E402
 from hpt_ray.mini_base import model_folder  # noqa: E402
 from hpt_ray.observe.rollout_dump import dump_of, question_ids, read_pairs  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
@@ -196,35 +194,19 @@ async def replayed_steps(
                 CheckpointStore(plan.folder.checkpoints, keep=0), timeout_s=config.learner.timeout_s
             )
             await keeper.load(actors, Saved(plan.start, read_state(plan.start)))
-        learner = learner_of(config, prepared, actors)
+        learner = learner_group(config, prepared, actors)
         files = {step: dump_of(plan.folder.rollouts, step) for step in plan.lines}
         ids = {name for file in files.values() for name in question_ids(file)}
         questions = {question.id: question for question in prepared.questions if question.id in ids}
         for step, file in files.items():
             updates = await train_step(config, learner, step, read_pairs(file, questions))
-            yield step, learner_metrics(updates) | {"optim/lr": rates(config, step, len(updates) - 1)[0]}
+            yield (
+                step,
+                learner_metrics(updates) | {"optim/lr": learning_rates(config, step, len(updates) - 1)[0]},
+            )
     finally:
         actors.stop()
         cluster.release()
-
-
-def learner_of(config: Config, prepared: Prepared, actors: Actors) -> LearnerGroup:
-    wanted = 0 if prepared.gate == "demonstrations" else config.rollouts_per_question
-    return LearnerGroup(
-        actors.learners,
-        prepared.estimator,
-        batch=BatchShape(
-            num_questions=config.questions_per_step // config.updates_per_step,
-            num_rollouts=prepared.estimator.num_rollouts(wanted),
-            max_response_tokens=config.data.max_response_tokens,
-        ),
-        tokens_per_microbatch=config.tokens_per_microbatch,
-        timeout_s=config.learner.timeout_s,
-        reference=actors.reference,
-        critic=actors.critic,
-        updates_per_step=config.updates_per_step,
-        recompute_old_logps=config.learner.recompute_old_logps,
-    )
 
 
 async def train_step(config: Config, learner: LearnerGroup, step: int, pairs: Pairs) -> list[UpdateResult]:
@@ -232,14 +214,10 @@ async def train_step(config: Config, learner: LearnerGroup, step: int, pairs: Pa
     per_update = config.questions_per_step // config.updates_per_step
     for i, (group, decision) in enumerate(pairs):
         learner.add(rows_of(group, decision, index=i + 1), update=i // per_update)
-    return [await learner.finish(*rates(config, step, update)) for update in range(config.updates_per_step)]
-
-
-def rates(config: Config, step: int, update: int) -> tuple[float, float]:
-    """Learning rates of policy and critic in update `update` (from 0) of a step (from 1)."""
-    per_step = config.updates_per_step
-    position = (step - 1) * per_step + update, config.run.steps * per_step
-    return learning_rate(config.learner, *position), learning_rate(critic_optimizer(config), *position)
+    return [
+        await learner.finish(*learning_rates(config, step, update))
+        for update in range(config.updates_per_step)
+    ]
 
 
 def replay_logs(folder: RunFolder) -> Path:

@@ -41,6 +41,7 @@ class Prepared:
     stop_token_ids: tuple[int, ...]
     estimator: Estimator
     gate: str
+    num_rollouts: int  # of a question
     dropped: dict[str, int]  # rows of the training files that are not used, by reason
 
 
@@ -75,6 +76,8 @@ def prepare(config: Config, model_path: str) -> Prepared:
         stop_token_ids=template.stop_token_ids,
         estimator=estimator,
         gate=gate,
+        # Where demonstrations train whatever the rollouts say, none are sampled.
+        num_rollouts=0 if gate == "demonstrations" else estimator.num_rollouts(config.rollouts_per_question),
         dropped=questions.dropped,
     )
 

@@ -43,7 +43,7 @@ class Keeper:
     def __init__(self, store: CheckpointStore, *, timeout_s: float):
         self.store, self._timeout_s = store, timeout_s
         self._committing: asyncio.Task[Committed] | None = None
-        self.mirror_problem: str | None = None  # why the last copy to the mirror failed
+        self.mirror_problems: list[str] = []  # why copies to the mirror failed, save by save
 
     async def write(self, actors: Actors, step: int, ahead: BatchStream | None) -> None:
         """Write the actors' files of a checkpoint, and the batches ahead where they are given."""
@@ -66,7 +66,9 @@ class Keeper:
         """Wait until the last save is whole. Raises `CheckpointFailed` where it could not be."""
         if self._committing is not None:
             committing, self._committing = self._committing, None
-            self.mirror_problem = (await committing).mirror_problem
+            problem = (await committing).mirror_problem
+            if problem is not None:
+                self.mirror_problems.append(problem)
 
     async def newest(self) -> tuple[Saved | None, dict[Path, str]]:
         """The newest whole checkpoint, and those that were rejected: path → why."""

@@ -19,14 +19,16 @@ from typing import Any
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.cluster.runtime import Cluster, Need
 from hpt_ray.config.schema import Config, RewardConfig
-from hpt_ray.estimators import Estimator
+from hpt_ray.estimators import BatchShape, Estimator
 from hpt_ray.learner.critic import CriticSpec, CriticWorker, optimizer_of
+from hpt_ray.learner.group import LearnerGroup
 from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
 from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
 from hpt_ray.reward import VerifierService
 from hpt_ray.rollout.engine import EngineSpec
 from hpt_ray.rollout.fleet import Fleet
 from hpt_ray.rollout.worker import RolloutWorker
+from hpt_ray.setup import Prepared
 from hpt_ray.weight_sync.transaction import WeightSync
 
 # The verifier grades many small batches at the same time in one actor.
@@ -111,19 +113,17 @@ async def start_actors(
     fleet = verifier = reference = critic = None
     starting: list[Awaitable[Any]] = [start_ranks(learners, limit)]
     if with_rollouts:
-        carrier = carrier_of(config)
         spec = EngineSpec(
             model=config.model,
             model_path=model_path,
             rollout=config.rollout,
             max_model_len=config.data.max_prompt_tokens + config.data.max_response_tokens,
-            weight_transfer=carrier,
             seed=seed,
         )
         sync = WeightSync(
             learners,
             config.weight_sync,
-            carrier,
+            carrier_of(config),
             workers_per_engine=config.rollout.tensor_parallel,
             # Where the learner may have stepped before a restarted worker asks for what is committed.
             keep_committed=config.updates_per_step > 1 or config.rollout.max_staleness > 0,
@@ -179,6 +179,25 @@ def make_verifier(cluster: Cluster, reward: RewardConfig, max_response_tokens: i
     arguments = [(reward, max_response_tokens)]
     return cluster.create(
         "verifier", VerifierService, arguments, max_concurrency=VERIFIER_CONCURRENCY, **STATELESS
+    )
+
+
+def learner_group(config: Config, prepared: Prepared, actors: Actors) -> LearnerGroup:
+    """The ranks as one optimizer."""
+    return LearnerGroup(
+        actors.learners,
+        prepared.estimator,
+        batch=BatchShape(
+            num_questions=config.questions_per_step // config.updates_per_step,
+            num_rollouts=prepared.num_rollouts,
+            max_response_tokens=config.data.max_response_tokens,
+        ),
+        tokens_per_microbatch=config.tokens_per_microbatch,
+        timeout_s=config.learner.timeout_s,
+        reference=actors.reference,
+        critic=actors.critic,
+        updates_per_step=config.updates_per_step,
+        recompute_old_logps=config.learner.recompute_old_logps,
     )
 
 

@@ -182,6 +182,15 @@ def offload_needs_zero(config: Config) -> str | None:
     return "`learner.offload_optimizer` needs ZeRO: set `learner.zero_stage` to 1, 2 or 3, or switch it off."
 
 
+def correction_has_a_sampler(config: Config) -> str | None:
+    if config.algorithm.correction == "none" or not config.learner.recompute_old_logps:
+        return None
+    return (
+        "`algorithm.correction` bounds how far the learner is from the sampler, but with "
+        "`learner.recompute_old_logps` log π_old is the learner's own: use one of the two."
+    )
+
+
 def rank_has_one_gpu(config: Config) -> str | None:
     if config.learner.num_gpus <= 1:
         return None
@@ -235,6 +244,7 @@ RULES: list[Rule] = [
     schedule_goes_down,
     zero_stage_exists,
     offload_needs_zero,
+    correction_has_a_sampler,
     rank_has_one_gpu,
     engine_has_its_gpus,
     nccl_needs_gpus,

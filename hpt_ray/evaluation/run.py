@@ -65,7 +65,6 @@ async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Pat
         model_path=model_path,
         rollout=rollout,
         max_model_len=plan.max_model_len,
-        weight_transfer="nccl" if rollout.num_gpus else "gloo",
         seed=config.seed,
         load_weights=True,
     )

@@ -89,8 +89,9 @@ class LearnerGroup:
         make = partial(RowScoring, tokens_per_microbatch=tokens, timeout_s=self._timeout_s)
         reference = self._all_reference
         if needs_scores(self._estimator):
-            self._scoring = make(critic=self.critic, reference=reference)
-            reference = None  # its log-probs are in the rewards
+            in_reward = kl_in_reward(self._estimator)
+            self._scoring = make(critic=self.critic, reference=reference if in_reward else None)
+            reference = None if in_reward else reference  # a KL loss asks it pack by pack
         if self._recompute:
             self._own_scoring = make(policy=self.ranks)
         self._reference = None if reference is None else itertools.cycle(reference.actors)

@@ -90,10 +90,13 @@ class _Layer:
     softcap: float | None
     tile_logits: int
 
-    def cuts(self, num_rows: int, vocabulary: int) -> tuple[list[slice], list[slice]]:
-        """Rows and vocabulary in slices: tiles as square as they can be, the fewest reads per product."""
+    def cuts(self, hidden: Tensor, weight: Tensor) -> tuple[list[slice], list[slice]]:
+        """Rows and vocabulary in slices. No tile and no slice of the weight has more than `tile_logits`
+        numbers; tiles are as square as that allows, which takes the fewest reads per product.
+        """
+        (num_rows, size), vocabulary = hidden.shape, len(weight)
         rows = max(1, min(num_rows, max(isqrt(self.tile_logits), self.tile_logits // vocabulary)))
-        entries = max(1, min(vocabulary, self.tile_logits // rows))
+        entries = max(1, min(vocabulary, self.tile_logits // max(rows, size)))
         return list(_slices(num_rows, rows)), list(_slices(vocabulary, entries))
 
     def logits(
@@ -162,7 +165,7 @@ class _LogProb(torch.autograd.Function):
         layer: _Layer,
         entropy_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        by_row, by_entry = layer.cuts(len(hidden), len(weight))
+        by_row, by_entry = layer.cuts(hidden, weight)
         parts = []
         for rows in by_row:
             tiles = (
@@ -188,7 +191,7 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, targets, temperature, log_z, entropy = ctx.saved_tensors
         layer: _Layer = ctx.layer
-        by_row, by_entry = layer.cuts(len(hidden), len(weight))
+        by_row, by_entry = layer.cuts(hidden, weight)
         grad_hidden = torch.zeros_like(hidden, dtype=layer.dtype)
         grad_weight = torch.empty_like(weight, dtype=_grad_dtype(weight))
         grad_bias = None if bias is None else torch.empty_like(bias, dtype=_grad_dtype(bias))

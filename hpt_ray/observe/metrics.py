@@ -1,9 +1,7 @@
-"""The name, unit and meaning of every number in metrics.jsonl, and the averaging of sums and counts.
+"""The name, unit and meaning of every number in metrics.jsonl.
 
 `METRICS` is the only list of names; docs/metrics.md is made from it by `python -m hpt_ray.observe.metrics`
 (`--check` compares only). A name may hold a placeholder: `eval/<set>/mean` stands for one name per set.
-
-Ranks, workers and micro-batches report `Mean(sum, count)`, never averages: sums add up, averages do not.
 """
 
 from __future__ import annotations
@@ -86,6 +84,7 @@ METRICS: tuple[Metric, ...] = (
         "1 − Var(G − V)/Var(G): 1 is a perfect critic, 0 a constant.",
         False,
     ),
+    Metric("critic/skipped_updates", "updates", "The critic's updates that were skipped.", False),
     Metric("critic/grad_norm", "norm", "The critic's gradient norm before clipping.", False),
     Metric("loss/<term>", "nats", "Value of one additive term of the loss.", False),
     Metric("rollout/length_mean", "tokens", "Mean length of a rollout."),
@@ -154,31 +153,6 @@ def complete_line(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with null for each name that every line must have, e.g. for the evaluation before training."""
     always = {metric.name: None for metric in METRICS if metric.every_step}
     return always | dict(values)
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean on its way: `Mean(3.0, 4) + Mean(1.0, 4)` is `Mean(4.0, 8)`, whose `value` is 0.5."""
-
-    total: float = 0.0
-    count: float = 0
-
-    def __add__(self, other: Mean) -> Mean:
-        return Mean(self.total + other.total, self.count + other.count)
-
-    @property
-    def value(self) -> float | None:
-        """None where nothing was observed, e.g. the entropy in a step without rows."""
-        return self.total / self.count if self.count else None
-
-
-def combine(parts: Iterable[Mapping[str, Mean]]) -> dict[str, float | None]:
-    """The mean of each name over all parts (ranks, workers, micro-batches), weighted by the counts."""
-    sums: defaultdict[str, Mean] = defaultdict(Mean)
-    for part in parts:
-        for name, mean in part.items():
-            sums[name] += mean
-    return {name: mean.value for name, mean in sums.items()}
 
 
 def branch_of(decision: Decision) -> str:

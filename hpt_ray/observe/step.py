@@ -115,8 +115,15 @@ def learner_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
         "learner/tokens_per_s": tokens / seconds if tokens else None,
         "learner/skipped_rows": sum(update.num_skipped_rows for update in updates),
         "learner/skipped_updates": sum(update.skipped is not None for update in updates),
+        **_critic_metrics(updates),
         "time/learner_s": seconds,
     }
+
+
+def _critic_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
+    if "critic/grad_norm" not in updates[-1].metrics:
+        return {}
+    return {"critic/skipped_updates": sum(update.critic_skipped is not None for update in updates)}
 
 
 def failures_of(pairs: Pairs) -> Counter[str]:

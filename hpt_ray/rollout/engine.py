@@ -35,7 +35,6 @@ class EngineSpec:
     model_path: str
     rollout: RolloutConfig
     max_model_len: int
-    weight_transfer: str  # "gloo" or "nccl"
     seed: int
     load_weights: bool = False  # from `model_path`, where no learner will send any
 

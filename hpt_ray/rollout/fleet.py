@@ -59,7 +59,7 @@ class Fleet:
         self.faults: Counter[str] = Counter()  # what failed and what was done, since the run began
         self.on_up: Callable[[Worker], None] = lambda worker: None
         self.on_down: Callable[[Worker], None] = lambda worker: None
-        self._version = 0  # committed
+        self._has_served = False  # weights were committed once
         self._weights_moved = False  # the learner's weights are no longer those that were committed
         self._moving_weights = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,9 +127,17 @@ class Fleet:
             if targets:
                 report = await self._sync.push(version, _group(targets))
                 seconds = report.seconds
+                self._check_first(report.failed, len(targets))
                 self._settle(targets, report.failed)
-            self._version, self._weights_moved = version, False
+            self._weights_moved = False
         return seconds
+
+    def _check_first(self, failed: dict[str, str], count: int) -> None:
+        """Where nobody takes the first weights of a run, starting again does not help."""
+        if len(failed) == count and not self._has_served:
+            whys = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+            raise NoWorkerLeft(f"no rollout worker could take the weights of the learner:\n{whys}")
+        self._has_served = True
 
     def _settle(self, targets: list[Worker], failed: dict[str, str]) -> None:
         for worker in targets:

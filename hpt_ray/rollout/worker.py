@@ -106,10 +106,11 @@ class RolloutWorker:
 
     async def start(self) -> None:
         """Returns when the engine is up; raises what kept it from coming up."""
-        from hpt_ray.data.tokenizer import load_tokenizer
-
         self._loop = asyncio.get_running_loop()
         await asyncio.wrap_future(self._started)
+        # Only now: two threads that import transformers at the same time get in each other's way.
+        from hpt_ray.data.tokenizer import load_tokenizer
+
         self._tokenizer = load_tokenizer(
             self._spec.model_path, trust_remote_code=self._spec.model.trust_remote_code
         )

@@ -35,6 +35,10 @@ MIXED = [
     ((1, 1, 1, 1), False),
     ((), True),
 ]
+DEMONSTRATIONS = [((), True)] * 4
+
+# Stage and whether the optimizer's state is offloaded.
+ZERO = [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 
 
 class Pair:

@@ -17,7 +17,20 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from pair import HPT_BATCH, MIXED, RATE, SAMPLES, TEMPERATURE, C, N, Pair, hpt_loss, starting
+from pair import (
+    DEMONSTRATIONS,
+    HPT_BATCH,
+    MIXED,
+    RATE,
+    SAMPLES,
+    TEMPERATURE,
+    ZERO,
+    C,
+    N,
+    Pair,
+    hpt_loss,
+    starting,
+)
 from plain import PlainLearner, distance, make_rows, norm
 from probe import LIMIT_S, call, pack_of, room_for
 
@@ -33,9 +46,6 @@ from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 ROLLOUTS = [(rewards, False) for rewards, _ in MIXED if rewards]
-DEMONSTRATIONS = [((), True)] * 4
-
-ZERO = [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 
 
 def load_golden() -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -59,9 +60,9 @@ def test_sampler_and_learner_agree_after_every_sync(wired, capsys):
     ],
     ids=["unknown", "one-twice-and-one-never"],
 )
-def test_wrong_names_raise(wired, sent_as, message):
+def test_wrong_names_are_refused(wired, sent_as, message):
     """Must run last: a worker in the middle of an update serves nobody."""
     call(wired.learners, "rename", {"model.layers.1.input_layernorm.weight": sent_as})
-    with pytest.raises(RuntimeError, match=message) as caught:
-        asyncio.run(wired.sync().push(9, wired.workers))
-    assert all(name in str(caught.value) for name in wired.workers.names)
+    failed = asyncio.run(wired.sync().push(9, wired.workers)).failed
+    assert set(failed) == set(wired.workers.names)
+    assert all(re.search(message, why) for why in failed.values())

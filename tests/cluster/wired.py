@@ -142,10 +142,6 @@ class SlowLearner(ProbedWorker):
 class Engine(RolloutWorker):
     """A worker that says which process it is."""
 
-    async def start(self) -> None:
-        await asyncio.wrap_future(self._started)
-        await super().start()
-
     async def pid(self) -> int:
         return os.getpid()
 
@@ -156,7 +152,7 @@ def start_wired(
     """Everything up; its room is given back in the end."""
     model = ModelConfig(path=str(path))
     rollout = RolloutConfig(num_workers=num_workers, num_cpus=CPUS, kv_cache_gib=0.02, max_num_seqs=16)
-    engine = EngineSpec(model, str(path), rollout, max_model_len=96, weight_transfer="gloo", seed=0)
+    engine = EngineSpec(model, str(path), rollout, max_model_len=96, seed=0)
     config = LearnerConfig(num_ranks=num_ranks, zero_stage=stage)
     learner = LearnerSpec(model, str(path), config, SFT, 1.0, seed=0)
     room = room_for(learner=num_ranks, rollout=num_workers)

@@ -17,6 +17,10 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         "`rollout.engine.max_model_len` is 4096",
     ),
     "training_has_data": (("data.train=[]",), "`data.train` is empty"),
+    "correction_has_a_sampler": (
+        ("algorithm.correction=token_mask", "learner.recompute_old_logps=true"),
+        "use one of the two",
+    ),
     "gamma_is_a_share": (("selection.gamma=1.5",), "`selection.gamma` is 1.5"),
     "gamma_is_a_whole_count": (("selection.gamma=0.3",), "use 0.25 (2 of 8) or 0.375 (3 of 8)"),
     "no_rollouts_means_demonstrations": (

@@ -4,9 +4,7 @@ import pytest
 
 from hpt_ray.observe.metrics import (
     METRICS,
-    Mean,
     branch_of,
-    combine,
     complete_line,
     missing_metrics,
     summarize_evaluations,
@@ -27,12 +25,6 @@ def test_a_completed_line_has_every_name_that_each_line_must_have() -> None:
     assert missing_metrics(line) == []
     assert (line["step"], line["reward/mean"], line["policy/entropy"]) == (3, 0.5, None)
     assert len({metric.name for metric in METRICS}) == len(METRICS)
-
-
-def test_means_are_weighted_by_their_counts() -> None:
-    ranks = [{"entropy": Mean(3.0, 4), "gap": Mean(1.0, 1)}, {"entropy": Mean(1.0, 12)}, {"none": Mean()}]
-    assert combine(ranks) == {"entropy": 0.25, "gap": 1.0, "none": None}
-    assert combine([]) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,174 @@
+"""What a run survives: real processes, ended with kill -9 at moments drawn from a fixed seed.
+
+After each: the run ends well, the metrics hold every step once, no question is lost or counted twice, and the
+parameters are those of the run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from command import MAIN, ROOT, TINY, child_environment, run_main, write_grader
+from killer import Fault, Killer, steps_done
+from safetensors.torch import load_file
+
+from hpt_ray.errors import STOPPED
+from hpt_ray.observe.run_folder import RunFolder
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+STEPS = 16
+LIMIT_S = 300
+
+ENGINE, LEARNER, REFERENCE = "ray::RolloutWorker", "ray::LearnerWorker", "ray::ReferenceWorker"
+VERIFIER, GRADER = "ray::VerifierService", "hpt_ray.reward.worker"
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> list[str]:
+    return [
+        f"run.steps={STEPS}",
+        "run.deterministic=true",
+        "checkpoint.every=3",
+        f"reward.grader={write_grader(tmp_path_factory.mktemp('grader'))}",
+        "rollout.num_workers=2",
+        "learner.num_ranks=2",
+        "learner.zero_stage=2",
+        "algorithm.kl_coef=0.01",
+        "reference.num_cpus=0",
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(words, tmp_path_factory) -> RunFolder:
+    runs = tmp_path_factory.mktemp("undisturbed")
+    finished = run_main([*TINY, *words, f"run.dir={runs}"])
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return newest(runs)
+
+
+def newest(runs: Path) -> RunFolder:
+    return RunFolder((runs / "latest").resolve())
+
+
+def start(words: list[str], runs: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*MAIN, *TINY, *words, f"run.dir={runs}"],
+        cwd=ROOT,
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def survive(words: list[str], runs: Path, faults: list[Fault]) -> RunFolder:
+    """The folder of a run to which `faults` happened and which ended well."""
+    process = start(words, runs)
+    killer = Killer(process.pid, runs, faults, seed=7)
+    killer.start()
+    try:
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, printed
+    assert killer.killed == [fault.victim for fault in faults], printed
+    return newest(runs)
+
+
+def check(folder: RunFolder, undisturbed: RunFolder, *, exactly: bool) -> None:
+    """Every step once, every question of each step once, the same parameters."""
+    assert [line["step"] for line in folder.read_metrics()] == list(range(1, STEPS + 1))
+    assert visits(folder) == visits(undisturbed)
+    ours, theirs = weights(folder), weights(undisturbed)
+    if exactly:
+        assert torch.equal(ours, theirs)
+    else:  # answers that were drawn again were decoded beside others: their log-probs differ in the last bits
+        assert torch.linalg.vector_norm(ours - theirs) < 1e-3 * torch.linalg.vector_norm(theirs)
+
+
+def visits(folder: RunFolder) -> Counter[tuple[int, str, int]]:
+    lines = map(json.loads, (folder.root / "feedback.jsonl").read_text().splitlines())
+    return Counter((line["step"], line["question_id"], line["rollouts"]) for line in lines)
+
+
+def weights(folder: RunFolder) -> torch.Tensor:
+    state = load_file(folder.checkpoints / f"step-{STEPS:06d}" / "hf" / "model.safetensors")
+    return torch.cat([state[name].flatten() for name in sorted(state)])
+
+
+def faults_of(folder: RunFolder) -> dict[str, int]:
+    return json.loads(folder.summary.read_text())["faults"]
+
+
+def test_engines_and_graders_die(words, undisturbed, tmp_path):
+    folder = survive(
+        words,
+        tmp_path,
+        [
+            Fault(1, ENGINE),  # in generation
+            Fault(2, ENGINE, during=f"{LEARNER}.send_weights"),  # in the middle of a weight sync
+            Fault(3, GRADER),
+            Fault(4, VERIFIER),
+        ],
+    )
+    check(folder, undisturbed, exactly=False)
+    assert faults_of(folder)["rollout_failed"] == 2
+    assert faults_of(folder)["rollout_restarted"] >= 1
+
+
+def test_learner_ranks_and_the_reference_die(words, undisturbed, tmp_path):
+    folder = survive(
+        words,
+        tmp_path,
+        [
+            Fault(1, LEARNER, during=f"{LEARNER}.accumulate"),  # in backward, before the first checkpoint
+            Fault(4, LEARNER, during=f"{LEARNER}.step"),  # in the optimizer step
+            Fault(5, REFERENCE),
+        ],
+    )
+    check(folder, undisturbed, exactly=True)
+    assert faults_of(folder)["learner_restarted"] == 2
+
+
+def test_the_driver_dies_and_is_asked_to_stop(words, undisturbed, tmp_path):
+    process = start(words, tmp_path)
+    wait_for_step(process, tmp_path, 4)
+    process.kill()
+    process.communicate()
+    process = start([*words, "resume=auto"], tmp_path)
+    wait_for_step(process, tmp_path, 7)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == STOPPED, printed
+    assert "resume=auto" in printed
+    finished = run_main([*TINY, *words, f"run.dir={tmp_path}", "resume=auto"])
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    check(newest(tmp_path), undisturbed, exactly=True)
+
+
+def test_a_second_sigterm_ends_the_run_at_once(words, tmp_path):
+    process = start([*words, "run.steps=1000"], tmp_path)
+    wait_for_step(process, tmp_path, 2)
+    process.send_signal(signal.SIGSTOP)  # both signals are there when it goes on
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGTERM, STOPPED)
+
+
+def wait_for_step(process: subprocess.Popen[str], runs: Path, step: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while steps_done(runs) < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
