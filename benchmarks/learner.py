@@ -61,8 +61,8 @@ PACKING = Rows(128, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), 82)
 PACK_TOKENS = 32_768
 RANKS = (1, 2, 4, 8)
 # Hidden size and tokens. Against full logits; and the growth, with a narrow model to be quick.
-COMPARED = ((QWEN2_05B.hidden, 1024), (64, 1024), (64, 2048))
-GROWTH = tuple((64, tokens << 10) for tokens in (1, 2, 4, 8, 16, 32))
+COMPARED = ((QWEN2_05B.hidden, 1024), (32, 1024), (32, 2048))
+GROWTH = tuple((32, tokens << 10) for tokens in (1, 2, 4, 8, 16, 32))
 
 
 # -- speed -----------------------------------------------------------------------------------------

@@ -188,7 +188,8 @@ class LearnerGroup:
         for scoring in (self._own_scoring, self._scoring):
             if scoring is not None:
                 await scoring.finish()
-        self._weigh(self._rows)
+        # By question: the official mode lays rows out, so its gradient would depend on who came in first.
+        self._weigh(sorted(self._rows, key=lambda row: row.question_id))
         for packs in self._packer.last_rounds():
             self._send(packs)
         steps = [self._step(self.ranks, self._pending, learning_rate)]

@@ -223,6 +223,18 @@ def test_gradients_do_not_depend_on_when_scores_come_back(actors: Actors, name: 
         assert all((gradient[key] == other[key]).all() for key in gradient)
 
 
+def test_the_gradients_of_ppo_do_not_depend_on_who_comes_in_first(actors: Actors) -> None:
+    policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
+    questions = make_rows(policy, GROUPS * 2, seed=9)
+    gradients = []
+    for order in (questions, questions[::-1]):
+        actors.update(order, (0.0, 0.0), name="ppo")
+        gradients.append([call(group, "gradient")[0] for group in (actors.learners, actors.critic)])
+    for gradient, other in zip(*gradients, strict=True):
+        assert norm(gradient) > 0
+        assert distance(gradient, other) <= 1e-6 * norm(gradient)
+
+
 def test_a_critic_does_not_learn_from_what_is_not_finite(actors: Actors) -> None:
     policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
     questions = make_rows(policy, GROUPS, seed=8)

@@ -188,6 +188,46 @@ def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, key):
     assert norm(gradient) > 1e-4
 
 
+@pytest.mark.parametrize("key", ALGORITHMS, ids=lambda key: "-".join(map(str, key)))
+def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, key):
+    """The same rollouts, question by question as they happen to come in, and all at once."""
+    name, mode, branch = key
+    estimator = make_estimator(name, mode=mode, offline_branch=branch)
+    with_rollouts, with_demonstrations = GOLDEN.CLASSICAL[key][0]
+    rewards = [(1, 0, 0, 1), (0, 1, 0, 0), (1, 1, 1, 0), (0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 0)]
+    groups = [(given if with_rollouts else (), with_demonstrations) for given in rewards]
+    questions = make_rows(any_pair.plain, groups, seed=9, prompt_lengths=(5, 6))
+    call(any_pair.ranks, "use", estimator)
+
+    def gradient(order, *, pause_s, tokens_per_microbatch):
+        learner = LearnerGroup(
+            any_pair.ranks,
+            estimator,
+            batch=BatchShape(num_questions=len(groups), num_rollouts=4, max_response_tokens=C),
+            tokens_per_microbatch=tokens_per_microbatch,
+            timeout_s=LIMIT_S,
+        )
+
+        async def update() -> None:
+            for i in order:
+                learner.add(questions[i])
+                await asyncio.sleep(pause_s)
+            await learner.finish(0.0)
+
+        asyncio.run(update())
+        return call(any_pair.ranks, "gradient")[0]
+
+    in_order = list(range(len(groups)))
+    synchronous = gradient(in_order, pause_s=0.0, tokens_per_microbatch=4096)
+    streaming = gradient([3, 0, 5, 1, 4, 2], pause_s=0.01, tokens_per_microbatch=96)
+    assert norm(synchronous) > 1e-4
+    assert distance(streaming, synchronous) <= 1e-6 * norm(synchronous)
+    # Where the order of the sum is fixed, when things happen changes no bit.
+    early = gradient(in_order, pause_s=0.0, tokens_per_microbatch=96)
+    late = gradient(in_order, pause_s=0.01, tokens_per_microbatch=96)
+    assert all((early[key] == late[key]).all() for key in early)
+
+
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_kl_to_a_frozen_policy_equals_plain_pytorch(start, reference, kind):
     """The scorer in actors of its own; questions of equal rewards count for the KL alone."""

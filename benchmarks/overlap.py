@@ -1,0 +1,161 @@
+"""How much of a step's work overlaps: the streaming step against one that waits for all rollouts.
+
+    python benchmarks/overlap.py --out benchmarks/results/overlap.json
+
+One core generates, one trains, and both have about as much to do. Steps take turns in one run: in every other
+step the driver waits for the last group before the first goes to the learner, as a synchronous loop does. The
+busy times are those of the timeline (decoding; backward passes and optimizer step). `step_over_max` is the
+median over steps of step time by the larger busy time: 1 is perfect. Both cores also carry the driver, the
+verifier and Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from machine import machine, versions
+from rich.console import Console
+
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.config.load import load_config
+from hpt_ray.driver import Driver
+from hpt_ray.mini_base import model_folder
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.step import Pairs
+from hpt_ray.records import Group
+from hpt_ray.reward.groups import GroupStream
+from hpt_ray.setup import prepare, tokenizer_path
+from hpt_ray.stream import Batch
+
+WARM_UP = 2  # steps that are not counted
+# Half of all answers are right, whatever the model does: nearly every group has something to learn from.
+GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
+
+
+class TurnsDriver(Driver):
+    """Every other step waits for all of its groups."""
+
+    async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
+        if is_synchronous(batch.step):
+            batch = replace(batch, stream=WaitingStream(batch.stream))
+        return await super().train_step(batch)
+
+
+class WaitingStream(GroupStream):
+    """Gives out its groups once the last one is there."""
+
+    def __init__(self, stream: GroupStream):
+        super().__init__()
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[Group]:
+        for group in await self._stream.all():
+            yield group
+
+
+def is_synchronous(step: int) -> bool:
+    return step % 2 == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--steps", type=int, default=14, help="half of them synchronous")
+    parser.add_argument("--questions", type=int, default=96)
+    parser.add_argument("--model", default="mini:w-fresh")
+    parser.add_argument("--max-num-seqs", type=int, default=48)
+    parser.add_argument("--response-tokens", type=int, default=64)
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {"benchmark": "overlap", "versions": versions(), "machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        words = settings(arguments, Path(folder))
+        lines = asyncio.run(train(words, Path(folder)))
+    steps = [figures(line) for line in lines if line["step"] > WARM_UP]
+    report |= {"settings": {"overrides": words, "seed": 0}, "raw": steps, "result": result(steps)}
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report["result"], indent=2))
+
+
+def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    grader = folder / "parity.py"
+    grader.write_text(GRADER, encoding="utf-8")
+    return [
+        f"run.steps={arguments.steps}",
+        f"questions_per_step={arguments.questions}",
+        "rollouts_per_question=8",
+        "tokens_per_microbatch=2048",
+        f"model.path={arguments.model}",
+        "data.train=[mini:train]",
+        "data.template=plain",
+        "data.add_bos=true",
+        "data.max_prompt_tokens=40",
+        f"data.max_response_tokens={arguments.response_tokens}",
+        f"rollout.max_num_seqs={arguments.max_num_seqs}",
+        "algorithm.name=grpo",
+        f"reward.grader=python:{grader}:grade",
+        "reward.require_finished=false",
+        "learner.gradient_checkpointing=true",
+        # So small that lengths stay what they are at the start.
+        "learner.learning_rate=1.0e-7",
+        "observe.samples_every=0",
+        "observe.rollouts_every=0",
+        "cluster.address=local",
+    ]
+
+
+async def train(words: list[str], folder: Path) -> list[dict[str, Any]]:
+    config = load_config(None, words)
+    console = Console(quiet=True)
+    cluster = Cluster.connect(config.cluster)
+    try:
+        path = await model_folder(config.model.path, cluster, console)
+        prepared = prepare(config, tokenizer_path(str(path)))
+        runs = RunFolder.create(folder / "runs", "overlap")
+        with Progress(config.run.steps, console=console) as progress:
+            await TurnsDriver(config, prepared, runs, progress, quiet=True).run(cluster)
+        return runs.read_metrics()
+    finally:
+        cluster.close()
+
+
+def figures(line: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of one step."""
+    step_s = line["time/step_s"]
+    rollout_s, learner_s = line["rollout/busy_share"] * step_s, line["learner/busy_share"] * step_s
+    return {
+        "step": line["step"],
+        "synchronous": is_synchronous(line["step"]),
+        "step_s": step_s,
+        "rollout_busy_s": rollout_s,
+        "learner_busy_s": learner_s,
+        "sync_s": line["time/sync_s"],
+        "overlap_share": line["time/overlap_share"],
+        "bubble_share": line["time/bubble_share"],
+        "over_max": step_s / max(rollout_s, learner_s),
+    }
+
+
+def result(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    streaming = [step for step in steps if not step["synchronous"]]
+    waiting = [step for step in steps if step["synchronous"]]
+    return {
+        "step_over_max": median(step["over_max"] for step in streaming),
+        "synchronous_over_max": median(step["over_max"] for step in waiting),
+        "learner_over_rollout": median(step["learner_busy_s"] / step["rollout_busy_s"] for step in streaming),
+        "speedup": median(s["step_s"] for s in waiting) / median(s["step_s"] for s in streaming),
+    }
+
+
+if __name__ == "__main__":
+    main()
