@@ -2,10 +2,11 @@
 
     python benchmarks/learner.py --out benchmarks/results/learner.json
 
-Speed: whole updates (weigh, pack, send, forward, backward, clip, AdamW) of the real learner, one DeepSpeed
-rank in a Ray actor, from the first row to the step's report; against a loop of model, cross-entropy on the
-response tokens, clip and AdamW on the same packs, which it already holds and which it times itself. Both
-use one process of so many threads, take turns update by update, and use the same attention.
+Speed: whole updates of the real learner, one DeepSpeed rank in a Ray actor, timed by its caller from the
+first pack sent to the step's report (from the first row, weighing and packing included, among the raw
+figures); against a loop of model, cross-entropy on the response tokens, clip and AdamW on the same packs,
+which it already holds and which it times itself. Both have as many threads, take turns update by update,
+and use the same attention.
 Padding: the packs of a streaming step at the paper's size, with long-tailed lengths.
 Memory: peak resident memory (VmHWM) of a new process for each figure, beyond what stands before and the
 gradients of hidden states and weight; that counts everything, scratch memory of libraries too.
@@ -32,6 +33,7 @@ import torch
 from machine import machine, versions
 from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, rounds_of, weighed
 
+from hpt_ray.batch.pack import WeighedRow
 from hpt_ray.cluster.process import prepare_process
 from hpt_ray.cluster.runtime import Cluster, Need
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
@@ -43,18 +45,20 @@ from hpt_ray.records import Pack
 
 LIMIT_S = 300.0
 RATE = 1e-4
-# Name: model, rows of an update, tokens of a pack. The first is the model and about the batch of the
+# Name: model, rows of an update, tokens of a pack, counted updates. The first is the model and about the batch of the
 # quickstart; the second, a larger one, is mostly arithmetic.
 SPEED = {
     "quickstart": (
         ModelShape(64, 176, 2, 2, 1, 82),
         Rows(32, 8, Lengths(12, 0.3, 40), Lengths(16, 0.5, 44), 82),
         4096,
+        30,
     ),
     "8M parameters": (
         ModelShape(256, 1024, 6, 8, 4, 8192),
         Rows(4, 8, Lengths(32, 0.3, 64), Lengths(80, 0.7, 512), 8192),
         2048,
+        12,
     ),
 }
 PACKING = Rows(128, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), 82)
@@ -102,22 +106,20 @@ class BareLoop:
         return time.perf_counter() - begin
 
 
-def measure_speed(num_updates: int, threads: int, seed: int) -> dict[str, Any]:
+def measure_speed(threads: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         cluster = Cluster.connect(ClusterConfig(address="local"))
         try:
             return {
-                name: asyncio.run(_speed_of(cluster, name, Path(folder) / name, num_updates, threads, seed))
+                name: asyncio.run(_speed_of(cluster, name, Path(folder) / name, threads, seed))
                 for name in SPEED
             }
         finally:
             cluster.close()
 
 
-async def _speed_of(
-    cluster: Cluster, name: str, folder: Path, num_updates: int, threads: int, seed: int
-) -> dict[str, Any]:
-    shape, rows, tokens_per_microbatch = SPEED[name]
+async def _speed_of(cluster: Cluster, name: str, folder: Path, threads: int, seed: int) -> dict[str, Any]:
+    shape, rows, tokens_per_microbatch, num_updates = SPEED[name]
     path = str(shape.save(folder))
     estimator = make_estimator("hpt")
     spec = LearnerSpec(
@@ -136,32 +138,32 @@ async def _speed_of(
         tokens_per_microbatch=tokens_per_microbatch,
         timeout_s=LIMIT_S,
     )
-    seconds: dict[str, list[float]] = {"learner": [], "bare": []}
+    seconds: dict[str, list[float]] = {"learner": [], "learner_from_rows": [], "bare": []}
     tokens = []
     for update in range(-2, num_updates):  # the first two are not counted
         questions = rows.draw(seed + update + 2)
-        packs = [
-            pack
-            for packs in rounds_of(
-                weighed(estimator, rows, seed + update + 2),
-                num_ranks=1,
-                tokens_per_microbatch=tokens_per_microbatch,
-            )
-            for pack in packs
-        ]
+        packs = _packs(weighed(estimator, rows, seed + update + 2), tokens_per_microbatch)
+        if update % 2:  # neither always finds the machine as the other left it
+            bare_s = (await bare.call("update", packs, timeout_s=LIMIT_S))[0]
         begin = time.perf_counter()
         for question in questions:
             learner.add(question)
         result = await learner.finish(RATE)
         elapsed = time.perf_counter() - begin
+        if not update % 2:
+            bare_s = (await bare.call("update", packs, timeout_s=LIMIT_S))[0]
         assert result.num_tokens == sum(pack.num_tokens for pack in packs)
-        bare_s = (await bare.call("update", packs, timeout_s=LIMIT_S))[0]
         if update >= 0:
-            seconds["learner"].append(elapsed)
-            seconds["bare"].append(bare_s)
+            for name, value in zip(seconds, (result.seconds, elapsed, bare_s), strict=True):
+                seconds[name].append(value)
             tokens.append(result.num_tokens)
     cluster.release()
     return {"tokens": tokens, "seconds": seconds} | _rates(tokens, seconds)
+
+
+def _packs(questions: list[list[WeighedRow]], tokens_per_microbatch: int) -> list[Pack]:
+    rounds = rounds_of(questions, num_ranks=1, tokens_per_microbatch=tokens_per_microbatch)
+    return [pack for (pack,) in rounds]
 
 
 def _rates(tokens: list[int], seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def measure_packing(seed: int) -> list[dict[str, Any]]:
     return [_packing_of(questions, num_ranks) for num_ranks in RANKS]
 
 
-def _packing_of(questions: list, num_ranks: int) -> dict[str, Any]:
+def _packing_of(questions: list[list[WeighedRow]], num_ranks: int) -> dict[str, Any]:
     from hpt_ray.learner.attention import Segments
 
     rounds = rounds_of(questions, num_ranks=num_ranks, tokens_per_microbatch=PACK_TOKENS)
@@ -292,7 +294,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--updates", type=int, default=12, help="counted updates of each model and side")
     parser.add_argument("--threads", type=int, default=1, help="of each side of the speed part")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -301,19 +302,18 @@ def main() -> None:
         "versions": versions(),
         "machine": machine(),
         "settings": {
-            "updates": arguments.updates,
             "threads": arguments.threads,
             "seed": arguments.seed,
             "speed": {
-                name: {"model": asdict(m), "rows": asdict(r), "tokens_per_microbatch": t}
-                for name, (m, r, t) in SPEED.items()
+                name: {"model": asdict(m), "rows": asdict(r), "tokens_per_microbatch": t, "updates": u}
+                for name, (m, r, t, u) in SPEED.items()
             },
             "packing": {"rows": asdict(PACKING), "tokens_per_microbatch": PACK_TOKENS, "ranks": RANKS},
             "memory": {"vocabulary": VOCABULARY, "compared": COMPARED, "growth": GROWTH},
         },
     }
     raw = {
-        "speed": measure_speed(arguments.updates, arguments.threads, arguments.seed),
+        "speed": measure_speed(arguments.threads, arguments.seed),
         "packing": measure_packing(arguments.seed),
         "memory": measure_memory(arguments.seed),
     }

@@ -26,6 +26,7 @@ from hpt_ray.checkpoint.keeper import Keeper, Saved
 from hpt_ray.checkpoint.mirror import Mirror
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
+from hpt_ray.cluster.process import memory_mb
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.cluster.topology import Actors, learner_group, start_actors
 from hpt_ray.config.schema import Config
@@ -98,7 +99,7 @@ class Driver:
         )
         mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
         store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
-        self.keeper = Keeper(store, timeout_s=config.learner.timeout_s)
+        self.keeper = Keeper(store, timeout_s=config.learner.timeout_s, say=progress.show)
         self.reporter = Reporter(config, folder, progress)
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
@@ -206,7 +207,9 @@ class Driver:
         spans = [update.spans for update in updates]
         if self.actors.fleet is not None:
             spans.append(await self.actors.fleet.spans())
+            metrics["memory/rollout_mb"] = self.actors.fleet.memory_mb
         metrics |= self.timeline.add_step(spans, report.begin_s, time.time())
+        metrics |= {"memory/driver_mb": memory_mb()}
         self._count_skipped(updates)
         return metrics, pairs
 
@@ -255,6 +258,7 @@ class Driver:
         self.pool: RolloutPool | None = None
         if actors.fleet is not None:
             assert actors.verifier is not None
+            actors.fleet.say = self.progress.show
             self.pool = RolloutPool(
                 actors.fleet,
                 max_num_seqs=config.rollout.max_num_seqs,

@@ -13,6 +13,7 @@ beside the next step.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,10 @@ class Saved:
 class Keeper:
     """The checkpoints of one run. One save is under way at a time."""
 
-    def __init__(self, store: CheckpointStore, *, timeout_s: float):
-        self.store, self._timeout_s = store, timeout_s
+    def __init__(
+        self, store: CheckpointStore, *, timeout_s: float, say: Callable[[str], None] = lambda text: None
+    ):
+        self.store, self._timeout_s, self._say = store, timeout_s, say
         self._committing: asyncio.Task[Committed] | None = None
         self.mirror_problems: list[str] = []  # why copies to the mirror failed, save by save
 
@@ -69,6 +72,7 @@ class Keeper:
             problem = (await committing).mirror_problem
             if problem is not None:
                 self.mirror_problems.append(problem)
+                self._say(f"The mirror failed, and the run goes on: {problem}")
 
     async def newest(self) -> tuple[Saved | None, dict[Path, str]]:
         """The newest whole checkpoint, and those that were rejected: path → why."""

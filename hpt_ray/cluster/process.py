@@ -49,6 +49,11 @@ def prepare_process(
         os.dup2(stream.fileno(), 2)
 
 
+def memory_mb() -> float:
+    """Memory of this process, in MiB."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
 def interface_of(host: str) -> str | None:
     """The network interface that carries address `host`, e.g. `lo` for 127.0.0.1."""
     for name, addresses in psutil.net_if_addrs().items():

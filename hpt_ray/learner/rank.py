@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from hpt_ray.cluster.network import free_port
-from hpt_ray.cluster.process import prepare_process
+from hpt_ray.cluster.process import memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 
 
@@ -127,6 +127,7 @@ class RankWorker(Generic[Spec]):
             self._engine.reduce()
             self._report.grad_norm, self._report.skipped = self._engine.step(learning_rate)
         report, self._report = self._report, UpdateReport()
+        report.peaks["memory/learner_mb"] = memory_mb()
         return report
 
     def reduced_gradients(self) -> dict[str, Any] | None:

@@ -107,6 +107,9 @@ METRICS: tuple[Metric, ...] = (
         "optim/grad_norm", "norm", "Global gradient norm before clipping, of the last update of the step."
     ),
     Metric("optim/lr", "rate", "Learning rate of the last update of the step."),
+    Metric("memory/driver_mb", "MiB", "Memory of the driver's process."),
+    Metric("memory/learner_mb", "MiB", "Memory of the largest learner rank's process.", False),
+    Metric("memory/rollout_mb", "MiB", "Memory of the largest rollout worker's process.", False),
     Metric("time/step_s", "seconds", "Wall time of the step, without evaluation and checkpoint."),
     Metric("time/rollout_s", "seconds", "From the first request to the last graded rollout."),
     Metric("time/learner_s", "seconds", "From the first pack to the optimizer step, summed over updates."),

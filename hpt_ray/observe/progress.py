@@ -102,8 +102,8 @@ class Progress:
         self._refresh(force=step == self.state.total)
 
     def show(self, renderable: RenderableType) -> None:
-        """Print something above the line, e.g. a table of samples."""
-        self.console.print(renderable)
+        """Print something above the line, e.g. a table of samples. A text is shown as it is."""
+        self.console.print(Text(renderable) if isinstance(renderable, str) else renderable)
 
     def _refresh(self, *, force: bool = False) -> None:
         if self._live is not None:

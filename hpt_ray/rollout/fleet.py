@@ -38,6 +38,7 @@ class Worker:
     health: Health = field(default_factory=Health)
     steps: int = 0  # of its engine, when last asked
     progress_s: float = field(default_factory=time.monotonic)  # when it last made any
+    memory_mb: float | None = None  # of its process, when last asked
     why: str = ""  # it failed
 
     @property
@@ -57,6 +58,7 @@ class Fleet:
         self._make, self._config, self._sync = make, config, sync
         self.workers = [Worker(i, make(i)) for i in range(num_workers)]
         self.faults: Counter[str] = Counter()  # what failed and what was done, since the run began
+        self.say: Callable[[str], None] = lambda text: None  # what a person should hear
         self.on_up: Callable[[Worker], None] = lambda worker: None
         self.on_down: Callable[[Worker], None] = lambda worker: None
         self._has_served = False  # weights were committed once
@@ -98,7 +100,8 @@ class Fleet:
         """Take a worker out and start it again. Hearing of one death twice does no harm."""
         if worker.health.state in (State.DEAD, State.RETIRED):
             return
-        worker.why = str(error).strip() or type(error).__name__
+        worker.why = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        self.say(f"{worker.name} failed: {worker.why}")
         self.faults["rollout_failed"] += 1
         self._note(worker, Event.FAILED)
         self.on_down(worker)
@@ -165,6 +168,7 @@ class Fleet:
         if worker.health.failures > self._config.max_restarts:
             self._note(worker, Event.GIVEN_UP)
             self.faults["rollout_retired"] += 1
+            self.say(f"{worker.name} is given up (rollout.max_restarts={self._config.max_restarts}).")
             return
         await asyncio.sleep(FIRST_PAUSE_S * 2 ** (worker.health.failures - 1))
         worker.actor = self._make(worker.index)
@@ -193,6 +197,7 @@ class Fleet:
         except Exception as error:
             return self.failed(worker, error)
         else:
+            worker.memory_mb = at.memory_mb
             if not at.busy or at.steps != worker.steps:
                 worker.steps, worker.progress_s = at.steps, time.monotonic()
         if not (worker.health.serves or worker.health.state is State.SUSPECT):
@@ -205,6 +210,11 @@ class Fleet:
             self._note(worker, Event.SILENT)
         else:
             self._note(worker, Event.PROGRESS)
+
+    @property
+    def memory_mb(self) -> float | None:
+        """Of the largest worker, as far as it is known."""
+        return max((w.memory_mb for w in self.workers if w.memory_mb is not None), default=None)
 
     # -- what a person sees ------------------------------------------------------------------------
 

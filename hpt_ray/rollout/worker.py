@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from hpt_ray.cluster.process import prepare_process
+from hpt_ray.cluster.process import memory_mb, prepare_process
 from hpt_ray.observe.trace import SpanLog, SpanRecord
 from hpt_ray.records import Rollout
 from hpt_ray.rollout.engine import EngineSpec, Finished, VllmEngine, environment
@@ -27,10 +27,11 @@ from hpt_ray.rollout.requests import GenerateRequest, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where an engine is: decoding steps done, and whether it should be doing more of them."""
+    """Where an engine is: decoding steps done, whether it should be doing more, memory of its process."""
 
     steps: int
     busy: bool
+    memory_mb: float
 
 
 class RolloutWorker:
@@ -155,7 +156,7 @@ class RolloutWorker:
         return await self._do(lambda engine: engine.abort(question_ids))
 
     async def progress(self) -> Progress:
-        return Progress(self._steps, self._busy)
+        return Progress(self._steps, self._busy, memory_mb())
 
     async def spans(self) -> list[SpanRecord]:
         """What the engine did since the last call."""

@@ -67,7 +67,7 @@ class ScriptedWorker:
         return 7
 
     async def progress(self) -> Progress:
-        return Progress(0, bool(self._running))
+        return Progress(0, bool(self._running), 1.0)
 
     async def spans(self) -> list[SpanRecord]:
         return []

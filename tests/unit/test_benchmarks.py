@@ -1,0 +1,130 @@
+"""Benchmarks: the one of the driver runs at a small size; of the others, what their results rest on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hpt_ray.records import Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return import_module(name)
+
+
+@pytest.mark.cluster
+def test_driver_scale_runs_and_says_what_the_driver_costs(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    size = {"questions": 6, "tokens": 64, "workers": 1, "ranks": 2, "profile": 5}
+    words = [word for name, value in size.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(BENCHMARKS / "driver_scale.py"), "--out", str(out), *words]
+    command += ["--factors", "1", "2"]
+    subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
+    report = json.loads(out.read_text())
+    assert report["benchmark"] == "driver_scale"
+    assert [run["questions"] for run in report["raw"]["runs"]] == [6, 12, 6]
+    assert all(seconds > 0 for run in report["raw"]["runs"] for seconds in run["driver_s"])
+    assert 0 < report["result"]["driver_share"] < 0.02
+    assert len(report["raw"]["profile"]) == 5
+
+
+def group(solved: list[bool], tokens: int = 10) -> Group:
+    demonstration = Demonstration(np.array([2], np.int32), "1")
+    question = Question("q", np.array([1], np.int32), "q", "1", "set", demonstration)
+    ids, logps = np.zeros(tokens, np.int32), np.zeros(tokens, np.float32)
+    rollouts = [Rollout("q", i, ids, logps, FinishReason.STOP, 0, "") for i in range(len(solved))]
+    verdicts = [Verdict(float(s), Outcome.CORRECT if s else Outcome.WRONG) for s in solved]
+    return Group(question, rollouts, verdicts)
+
+
+def test_avoidable_tokens_are_those_behind_the_sample_that_settles_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = load("early_gate", monkeypatch)
+
+    def avoidable(solved: list[bool], gamma: float) -> int:
+        return bench.avoidable(bench.Pass({"q": group(solved)}, 80, 1.0), gamma)
+
+    wrong, right = [False], [True]
+    assert avoidable(8 * wrong, 0.0) == 0  # the eighth wrong answer settles it
+    assert avoidable(8 * wrong, 2 / 8) == 20  # the sixth
+    assert avoidable(right + 7 * wrong, 2 / 8) == 10  # the seventh
+    assert avoidable(8 * right, 4 / 8) == 0  # never
+
+
+def test_early_gate_reports_a_decision_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load("early_gate", monkeypatch)
+    waited = bench.Pass({"q": group([True, True, True] + 5 * [False])}, 80, 1.0)
+    other = bench.Pass({"q": group([True, True] + 6 * [False])}, 60, 1.0)
+    assert bench.compared(waited, waited, 2 / 8) == {"other_decisions": 0, "other_rollouts": 0}
+    assert bench.compared(other, waited, 2 / 8)["other_decisions"] == 1
+
+    def stage(found: Any) -> dict[str, Any]:
+        early = {
+            name: {**bench.figures(found), **bench.compared(found, waited, gamma)}
+            for name, gamma in bench.GAMMAS.items()
+        }
+        batch = {"waited": bench.figures(waited), "avoidable_tokens": dict.fromkeys(early, 8), "early": early}
+        return {"model": "m", "solve_rate": 0.375, "batches": [batch]}
+
+    assert bench.result([stage(waited)])["decisions_equal"] is True
+    result = bench.result([stage(other)])
+    assert result["decisions_equal"] is False
+    assert result["tokens_saved"]["2/8"] == {"0.375": 0.25}
+    assert result["tokens_avoidable"]["1/8"] == {"0.375": 0.1}
+
+
+@pytest.mark.parametrize("name", ["even", "long_tail"])
+def test_the_model_for_trl_ends_with_the_probability_it_is_given(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    bench = load("against_trl", monkeypatch)
+    lengths = bench.LENGTHS[name]
+    bench.write_model(tmp_path, lengths)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.randint(82, (4, 200), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ends = model(tokens).logits.softmax(-1)[..., model.config.eos_token_id]
+    assert float(ends.mean()) == pytest.approx(lengths.end_probability, rel=0.3)
+    assert float(ends.max() / ends.min()) < 4
+
+
+def test_the_reward_is_a_fair_coin_that_depends_on_the_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    coin = load("trl_grpo", monkeypatch).coin
+    tosses = [coin(f"answer {i}", "anything") for i in range(1000)]
+    assert tosses == [coin(f"answer {i}") for i in range(1000)]
+    assert 0.4 < sum(tosses) / 1000 < 0.6
+
+
+def test_a_side_that_failed_is_named_and_gives_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load("against_trl", monkeypatch)
+    ours = {"samples_per_s": 30.0, "mean_length": 64.0, "mean_reward": 0.5}
+    slow = {"samples_per_s": 5.0, "mean_length": 64.0, "mean_reward": 0.5}
+    fast = {**slow, "samples_per_s": 10.0}
+    ways = [{"threads": n, "continuous_batching": False} for n in (1, 2)]
+    good = {"hpt_ray": ours, "trl": [way | run for way, run in zip(ways, (slow, fast), strict=True)]}
+    assert bench.result({"even": good}) == {
+        "samples_per_s_ratio": {"even": 3.0},
+        "alike": {"even": True},
+        "failures": [],
+    }
+    shorter = {"hpt_ray": {**ours, "mean_length": 50.0}, "trl": good["trl"]}
+    assert bench.result({"even": shorter})["alike"] == {"even": False}
+    failed = {"hpt_ray": {"failure": "x"}, "trl": good["trl"]}
+    result = bench.result({"even": failed})
+    assert result["samples_per_s_ratio"] == {"even": None}
+    assert result["failures"] == ["even, hpt_ray"]
