@@ -115,7 +115,7 @@ def rounds_of(
     """One pack per rank and round, in the order in which a streaming step sends them."""
     dummy = dummy_pack(len(questions[0][0].scales))
     packer = Packer(num_ranks=num_ranks, tokens_per_microbatch=tokens_per_microbatch, dummy=dummy)
-    rounds = []
+    rounds: list[list[Pack]] = []
     for question in questions:
         packer.add(question)
         rounds += packer.full_rounds()

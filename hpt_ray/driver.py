@@ -37,6 +37,7 @@ from hpt_ray.learner.schedule import learning_rates
 from hpt_ray.observe.metrics import complete_line, summarize_evaluations
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.reporter import Reporter
+from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.step import Pairs, StepReport, failures_of
 from hpt_ray.observe.tables import end_summary
@@ -177,6 +178,7 @@ class Driver:
             return
         metrics, pairs = await step
         await self._report(self.step, metrics, pairs)
+        self._check_progress(pairs)
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         """One batch of questions, `updates_per_step` optimizer steps, one weight sync."""
@@ -210,7 +212,8 @@ class Driver:
             metrics["memory/rollout_mb"] = self.actors.fleet.memory_mb
         metrics |= self.timeline.add_step(spans, report.begin_s, time.time())
         metrics |= {"memory/driver_mb": memory_mb()}
-        self._count_skipped(updates)
+        for update in updates:
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
         return metrics, pairs
 
     async def _update(self, number: int) -> UpdateResult:
@@ -385,16 +388,15 @@ class Driver:
         self.keeper.commit(self._state(), keep_also=self.best[1] if self.best else None)
         self.restarts = 0
 
-    def _count_skipped(self, updates: list[UpdateResult]) -> None:
-        """Stop a run whose updates come out as nothing again and again."""
-        for update in updates:
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
+    def _check_progress(self, pairs: Pairs) -> None:
+        """Stop a run whose updates come out as nothing again and again, and keep what they came from."""
         limit = self.config.learner.max_skipped_updates
         if self.skipped_in_a_row > limit:
-            why = {update.skipped for update in updates if update.skipped}
+            dump = write_rollouts(self.folder.rollouts, self.step, pairs)
             raise TrainingDiverged(
-                f"{self.skipped_in_a_row} updates in a row were skipped ({', '.join(sorted(why))}), more than "
-                f"learner.max_skipped_updates={limit}"
+                f"{self.skipped_in_a_row} updates in a row were skipped, more than "
+                f"learner.max_skipped_updates={limit}: their gradient was not finite, or above "
+                f"learner.skip_grad_norm. The rows of the last step are in {dump}."
             )
 
     def _faults(self) -> Counter[str]:

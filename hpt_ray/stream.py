@@ -65,6 +65,7 @@ class BatchStream:
         self._pool: RolloutPool | None = None
         self._verifier: ActorGroup | None = None
         self._ahead: deque[Batch] = deque()
+        self._current: Batch | None = None  # in training
         self._start = self._sampler.state()
         self.position = dict(self._start)  # after the questions that have been trained on
         self.lengths: dict[str, float] = {}  # mean response tokens of a question when it was last answered
@@ -77,11 +78,12 @@ class BatchStream:
         last = min(step + self._config.rollout.max_staleness, self._config.run.steps)
         while step + len(self._ahead) <= last:
             self._ahead.append(self._batch(step + len(self._ahead)))
-        return self._ahead.popleft()
+        self._current = self._ahead.popleft()
+        return self._current
 
     def done(self, batch: Batch, groups: Sequence[Group]) -> None:
         """The learner has trained on `batch`."""
-        self.position = batch.position
+        self.position, self._current = batch.position, None
         for group in groups:
             lengths = [len(r.token_ids) for r in group.rollouts if r.finish in FINISHED]
             if lengths:
@@ -103,6 +105,7 @@ class BatchStream:
     def put_back(self, batch: Batch) -> None:
         """A batch that was begun and not trained on is the next one again."""
         self._ahead.appendleft(batch)
+        self._current = None
 
     async def restart(self, state: RunState | None, ahead: Path | None = None) -> None:
         """Go on where a checkpoint was made (None: at the beginning). What is under way is aborted."""
@@ -122,9 +125,12 @@ class BatchStream:
             )
 
     async def close(self) -> None:
-        for batch in self._ahead:
-            await batch.stream.close()
+        """Abort what is under way."""
+        for batch in (*self._ahead, self._current):
+            if batch is not None:
+                await batch.stream.close()
         self._ahead.clear()
+        self._current = None
 
     # ----------------------------------------------------------------------------------------------
 

@@ -172,3 +172,13 @@ def wait_for_step(process: subprocess.Popen[str], runs: Path, step: int) -> None
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_run_whose_updates_are_all_skipped_ends_with_its_rows(words, tmp_path):
+    skipping = ["learner.skip_grad_norm=1.0e-9", "learner.max_skipped_updates=1", "observe.rollouts_every=0"]
+    finished = run_main([*TINY, *words, *skipping, f"run.dir={tmp_path}"])
+    assert finished.returncode == 1
+    assert "2 updates in a row were skipped" in finished.stderr
+    folder = newest(tmp_path)
+    assert [line["learner/skipped_updates"] for line in folder.read_metrics()] == [1, 1]
+    assert [path.name for path in folder.rollouts.iterdir()] == ["step-000002.parquet"]
