@@ -99,7 +99,7 @@ class RecordedAnswers:
         return 0
 
     async def progress(self) -> EngineProgress:
-        return EngineProgress(steps=0, busy=False)
+        return EngineProgress(steps=0, busy=False, memory_mb=0.0)
 
     async def spans(self) -> list[Any]:
         return []
@@ -302,7 +302,9 @@ def measure(config: Config, cluster: Cluster) -> dict[str, Any]:
     prepared = prepare(config, str(resolve("mini:tokenizer")))
     with StepClock(config.run.steps) as clock:
         driver = Driver(config, prepared, RunFolder.create(config.run.dir, "run"), clock, quiet=True)
-        asyncio.run(driver.run(cluster))
+        summary = asyncio.run(driver.run(cluster))
+    if summary is None or summary["failures"] or summary["faults"]:
+        raise RuntimeError(f"not an undisturbed run: {summary}")
     pairs = list(pairwise(clock.ends))
     return {
         "questions": config.questions_per_step,

@@ -175,7 +175,7 @@ def attention(scale: Scale, form: str) -> dict[str, Any]:
         torch.randn(1, heads, total, size, device=scale.device, dtype=torch.bfloat16, requires_grad=True)
         for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)
     ]
-    forms = {
+    forms: dict[str, Callable[..., Any]] = {
         "plain": masked_attention(lengths, scale),
         "segments": packed_attention(lengths, scale),
         "flash": partial(flash_attention, lengths=lengths),
@@ -219,7 +219,7 @@ def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: 
 
 def logprob(scale: Scale, form: str) -> dict[str, Any]:
     """Forward and backward of log π and entropy from bfloat16 hidden states; error against float32."""
-    forms = {"full": full_logits, "tiled": logprob_and_entropy}
+    forms: dict[str, Callable[..., Any]] = {"full": full_logits, "tiled": logprob_and_entropy}
     size, vocabulary = scale.model.hidden, scale.logprob_vocabulary
     torch.manual_seed(SEED)
     shapes = [(scale.logprob_tokens, size), (vocabulary, size)]

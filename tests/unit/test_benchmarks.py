@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from hpt_ray.records import Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.rollout.worker import RolloutWorker
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -38,6 +40,15 @@ def test_driver_scale_runs_and_says_what_the_driver_costs(tmp_path: Path) -> Non
     assert all(seconds > 0 for run in report["raw"]["runs"] for seconds in run["driver_s"])
     assert 0 < report["result"]["driver_share"] < 0.02
     assert len(report["raw"]["profile"]) == 5
+
+
+def test_the_stand_in_for_a_rollout_worker_answers_all_that_one_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand_in = load("driver_scale", monkeypatch).RecordedAnswers
+    asked = {name for name in vars(RolloutWorker) if not name.startswith("_")}
+    assert asked <= set(vars(stand_in))
+    assert asyncio.run(stand_in(4).progress()).busy is False
 
 
 def group(solved: list[bool], tokens: int = 10) -> Group:
