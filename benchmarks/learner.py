@@ -58,7 +58,7 @@ SPEED = {
         ModelShape(256, 1024, 6, 8, 4, 8192),
         Rows(4, 8, Lengths(32, 0.3, 64), Lengths(80, 0.7, 512), 8192),
         2048,
-        12,
+        8,
     ),
 }
 PACKING = Rows(128, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), 82)

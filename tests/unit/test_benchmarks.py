@@ -136,6 +136,10 @@ def test_a_side_that_failed_is_named_and_gives_no_ratio(monkeypatch: pytest.Monk
     shorter = {"hpt_ray": {**ours, "mean_length": 50.0}, "trl": good["trl"]}
     assert bench.result({"even": shorter})["alike"] == {"even": False}
     failed = {"hpt_ray": {"failure": "x"}, "trl": good["trl"]}
-    result = bench.result({"even": failed})
-    assert result["samples_per_s_ratio"] == {"even": None}
-    assert result["failures"] == ["even, hpt_ray"]
+    half = {"hpt_ray": ours, "trl": [good["trl"][0], ways[1] | {"failure": "x"}]}
+    result = bench.result({"even": failed, "long_tail": half})
+    assert result["samples_per_s_ratio"] == {"even": None, "long_tail": None}
+    assert result["failures"] == [
+        "even, hpt_ray",
+        "long_tail, TRL, 2 threads, continuous batching False",
+    ]
