@@ -49,7 +49,7 @@ from hpt_ray.records import FinishReason, Group, Question
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.pool import RolloutPool
 from hpt_ray.rollout.requests import request_for
-from hpt_ray.selection.gate import is_certain, switch
+from hpt_ray.selection.gate import is_certain, switch, threshold
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROLLOUTS = 8
@@ -210,8 +210,9 @@ async def one_pass(
     gamma: float | None,
 ) -> Pass:
     """Generate, grade and group one batch; with `gamma`, stop for a question once its decision is certain."""
+    held = 0 if gamma is None else threshold(gamma, NUM_ROLLOUTS)  # as a run holds them
     requests = [
-        request_for(q.id, q.prompt_ids, num_samples=NUM_ROLLOUTS, run_seed=SEED, step=batch)
+        request_for(q.id, q.prompt_ids, num_samples=NUM_ROLLOUTS, run_seed=SEED, step=batch, num_held=held)
         for q in questions
     ]
 
@@ -222,16 +223,18 @@ async def one_pass(
 
     tokens = await sampled_tokens(workers)
     begin = time.perf_counter()
+    draw = pool.generate(requests, plan.tasks[0].sampling)
     groups = {
         group.question.id: group
         async for group in graded_groups(
-            pool.generate(requests, plan.tasks[0].sampling),
+            draw,
             {question.id: question for question in questions},
             num_samples=NUM_ROLLOUTS,
             verifier=workers.verifier,
             timeout_s=TIMEOUT_S,
             is_certain=certain,
-            abort=pool.abort,
+            abort=draw.abort,
+            release=draw.release,
         )
     }
     seconds = time.perf_counter() - begin

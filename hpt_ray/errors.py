@@ -37,6 +37,12 @@ class NoWorkerLeft(RuntimeError):
     """Every rollout worker has failed too often. The message says which and why."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """What went wrong. An error raised in an actor arrives wrapped, with a traceback that its log has as well."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+
+
 def exit_code(error: Exception, logs: Path | None = None) -> int:
     """Say on stderr what went wrong, and return 2 where the user must change something, else 1.
 

@@ -150,6 +150,14 @@ class BatchStream:
             stream = GroupStream(source=self._generate(questions, step))
         return Batch(step, questions, stream, self._order(questions), self._sampler.state())
 
+    def _num_held(self, question: Question) -> int:
+        """Samples that need not be drawn while all others are wrong: the decision is certain without."""
+        if self._is_certain is None:
+            return 0
+        return sum(
+            self._is_certain(question, 0, self._num_rollouts - k) for k in range(1, self._num_rollouts)
+        )
+
     def _generate(self, questions: list[Question], step: int) -> AsyncIterator[Group]:
         assert self._pool is not None, "nobody to ask"
         assert self._verifier is not None, "nobody to grade"
@@ -163,15 +171,18 @@ class BatchStream:
                 run_seed=self._config.run.seed,
                 step=step,
                 expected_tokens=self.lengths.get(question.id, usual),
+                num_held=self._num_held(question),
             )
             for key, question in by_id.items()
         ]
+        draw = self._pool.generate(longest_first(requests), self._sampling)
         return graded_groups(
-            self._pool.generate(longest_first(requests), self._sampling),
+            draw,
             by_id,
             num_samples=self._num_rollouts,
             verifier=self._verifier,
             timeout_s=self._config.rollout.timeout_s,
             is_certain=self._is_certain,
-            abort=self._pool.abort,
+            abort=draw.abort,
+            release=draw.release,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from hpt_ray.reward.service import GradeItem
 
 IsCertain = Callable[[Question, int, int], bool]  # question, solved, graded
 NOT_GRADED = Verdict(0.0, Outcome.NO_ANSWER, detail="aborted: the decision was certain without it")
+MAX_GRADE_CALLS = 8  # at the same time; what comes in meanwhile goes together
 LOST = Verdict(0.0, Outcome.NO_ANSWER, detail="lost: the workers it was given to failed")
 
 
@@ -91,7 +92,7 @@ async def in_order(groups: AsyncIterator[Group], ids: Sequence[str]) -> AsyncIte
 
 
 async def graded_groups(
-    rollouts: AsyncIterator[list[Rollout]],
+    rollouts: AsyncIterable[list[Rollout]],
     questions: Mapping[str, Question],
     *,
     num_samples: int,
@@ -99,16 +100,20 @@ async def graded_groups(
     timeout_s: float,
     is_certain: IsCertain | None = None,
     abort: Callable[[set[str]], Awaitable[None]] | None = None,
+    release: Callable[[set[str]], None] | None = None,
 ) -> AsyncIterator[Group]:
     """Groups in the order in which they are complete; grading goes on while others are generated.
 
     `questions` by the id their rollouts carry. Where `is_certain(question, solved, graded)` says that
     the gate's decision can no longer change, the question's remaining rollouts are aborted and the
-    group is given out at once; they stand in it as ABORT, without tokens. Raises whatever the stream of
+    group is given out at once; they stand in it as ABORT, without tokens. Of a question with a right answer
+    all rollouts are needed: `release` asks for those that were held. Raises whatever the stream of
     rollouts raises, and `WaitExpired` where the verifier service does not answer.
     """
     ready: asyncio.Queue[Group | BaseException | None] = asyncio.Queue()
     gathering = {key: _Gathering(question) for key, question in questions.items()}
+    waiting: list[Rollout] = []  # for one of the calls to the verifier to come back
+    num_calls = 0
 
     async def grade(batch: list[Rollout]) -> None:
         items = [_item(r, questions[r.question_id]) for r in batch if r.finish is not FinishReason.LOST]
@@ -118,6 +123,8 @@ async def graded_groups(
         of_items = iter(graded)
         verdicts = [LOST if r.finish is FinishReason.LOST else next(of_items) for r in batch]
         settled = set()
+        if release:
+            release({r.question_id for r, v in zip(batch, verdicts, strict=True) if v.solved})
         for rollout, verdict in zip(batch, verdicts, strict=True):
             key = rollout.question_id
             entry = gathering.get(key)
@@ -134,11 +141,23 @@ async def graded_groups(
         if settled and abort:
             await abort(settled)
 
+    async def grade_waiting() -> None:
+        nonlocal num_calls
+        while waiting:
+            batch = waiting[:]
+            waiting.clear()
+            await grade(batch)
+        num_calls -= 1
+
     async def read() -> None:
+        nonlocal num_calls
         try:
             async with asyncio.TaskGroup() as grading:
                 async for batch in rollouts:
-                    grading.create_task(grade(batch))
+                    waiting.extend(batch)
+                    if num_calls < MAX_GRADE_CALLS:
+                        num_calls += 1
+                        grading.create_task(grade_waiting())
             await ready.put(None)
         except BaseExceptionGroup as group:
             await ready.put(group.exceptions[0])

@@ -19,7 +19,7 @@ import ray
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.config.schema import RolloutConfig
-from hpt_ray.errors import NoWorkerLeft, WaitExpired
+from hpt_ray.errors import NoWorkerLeft, WaitExpired, in_one_line
 from hpt_ray.observe.trace import SpanRecord
 from hpt_ray.rollout.health import Event, Health, State
 from hpt_ray.weight_sync.transaction import WeightSync
@@ -100,7 +100,7 @@ class Fleet:
         """Take a worker out and start it again. Hearing of one death twice does no harm."""
         if worker.health.state in (State.DEAD, State.RETIRED):
             return
-        worker.why = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        worker.why = error if isinstance(error, str) else in_one_line(error)
         self.say(f"{worker.name} failed: {worker.why}")
         self.faults["rollout_failed"] += 1
         self._note(worker, Event.FAILED)

@@ -27,17 +27,14 @@ from hpt_ray.rollout.requests import GenerateRequest, Sampling
 MAX_TRIES = 3  # of one question that was with a worker each time it failed; then its rollouts are lost
 WINDOW = 1.5  # sequences with a worker, over those it decodes at the same time
 
-Inbox = asyncio.Queue  # of list[Rollout], or of the exception that ends the batch
-
 
 @dataclass(eq=False)
 class _Job:
-    """A question on its way: what is still to be drawn of it, and who asked."""
+    """Samples of a question on their way, and for whom."""
 
     key: str  # unique among all that is under way
     request: GenerateRequest
-    sampling: Sampling
-    inbox: Inbox
+    draw: Draw
     missing: set[int] = field(init=False)
     tries: int = 0
 
@@ -57,6 +54,63 @@ class _Job:
         ]
         samples, seeds = zip(*left, strict=True)
         return replace(request, question_id=self.key, samples=samples, seeds=seeds)
+
+    def deliver(self, rollouts: list[Rollout]) -> None:
+        self.missing.difference_update(rollout.sample for rollout in rollouts)
+        self.draw.num_missing -= len(rollouts)
+        self.draw.inbox.put_nowait(rollouts)
+
+
+class Draw:
+    """The rollouts of one batch of questions, as they finish: read it as an async iterator, to its end.
+
+    A rollout whose workers failed again and again comes as LOST, without tokens. Reading raises `WaitExpired`
+    where no worker came up with any rollout within the limit, and `NoWorkerLeft`.
+    """
+
+    def __init__(self, pool: RolloutPool, requests: list[GenerateRequest], sampling: Sampling):
+        self._pool, self.sampling = pool, sampling
+        self.inbox: asyncio.Queue[list[Rollout]] = asyncio.Queue()
+        self.num_missing = sum(len(request.samples) for request in requests)
+        self.jobs: dict[str, list[_Job]] = {}  # by question
+        self._held: dict[str, GenerateRequest] = {}
+        for request in requests:
+            first = len(request.samples) - request.num_held
+            self.jobs[request.question_id] = [pool.job(self, request.part(0, first))]
+            if request.num_held:
+                self._held[request.question_id] = request.part(first, len(request.samples))
+
+    async def __aiter__(self) -> AsyncIterator[list[Rollout]]:
+        pool = self._pool
+        pool.wait_in_line([job for jobs in self.jobs.values() for job in jobs])
+        try:
+            while self.num_missing or not self.inbox.empty():
+                batch = await pool.next_batch(self)
+                if batch:
+                    yield batch
+        finally:
+            await self.abort(
+                {question for question, jobs in self.jobs.items() if any(j.missing for j in jobs)}
+            )
+
+    def release(self, question_ids: set[str]) -> None:
+        """Draw what was held of these questions, before all that waits."""
+        released = [(name, self._held.pop(name)) for name in sorted(question_ids & self._held.keys())]
+        jobs = [self._pool.job(self, request) for _, request in released]
+        for (name, _), job in zip(released, jobs, strict=True):
+            self.jobs[name].append(job)
+        self._pool.wait_in_line(jobs, first=True)
+
+    async def abort(self, question_ids: set[str]) -> None:
+        """Stop drawing for these questions."""
+        for request in (self._held.pop(name) for name in question_ids & self._held.keys()):
+            self.num_missing -= len(request.samples)
+        jobs = [job for name in question_ids for job in self.jobs[name] if job.missing]
+        for job in jobs:
+            self.num_missing -= len(job.missing)
+            job.missing.clear()
+        self.inbox.put_nowait([])  # whoever waits looks again
+        await self._pool.forget(jobs)
 
 
 class RolloutPool:
@@ -80,61 +134,50 @@ class RolloutPool:
         for worker in fleet.serving:
             self._up(worker)
 
-    async def generate(
-        self, requests: list[GenerateRequest], sampling: Sampling
-    ) -> AsyncIterator[list[Rollout]]:
-        """Batches of rollouts as they finish, until every sample of every request is there.
-
-        A rollout whose workers failed again and again comes as LOST, without tokens. Raises `WaitExpired`
-        where no worker came up with any rollout within the limit, and `NoWorkerLeft`.
+    def generate(self, requests: list[GenerateRequest], sampling: Sampling) -> Draw:
+        """Begin to draw when the first rollout is asked for; every sample of every request, but for what
+        is held and not released.
         """
-        inbox: Inbox = asyncio.Queue()
-        jobs = {r.question_id: _Job(f"{next(self._keys)}", r, sampling, inbox) for r in requests}
-        self._last_rollout_s = time.monotonic()
-        self._waiting.extend(jobs.values())
-        self._deal()
-        try:
-            while any(job.missing for job in jobs.values()) or not inbox.empty():
-                self._fleet.check_hope()
-                item = await self._next(inbox, jobs)
-                if isinstance(item, BaseException):
-                    raise item
-                if item:
-                    yield item
-        finally:
-            await self._drop([job for job in jobs.values() if job.missing])
+        return Draw(self, requests, sampling)
 
-    async def _next(self, inbox: Inbox, jobs: dict[str, _Job]) -> Any:
-        """The next item, or nothing after a while, so that the caller looks around."""
+    # -- what a draw asks for ----------------------------------------------------------------------
+
+    def job(self, draw: Draw, request: GenerateRequest) -> _Job:
+        return _Job(f"{next(self._keys)}", request, draw)
+
+    def wait_in_line(self, jobs: list[_Job], *, first: bool = False) -> None:
+        if not any(self._running.values()):
+            self._last_rollout_s = time.monotonic()
+        if first:
+            self._waiting.extendleft(reversed(jobs))
+        else:
+            self._waiting.extend(jobs)
+        self._deal()
+
+    async def next_batch(self, draw: Draw) -> list[Rollout]:
+        """The next rollouts, or nothing after a while, so that the caller looks around."""
+        self._fleet.check_hope()
         try:
-            return await asyncio.wait_for(inbox.get(), min(self._timeout_s, ANSWER_LIMIT_S))
+            return await asyncio.wait_for(draw.inbox.get(), min(self._timeout_s, ANSWER_LIMIT_S))
         except TimeoutError:
             if time.monotonic() - self._last_rollout_s < self._timeout_s:
-                return None
-        missing = {job.key for job in jobs.values() if job.missing}
-        names = [worker.name for worker, running in self._running.items() if missing & running.keys()]
+                return []
+        owed = {job.key for jobs in draw.jobs.values() for job in jobs if job.missing}
+        names = [worker.name for worker, running in self._running.items() if owed & running.keys()]
         raise WaitExpired(
             f"no rollout came for {self._timeout_s:.0f} s (rollout.timeout_s); waited for "
             f"{', '.join(names) or 'a worker that serves'}"
         )
 
-    async def abort(self, question_ids: set[str]) -> None:
-        """Stop generating for these questions (as their batch calls them)."""
-        running = itertools.chain(self._waiting, *(jobs.values() for jobs in self._running.values()))
-        await self._drop([job for job in running if job.request.question_id in question_ids])
-
-    async def _drop(self, jobs: list[_Job]) -> None:
-        """Forget these jobs, and stop what workers do for them."""
-        for job in jobs:
-            job.missing.clear()
-            job.inbox.put_nowait([])  # whoever waits looks again
-        dropped = {job.key for job in jobs}
-        if not dropped:
+    async def forget(self, jobs: list[_Job]) -> None:
+        """Stop what workers do for these jobs."""
+        forgotten = {job.key for job in jobs}
+        if not forgotten:
             return
-        self._waiting = deque(job for job in self._waiting if job.key not in dropped)
+        self._waiting = deque(job for job in self._waiting if job.key not in forgotten)
         stopping = []
         for worker, running in list(self._running.items()):
-            keys = dropped & running.keys()
+            keys = forgotten & running.keys()
             for key in keys:
                 del running[key]
             if keys:
@@ -168,7 +211,7 @@ class RolloutPool:
             loads[worker] += job.load
             rooms[worker] -= len(job.missing)
             self._running[worker][job.key] = job
-            shares[worker, job.sampling].append(job)
+            shares[worker, job.draw.sampling].append(job)
         for (worker, sampling), jobs in shares.items():
             self._spawn(self._submit(worker, sampling, jobs))
 
@@ -197,8 +240,7 @@ class RolloutPool:
                 self.faults["rollouts_requeued"] += len(job.missing)
             else:
                 self.faults["rollouts_lost"] += len(job.missing)
-                job.inbox.put_nowait([_lost(job.request.question_id, i) for i in sorted(job.missing)])
-                job.missing.clear()
+                job.deliver([_lost(job.request.question_id, i) for i in sorted(job.missing)])
         self._deal()
 
     async def _read(self, worker: Worker) -> None:
@@ -216,19 +258,17 @@ class RolloutPool:
 
     def _take(self, worker: Worker, rollouts: list[Rollout]) -> None:
         running = self._running.get(worker, {})
-        batches: defaultdict[Inbox, list[Rollout]] = defaultdict(list)
+        batches: defaultdict[_Job, list[Rollout]] = defaultdict(list)
         for rollout in rollouts:
             job = running.get(rollout.question_id)
-            if job is None or rollout.sample not in job.missing:
-                continue  # aborted as it finished
-            job.missing.discard(rollout.sample)
-            batches[job.inbox].append(replace(rollout, question_id=job.request.question_id))
-            if not job.missing:
-                del running[job.key]
+            if job is not None and rollout.sample in job.missing:  # else aborted as it finished
+                batches[job].append(replace(rollout, question_id=job.request.question_id))
         self._last_rollout_s = time.monotonic()
         self._fleet.delivered(worker)
-        for inbox, batch in batches.items():
-            inbox.put_nowait(batch)
+        for job, batch in batches.items():
+            job.deliver(batch)
+            if not job.missing:
+                del running[job.key]
         if self._waiting:
             self._deal()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class GenerateRequest:
 
     `question_id` is unique among the requests of one call: see `unique_ids`. `expected_tokens` is the likely
     length of an answer, by which work is balanced; only its ratio to that of other requests matters.
+    The last `num_held` samples are drawn only when somebody says that they are needed.
     """
 
     question_id: str
@@ -34,6 +35,12 @@ class GenerateRequest:
     samples: tuple[int, ...]
     seeds: tuple[int, ...]
     expected_tokens: float = 1.0
+    num_held: int = 0
+
+    def part(self, first: int, last: int) -> GenerateRequest:
+        """The request for samples number `first` to `last` − 1, none of them held."""
+        samples, seeds = self.samples[first:last], self.seeds[first:last]
+        return replace(self, samples=samples, seeds=seeds, num_held=0)
 
 
 def sampling_seed(run_seed: int, step: int | str, question_id: str, sample: int) -> int:
@@ -67,7 +74,8 @@ def request_for(
     run_seed: int,
     step: int | str,
     expected_tokens: float = 1.0,
+    num_held: int = 0,
 ) -> GenerateRequest:
     samples = tuple(range(num_samples))
     seeds = tuple(sampling_seed(run_seed, step, question_id, sample) for sample in samples)
-    return GenerateRequest(question_id, prompt_ids, samples, seeds, expected_tokens)
+    return GenerateRequest(question_id, prompt_ids, samples, seeds, expected_tokens, num_held)

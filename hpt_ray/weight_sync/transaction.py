@@ -20,7 +20,7 @@ import ray
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.config.schema import WeightSyncConfig
-from hpt_ray.errors import LearnerFailed
+from hpt_ray.errors import LearnerFailed, in_one_line
 from hpt_ray.weight_sync.buckets import TensorMeta, size_of
 from hpt_ray.weight_sync.group import Meeting, MeetingPoint, TransferBroken
 
@@ -197,7 +197,7 @@ class WeightSync:
         done, pending = await asyncio.wait(
             tasks.values(), timeout=_until(deadline), return_when=asyncio.FIRST_EXCEPTION
         )
-        errors = [_why(error) for task in done if (error := task.exception())]
+        errors = [in_one_line(error) for task in done if (error := task.exception())]
         if not errors and not pending:
             return [task.result() for task in tasks.values()]
         self._members = []
@@ -236,11 +236,5 @@ def _failures(tasks: Mapping[str, asyncio.Task[Any]]) -> Failed:
             task.cancel()
             failed[name] = "did not answer in time"
         elif (error := task.exception()) is not None and not isinstance(error, TransferBroken):
-            failed[name] = _why(error)
+            failed[name] = in_one_line(error)
     return failed
-
-
-def _why(error: BaseException) -> str:
-    """One line. What was raised in an actor arrives wrapped, with a traceback that its log has as well."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from hpt_ray.records import FinishReason, Rollout
 from hpt_ray.rollout import fleet as fleet_module
 from hpt_ray.rollout.fleet import Fleet
 from hpt_ray.rollout.health import State
-from hpt_ray.rollout.pool import MAX_TRIES, WINDOW, RolloutPool
+from hpt_ray.rollout.pool import MAX_TRIES, WINDOW, Draw, RolloutPool
 from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
@@ -76,7 +77,11 @@ def ask(name: str, what: int, milliseconds: int, expected_tokens: float = 1.0) -
 
 
 async def draw(pool: RolloutPool, requests: list[GenerateRequest]) -> list[Rollout]:
-    return [rollout async for batch in pool.generate(requests, SAMPLING) for rollout in batch]
+    return await read(pool.generate(requests, SAMPLING))
+
+
+async def read(draw: Draw) -> list[Rollout]:
+    return [rollout async for batch in draw for rollout in batch]
 
 
 def keys(rollouts: list[Rollout]) -> Counter[tuple[str, int]]:
@@ -178,9 +183,10 @@ def test_a_pool_that_gets_nothing_says_whom_it_waited_for(with_fleet):
 def test_an_aborted_question_ends_at_once_and_what_it_cost_is_known(with_fleet):
     async def test(fleet: Fleet, pool: RolloutPool) -> None:
         begin = time.monotonic()
-        drawing = asyncio.create_task(draw(pool, [ask("slow", ANSWER, 20_000), ask("fast", ANSWER, 10)]))
+        batch = pool.generate([ask("slow", ANSWER, 20_000), ask("fast", ANSWER, 10)], SAMPLING)
+        drawing = asyncio.create_task(read(batch))
         await asyncio.sleep(0.3)
-        await pool.abort({"slow"})
+        await batch.abort({"slow"})
         assert keys(await drawing) == each_once(["fast"])
         assert time.monotonic() - begin < 10
         assert pool.aborted_tokens == 7
@@ -198,6 +204,21 @@ def test_a_worker_is_given_little_more_than_it_decodes_and_work_is_even(with_fle
         assert abs(share["0"] - share["1"]) <= 6 * SAMPLES
 
     with_fleet(test, max_num_seqs=8)
+
+
+def test_what_is_held_is_drawn_only_when_it_is_asked_for(with_fleet):
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        requests = [replace(ask(name, ANSWER, 30), num_held=3) for name in ("wanted", "settled")]
+        batch = pool.generate(requests, SAMPLING)
+        drawing = asyncio.create_task(read(batch))
+        await asyncio.sleep(0.5)
+        assert not drawing.done()
+        batch.release({"wanted"})
+        await batch.abort({"settled"})
+        assert keys(await drawing) == each_once(["wanted"]) + Counter({("settled", 0): 1})
+        assert pool.aborted_tokens == 0  # nothing was running for what was held
+
+    with_fleet(test)
 
 
 def test_two_batches_at_a_time_do_not_mix(with_fleet):

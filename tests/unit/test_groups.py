@@ -90,6 +90,31 @@ def test_a_failing_stream_is_handed_on() -> None:
         collect([[rollout("a", 0, "1")], RuntimeError("engine broke")], num_samples=1)
 
 
+def test_a_right_answer_asks_for_what_was_held() -> None:
+    released: list[set[str]] = []
+
+    async def stream():
+        yield [rollout("a", 0, "0"), rollout("b", 0, "1")]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert released == [{"b"}]
+        yield [rollout("a", 1, "0"), rollout("b", 1, "0")]
+
+    async def run() -> list[Group]:
+        questions = {name: Question(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
+        groups = graded_groups(
+            stream(),
+            questions,
+            num_samples=2,
+            verifier=LocalVerifier(),  # type: ignore[arg-type]
+            timeout_s=5,
+            release=lambda ids: released.append(ids) if ids else None,
+        )
+        return [group async for group in groups]
+
+    assert len(asyncio.run(run())) == 2
+
+
 def lost(question: str, sample: int) -> Rollout:
     nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
     return Rollout(question, sample, *nothing, FinishReason.LOST, -1, "")
