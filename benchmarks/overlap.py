@@ -72,9 +72,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--steps", type=int, default=14, help="half of them synchronous")
-    parser.add_argument("--questions", type=int, default=96)
+    parser.add_argument("--questions", type=int, default=128)
     parser.add_argument("--model", default="mini:w-fresh")
-    parser.add_argument("--max-num-seqs", type=int, default=48)
+    parser.add_argument("--max-num-seqs", type=int, default=96)
     parser.add_argument("--response-tokens", type=int, default=64)
     arguments = parser.parse_args()
     report: dict[str, Any] = {"benchmark": "overlap", "versions": versions(), "machine": machine()}

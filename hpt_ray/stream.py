@@ -66,6 +66,8 @@ class BatchStream:
         self._verifier: ActorGroup | None = None
         self._ahead: deque[Batch] = deque()
         self._current: Batch | None = None  # in training
+        self._solved: dict[str, bool] = {}  # whether any answer to a question was right at its last visit
+        self._mostly_solved = False  # that was so for most questions of the last step
         self._start = self._sampler.state()
         self.position = dict(self._start)  # after the questions that have been trained on
         self.lengths: dict[str, float] = {}  # mean response tokens of a question when it was last answered
@@ -84,7 +86,9 @@ class BatchStream:
     def done(self, batch: Batch, groups: Sequence[Group]) -> None:
         """The learner has trained on `batch`."""
         self.position, self._current = batch.position, None
+        self._mostly_solved = 2 * sum(group.num_solved > 0 for group in groups) > len(groups)
         for group in groups:
+            self._solved[group.question.id] = group.num_solved > 0
             lengths = [len(r.token_ids) for r in group.rollouts if r.finish in FINISHED]
             if lengths:
                 self.lengths[group.question.id] = float(np.mean(lengths))
@@ -151,8 +155,11 @@ class BatchStream:
         return Batch(step, questions, stream, self._order(questions), self._sampler.state())
 
     def _num_held(self, question: Question) -> int:
-        """Samples that need not be drawn while all others are wrong: the decision is certain without."""
-        if self._is_certain is None:
+        """Samples that need not be drawn while all others are wrong: the decision is certain without.
+
+        None where a right answer is likely: all are needed then, and those that wait make the step longer.
+        """
+        if self._is_certain is None or self._solved.get(question.id, self._mostly_solved):
             return 0
         return sum(
             self._is_certain(question, 0, self._num_rollouts - k) for k in range(1, self._num_rollouts)
