@@ -82,9 +82,18 @@ def main() -> None:
         words = settings(arguments, Path(folder))
         lines = asyncio.run(train(words, Path(folder)))
     steps = [figures(line) for line in lines if line["step"] > WARM_UP]
-    report |= {"settings": {"overrides": words, "seed": 0}, "raw": steps, "result": result(steps)}
+    report |= {
+        "settings": {"overrides": without(words, folder), "seed": 0},
+        "raw": steps,
+        "result": result(steps),
+    }
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report["result"], indent=2))
+
+
+def without(words: list[str], folder: str) -> list[str]:
+    """The words without a folder that is gone by now."""
+    return [word.replace(f"{folder}/", "") for word in words]
 
 
 def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
