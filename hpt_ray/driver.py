@@ -204,7 +204,7 @@ class Driver:
         self.step, self.is_updating = batch.step, False
         self.batches.done(batch, [group for group, _ in pairs])
         metrics = report.metrics(pairs, updates, self._aborted_tokens())
-        metrics |= {"step": self.step, "weights/version": self.version, "time/sync_s": sync_s}
+        metrics |= {"weights/version": self.version, "time/sync_s": sync_s}
         metrics |= {"optim/lr": learning_rates(config, self.step, config.updates_per_step - 1)[0]}
         spans = [update.spans for update in updates]
         if self.actors.fleet is not None:

@@ -47,6 +47,11 @@ class FinishReason(enum.StrEnum):
     ABORT = "abort"  # no longer needed
     LOST = "lost"  # its worker failed and no retry was left
 
+    @property
+    def is_answer(self) -> bool:
+        """There is a whole answer: not one that was aborted or lost."""
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
@@ -63,6 +68,11 @@ class Rollout:
     @property
     def truncated(self) -> bool:
         return self.finish is not FinishReason.STOP
+
+    @classmethod
+    def missing(cls, question_id: str, sample: int, finish: FinishReason) -> Rollout:
+        """What stands in a group for an answer that was aborted or lost: no tokens, no version."""
+        return cls(question_id, sample, np.zeros(0, np.int32), np.zeros(0, np.float32), finish, -1, "")
 
 
 class Outcome(enum.StrEnum):

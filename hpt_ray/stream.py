@@ -24,12 +24,10 @@ from hpt_ray.config.schema import Config
 from hpt_ray.data.questions import QuestionSet
 from hpt_ray.data.sampler import Sampler
 from hpt_ray.observe.rollout_dump import dump_of, read_groups, write_groups
-from hpt_ray.records import FinishReason, Group, Question
+from hpt_ray.records import Group, Question
 from hpt_ray.reward.groups import GroupStream, IsCertain, graded_groups, in_order
 from hpt_ray.rollout.pool import RolloutPool, longest_first
 from hpt_ray.rollout.requests import Sampling, request_for, unique_ids
-
-FINISHED = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class BatchStream:
         self._mostly_solved = 2 * sum(group.num_solved > 0 for group in groups) > len(groups)
         for group in groups:
             self._solved[group.question.id] = group.num_solved > 0
-            lengths = [len(r.token_ids) for r in group.rollouts if r.finish in FINISHED]
+            lengths = [len(r.token_ids) for r in group.rollouts if r.finish.is_answer]
             if lengths:
                 self.lengths[group.question.id] = float(np.mean(lengths))
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import cos, pi
 
 from hpt_ray.config.schema import Config, LearnerConfig
+from hpt_ray.learner.critic import optimizer_of
 
 
 def learning_rates(config: Config, step: int, update: int) -> tuple[float, float]:
     """The rates of policy and critic in update `update` (from 0) of step `step` (from 1)."""
     per_step = config.updates_per_step
     position = (step - 1) * per_step + update, config.run.steps * per_step
-    critic = replace(config.learner, learning_rate=config.critic.learning_rate)
-    return learning_rate(config.learner, *position), learning_rate(critic, *position)
+    return learning_rate(config.learner, *position), learning_rate(optimizer_of(config), *position)
 
 
 def learning_rate(config: LearnerConfig, update: int, num_updates: int) -> float:

@@ -51,8 +51,7 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     """
     everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.verdicts, strict=True)]
     finishes = Counter(rollout.finish.value for rollout, _ in everything)
-    missing = (FinishReason.ABORT, FinishReason.LOST)
-    graded = [(r, v) for r, v in everything if r.finish not in missing]
+    graded = [(r, v) for r, v in everything if r.finish.is_answer]
     rollouts, verdicts = [r for r, _ in graded], [v for _, v in graded]
     outcomes = Counter(verdict.outcome.value for verdict in verdicts)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
@@ -72,7 +71,7 @@ def staleness_metrics(pairs: Pairs, version: int) -> dict[str, Any]:
         version - rollout.weight_version
         for group, _ in pairs
         for rollout in group.rollouts
-        if rollout.finish in (FinishReason.STOP, FinishReason.LENGTH)
+        if rollout.finish.is_answer
     )
     total = behind.total()
     mean = sum(steps * count for steps, count in behind.items()) / total if total else None
@@ -87,7 +86,7 @@ def tokens_saved(pairs: Pairs, aborted_tokens: int) -> float:
     sampled of it when it was aborted (`aborted_tokens` in all) was not saved.
     """
     rollouts = [rollout for group, _ in pairs for rollout in group.rollouts]
-    lengths = [len(r.token_ids) for r in rollouts if r.finish in (FinishReason.STOP, FinishReason.LENGTH)]
+    lengths = [len(r.token_ids) for r in rollouts if r.finish.is_answer]
     num_aborted = sum(r.finish is FinishReason.ABORT for r in rollouts)
     return max(0.0, num_aborted * float(np.mean(lengths)) - aborted_tokens) if lengths else 0.0
 

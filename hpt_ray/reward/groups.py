@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.records import FinishReason, Group, Outcome, Question, Rollout, Verdict
 from hpt_ray.reward.service import GradeItem
@@ -187,11 +185,9 @@ def _item(rollout: Rollout, question: Question) -> GradeItem:
 def _group(entry: _Gathering, num_samples: int) -> Group:
     """The samples in their order; those that were not waited for as aborted ones."""
     question = entry.question
-    rollouts = [entry.rollouts.get(i) or _aborted(question.id, i) for i in range(num_samples)]
+    rollouts = [
+        entry.rollouts.get(i) or Rollout.missing(question.id, i, FinishReason.ABORT)
+        for i in range(num_samples)
+    ]
     verdicts = [entry.verdicts.get(i) or NOT_GRADED for i in range(num_samples)]
     return Group(question, rollouts, verdicts)
-
-
-def _aborted(question_id: str, sample: int) -> Rollout:
-    nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
-    return Rollout(question_id, sample, *nothing, finish=FinishReason.ABORT, weight_version=-1, text="")

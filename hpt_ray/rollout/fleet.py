@@ -45,6 +45,11 @@ class Worker:
     def name(self) -> str:
         return f"rollout-{self.index}"
 
+    async def call(self, method: str, *args: Any, timeout_s: float, what: str | None = None) -> Any:
+        """What its actor answers; raises as `ActorGroup.call` does."""
+        (answer,) = await _group([self]).call(method, *args, timeout_s=timeout_s, what=what)
+        return answer
+
 
 class Fleet:
     """`num_workers` rollout workers. `make(i)` starts the actor of worker i.
@@ -176,7 +181,7 @@ class Fleet:
         self.faults["rollout_restarted"] += 1
         try:
             limit = self._config.start_timeout_s
-            await _group([worker]).call("start", timeout_s=limit, what="start the vLLM engine")
+            await worker.call("start", timeout_s=limit, what="start the vLLM engine")
             self._note(worker, Event.STARTED)
             await self._catch_up(worker)
         except Exception as error:
@@ -191,7 +196,7 @@ class Fleet:
 
     async def _check(self, worker: Worker) -> None:
         try:
-            (at,) = await _group([worker]).call("progress", timeout_s=ANSWER_LIMIT_S)
+            at = await worker.call("progress", timeout_s=ANSWER_LIMIT_S)
         except WaitExpired:
             pass
         except Exception as error:
@@ -223,7 +228,7 @@ class Fleet:
         spans: dict[str, list[SpanRecord]] = {}
         for worker in self.serving:
             try:
-                (spans[worker.name],) = await _group([worker]).call("spans", timeout_s=ANSWER_LIMIT_S)
+                spans[worker.name] = await worker.call("spans", timeout_s=ANSWER_LIMIT_S)
             except Exception as error:
                 self.failed(worker, error)
         return spans

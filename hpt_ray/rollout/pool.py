@@ -16,9 +16,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.errors import WaitExpired
 from hpt_ray.records import FinishReason, Rollout
 from hpt_ray.rollout.fleet import ANSWER_LIMIT_S, Fleet, Worker
@@ -188,7 +185,7 @@ class RolloutPool:
     async def _stop(self, worker: Worker, keys: set[str]) -> None:
         actor = worker.actor
         try:
-            (num_tokens,) = await _one(worker).call("abort", keys, timeout_s=self._timeout_s)
+            num_tokens = await worker.call("abort", keys, timeout_s=self._timeout_s)
         except Exception as error:
             self._failed(worker, actor, error)
         else:
@@ -219,7 +216,7 @@ class RolloutPool:
         actor = worker.actor
         requests = [job.remaining() for job in jobs if job.missing]
         try:
-            await _one(worker).call("submit", requests, sampling, timeout_s=self._timeout_s)
+            await worker.call("submit", requests, sampling, timeout_s=self._timeout_s)
         except Exception as error:
             self._failed(worker, actor, error)
 
@@ -240,7 +237,8 @@ class RolloutPool:
                 self.faults["rollouts_requeued"] += len(job.missing)
             else:
                 self.faults["rollouts_lost"] += len(job.missing)
-                job.deliver([_lost(job.request.question_id, i) for i in sorted(job.missing)])
+                name = job.request.question_id
+                job.deliver([Rollout.missing(name, i, FinishReason.LOST) for i in sorted(job.missing)])
         self._deal()
 
     async def _read(self, worker: Worker) -> None:
@@ -281,12 +279,3 @@ class RolloutPool:
 def longest_first(requests: list[GenerateRequest]) -> list[GenerateRequest]:
     """The order in which work is dealt out: what takes longest first, so that the end is short."""
     return sorted(requests, key=lambda r: (-r.expected_tokens, -len(r.prompt_ids)))
-
-
-def _lost(question_id: str, sample: int) -> Rollout:
-    nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
-    return Rollout(question_id, sample, *nothing, finish=FinishReason.LOST, weight_version=-1, text="")
-
-
-def _one(worker: Worker) -> ActorGroup:
-    return ActorGroup([worker.name], [worker.actor])

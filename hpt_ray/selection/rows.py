@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpt_ray.records import Decision, FinishReason, Group, Row
+from hpt_ray.records import Decision, Group, Row
 
 
 def rows_of(group: Group, decision: Decision, *, index: int) -> list[Row]:
@@ -17,7 +17,7 @@ def rows_of(group: Group, decision: Decision, *, index: int) -> list[Row]:
     rows = []
     if decision.rollout_weight > 0:
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            if rollout.finish in (FinishReason.LOST, FinishReason.ABORT) or not len(rollout.token_ids):
+            if not rollout.finish.is_answer or not len(rollout.token_ids):
                 continue
             rows.append(
                 Row(
