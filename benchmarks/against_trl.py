@@ -39,7 +39,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from machine import machine, versions
+from machine import machine, versions, write
 from transformers import AutoModelForCausalLM
 
 from hpt_ray.data.cache import cache_dir
@@ -119,9 +119,7 @@ def main() -> None:
             for name in arguments.lengths
         }
     report |= {"raw": raw, "result": result(raw)}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2, ensure_ascii=False))
+    write(arguments.out, report)
 
 
 def trl_python(folder: Path) -> Path:

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-from machine import machine, versions
+from machine import machine, versions, write
 from rich.console import Console
 
 from hpt_ray.cluster.runtime import Cluster
@@ -234,9 +234,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HPT_RAY_CACHE"] = f"{folder}/cache"
         report |= measure_all(arguments, Path(folder))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2, ensure_ascii=False))
+    write(arguments.out, report)
 
 
 def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

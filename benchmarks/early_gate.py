@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine, versions
+from machine import machine, versions, write
 from rich.console import Console
 
 from hpt_ray.cluster.runtime import Cluster
@@ -96,9 +95,7 @@ def main() -> None:
         models = train(Path(folder), arguments.train_steps, arguments.checkpoint_every)
         raw = asyncio.run(measure_all(models, arguments, Path(folder)))
     report |= {"raw": raw, "result": result(raw)}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2, ensure_ascii=False))
+    write(arguments.out, report)
 
 
 def train(folder: Path, steps: int, every: int) -> dict[str, str]:

@@ -11,14 +11,12 @@ the share given is too high rather than too low. Backward of the loss to the log
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine, versions, write
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpt_ray.estimators import BatchShape, Estimator, RowWeights, TokenRows, make_estimator
@@ -122,13 +120,6 @@ def measure_forward(num_tokens: int, repeats: int) -> dict:
     }
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -146,12 +137,8 @@ def main() -> None:
     most = max(raw, key=lambda figures: figures["operations_per_token"])
     report = {
         "benchmark": "estimator",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "platform": platform.platform()},
+        "versions": versions(),
+        "machine": machine(),
         "settings": {key: value for key, value in vars(args).items() if key != "out"},
         "raw": {"estimator": raw, "forward": forward},
         "result": {
@@ -164,8 +151,7 @@ def main() -> None:
             < 0.01,
         },
     }
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report["result"], indent=2))
+    write(args.out, report)
 
 
 if __name__ == "__main__":

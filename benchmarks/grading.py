@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from machine import machine, versions, write
 
 from hpt_ray.reward.extract import last_boxed
 from hpt_ray.reward.pool import Pool, Task
@@ -211,22 +209,6 @@ def fuzz(answers: list[str]) -> dict:
     }
 
 
-def machine() -> dict:
-    models = {line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")}
-    return {
-        "platform": platform.platform(),
-        "cpu": sorted(models),
-        "num_cpus": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_1min_before": os.getloadavg()[0],
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def targets(raw: dict) -> dict:
     """Each target with the figure it is about, and whether it is met."""
     median_s = statistics.median(raw["throughput"]["seconds"])
@@ -262,10 +244,7 @@ def main() -> None:
     answers, text = references(arguments.data), reasoning(arguments.data)
     report = {
         "benchmark": "grading",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("hpt_ray", "math-verify", "latex2sympy2_extended", "sympy")},
-        },
+        "versions": versions("math-verify", "latex2sympy2_extended", "sympy"),
         "machine": machine(),
         "settings": {
             "num_processes": NUM_PROCESSES,
@@ -284,9 +263,7 @@ def main() -> None:
     }
     checks = targets(raw)
     report |= {"raw": raw, "result": {"passed": all(met for _, met in checks.values()), "targets": checks}}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    print(json.dumps(report["result"], indent=2, ensure_ascii=False))
+    write(arguments.out, report)
 
 
 if __name__ == "__main__":

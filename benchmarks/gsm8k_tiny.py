@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from machine import machine, versions
+from machine import machine, versions, write
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
@@ -57,9 +57,7 @@ def main() -> None:
     head = {"benchmark": "gsm8k_tiny", "versions": versions(), "machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
         report = head | measure(arguments.source, Path(folder), arguments.held_out, arguments.overrides)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2))
+    write(arguments.out, report)
 
 
 def measure(source: Path, folder: Path, num_held_out: int, overrides: list[str]) -> dict[str, Any]:

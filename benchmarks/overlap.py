@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import machine, versions
+from machine import machine, versions, write
 from rich.console import Console
 
 from hpt_ray.cluster.runtime import Cluster
@@ -87,8 +86,7 @@ def main() -> None:
         "raw": steps,
         "result": result(steps),
     }
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2))
+    write(arguments.out, report)
 
 
 def without(words: list[str], folder: str) -> list[str]:

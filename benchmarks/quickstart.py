@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from machine import machine, versions
+from machine import machine, versions, write
 
 from hpt_ray.data.mini import TRAIN_FAMILIES
 from hpt_ray.observe.run_folder import RunFolder
@@ -54,9 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = [run(seed, arguments.steps, Path(folder)) for seed in arguments.seeds]
     report |= {"runs": runs, "result": result(runs)}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2, ensure_ascii=False))
+    write(arguments.out, report)
 
 
 def run(seed: int, steps: int, folder: Path) -> dict[str, Any]:

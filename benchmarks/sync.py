@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import threading
@@ -31,7 +30,7 @@ from typing import Any
 
 import psutil
 import torch
-from machine import machine, versions
+from machine import machine, versions, write
 
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, size_of, unpack
 from hpt_ray.weight_sync.group import Meeting, MeetingPoint, TransferGroup
@@ -322,9 +321,7 @@ def main() -> None:
             )
         say(engines[-1])
     report |= {"rows": measured, "vllm": engines, "result": result(measured, engines)}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2))
+    write(arguments.out, report)
 
 
 def say(figures: dict[str, Any]) -> None:
