@@ -2,11 +2,13 @@
 
     python benchmarks/chaos.py --minutes 60 --out benchmarks/results/chaos.json
 
-First an undisturbed run for `--undisturbed-minutes`, then one whose processes are ended with kill -9 at moments
-drawn from the seed: rollout workers (engines), learner ranks, the reference scorer, the verifier and its grading
-processes, and the driver, which is then started again with `resume=auto`. Read from the run folder: steps, what
-was counted as mended, and for each fault how long it took until the next step was written. "Lost" are steps that
-are missing from the metrics or there twice, and questions of a step that were not visited exactly once.
+First an undisturbed run for `--undisturbed-minutes`, then one whose processes are ended with kill -9, or frozen
+with SIGSTOP, at moments drawn from the seed: rollout workers (engines), learner ranks, the reference scorer, the
+verifier and its grading processes, and the driver, which is then started again with `resume=auto`. Read from the
+run folder: steps, what was counted as mended, and for each fault the time to recover: from the fault until a step
+is written that was not there before. "Twice" are steps that were written and, after a fault, computed again; the
+one under way at the fault is not among them. "Lost" are steps that are missing from the metrics or there twice in
+the end, and questions of a step that were not visited exactly once.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,14 +35,33 @@ from machine import machine, versions
 from hpt_ray.observe.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-# Kinds of faults by what marks their process, with their weights: rare where much is computed again.
-VICTIMS = {
-    "engine": ("ray::RolloutWorker", 4),
-    "learner": ("ray::LearnerWorker", 2),
-    "reference": ("ray::ReferenceWorker", 1),
-    "verifier": ("ray::VerifierService", 1),
-    "grader": ("hpt_ray.reward.worker", 2),
-    "driver": ("", 1),
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What marks the processes one of which it hits (none: the driver), how often it is drawn, and the signal."""
+
+    mark: str
+    weight: int
+    signal: signal.Signals = signal.SIGKILL
+
+
+# Rare where much is computed again, or the run stands still until the freeze is noticed.
+FAULTS = {
+    "engine": Fault("ray::RolloutWorker", 8),
+    "learner": Fault("ray::LearnerWorker", 4),
+    "reference": Fault("ray::ReferenceWorker", 2),
+    "verifier": Fault("ray::VerifierService", 2),
+    "grader": Fault("hpt_ray.reward.worker", 4),
+    "driver": Fault("", 2),
+    "frozen engine": Fault("ray::RolloutWorker", 1, signal.SIGSTOP),
+    "frozen learner": Fault("ray::LearnerWorker", 1, signal.SIGSTOP),
+}
+# Ray's pings, by which a frozen process is noticed: every 300 s and 120 s for the answer, if nothing is set.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
 PAUSE_S = (20.0, 40.0)  # between two faults
 QUESTIONS = 32
@@ -60,7 +83,8 @@ def main() -> None:
         "settings": {
             "overrides": words(),
             "pause_s": PAUSE_S,
-            "weights": {kind: weight for kind, (_, weight) in VICTIMS.items()},
+            "environment": ENVIRONMENT,
+            "weights": {kind: fault.weight for kind, fault in FAULTS.items()},
             **{name: value for name, value in vars(arguments).items() if name != "out"},
         },
     }
@@ -104,7 +128,7 @@ class Run:
 
     def go_on(self, seconds: float, faults: random.Random | None) -> None:
         process = self._start()
-        self._wait_for_step(process)
+        self._wait_for_step(process, 0)
         begin = time.monotonic()
         while (left := seconds - (time.monotonic() - begin)) > 0:
             time.sleep(min(left, faults.uniform(*PAUSE_S) if faults else left))
@@ -120,38 +144,46 @@ class Run:
         return subprocess.Popen(
             [sys.executable, "-m", "hpt_ray.main", *words(), f"run.dir={self._folder}", "resume=auto"],
             cwd=ROOT,
-            env={"OMP_NUM_THREADS": "1", **os.environ},
+            env={**ENVIRONMENT, **os.environ},
             stdout=subprocess.DEVNULL,
         )
 
     def _strike(self, process: subprocess.Popen[bytes], faults: random.Random) -> subprocess.Popen[bytes]:
-        """One fault, and the time until the next step is written."""
-        weights = [weight for _, weight in VICTIMS.values()]
-        (kind,) = faults.choices(list(VICTIMS), weights)
-        step, begin = self._last_step(), time.monotonic()
-        if kind == "driver":
-            process.kill()
+        """One fault, and the time until a step is written that was not there before."""
+        weights = [fault.weight for fault in FAULTS.values()]
+        (kind,) = faults.choices(list(FAULTS), weights)
+        fault, step, begin = FAULTS[kind], self._last_step(), time.monotonic()
+        if not fault.mark:
+            process.send_signal(fault.signal)
             process.wait()
             process = self._start()
         else:
-            found = find(process.pid, VICTIMS[kind][0])
+            found = find(process.pid, fault.mark)
             if not found:  # it is being started again already
                 self._faults.append({"kind": kind, "step": step, "missed": True})
                 return process
             with suppress(psutil.NoSuchProcess):
-                faults.choice(found).kill()
-        self._wait_for_step(process)
-        self._faults.append({"kind": kind, "step": step, "next_step_s": time.monotonic() - begin})
+                faults.choice(found).send_signal(fault.signal)
+        went_back_to = self._wait_for_step(process, step)
+        self._faults.append(
+            {
+                "kind": kind,
+                "step": step,
+                "recovered_s": time.monotonic() - begin,
+                "steps_twice": step - went_back_to,
+            }
+        )
         return process
 
-    def _wait_for_step(self, process: subprocess.Popen[bytes]) -> None:
-        """Until another line is written than those that are there."""
-        before = self._last_write()
-        deadline = time.monotonic() + 600
-        while self._last_write() == before:
+    def _wait_for_step(self, process: subprocess.Popen[bytes], before: int) -> int:
+        """Until a step after `before` is written; the step from which the run went on."""
+        lowest, deadline = before, time.monotonic() + 600
+        while (step := self._last_step()) <= before:
+            lowest = min(lowest, step)
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"no step is written any more; the driver's exit code: {process.poll()}")
             time.sleep(0.05)
+        return lowest
 
     def _lines(self) -> list[dict[str, Any]]:
         latest = self._folder / "latest"
@@ -159,11 +191,6 @@ class Run:
 
     def _last_step(self) -> int:
         return max((line["step"] for line in self._lines()), default=0)
-
-    def _last_write(self) -> tuple[int, int]:
-        """Changes with every step, also where one is done again."""
-        metrics = self._folder / "latest" / "metrics.jsonl"
-        return (len(self._lines()), metrics.stat().st_mtime_ns) if self._lines() else (0, 0)
 
     def figures(self) -> dict[str, Any]:
         lines = self._lines()
@@ -200,10 +227,13 @@ def result(undisturbed: dict[str, Any], disturbed: dict[str, Any]) -> dict[str, 
     done = [fault for fault in disturbed["faults"] if "missed" not in fault]
     rate = undisturbed["steps"] / undisturbed["seconds"]
     return {
+        "steps": disturbed["steps"],
         "steps_over_undisturbed": disturbed["steps"] / disturbed["seconds"] / rate,
+        "steps_computed_twice": sum(fault["steps_twice"] for fault in done),
+        "seconds_per_step_undisturbed": 1 / rate,
         "faults": dict(Counter(fault["kind"] for fault in done)),
-        "mean_seconds_to_next_step": {
-            kind: fmean(fault["next_step_s"] for fault in done if fault["kind"] == kind)
+        "mean_seconds_to_recover": {
+            kind: fmean(fault["recovered_s"] for fault in done if fault["kind"] == kind)
             for kind in sorted({fault["kind"] for fault in done})
         },
         "nothing_lost": not (

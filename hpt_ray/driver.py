@@ -10,6 +10,9 @@ back-propagate, step, sync the new weights, report. Groups flow through one by o
 generated, others are graded and back-propagated. The weights do not change until the last group is in, so
 this is exactly on-policy, and the gradient is that of a step that waits for everything.
 
+Steps fall into phases, such as SFT and then GRPO; most runs have one. A phase changes what is trained on and
+how, not the actors.
+
 A rollout worker that fails is replaced beside the loop. When a learner rank dies, the ranks start again
 from the newest checkpoint and the loop goes back to its step: the same questions, the same seeds.
 """
@@ -28,7 +31,7 @@ from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.cluster.process import memory_mb
 from hpt_ray.cluster.runtime import Cluster
-from hpt_ray.cluster.topology import Actors, learner_group, start_actors
+from hpt_ray.cluster.topology import Actors, learner_of, start_actors
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged, UserError
 from hpt_ray.evaluation.held_out import HeldOut
@@ -42,12 +45,11 @@ from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.step import Pairs, StepReport, failures_of
 from hpt_ray.observe.tables import end_summary
 from hpt_ray.observe.timeline import Timeline
-from hpt_ray.records import Question
 from hpt_ray.rollout.pool import RolloutPool
 from hpt_ray.rollout.requests import Sampling
-from hpt_ray.selection.gate import GATES, is_certain
+from hpt_ray.selection.gate import GATES
 from hpt_ray.selection.rows import rows_of
-from hpt_ray.setup import Prepared
+from hpt_ray.setup import Prepared, PreparedPhase, demand_of
 from hpt_ray.stream import Batch, BatchStream
 
 DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
@@ -66,24 +68,9 @@ class Driver:
         quiet: bool = False,
     ):
         self.config, self.folder, self.progress, self.quiet = config, folder, progress, quiet
-        self.prepared, self.estimator = prepared, prepared.estimator
-        self.num_rollouts = prepared.num_rollouts
-        self.gate = GATES[prepared.gate]
-        # A question that is decided early lacks rollouts that depend on timing.
-        decides_early = config.selection.early_decision and not config.run.deterministic
-        self.batches = BatchStream(
-            config,
-            prepared.questions,
-            num_rollouts=self.num_rollouts,
-            sampling=Sampling(
-                temperature=config.rollout.temperature,
-                top_p=config.rollout.top_p,
-                top_k=config.rollout.top_k,
-                max_tokens=config.data.max_response_tokens,
-                stop_token_ids=prepared.stop_token_ids,
-            ),
-            is_certain=self._is_certain if decides_early and prepared.gate == "switch" else None,
-        )
+        self.prepared = prepared
+        self.pool: RolloutPool | None = None
+        self._set_phase(prepared.phase_of(1))
         evaluation = config.evaluation
         self.held_out = HeldOut(
             sets=prepared.held_out,
@@ -110,6 +97,13 @@ class Driver:
         self.began_s = time.perf_counter()
         self._set_state(RunState(step=0, version=0, sampler=self.batches.position))
 
+    def _set_phase(self, phase: PreparedPhase) -> None:
+        """What the phase trains on, from its beginning; only the actors stay."""
+        self.phase, self.gate = phase, GATES[phase.gate]
+        self.batches = BatchStream(phase, self.prepared.stop_token_ids)
+        if self.pool is not None and self.actors.verifier is not None:
+            self.batches.connect(self.pool, self.actors.verifier)
+
     def _set_state(self, state: RunState) -> None:
         self.step, self.version = state.step, state.version  # steps done; version of the learner's weights
         self.best = state.best  # score on checkpoint.best_of, and its step
@@ -125,6 +119,7 @@ class Driver:
             best=self.best,
             failures=dict(self.failures),
             history=self.batches.lengths,
+            visits=self.batches.visits,
             skipped_in_a_row=self.skipped_in_a_row,
             wall_s=self.wall_s + time.perf_counter() - self.began_s,
         )
@@ -151,7 +146,7 @@ class Driver:
                 try:
                     await self._one_step()
                 except Exception as error:
-                    await self._recover(error)
+                    await self._recover(cluster, error)
             if self.step < config.run.steps:
                 await self._stop()
             await self.keeper.settle()
@@ -166,6 +161,8 @@ class Driver:
 
     async def _one_step(self) -> None:
         """Train one step and report it; or, where the run is to stop, leave it before the weights change."""
+        if self.step == self.phase.last:
+            await self._enter_phase()
         batch = self.batches.begin(self.step + 1)
         step = asyncio.create_task(self.train_step(batch))
         stopping = asyncio.create_task(self.stopping.wait())
@@ -182,14 +179,15 @@ class Driver:
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         """One batch of questions, `updates_per_step` optimizer steps, one weight sync."""
-        config = self.config
+        config = self.phase.config
         report = StepReport(self.version, self._aborted_tokens())
         per_update = config.questions_per_step // config.updates_per_step
         updates: list[UpdateResult] = []
         pairs: Pairs = []
         with self.timeline.phase("rollout"):
-            async for group in batch.groups():
-                decision = self.gate(group, config.selection.gamma)
+            async for group in self.actors.turns.groups(batch.groups()):
+                history = self.batches.visits.get(group.question.id, [])
+                decision = self.gate(group, config.selection.gamma, history)
                 pairs.append((group, decision))
                 rows = rows_of(group, decision, index=len(pairs))
                 self.learner.add(rows, update=(len(pairs) - 1) // per_update)
@@ -205,7 +203,8 @@ class Driver:
         self.batches.done(batch, [group for group, _ in pairs])
         metrics = report.metrics(pairs, updates, self._aborted_tokens())
         metrics |= {"weights/version": self.version, "time/sync_s": sync_s}
-        metrics |= {"optim/lr": learning_rates(config, self.step, config.updates_per_step - 1)[0]}
+        metrics |= {"phase": self.phase.number}
+        metrics |= {"optim/lr": learning_rates(self.phase, self.step, config.updates_per_step - 1)[0]}
         spans = [update.spans for update in updates]
         if self.actors.fleet is not None:
             spans.append(await self.actors.fleet.spans())
@@ -222,7 +221,7 @@ class Driver:
         if self.actors.fleet is not None:
             self.actors.fleet.weights_move()
         with self.timeline.phase("learn"):
-            return await self.learner.finish(*learning_rates(self.config, self.step + 1, number))
+            return await self.learner.finish(*learning_rates(self.phase, self.step + 1, number))
 
     async def _sync(self) -> float:
         """The learner's weights, under a new version, to every rollout worker; seconds it took."""
@@ -231,19 +230,10 @@ class Driver:
             return 0.0
         if self.config.run.deterministic:
             await self.batches.drain()  # no rollout of two versions
-        return await self.actors.fleet.push(self.version)
+        return await self.actors.turns.push(self.version)
 
     def _aborted_tokens(self) -> int:
         return 0 if self.pool is None else self.pool.aborted_tokens
-
-    def _is_certain(self, question: Question, num_solved: int, num_graded: int) -> bool:
-        """Whether the switch asks for this question's demonstration whatever its other rollouts say."""
-        return question.demonstration is not None and is_certain(
-            self.config.selection.gamma,
-            num_solved=num_solved,
-            num_graded=num_graded,
-            num_rollouts=self.num_rollouts,
-        )
 
     # -- start, resume, recover --------------------------------------------------------------------
 
@@ -253,12 +243,9 @@ class Driver:
             cluster,
             config,
             model_path=self.prepared.model_path,
-            estimator=self.estimator,
-            with_rollouts=self.num_rollouts > 0 or bool(config.evaluation.sets),
+            demand=demand_of(config),
             logs=self.folder.logs,
         )
-        self.learner = learner_group(config, self.prepared, actors)
-        self.pool: RolloutPool | None = None
         if actors.fleet is not None:
             assert actors.verifier is not None
             actors.fleet.say = self.progress.show
@@ -268,7 +255,6 @@ class Driver:
                 timeout_s=config.rollout.timeout_s,
                 in_advance=config.run.deterministic,
             )
-            self.batches.connect(self.pool, actors.verifier)
         return actors
 
     async def _newest_checkpoint(self) -> Saved | None:
@@ -291,33 +277,48 @@ class Driver:
             await self.keeper.load(self.actors, saved)
             self.progress.show(f"Continuing from step {self.step} ({saved.path.name}).")
             cut_after = self.step
-            await self.batches.restart(saved.state, saved.ahead)
         else:
             self._set_state(RunState(step=0, version=0, sampler={}))
-            await self.batches.restart(None)
+        await self._enter_phase(saved)
         self.reporter.go_to(cut_after)
         if self.actors.fleet is not None:
-            await self.actors.fleet.push(self.version)
+            await self.actors.turns.push(self.version)
 
-    async def _recover(self, error: Exception) -> None:
-        """Start learner and critic again, at the newest checkpoint, where one of their ranks died.
+    async def _enter_phase(self, saved: Saved | None = None) -> None:
+        """Be in the phase of the next step: at its beginning, or in the middle where a checkpoint was made."""
+        phase = self.prepared.phase_of(self.step + 1)
+        begins = self.step == phase.before
+        await self.batches.close()
+        self._set_phase(phase)
+        if saved is not None and not begins:
+            self.batches.restart(saved.state, saved.ahead)
+        self.learner = await learner_of(phase, self.actors, begins=begins)
 
-        Raises `error` where that is not what happened, or it happened too often since the last checkpoint.
+    async def _recover(self, cluster: Cluster, error: Exception) -> None:
+        """Start learner and critic again, at the newest checkpoint, where one of their ranks was lost.
+
+        Once more where another one is lost meanwhile. Raises the error where it is a different one, or there
+        were too many since the last checkpoint.
         """
-        dead = [name for group in self.actors.ranks for name in await group.dead(DEATH_IS_KNOWN_S)]
-        self.restarts += 1
-        if not (dead or isinstance(error, LearnerFailed)) or self.restarts > self.config.learner.max_restarts:
-            raise error
-        self.faults["learner_restarted"] += 1
-        self.progress.show(
-            f"{', '.join(dead) or 'The learner'} failed at step {self.step + 1}; starting again."
-        )
-        with self.timeline.phase("recover"):
-            await self.batches.close()
-            await self.actors.restart_ranks(self.config.learner.timeout_s)
-            self.learner.reset()
-            self.is_updating = False
-            await self._go_to(await self._newest_checkpoint(), cut_after=0)
+        while True:
+            lost = [n for ranks in self.actors.ranks for n in await ranks.lost(error, DEATH_IS_KNOWN_S)]
+            self.restarts += 1
+            is_loss = bool(lost) or isinstance(error, LearnerFailed)
+            if not is_loss or self.restarts > self.config.learner.max_restarts:
+                raise error
+            self.faults["learner_restarted"] += 1
+            who = ", ".join(lost) or "The learner"
+            self.progress.show(f"{who} failed at step {self.step + 1}; starting again.")
+            try:
+                with self.timeline.phase("recover"):
+                    await self.batches.close()
+                    await self.actors.restart_ranks(cluster, self.config)
+                    self.learner.reset()
+                    self.is_updating = False
+                    await self._go_to(await self._newest_checkpoint(), cut_after=0)
+                return
+            except Exception as again:
+                error = again
 
     def _on_sigterm(self) -> None:
         """Save and stop; at the second signal, end at once."""
@@ -341,7 +342,7 @@ class Driver:
     ) -> None:
         """Evaluate and save where it is due, then write the step's line and show it."""
         config = self.config
-        is_last = step == config.run.steps
+        is_last = step == self.phase.last
         every = config.evaluation.every
         if self.held_out.sets and (force_evaluation or is_last or (every and step % every == 0)):
             metrics |= await self._evaluate()
@@ -363,8 +364,8 @@ class Driver:
             if self.config.evaluation.demonstration_loss:
                 values |= await self.held_out.demonstration_losses(
                     self.actors.learners,
-                    tokens_per_microbatch=self.config.tokens_per_microbatch,
-                    num_terms=len(self.estimator.terms),
+                    tokens_per_microbatch=self.phase.config.tokens_per_microbatch,
+                    num_terms=len(self.phase.estimator.terms),
                 )
         return {**values, "time/evaluation_s": time.perf_counter() - begin}
 

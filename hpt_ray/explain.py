@@ -1,4 +1,4 @@
-"""`python -m hpt_ray.explain [--config FILE] [key=value …]`
+"""`python -m hpt_ray.explain [--config FILE …] [key=value …]`
 
 Prints what the algorithm of a configuration computes: its four parts with their formulas, the normalizers,
 which rows get which data, the mode, and every number of one small group, by the gate and the estimator that
@@ -17,9 +17,10 @@ import torch
 from hpt_ray.batch.pack import WeighedRow
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_config
+from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
-from hpt_ray.estimators import BatchShape, Estimator, RowWeights, TokenRows, describe, estimator_from_config
+from hpt_ray.estimators import BatchShape, Estimator, RowWeights, TokenRows, describe
 from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weigh_rows
 from hpt_ray.main import QUICKSTART
 from hpt_ray.records import (
@@ -33,9 +34,9 @@ from hpt_ray.records import (
     Row,
     Verdict,
 )
-from hpt_ray.selection.gate import GATES, threshold
+from hpt_ray.selection.gate import FEEDBACK, GATES, threshold
 from hpt_ray.selection.rows import rows_of
-from hpt_ray.setup import check_algorithm
+from hpt_ray.setup import choose_algorithm
 
 # The example: one question with four rollouts of these lengths and a demonstration. Tokens have the
 # log-probs of this list in turn; the policy has moved a little since it sampled, up and down in turn.
@@ -52,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hpt_ray.explain", description="Explain the algorithm of a configuration."
     )
-    parser.add_argument("--config", help="a YAML file; default: configs/quickstart.yaml")
+    parser.add_argument(
+        "--config",
+        action="append",
+        help="a YAML file; of several, later ones win; default: configs/quickstart.yaml",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
     options = parser.parse_args(arguments)
     try:
@@ -66,16 +71,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def explain(config: Config) -> str:
-    """The whole text. Raises `UserError` for a combination that makes no sense."""
-    estimator = estimator_from_config(config.algorithm)
-    gate = estimator.gate if config.selection.gate == "auto" else config.selection.gate
-    check_algorithm(config, estimator, gate)
+    """The whole text, phase by phase. Raises `UserError` for a combination that makes no sense."""
+    phases = phases_of(config)
+    if len(phases) == 1:
+        return _explain(phases[0])
+    heads = [f"Phase {phase.number}, steps {phase.before + 1} to {phase.last}" for phase in phases]
+    return "\n\n".join(f"{head}\n\n{_explain(phase)}" for head, phase in zip(heads, phases, strict=True))
+
+
+def _explain(phase: Phase) -> str:
+    config = phase.config
+    estimator, gate, _ = choose_algorithm(phase)
     parts = [describe(estimator), *_sizes(config, estimator), *_data(config, estimator, gate)]
     for rewards in ((1, 0, 0, 1), (0, 0, 0, 0)):
         count = 0 if gate == "demonstrations" else estimator.num_rollouts(len(rewards))
         group = _group(rewards[:count])
-        parts += ["", *_example(config, estimator, group, GATES[gate](group, config.selection.gamma))]
-        if gate != "switch":
+        parts += ["", *_example(config, estimator, group, GATES[gate](group, config.selection.gamma, ()))]
+        if gate not in FEEDBACK:
             break
     return "\n".join(parts)
 
@@ -112,6 +124,9 @@ def _data(config: Config, estimator: Estimator, gate: str) -> list[str]:
             "rollouts": "rollouts of every question, no demonstration",
             "demonstrations": "the demonstration of every question, no rollouts",
             "both": f"{n} rollouts and the demonstration of every question",
+            "posterior": f"both, α = 1 − β, β = Pr(solve rate ≤ {config.selection.gamma:g} | verdicts so far)",
+            "linear": "both, α = P, β = 1 − P",
+            "official_soft": "both, α and β from the official code's table by solved count",
         }[gate]
     return [f"  gate {gate:<7} {rule}" if len(gate) <= 7 else f"  gate         {gate}: {rule}"]
 

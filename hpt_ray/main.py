@@ -1,4 +1,4 @@
-"""`python -m hpt_ray.main [--config FILE] [--dry-run] [key=value …]`
+"""`python -m hpt_ray.main [--config FILE …] [--dry-run] [key=value …]`
 
 Parse, validate, connect to Ray, run the driver. Exit code 0: done. 2: the user must change something, and
 one message says what. 75: SIGTERM came, what was done is saved, and `resume=auto` goes on. 130: interrupted by
@@ -11,10 +11,12 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, RenderableType
+from rich.console import Group as Lines
 
 from hpt_ray.cluster.process import QUIET
 
@@ -25,6 +27,7 @@ from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402  (after t
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
 from hpt_ray.config.load import dump_config, load_config  # noqa: E402
+from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.driver import Driver  # noqa: E402
@@ -32,7 +35,8 @@ from hpt_ray.errors import STOPPED, Stopped, exit_code  # noqa: E402
 from hpt_ray.mini_base import model_folder, parse_name  # noqa: E402
 from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
-from hpt_ray.observe.tables import start_summary  # noqa: E402
+from hpt_ray.observe.tables import not_checked, plan_summary, start_summary  # noqa: E402
+from hpt_ray.plan import Plan, plan_run, survey  # noqa: E402
 from hpt_ray.setup import Prepared, prepare, tokenizer_path  # noqa: E402
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
@@ -46,12 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
         config, dry_run = parse(arguments)
         if mini.is_mini(config.model.path):
             parse_name(config.model.path)
-        prepared = prepare(config, tokenizer_path(config.model.path))
         if dry_run:
-            console.print(plan(config, prepared, Path(config.run.dir) / f"{config.run.name}-TIME"))
+            found, absent = survey(config)
+            folder_name = Path(config.run.dir) / f"{config.run.name}-TIME"
+            console.print(start_tables(config, found, plan_run(config, found), folder_name))
+            console.print(not_checked(absent))
             return 0
+        prepared = prepare(config, tokenizer_path(config.model.path))
+        plan = plan_run(config, prepared)
         folder = open_folder(config)
-        console.print(plan(config, prepared, folder.root))
+        console.print(start_tables(config, prepared, plan, folder.root))
         asyncio.run(run(config, prepared, folder, console))
         return 0
     except Stopped as stopped:
@@ -67,7 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> tuple[Config, bool]:
     """The checked configuration, and whether only the plan is wanted."""
     parser = argparse.ArgumentParser(prog="python -m hpt_ray.main", description="Train a model with hpt_ray.")
-    parser.add_argument("--config", help="a YAML file; default: configs/quickstart.yaml")
+    parser.add_argument(
+        "--config",
+        action="append",
+        help="a YAML file; of several, later ones win; default: configs/quickstart.yaml",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
     options = parser.parse_args(arguments)
@@ -76,15 +88,28 @@ def parse(arguments: list[str] | None) -> tuple[Config, bool]:
     return config, options.dry_run
 
 
-def plan(config: Config, prepared: Prepared, folder: Path) -> RenderableType:
-    """The table at the start: the algorithm, the batch sizes and what follows from them, the data."""
-    return start_summary(
-        config,
-        algorithm_mode=prepared.estimator.mode,
-        num_questions=len(prepared.questions),
-        dropped=prepared.dropped,
-        folder=folder,
-    )
+def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: Path) -> RenderableType:
+    """A table for each phase: the algorithm, the batch sizes and what follows from them, the data; then the plan.
+
+    `prepared` is None in a dry run without all of its files.
+    """
+    head = f"Training {config.run.name} for {config.run.steps} steps"
+    phases: Sequence[Phase] = prepared.phases if prepared else phases_of(config)
+    tables = []
+    for i, phase in enumerate(phases):
+        questions = prepared.phases[i].questions if prepared else None
+        which = f": phase {phase.number}, {phase.before + 1} to {phase.last}" if len(phases) > 1 else ""
+        tables.append(
+            start_summary(
+                phase.config,
+                title=head + which,
+                algorithm_mode=phase.config.algorithm.mode,
+                num_questions=None if questions is None else len(questions),
+                dropped={} if questions is None else questions.dropped,
+                folder=folder,
+            )
+        )
+    return Lines(*tables, plan_summary(plan))
 
 
 def open_folder(config: Config) -> RunFolder:

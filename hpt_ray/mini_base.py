@@ -2,13 +2,16 @@
 
 A base is trained on first use, by the learner and the driver of every other run: supervised, on a corpus
 with slips and unboxed endings, so that it knows four of six families and half forgets to answer. It is
-kept in the cache; `mini:SIZE-fresh` is the untrained model.
+kept in the cache; `mini:SIZE-fresh` is the untrained model. `python -m hpt_ray.mini_base mini:t mini:xs …`
+builds bases ahead of the runs that need them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +20,11 @@ from rich.console import Console
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import dump_config
-from hpt_ray.config.schema import Config
+from hpt_ray.config.schema import ClusterConfig, Config
 from hpt_ray.data import mini
 from hpt_ray.data.cache import cache_dir, cached_folder
 from hpt_ray.driver import Driver
-from hpt_ray.errors import UserError
+from hpt_ray.errors import UserError, exit_code
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.setup import prepare
@@ -88,13 +91,24 @@ def base_recipe(size: str, architecture: str) -> Config:
     return config
 
 
+def base_folder(size: str, architecture: str) -> Path:
+    """Where the trained base is kept."""
+    return cache_dir() / f"mini-base-v{VERSION}-{size}-{architecture}"
+
+
+def is_built(uri: str) -> bool:
+    """Whether `mini:…` needs no training any more."""
+    size, architecture, fresh = parse_name(uri)
+    return fresh or base_folder(size, architecture).is_dir()
+
+
 async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
     """The folder of `mini:…`, trained now if it is not in the cache."""
     size, architecture, fresh = parse_name(uri)
     if fresh:
         return fresh_model(size, architecture)
     config = base_recipe(size, architecture)
-    folder = cache_dir() / f"mini-base-v{VERSION}-{size}-{architecture}"
+    folder = base_folder(size, architecture)
     if folder.is_dir():
         return folder
     # Nothing else runs now. Not part of the recipe, which is the same on every machine.
@@ -112,3 +126,28 @@ async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
         shutil.copytree(checkpoint / "hf", target, dirs_exist_ok=True)
 
     return cached_folder(folder, adopt)
+
+
+async def build(uris: list[str]) -> None:
+    """Build the bases that are missing, one after another."""
+    cluster = Cluster.connect(ClusterConfig())
+    try:
+        for uri in uris:
+            print(await model_folder(uri, cluster, Console()))
+    finally:
+        cluster.close()
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0: all are there."""
+    try:
+        for uri in arguments:
+            parse_name(uri)
+        asyncio.run(build(arguments))
+        return 0
+    except Exception as error:
+        return exit_code(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

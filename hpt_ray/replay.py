@@ -16,7 +16,7 @@ import math
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from hpt_ray.checkpoint.keeper import Keeper, Saved  # noqa: E402  (after the en
 from hpt_ray.checkpoint.state import read_state  # noqa: E402
 from hpt_ray.checkpoint.store import CheckpointStore  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
-from hpt_ray.cluster.topology import learner_group, start_actors  # noqa: E402
+from hpt_ray.cluster.topology import learner_of, start_actors  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
 from hpt_ray.config.load import load_config  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
@@ -45,7 +45,7 @@ from hpt_ray.observe.rollout_dump import dump_of, question_ids, read_pairs  # no
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.observe.step import Pairs, learner_metrics  # noqa: E402
 from hpt_ray.selection.rows import rows_of  # noqa: E402
-from hpt_ray.setup import Prepared, prepare, tokenizer_path  # noqa: E402
+from hpt_ray.setup import Prepared, PreparedPhase, demand_of, prepare, tokenizer_path  # noqa: E402
 
 COMPARED = ("optim/", "policy/", "loss/", "critic/", "learner/demo_loss", "learner/skipped_")
 
@@ -184,8 +184,7 @@ async def replayed_steps(
         cluster,
         config,
         model_path=model_path,
-        estimator=prepared.estimator,
-        with_rollouts=False,
+        demand=replace(demand_of(config), rollouts=False),
         logs=logs,
     )
     try:
@@ -194,28 +193,33 @@ async def replayed_steps(
                 CheckpointStore(plan.folder.checkpoints, keep=0), timeout_s=config.learner.timeout_s
             )
             await keeper.load(actors, Saved(plan.start, read_state(plan.start)))
-        learner = learner_group(config, prepared, actors)
-        files = {step: dump_of(plan.folder.rollouts, step) for step in plan.lines}
-        ids = {name for file in files.values() for name in question_ids(file)}
-        questions = {question.id: question for question in prepared.questions if question.id in ids}
-        for step, file in files.items():
-            updates = await train_step(config, learner, step, read_pairs(file, questions))
-            yield (
-                step,
-                learner_metrics(updates) | {"optim/lr": learning_rates(config, step, len(updates) - 1)[0]},
-            )
+        for phase in prepared.phases:
+            steps = [step for step in plan.lines if phase.before < step <= phase.last]
+            if not steps:
+                continue
+            learner = await learner_of(phase, actors, begins=steps[0] == phase.before + 1)
+            files = {step: dump_of(plan.folder.rollouts, step) for step in steps}
+            ids = {name for file in files.values() for name in question_ids(file)}
+            questions = {question.id: question for question in phase.questions if question.id in ids}
+            for step, file in files.items():
+                updates = await train_step(phase, learner, step, read_pairs(file, questions))
+                rate, _ = learning_rates(phase, step, len(updates) - 1)
+                yield step, learner_metrics(updates) | {"optim/lr": rate}
     finally:
         actors.stop()
         cluster.release()
 
 
-async def train_step(config: Config, learner: LearnerGroup, step: int, pairs: Pairs) -> list[UpdateResult]:
+async def train_step(
+    phase: PreparedPhase, learner: LearnerGroup, step: int, pairs: Pairs
+) -> list[UpdateResult]:
     """The updates of one step, on its groups in the order in which they came."""
+    config = phase.config
     per_update = config.questions_per_step // config.updates_per_step
     for i, (group, decision) in enumerate(pairs):
         learner.add(rows_of(group, decision, index=i + 1), update=i // per_update)
     return [
-        await learner.finish(*learning_rates(config, step, update))
+        await learner.finish(*learning_rates(phase, step, update))
         for update in range(config.updates_per_step)
     ]
 

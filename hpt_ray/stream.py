@@ -2,7 +2,7 @@
 
      sampler ──questions──▶ requests, longest first ──▶ pool ──rollouts──▶ verifier ──verdicts──▶ groups
 
-In: the step that is about to train. Out: its batch, whose groups come as they are complete. With
+In: a phase, and the step that is about to train. Out: its batch, whose groups come as they are complete. With
 `rollout.max_staleness` S, the batches of the next S steps are begun at the same time, so generation goes on
 while the learner steps; their rollouts are then up to S versions behind. With S = 0 nothing is begun before
 the weights it needs are committed.
@@ -20,14 +20,14 @@ import numpy as np
 
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.cluster.groups import ActorGroup
-from hpt_ray.config.schema import Config
-from hpt_ray.data.questions import QuestionSet
 from hpt_ray.data.sampler import Sampler
 from hpt_ray.observe.rollout_dump import dump_of, read_groups, write_groups
 from hpt_ray.records import Group, Question
-from hpt_ray.reward.groups import GroupStream, IsCertain, graded_groups, in_order
+from hpt_ray.reward.groups import GroupStream, graded_groups, in_order
 from hpt_ray.rollout.pool import RolloutPool, longest_first
 from hpt_ray.rollout.requests import Sampling, request_for, unique_ids
+from hpt_ray.selection.gate import Visit, is_certain, visit_of
+from hpt_ray.setup import PreparedPhase
 
 
 @dataclass(frozen=True)
@@ -46,36 +46,39 @@ class Batch:
 
 
 class BatchStream:
-    """Begins batches of `questions`, in the sampler's order."""
+    """Begins batches of one phase's questions, in the sampler's order."""
 
-    def __init__(
-        self,
-        config: Config,
-        questions: QuestionSet,
-        *,
-        num_rollouts: int,
-        sampling: Sampling,
-        is_certain: IsCertain | None,
-    ):
-        self._config, self._questions = config, questions
-        self._num_rollouts, self._sampling, self._is_certain = num_rollouts, sampling, is_certain
-        self._sampler = Sampler(len(questions), seed=config.run.seed, shuffle=config.data.shuffle)
+    def __init__(self, phase: PreparedPhase, stop_token_ids: tuple[int, ...]):
+        config = self._config = phase.config
+        self._questions, self._num_rollouts = phase.questions, phase.num_rollouts
+        self._last_step = phase.last
+        self._sampling = Sampling(
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            top_k=config.rollout.top_k,
+            max_tokens=config.data.max_response_tokens,
+            stop_token_ids=stop_token_ids,
+        )
+        # Only the switch can be certain early. A question that is decided early lacks rollouts that depend
+        # on timing.
+        early = config.selection.early_decision and phase.gate == "switch" and not config.run.deterministic
+        self._is_certain = self._asks_for_demonstration if early else None
+        self._sampler = Sampler(len(self._questions), seed=config.run.seed, shuffle=config.data.shuffle)
         self._pool: RolloutPool | None = None
         self._verifier: ActorGroup | None = None
         self._ahead: deque[Batch] = deque()
         self._current: Batch | None = None  # in training
-        self._solved: dict[str, bool] = {}  # whether any answer to a question was right at its last visit
         self._mostly_solved = False  # that was so for most questions of the last step
-        self._start = self._sampler.state()
-        self.position = dict(self._start)  # after the questions that have been trained on
+        self.position = self._sampler.state()  # after the questions that have been trained on
         self.lengths: dict[str, float] = {}  # mean response tokens of a question when it was last answered
+        self.visits: dict[str, list[Visit]] = {}  # what each question's visits came to, the oldest first
 
     def connect(self, pool: RolloutPool, verifier: ActorGroup) -> None:
         self._pool, self._verifier = pool, verifier
 
     def begin(self, step: int) -> Batch:
         """The batch of `step`. Batches that may run ahead are begun too."""
-        last = min(step + self._config.rollout.max_staleness, self._config.run.steps)
+        last = min(step + self._config.rollout.max_staleness, self._last_step)
         while step + len(self._ahead) <= last:
             self._ahead.append(self._batch(step + len(self._ahead)))
         self._current = self._ahead.popleft()
@@ -86,7 +89,8 @@ class BatchStream:
         self.position, self._current = batch.position, None
         self._mostly_solved = 2 * sum(group.num_solved > 0 for group in groups) > len(groups)
         for group in groups:
-            self._solved[group.question.id] = group.num_solved > 0
+            if (visit := visit_of(group)).answered:
+                self.visits.setdefault(group.question.id, []).append(visit)
             lengths = [len(r.token_ids) for r in group.rollouts if r.finish.is_answer]
             if lengths:
                 self.lengths[group.question.id] = float(np.mean(lengths))
@@ -109,14 +113,13 @@ class BatchStream:
         self._ahead.appendleft(batch)
         self._current = None
 
-    async def restart(self, state: RunState | None, ahead: Path | None = None) -> None:
-        """Go on where a checkpoint was made (None: at the beginning). What is under way is aborted."""
-        await self.close()
-        position = self._start if state is None else state.sampler
-        self._sampler.load_state(position)
-        self.position = dict(position)
-        self.lengths = {} if state is None else dict(state.history)
-        while state is not None and ahead is not None:
+    def restart(self, state: RunState, ahead: Path) -> None:
+        """Go on where a checkpoint was made, with the batches that were ahead of it. Nothing has begun yet."""
+        self._sampler.load_state(state.sampler)
+        self.position = dict(state.sampler)
+        self.lengths = dict(state.history)
+        self.visits = {name: list(found) for name, found in state.visits.items()}
+        while True:
             number = state.step + 1 + len(self._ahead)
             if not dump_of(ahead, number).is_file():
                 break
@@ -152,12 +155,23 @@ class BatchStream:
             stream = GroupStream(source=self._generate(questions, step))
         return Batch(step, questions, stream, self._order(questions), self._sampler.state())
 
+    def _asks_for_demonstration(self, question: Question, num_solved: int, num_graded: int) -> bool:
+        """Whether the switch takes this question's demonstration whatever its other rollouts say."""
+        return question.demonstration is not None and is_certain(
+            self._config.selection.gamma,
+            num_solved=num_solved,
+            num_graded=num_graded,
+            num_rollouts=self._num_rollouts,
+        )
+
     def _num_held(self, question: Question) -> int:
         """Samples that need not be drawn while all others are wrong: the decision is certain without.
 
         None where a right answer is likely: all are needed then, and those that wait make the step longer.
         """
-        if self._is_certain is None or self._solved.get(question.id, self._mostly_solved):
+        visits = self.visits.get(question.id)
+        is_likely = visits[-1].solved > 0 if visits else self._mostly_solved
+        if self._is_certain is None or is_likely:
             return 0
         return sum(
             self._is_certain(question, 0, self._num_rollouts - k) for k in range(1, self._num_rollouts)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 2**20  # larger ones stay in the memory of the process when they are freed
 NUM_HASHERS = 8  # files hashed at the same time
 
 

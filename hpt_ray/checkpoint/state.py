@@ -13,9 +13,11 @@ from typing import Any
 from hpt_ray.checkpoint.manifest import CheckpointDamaged
 from hpt_ray.checkpoint.store import STATE, load_state
 from hpt_ray.errors import UserError
+from hpt_ray.selection.gate import Visit
 
-# 1: step, version, sampler, best, failures; it has no `format`. 2: the fields of `RunState`.
-FORMAT = 2
+# 1: step, version, sampler, best, failures; it has no `format`. 2: history, skipped_in_a_row, wall_s.
+# 3: visits.
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class RunState:
     best: tuple[float, int] | None = None  # score on checkpoint.best_of, and its step
     failures: dict[str, int] = field(default_factory=dict)  # named outcome → count since step 0
     history: dict[str, float] = field(default_factory=dict)  # question id → expected response tokens
+    visits: dict[str, list[Visit]] = field(default_factory=dict)  # question id → its visits, oldest first
     skipped_in_a_row: int = 0  # updates skipped since the last one that was done
     wall_s: float = 0.0  # seconds of all processes of this run so far
 
@@ -51,7 +54,8 @@ class RunState:
         if missing:
             raise KeyError(", ".join(sorted(missing)))
         best = content.get("best")
-        return cls(**{**known, "best": None if best is None else (best[0], best[1])})
+        visits = {name: [Visit(*v) for v in found] for name, found in content.get("visits", {}).items()}
+        return cls(**{**known, "visits": visits, "best": None if best is None else (best[0], best[1])})
 
 
 def read_state(checkpoint: Path) -> RunState:

@@ -64,8 +64,15 @@ class ActorGroup:
     async def call(self, method: str, *args: Any, timeout_s: float, what: str | None = None) -> list[Any]:
         return await self.wait(self.send(method, *args), what or method, timeout_s)
 
-    async def dead(self, timeout_s: float) -> list[str]:
-        """The names of those whose process has ended, as far as it is known within the time."""
+    async def lost(self, error: BaseException, timeout_s: float) -> list[str]:
+        """The names of those that are gone or frozen: whom `error` is about, else whose process has ended.
+
+        The latter as far as it is known within the time.
+        """
+        if isinstance(error, RayActorError):
+            named = zip(self.names, self.actors, strict=True)
+            if lost := [name for name, actor in named if actor._actor_id.hex() == error.actor_id]:
+                return lost
         refs = [actor.__ray_ready__.remote() for actor in self.actors]
         tasks = [asyncio.ensure_future(_result(ref)) for ref in refs]
         done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)

@@ -1,8 +1,9 @@
 """Start a local Ray or join the running one, and reserve room for the run.
 
-In: the cluster section and what the actor groups need. Out: a `Cluster` with a placement group whose
-bundles stand in the order they were asked for. Waiting for room has a limit, and what is said on
-expiry is what a person asks next: what was asked, what is there, who holds it.
+In: the cluster section and what the actor groups need. Out: a `Cluster` with a placement group, and for
+every actor its bundle in it. A bundle is on one node; which bundles share a node is Ray's choice, as few
+nodes as it can. Waiting for room has a limit, and what is said on expiry is what a person asks next: what was
+asked, what is there, who holds it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +33,37 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.config.schema import ClusterConfig
-from hpt_ray.errors import UserError
+from hpt_ray.errors import UserError, WaitExpired
 
+POOL_SHARE = 0.001  # of a pool's resource, for one actor: a node started with 1 of it is never the limit
 PROBE_TIMEOUT_S = 5.0  # for a cluster's head to accept a connection
 
 
 @dataclass(frozen=True)
 class Need:
-    """Room for `count` actors of one kind, each with `cpus` and `gpus`."""
+    """Room for `count` actors of one kind, each with `cpus` and `gpus`, on nodes that have the resource `pool`.
+
+    With `beside` they stand in the bundles of that kind, as many in each, in order: an actor of that kind is
+    then on the same node and can use their GPUs.
+    """
 
     kind: str
     count: int
     cpus: float
     gpus: float
+    pool: str | None = None
+    beside: str | None = None
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What pins one actor to its pool."""
+        return {self.pool: POOL_SHARE} if self.pool else {}
 
     @property
     def bundle(self) -> dict[str, float]:
         """What one actor reserves; empty for an actor that runs beside the others."""
-        return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return {name: amount for name, amount in amounts.items() if amount}
 
 
 class Cluster:
@@ -58,7 +72,7 @@ class Cluster:
     def __init__(self, *, started_here: bool):
         self.started_here = started_here
         self.group: PlacementGroup | None = None
-        self._first_bundle: dict[str, int] = {}
+        self._places: dict[str, list[int]] = {}
         self._needs: dict[str, Need] = {}
 
     @classmethod
@@ -94,11 +108,7 @@ class Cluster:
         """
         assert self.group is None, "release the room of the last run first"
         self._needs = {need.kind: need for need in needs}
-        bundles: list[dict[str, float]] = []
-        for need in needs:
-            if need.bundle:
-                self._first_bundle[need.kind] = len(bundles)
-                bundles += [need.bundle] * need.count
+        bundles, self._places = lay_out(needs)
         if self.started_here and _exceeds(bundles, ray.cluster_resources()):
             raise UserError(_no_room(needs, "this machine has too little room"))
         self.group = placement_group(bundles, strategy="PACK", name=name)
@@ -121,10 +131,15 @@ class Cluster:
 
         def make(i: int) -> Any:
             assert self.group is not None, "reserve room first"
-            mine: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus, **options}
-            if need.bundle:
+            mine: dict[str, Any] = {
+                "num_cpus": need.cpus,
+                "num_gpus": need.gpus,
+                "resources": need.resources,
+                **options,
+            }
+            if kind in self._places:
                 mine["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                    self.group, placement_group_bundle_index=self._first_bundle[kind] + i
+                    self.group, placement_group_bundle_index=self._places[kind][i]
                 )
             return remote_class.options(**mine).remote(*arguments[i])
 
@@ -135,6 +150,17 @@ class Cluster:
         make = self.maker(kind, actor_class, arguments, **options)
         count = range(len(arguments))
         return ActorGroup([f"{kind}-{i}" for i in count], [make(i) for i in count], make)
+
+    async def place(self, actors: ActorGroup, *, timeout_s: float) -> None:
+        """Wait until every process of actors that were made anew is there.
+
+        Room that is lost with a node is found elsewhere by Ray, where there is any. Raises `UserError` where
+        there is none.
+        """
+        try:
+            await actors.call("__ray_ready__", timeout_s=timeout_s, what="find a place again")
+        except WaitExpired as error:
+            raise UserError(_no_room([*self._needs.values()], f"{error}")) from error
 
     def release(self) -> None:
         """Give the room back, and with it end every actor in it."""
@@ -200,6 +226,24 @@ def _loopback_only() -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
 
 
+def lay_out(needs: list[Need]) -> tuple[list[dict[str, float]], dict[str, list[int]]]:
+    """The bundles to reserve, and by kind the bundle of each actor. A kind that needs nothing has none."""
+    bundles: list[dict[str, float]] = []
+    places: dict[str, list[int]] = {}
+    hosts = {need.beside for need in needs}
+    for need in sorted(needs, key=lambda need: need.beside is not None):
+        if need.beside is not None:
+            each = need.count // len(places[need.beside])
+            places[need.kind] = [places[need.beside][i // each] for i in range(need.count)]
+        elif need.bundle or need.kind in hosts:
+            places[need.kind] = list(range(len(bundles), len(bundles) + need.count))
+            bundles += [{} for _ in range(need.count)]
+        for index in places.get(need.kind, ()):
+            for resource, amount in need.bundle.items():
+                bundles[index][resource] = bundles[index].get(resource, 0.0) + amount
+    return bundles, places
+
+
 def _exceeds(bundles: list[dict[str, float]], total: dict[str, float]) -> bool:
     asked: dict[str, float] = {}
     for bundle in bundles:
@@ -208,16 +252,29 @@ def _exceeds(bundles: list[dict[str, float]], total: dict[str, float]) -> bool:
     return any(amount > total.get(resource, 0.0) + 1e-6 for resource, amount in asked.items())
 
 
+def missing_pools(needs: list[Need], total: Mapping[str, float]) -> list[str]:
+    """A line for every pool that no node of the cluster is in."""
+    return [
+        f"no node has the resource `{need.pool}` (cluster.pools.{need.kind}): start nodes with "
+        f"`ray start --resources '{{\"{need.pool}\": 1}}'`"
+        for need in needs
+        if need.pool and not total.get(need.pool)
+    ]
+
+
 def _no_room(needs: list[Need], headline: str) -> str:
     lines = [f"{headline}.", "asked:"]
     for need in needs:
         gpus = f" and {need.gpus:g} GPU" if need.gpus else ""
-        lines.append(f"  {need.count} × {need.kind} with {need.cpus:g} CPU{gpus} each")
+        pool = f", on nodes with `{need.pool}`" if need.pool else ""
+        beside = f", beside {need.beside}" if need.beside else ""
+        lines.append(f"  {need.count} × {need.kind} with {need.cpus:g} CPU{gpus} each{pool}{beside}")
     total, free = ray.cluster_resources(), ray.available_resources()
     there = ", ".join(
         f"{free.get(r, 0):g} of {total.get(r, 0):g} {r} free" for r in ("CPU", "GPU") if total.get(r)
     )
     lines.append(f"there: {there or 'no CPU at all'}, {len(ray.nodes())} node(s)")
+    lines += missing_pools(needs, total)
     holders = [
         f"  {entry.get('name') or entry['placement_group_id'][:8]}: {list(entry['bundles'].values())}"
         for entry in placement_group_table().values()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hpt_ray.config.phases import phases_of
+from hpt_ray.config.placement import PLACEMENT_RULES
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 from hpt_ray.observe.trackers import TRACKERS
@@ -17,8 +19,14 @@ Rule = Callable[[Config], str | None]
 
 
 def check_config(config: Config) -> None:
-    """Raise a `UserError` with one line for every rule that `config` breaks."""
-    problems = [problem for rule in RULES if (problem := rule(config)) is not None]
+    """Raise a `UserError` with one line for every rule that `config` breaks, in any of its phases."""
+    phases = phases_of(config)
+    problems = [
+        f"phase {phase.number}: {problem}" if len(phases) > 1 else problem
+        for phase in phases
+        for rule in RULES
+        if (problem := rule(phase.config)) is not None
+    ]
     if problems:
         raise UserError("\n".join(problems))
 
@@ -88,6 +96,16 @@ def gamma_is_a_whole_count(config: Config) -> str | None:
         f"`selection.gamma` ({gamma:g}) times `rollouts_per_question` ({n}) is {count:g}, which is no whole "
         f"number of rollouts: use {below / n:.12g} ({below} of {n}) or {(below + 1) / n:.12g} "
         f"({below + 1} of {n})."
+    )
+
+
+def posterior_has_a_gamma(config: Config) -> str | None:
+    """A solve rate is never known to be exactly 0 or 1, so at γ ≤ 0 or γ ≥ 1 the gate would never change."""
+    if config.selection.gate != "posterior" or 0 < config.selection.gamma < 1:
+        return None
+    return (
+        f"`selection.gate` is `posterior`, which asks how likely a solve rate of at most `selection.gamma` is, "
+        f"but `selection.gamma` is {config.selection.gamma:g}: set it above 0 and below 1, for example to 0.125."
     )
 
 
@@ -233,6 +251,7 @@ RULES: list[Rule] = [
     training_has_data,
     gamma_is_a_share,
     gamma_is_a_whole_count,
+    posterior_has_a_gamma,
     no_rollouts_means_demonstrations,
     rollouts_of_a_question_differ,
     evaluation_samples_differ,
@@ -249,4 +268,5 @@ RULES: list[Rule] = [
     engine_has_its_gpus,
     nccl_needs_gpus,
     trackers_exist,
+    *PLACEMENT_RULES,
 ]

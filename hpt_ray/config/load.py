@@ -1,8 +1,8 @@
 """YAML files and `key=value` words in; one checked `Config` out, or another root of sections (`load_as`).
 
 Sources are merged in this order, and a later one wins: the defaults of the schema, the files named under
-`defaults:` at the top of a file (paths relative to that file), the file itself, the command line. Dicts
-are merged key by key, lists are replaced.
+`defaults:` at the top of a file (paths relative to that file), the file itself, further files in the same
+way, the command line. Dicts are merged key by key, lists are replaced.
 
 Everything wrong is collected and raised as one `UserError` that names the source, the full key and what
 to do: an unknown key (with the nearest known one), a wrong type, a value that is not allowed, a key that
@@ -16,7 +16,7 @@ import difflib
 import functools
 import os
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from hpt_ray.errors import UserError
 
 COMMAND_LINE = "command line"
 Root = TypeVar("Root")
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 _NEAREST_CUTOFF = 0.6  # below this likeness a suggestion would confuse more than help
 
 
@@ -73,32 +74,63 @@ def known_keys(root: type = Config) -> dict[str, KnownKey]:
     return {known.name: known for known in _keys_of(root, "")}
 
 
-def load_config(path: str | os.PathLike[str] | None, dotlist: list[str]) -> Config:
-    """Read, merge and check the configuration of a run: see `load_as`."""
-    return load_as(Config, path, dotlist)
+def load_config(path: Paths, dotlist: list[str]) -> Config:
+    """Read, merge and check the configuration of a run: see `load_as`. Its steps are those of its phases."""
+    config, sources = _load(Config, path, dotlist, {})
+    if config.phases:
+        steps = sum(steps_of_phases(config))
+        if config.run.steps != steps and "run.steps" in sources:
+            raise UserError(
+                f"{sources['run.steps']}: `run.steps` is {config.run.steps}, but the phases have {steps} steps "
+                f"together: leave it out, set it to {steps}, or change the `steps` of a phase."
+            )
+        config.run.steps = steps
+    return config
+
+
+def steps_of_phases(config: Config) -> list[int]:
+    """The `steps` of each phase. Raises `UserError` where one is missing or is no count."""
+    steps = [phase.get("steps") for phase in config.phases]
+    for number, count in enumerate(steps, 1):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UserError(
+                f"phase {number}: `steps` is {count!r}: say how many steps it has, a whole number above 0, as in "
+                "`phases: [{steps: 100, algorithm: {name: sft}}, …]`."
+            )
+    return typing.cast(list[int], steps)
 
 
 def load_as(
     root: type[Root],
-    path: str | os.PathLike[str] | None,
+    path: Paths,
     dotlist: list[str],
     *,
     base: Mapping[str, dict[str, Any]] | None = None,
 ) -> Root:
     """Read, merge and check one configuration with the keys of the dataclass `root`.
 
-    `path` is a YAML file or None for the defaults of the schema. `dotlist` holds words such as
-    `"run.steps=20"` or `"data.train=[a.parquet, b.parquet]"`; values are written as in YAML. `base` holds
-    what comes before them: name for messages → nested keys.
+    `path` is a YAML file, several of them, or None for the defaults of the schema. `dotlist` holds words
+    such as `"run.steps=20"` or `"data.train=[a.parquet, b.parquet]"`; values are written as in YAML. `base`
+    holds what comes before them: name for messages → nested keys.
 
     Raises `UserError` with one line for every problem found.
     """
+    return _load(root, path, dotlist, base or {})[0]
+
+
+def _load(
+    root: type[Root],
+    path: Paths,
+    dotlist: list[str],
+    base: Mapping[str, dict[str, Any]],
+) -> tuple[Root, dict[str, str]]:
+    """The configuration, and which source set a key last."""
     settings: list[_Setting] = []
     problems: list[str] = []
-    for source, content in (base or {}).items():
+    for source, content in base.items():
         _collect(root, content, "", source, settings, problems)
-    if path is not None:
-        for source, content in _read_with_defaults(Path(path), ()):
+    for one in [path] if isinstance(path, (str, os.PathLike)) else path or []:
+        for source, content in _read_with_defaults(Path(one), ()):
             _collect(root, content, "", source, settings, problems)
     for word in dotlist:
         _collect(root, _parse_word(root, word), "", COMMAND_LINE, settings, problems)
@@ -116,7 +148,7 @@ def load_as(
 
     config = OmegaConf.to_object(merged)
     assert isinstance(config, root)
-    return config
+    return config, sources
 
 
 def dump_config(config: Any, path: str | os.PathLike[str]) -> None:

@@ -50,7 +50,9 @@ class ModelConfig:
         "`flash_attention_2`.",
     )
     config_overrides: dict[str, Any] = key(
-        {}, "Keys of the model's config.json to replace, e.g. `rope_theta`, `max_position_embeddings`."
+        {},
+        "Keys of the model's configuration to replace, as transformers names them: `rope_parameters`, "
+        "`max_position_embeddings`.",
     )
     trust_remote_code: bool = key(False, "Run Python code that comes with the model.")
 
@@ -94,7 +96,11 @@ class RolloutConfig:
     top_k: int = key(-1, "Sample among the k likeliest tokens only; -1 for all.")
     max_num_seqs: int = key(256, "Sequences one engine decodes at the same time.", minimum=1)
     kv_cache_gib: float = key(0.5, "KV cache of one engine on a CPU, in GiB.", minimum=0)
-    gpu_memory_utilization: float = key(0.75, "Share of a GPU's memory that vLLM may take.")
+    gpu_memory_utilization: float = key(
+        0.75,
+        "Share of a GPU's memory that vLLM takes while it generates. With `cluster.colocate` the rest must "
+        "hold the learner's parameters.",
+    )
     enforce_eager: bool = key(True, "Run vLLM without compiled graphs.")
     engine: dict[str, Any] = key({}, "More vLLM engine arguments, as vLLM names them.")
     start_timeout_s: float = key(300.0, "Limit for an engine to come up.", minimum=1)
@@ -149,11 +155,24 @@ class SelectionConfig:
 
     gate: str = key(
         "auto",
-        "`switch` (paper, Eq 10); `rollouts`, `demonstrations` or `both` always; `auto`: the algorithm's own.",
-        choices=("auto", "switch", "rollouts", "demonstrations", "both"),
+        "`switch` (paper, Eq 10); softly `posterior`, `linear` or `official_soft`; `rollouts`, `demonstrations` "
+        "or `both` always; `auto`: the algorithm's own. See docs/methods.md.",
+        choices=(
+            "auto",
+            "switch",
+            "posterior",
+            "linear",
+            "official_soft",
+            "rollouts",
+            "demonstrations",
+            "both",
+        ),
     )
     gamma: float = key(
-        0.0, "γ: demonstrations train a question when its share of solved rollouts is at most γ.", minimum=-1
+        0.0,
+        "γ: demonstrations train a question when its share of solved rollouts is at most γ (`switch`), or as far "
+        "as its true solve rate may be at most γ (`posterior`).",
+        minimum=-1,
     )
     early_decision: bool = key(
         True,
@@ -233,7 +252,11 @@ class ReferenceConfig:
 class WeightSyncConfig:
     """From the learner to the rollout workers."""
 
-    carrier: str = key("auto", "`auto`: nccl on GPUs, gloo on CPUs.", choices=("auto", "gloo", "nccl"))
+    carrier: str = key(
+        "auto",
+        "`auto`: nccl between GPUs, gloo on CPUs and on shared GPUs.",
+        choices=("auto", "gloo", "nccl"),
+    )
     bucket_mb: int = key(64, "Size of one packed bucket.", minimum=1)
     timeout_s: float = key(300.0, "Limit for one sync.", minimum=1)
 
@@ -283,6 +306,9 @@ class ObserveConfig:
     rollouts_every: int = key(1, "Steps between dumps of rollouts to parquet; 0: none.", minimum=0)
 
 
+ACTOR_GROUPS = ("learner", "critic", "rollout", "verifier", "reference")
+
+
 @dataclass
 class ClusterConfig:
     """Where the actors live."""
@@ -291,6 +317,21 @@ class ClusterConfig:
         "auto", "`auto`: join the running Ray cluster, else start one here; `local`; or an address."
     )
     placement_timeout_s: float = key(120.0, "Limit for the cluster to make room.", minimum=1)
+    pools: dict[str, str] = key(
+        {},
+        "Actor group (`learner`, `critic`, `rollout`, `verifier`, `reference`) → custom Ray resource of the "
+        "nodes it must stand on, as in `ray start --resources '{\"rollout\": 1}'`.",
+    )
+    gpu_memory_gib: float = key(
+        80.0,
+        "Memory of one GPU in GiB, for the plan that is printed before the start; one that cannot fit is refused.",
+        minimum=0,
+    )
+    colocate: bool = key(
+        False,
+        "Rollout workers and learner ranks on the same GPUs, in turns: while one side works, the other's "
+        "memory is free (vLLM's sleep, DeepSpeed's offload). For few GPUs; costs the overlap.",
+    )
 
 
 @dataclass
@@ -373,6 +414,11 @@ class Config:
         "never",
         "`never` starts anew; `auto` continues the newest run of this name that has a checkpoint, "
         "else starts anew; a path continues that run folder.",
+    )
+    phases: list[dict[str, Any]] = key(
+        [],
+        "Stretches of the run with other settings, one after the other: `steps` and the keys to replace, as in "
+        "`{steps: 150, algorithm: {name: sft}}`. `run.steps` is then their sum. See docs/methods.md.",
     )
     run: RunConfig = section(RunConfig)
     model: ModelConfig = section(ModelConfig)

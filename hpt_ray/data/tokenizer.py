@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -20,6 +21,12 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     the architecture's, with other ids and no word of it. A folder with a generic tokenizer class is
     therefore read as what it says.
     """
+    if trust_remote_code:
+        print(
+            f"warning: model.trust_remote_code is true: Python code that comes with {path} runs in the driver and "
+            "in every actor, and may do what you may.",
+            file=sys.stderr,
+        )
     folder = Path(path).expanduser()
     if path.startswith(("/", ".", "~")) and not folder.is_dir():
         raise UserError(f"model.path={path}: no such folder. Give a model folder, a Hub name or mini:SIZE.")

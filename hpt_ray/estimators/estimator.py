@@ -94,6 +94,11 @@ class Estimator:
         denominators = {term.denominator for term in self.terms if term.rows == "rollouts"}
         return self.correction != "none" or denominators <= {"old", "sequence"}
 
+    @property
+    def compares_with_demonstration(self) -> bool:
+        """An advantage is measured in the group of a question's rollouts and its demonstration."""
+        return self.demonstration_in_group or any("union" in part.needs for part in self._parts())
+
     def num_rollouts(self, rollouts_per_question: int) -> int:
         """How many responses to sample per question: one fewer where the demonstration joins the group."""
         return rollouts_per_question - 1 if self.demonstration_in_group else rollouts_per_question

@@ -47,10 +47,11 @@ async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Pat
     Raises `UserError` where there is no room, `WaitExpired` where an engine does not come up in time.
     """
     config, rollout = plan.config, plan.config.rollout
+    pools = config.cluster.pools
     await cluster.reserve(
         [
-            Need("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus),
-            Need("verifier", 1, config.reward.num_cpus, 0.0),
+            Need("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus, pools.get("rollout")),
+            Need("verifier", 1, config.reward.num_cpus, 0.0, pools.get("verifier")),
         ],
         timeout_s=config.cluster.placement_timeout_s,
         name=f"hpt_ray:evaluate:{plan.model.name}",

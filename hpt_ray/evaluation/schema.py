@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.config.load import known_keys
+from hpt_ray.config.placement import wrong_pools
 from hpt_ray.config.schema import ClusterConfig, DataConfig, RewardConfig, RolloutConfig, key, section
 from hpt_ray.errors import UserError
 
@@ -59,6 +60,7 @@ NOT_HERE = {
     "rollout.temperature": "set `temperature`",
     "rollout.top_p": "set `top_p`",
     "reward.terms": "an evaluation counts right answers only",
+    "cluster.colocate": "an evaluation has no learner",
 }
 
 
@@ -74,5 +76,7 @@ def check_evaluation(config: EvaluateConfig) -> None:
         problems.append("Nothing to evaluate: name `benchmarks`, as in benchmarks=[aime24], or `sets`.")
     if config.top_p is not None and not 0 < config.top_p <= 1:
         problems.append(f"`top_p` ({config.top_p:g}) must be above 0 and at most 1.")
+    if wrong := wrong_pools(config.cluster):
+        problems.append(wrong)
     if problems:
         raise UserError("\n".join(problems))

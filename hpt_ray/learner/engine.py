@@ -1,9 +1,9 @@
 """The DeepSpeed adapter: accumulate gradients over any number of packs, then one optimizer step.
 
-Only this file and `layout.py` import DeepSpeed. The gradient of a step is the sum over all packs of all
-ranks: each loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by `world_size`.
-Gradients are reduced once a step, so ranks may hold different packs in any order; with ZeRO 3, whose
-forward passes are collective, ranks must run equal numbers of packs. An update whose loss or gradient is
+Only this file, `layout.py` and `offload.py` import DeepSpeed. The gradient of a step is the sum over all packs
+of all ranks: each loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by
+`world_size`. Gradients are reduced once a step, so ranks may hold different packs in any order; with ZeRO 3,
+whose forward passes are collective, ranks must run equal numbers of packs. An update whose loss or gradient is
 not finite, or whose gradient is too large, changes nothing, on all ranks.
 """
 
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from hpt_ray.cluster.network import rendezvous_store
 from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.learner.layout import Layout, converted
+from hpt_ray.learner.offload import offload, reload
 
 ENVIRONMENT_CPU = {"DS_ACCELERATOR": "cpu"}
 GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where the reader does not say
@@ -111,6 +112,7 @@ class DeepSpeedEngine:
                 parameter.grad_dtype = torch.float32
         self._accumulation: contextlib.ExitStack | None = None
         self._is_reduced = False
+        self._is_offloaded = False
         self.device = self._engine.device
         self._loss = torch.zeros((), device=self.device)
 
@@ -125,6 +127,7 @@ class DeepSpeedEngine:
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss` (this pack's share of the step's sum) to the step's gradient."""
         assert not self._is_reduced, "the reduced gradient waits for its step"
+        assert not self._is_offloaded, "the optimizer state is in host memory"
         if self._accumulation is None:
             self._accumulation = contextlib.ExitStack()
             self._accumulation.enter_context(
@@ -162,6 +165,13 @@ class DeepSpeedEngine:
         self._is_reduced = False
         self._loss.zero_()
         return norm, skipped
+
+    def forget_optimizer(self) -> None:
+        """Moments and step counts as before the first step. In place: DeepSpeed holds on to the tensors."""
+        assert self._accumulation is None, "gradients wait for their step"
+        for state in self._optimizer.state.values():
+            for name, value in state.items():
+                state[name] = value.zero_() if isinstance(value, torch.Tensor) else 0
 
     def _reason_to_skip(self, norm: float) -> str | None:
         """One answer on all ranks, whose losses differ, and whose norms may in the last bit."""
@@ -223,6 +233,19 @@ class DeepSpeedEngine:
             (n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self.module.named_parameters()
         ]
 
+    def offload(self) -> None:
+        """All but the parameters to host memory, between two steps; a second call does nothing. ZeRO 1 to 3."""
+        if not self._is_offloaded:
+            assert self._accumulation is None, "gradients wait for their step"
+            offload(self._engine)
+            self._is_offloaded = True
+
+    def reload(self) -> None:
+        """Be ready to train again."""
+        if self._is_offloaded:
+            reload(self._engine)
+            self._is_offloaded = False
+
     def save(self, folder: Path) -> None:
         """Optimizer and partitioned weights, one file a rank. Collective."""
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
@@ -234,6 +257,7 @@ class DeepSpeedEngine:
 
         Raises `UserError` where the ZeRO stages do not go together.
         """
+        assert not self._is_offloaded, "what is loaded belongs on the device"
         saved = Layout.read(folder)
         if not self._layout.needs_conversion(saved, folder):
             return self._load(folder)

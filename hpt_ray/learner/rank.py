@@ -6,6 +6,7 @@ the module is and what a pack does to it is the subclass's. All ranks get the sa
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -130,6 +131,10 @@ class RankWorker(Generic[Spec]):
         report.peaks["memory/learner_mb"] = memory_mb()
         return report
 
+    def forget_optimizer(self) -> None:
+        """Empty the optimizer's state; the weights stay."""
+        self._engine.forget_optimizer()
+
     def reduced_gradients(self) -> dict[str, Any] | None:
         """Reduce and return the step's full gradient by parameter name (rank 0), as numpy. Collective.
 
@@ -138,6 +143,21 @@ class RankWorker(Generic[Spec]):
         self._engine.reduce()
         gradients = self._engine.gradients()
         return {hf_name(n): g.float().numpy() for n, g in gradients.items()} if self._rank == 0 else None
+
+    # -- on a GPU that an engine uses too ----------------------------------------------------------
+
+    def visible_gpus(self) -> str:
+        """What Ray lets this rank see, as CUDA names it."""
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+    def offload(self) -> None:
+        """Optimizer state to host memory until `reload`; saving and sending weights go on as they do."""
+        with self._span("offload"):
+            self._engine.offload()
+
+    def reload(self) -> None:
+        with self._span("reload"):
+            self._engine.reload()
 
     # -- weights and checkpoints -------------------------------------------------------------------
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from hpt_ray.config.schema import Config, LearnerConfig
+from hpt_ray.config.phases import Phase
+from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.learner.critic import optimizer_of
 
 
-def learning_rates(config: Config, step: int, update: int) -> tuple[float, float]:
-    """The rates of policy and critic in update `update` (from 0) of step `step` (from 1)."""
-    per_step = config.updates_per_step
-    position = (step - 1) * per_step + update, config.run.steps * per_step
+def learning_rates(phase: Phase, step: int, update: int) -> tuple[float, float]:
+    """The rates of policy and critic in update `update` (from 0) of the run's step `step` (from 1).
+
+    Each phase has its own schedule, from warm-up to end.
+    """
+    config, per_step = phase.config, phase.config.updates_per_step
+    position = (step - phase.before - 1) * per_step + update, config.run.steps * per_step
     return learning_rate(config.learner, *position), learning_rate(optimizer_of(config), *position)
 
 

@@ -7,7 +7,7 @@ question, no reward.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class LearnerSpec:
     model: ModelConfig
     model_path: str
     learner: LearnerConfig
-    estimator: Any  # hpt_ray.estimators.Estimator, or None for a rank that only scores
+    estimator: Any  # hpt_ray.estimators.Estimator, or None until `train_with`
     temperature: float  # rollouts are scored at the temperature they were sampled at
     seed: int
 
@@ -51,6 +51,10 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         return TokenScorer(load_policy(self._spec.model, self._spec.model_path, seed=self._spec.seed))
 
     # -- training ----------------------------------------------------------------------------------
+
+    def train_with(self, estimator: Any) -> None:
+        """From the next pack on, the loss is this estimator's."""
+        self._spec = replace(self._spec, estimator=estimator)
 
     def accumulate(
         self,

@@ -29,10 +29,21 @@ class Metric:
 
 METRICS: tuple[Metric, ...] = (
     Metric("step", "steps", "Number of the step, from 1; 0 is the evaluation before training."),
+    Metric("phase", "count", "Number of the phase, from 1; 1 in a run without phases.", False),
     Metric("weights/version", "count", "Version of the weights on the rollout workers after the step."),
     Metric("reward/mean", "score", "Mean score of the graded rollouts."),
     Metric("reward/outcome/<outcome>", "rollouts", "Rollouts whose grading came to this outcome.", False),
-    Metric("selection/demo_question_ratio", "share", "Questions that trained on their demonstration."),
+    Metric(
+        "selection/demo_share",
+        "share",
+        "Offline ratio by weight, Σβ/Σ(α + β) over the step's questions. With the switch it is the share of "
+        "questions that trained on their demonstration.",
+    ),
+    Metric(
+        "selection/demo_question_ratio",
+        "share",
+        "Questions that trained on their demonstration, with whatever weight.",
+    ),
     Metric("selection/demo_row_ratio", "share", "Training rows that are demonstrations."),
     Metric(
         "selection/tokens_saved",

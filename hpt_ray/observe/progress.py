@@ -28,7 +28,7 @@ class ProgressState:
     phase: str = "starting"
     step: int = 0
     reward: float | None = None
-    demo_ratio: float | None = None  # share of questions that trained on their demonstration
+    demo_ratio: float | None = None  # offline ratio by weight
     tokens_per_s: float | None = None
     seconds_left: float | None = None
 

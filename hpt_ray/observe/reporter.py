@@ -52,7 +52,7 @@ class Reporter:
             self._progress.finish_step(
                 step,
                 reward=metrics["reward/mean"],
-                demo_ratio=metrics["selection/demo_question_ratio"],
+                demo_ratio=metrics["selection/demo_share"],
                 tokens_per_s=metrics["rollout/tokens_per_s"] or metrics["learner/tokens_per_s"],
             )
 

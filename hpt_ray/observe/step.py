@@ -95,7 +95,10 @@ def selection_metrics(pairs: Pairs, updates: list[UpdateResult]) -> dict[str, An
     """The gate's decisions, as shares of questions and of training rows, and its reasons."""
     num_rows = sum(update.num_rows for update in updates)
     reasons = Counter(decision.reason for _, decision in pairs)
+    alpha = sum(decision.rollout_weight for _, decision in pairs)
+    beta = sum(decision.demo_weight for _, decision in pairs)
     return {
+        "selection/demo_share": beta / (alpha + beta) if alpha + beta else None,
         "selection/demo_question_ratio": float(np.mean([d.demo_weight > 0 for _, d in pairs])),
         "selection/demo_row_ratio": sum(u.num_demo_rows for u in updates) / num_rows if num_rows else None,
         **{f"selection/reason/{reason}": count for reason, count in reasons.items()},

@@ -20,7 +20,10 @@ from rich.text import Text
 from hpt_ray.config.schema import Config
 from hpt_ray.observe.metrics import branch_of
 from hpt_ray.observe.progress import short_time
+from hpt_ray.plan import Plan
 from hpt_ray.records import Decision, Group
+
+SHOWN_GIB = 0.05  # a smaller part of the memory is not listed
 
 
 def batch_facts(config: Config) -> dict[str, int]:
@@ -30,14 +33,8 @@ def batch_facts(config: Config) -> dict[str, int]:
     itself (`selection.gate=auto`) is not known here, so the most is taken.
     """
     questions, n = config.questions_per_step, config.rollouts_per_question
-    rows_per_question = {
-        "switch": max(n, 1),
-        "rollouts": n,
-        "demonstrations": 1,
-        "both": n + 1,
-        "auto": n + 1,
-    }
-    rows = questions * rows_per_question[config.selection.gate]
+    rows_per_question = {"switch": max(n, 1), "rollouts": n, "demonstrations": 1}
+    rows = questions * rows_per_question.get(config.selection.gate, n + 1)
     row_tokens = config.data.max_prompt_tokens + config.data.max_response_tokens
     return {
         "rollouts per step": questions * n,
@@ -47,16 +44,15 @@ def batch_facts(config: Config) -> dict[str, int]:
         "updates per step": config.updates_per_step,
         "questions per update": questions // config.updates_per_step,
         "optimizer steps in all": config.run.steps * config.updates_per_step,
-        "rollout workers": config.rollout.num_workers,
-        "learner ranks": config.learner.num_ranks,
     }
 
 
 def start_summary(
     config: Config,
     *,
+    title: str,
     algorithm_mode: str,
-    num_questions: int,
+    num_questions: int | None,
     dropped: Mapping[str, int],
     folder: Path,
 ) -> RenderableType:
@@ -71,10 +67,75 @@ def start_summary(
         table.add_row(Text(name, style="bold"), f"{getattr(config, name):,}")
     for name, number in batch_facts(config).items():
         table.add_row(name, f"{number:,}")
-    table.add_row("training questions", f"{num_questions:,}")
-    table.add_row("dropped rows", _counts(dropped))
+    table.add_row("training questions", "not known" if num_questions is None else f"{num_questions:,}")
+    if num_questions is not None:
+        table.add_row("dropped rows", _counts(dropped))
     table.add_row("run folder", Text(str(folder), overflow="fold"))
-    return Lines(Text(f"Training {config.run.name} for {config.run.steps} steps", style="bold"), table)
+    return Lines(Text(title, style="bold"), table)
+
+
+def plan_summary(plan: Plan) -> RenderableType:
+    """Who stands where with how much memory, what a weight sync moves, and the expected GPU hours."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    table.add_column("actors")
+    table.add_column("each")
+    table.add_column("fullest moment", justify="right")
+    table.add_column("of which, GiB", overflow="fold")
+    for group in plan.groups:
+        gpus = f", {group.gpus:g} GPU" if group.gpus else ""
+        memory = group.memory
+        each = f"{group.cpus:g} CPU{gpus}" if group.cpus or gpus else "no core of its own"
+        if memory is None:
+            table.add_row(f"{group.count} × {group.kind}", each, "", "")
+            continue
+        parts = sorted(memory.terms, key=lambda term: -term.gib)
+        words = [f"{term.name} {term.gib:.1f}" for term in parts if term.gib >= SHOWN_GIB]
+        if memory.host_gib:
+            words.append(f"and {memory.host_gib:.1f} of host memory")
+        if memory.note:
+            words.append(memory.note)
+        of = f" of {plan.gpu_gib:g} GiB" if group.gpus else " GiB"
+        table.add_row(f"{group.count} × {group.kind}", each, f"{memory.gib:.1f}{of}", ", ".join(words))
+    facts = _two_columns()
+    if all(group.memory is None for group in plan.groups):
+        facts.add_row("memory", "not planned: the model's config.json is not here, and its name is not known")
+    if plan.sync_bytes is not None:
+        facts.add_row(
+            "weights per sync",
+            f"{plan.sync_bytes / 1e6:,.3g} MB"
+            if plan.sync_bytes < 1e9
+            else f"{plan.sync_bytes / 1e9:.3g} GB",
+        )
+    if plan.costs is not None:
+        facts.add_row("expected cost", _cost_in_words(plan))
+    return Lines(table, facts)
+
+
+def _cost_in_words(plan: Plan) -> str:
+    assert plan.costs is not None
+    least, expected, most = plan.costs
+    busy = sum(expected.busy.values()) or 1.0
+    shares = ", ".join(f"{name} {amount / busy:.0%}" for name, amount in expected.busy.items() if amount)
+    return (
+        f"{two_digits(expected.gpu_hours)} GPU hours of an A100 ({two_digits(least.gpu_hours)} to "
+        f"{two_digits(most.gpu_hours)}): {two_digits(expected.wall / 3600)} hours on {plan.num_gpus:g} GPUs; {shares}"
+    )
+
+
+def not_checked(absent: Sequence[str]) -> RenderableType:
+    """What a dry run could not look at, or that there was nothing of the kind."""
+    if not absent:
+        return Text("Everything was checked.")
+    return Lines(
+        Text("Not checked, because it is not on this machine:", style="bold"),
+        *(Text(f"  {line}", overflow="fold") for line in absent),
+        Text("Everything else was checked."),
+    )
+
+
+def two_digits(number: float) -> str:
+    """Rounded to what an estimate is worth: 1,234 is 1,200."""
+    return f"{float(f'{number:.2g}'):,.10g}"
 
 
 def table_of_samples(pairs: Iterable[tuple[Group, Decision]], *, step: int, max_chars: int = 120) -> Table:
@@ -154,6 +215,11 @@ def _two_columns() -> Table:
     return table
 
 
-def _counts(counts: Mapping[str, int]) -> Text:
-    present: Sequence[str] = [f"{number:,} {reason}" for reason, number in counts.items() if number]
+def _counts(counts: Mapping[str, int | str]) -> Text:
+    """How often what happened; a text, such as why a tracker is off, stands behind its name."""
+    present: Sequence[str] = [
+        f"{name}: {value}" if isinstance(value, str) else f"{value:,} {name}"
+        for name, value in counts.items()
+        if value
+    ]
     return Text(", ".join(present) or "none")

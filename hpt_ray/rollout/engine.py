@@ -24,6 +24,8 @@ ENVIRONMENT = {
 CPU_ENVIRONMENT = {
     # vLLM compiles a small log-prob helper on first use, even in eager mode: 10 s for nothing here.
     "TORCHDYNAMO_DISABLE": "1",
+    # With tensor parallelism vLLM would give each of its processes a NUMA node of its own.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
@@ -37,6 +39,8 @@ class EngineSpec:
     max_model_len: int
     seed: int
     load_weights: bool = False  # from `model_path`, where no learner will send any
+    sleeps: bool = False  # gives its memory to a learner between steps
+    gpus: str | None = None  # as CUDA names them, where they are reserved by others; None: Ray's choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +74,12 @@ class VllmEngine:
         # Request id -> question, sample, version of the weights it was asked of.
         self._requests: dict[str, tuple[str, int, int]] = {}
         self._count = 0
+        self._is_asleep = False
 
     @property
     def busy(self) -> bool:
-        return bool(self._requests)
+        """Whether there is something to decode, and memory to do it in."""
+        return bool(self._requests) and not self._is_asleep
 
     def add(self, request: GenerateRequest, sampling: Sampling) -> None:
         """Queue the samples of one question."""
@@ -134,6 +140,19 @@ class VllmEngine:
             del self._requests[request_id]
         return num_tokens
 
+    # -- memory ------------------------------------------------------------------------------------
+
+    def sleep(self) -> None:
+        """Give up the memory of weights and cache; what is still running ends. On CPUs nothing is given up."""
+        self.abort({question_id for question_id, _, _ in self._requests.values()})
+        self._is_asleep = True
+        self._engine.sleep(level=2)
+
+    def wake(self, what: str) -> None:
+        """Take up the memory of "weights", whose values must then be received, and after that of "kv_cache"."""
+        self._engine.wake_up(tags=[what])
+        self._is_asleep = self._engine.is_sleeping()
+
     # -- weights: a transaction of begin, receive, commit ------------------------------------------
 
     def connect(self, init_info: dict) -> None:
@@ -173,7 +192,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "dtype": spec.model.dtype,
         "trust_remote_code": spec.model.trust_remote_code,
         # In training, weights come from the learner before the first request, also after a restart.
-        "load_format": "auto" if spec.load_weights else "dummy",
+        "load_format": "safetensors" if spec.load_weights else "dummy",
         "hf_overrides": dict(spec.model.config_overrides),
         "tensor_parallel_size": rollout.tensor_parallel,
         "max_model_len": spec.max_model_len,
@@ -189,6 +208,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "worker_extension_cls": "hpt_ray.rollout.weight_receiver.WorkerExtension",
     }
+    if rollout.tensor_parallel > 1:
+        # Else vLLM, finding itself in a placement group, would look for its GPUs in bundles of their own.
+        arguments["distributed_executor_backend"] = "mp"
     if rollout.num_gpus == 0:
         arguments |= {
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
@@ -199,6 +221,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         }
     else:
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+        arguments["enable_sleep_mode"] = spec.sleeps
     return arguments | dict(rollout.engine)
 
 

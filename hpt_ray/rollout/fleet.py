@@ -9,6 +9,7 @@ goes on with the others, down to one. What a worker was asked for is the pool's 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from hpt_ray.weight_sync.transaction import WeightSync
 
 CHECK_EVERY_S = 5.0  # how often the engines are asked for their progress
 ANSWER_LIMIT_S = 10.0  # for a worker's control calls, which do not wait for its engine
+PLACED_SOON_S = 30.0  # for a process to be there where there is room
 FIRST_PAUSE_S = 0.5  # before a worker is started again; doubles with every failure in a row
 
 
@@ -69,6 +71,9 @@ class Fleet:
         self._has_served = False  # weights were committed once
         self._weights_moved = False  # the learner's weights are no longer those that were committed
         self._moving_weights = asyncio.Lock()
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._coming_up: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- start and stop ----------------------------------------------------------------------------
@@ -130,6 +135,9 @@ class Fleet:
         """
         assert self._sync is not None, "nobody to send weights"
         async with self._moving_weights:
+            asleep = not self._awake.is_set()
+            if asleep:
+                await self._each("wake", "weights")
             targets = [worker for worker in self.workers if worker.health.takes_weights]
             seconds = 0.0
             if targets:
@@ -138,7 +146,35 @@ class Fleet:
                 self._check_first(report.failed, len(targets))
                 self._settle(targets, report.failed)
             self._weights_moved = False
+            if asleep:
+                await self._each("wake", "kv_cache")
+                self._awake.set()
         return seconds
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    async def sleep(self) -> None:
+        """Every engine gives up its memory until the next push. No rollout may be under way.
+
+        Where one is just coming up, it does so first; one that fails comes up again after that push.
+        """
+        self._awake.clear()
+        if self._coming_up:
+            await asyncio.wait([*self._coming_up])
+        await self._each("sleep")
+
+    async def _each(self, method: str, *args: Any) -> None:
+        """Call the workers that are up. One that errs or is late has failed."""
+
+        async def one(worker: Worker) -> None:
+            actor = worker.actor
+            try:
+                await worker.call(method, *args, timeout_s=self._config.start_timeout_s)
+            except Exception as error:
+                if worker.actor is actor:
+                    self.failed(worker, error)
+
+        await asyncio.gather(*(one(worker) for worker in self.workers if worker.health.takes_weights))
 
     def _check_first(self, failed: dict[str, str], count: int) -> None:
         """Where nobody takes the first weights of a run, starting again does not help."""
@@ -180,12 +216,33 @@ class Fleet:
         self._note(worker, Event.RESTARTED)
         self.faults["rollout_restarted"] += 1
         try:
-            limit = self._config.start_timeout_s
-            await worker.call("start", timeout_s=limit, what="start the vLLM engine")
-            self._note(worker, Event.STARTED)
-            await self._catch_up(worker)
+            await self._until_placed(worker)
+            await self._come_up(worker)
         except Exception as error:
             self.failed(worker, error)
+
+    async def _until_placed(self, worker: Worker) -> None:
+        """Until its process is there. Where its node was lost, and there is no other, that may take long.
+
+        No limit of its own: it holds nothing up. The limit is `rollout.timeout_s`, when nobody else serves.
+        """
+        waits = f"{worker.name} waits for room in the cluster; the run goes on without it."
+        timer = asyncio.get_running_loop().call_later(PLACED_SOON_S, self.say, waits)
+        try:
+            await worker.call("__ray_ready__", timeout_s=math.inf)
+        finally:
+            timer.cancel()
+
+    async def _come_up(self, worker: Worker) -> None:
+        await self._awake.wait()  # else its memory is somebody else's
+        task = asyncio.current_task()
+        assert task is not None
+        self._coming_up.add(task)
+        task.add_done_callback(self._coming_up.discard)
+        limit = self._config.start_timeout_s
+        await worker.call("start", timeout_s=limit, what="start the vLLM engine")
+        self._note(worker, Event.STARTED)
+        await self._catch_up(worker)
 
     async def _watch(self) -> None:
         """Ask the engines for their progress; doubt, and then replace, one that makes none."""

@@ -10,6 +10,7 @@ beginning of a weight update and its commit nothing is decoded.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
@@ -38,6 +39,8 @@ class RolloutWorker:
     """Serves rollouts of the weights it last committed."""
 
     def __init__(self, spec: EngineSpec, log_file: str | None):
+        if spec.gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = spec.gpus  # Ray, asked for none, shows none
         prepare_process(
             threads=spec.rollout.num_cpus, log_file=log_file, environment=environment(spec.rollout)
         )
@@ -51,7 +54,6 @@ class RolloutWorker:
         self._updating = False  # between begin and commit of a weight update
         self._started: Future = Future()
         self._tokenizer: Any = None
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     # -- the engine's thread -----------------------------------------------------------------------
 
@@ -106,8 +108,9 @@ class RolloutWorker:
     # -- what the driver calls ---------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Returns when the engine is up; raises what kept it from coming up."""
+        """Returns when the engine is up; raises what kept it from coming up. Called once."""
         self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
         await asyncio.wrap_future(self._started)
         # Only now: two threads that import transformers at the same time get in each other's way.
         from hpt_ray.data.tokenizer import load_tokenizer
@@ -161,6 +164,16 @@ class RolloutWorker:
     async def spans(self) -> list[SpanRecord]:
         """What the engine did since the last call."""
         return self._spans.drain()
+
+    async def sleep(self) -> None:
+        begin = time.time()
+        await self._do(lambda engine: engine.sleep())
+        self._spans.add("sleep", begin, time.time())
+
+    async def wake(self, what: str) -> None:
+        begin = time.time()
+        await self._do(lambda engine: engine.wake(what))
+        self._spans.add("wake", begin, time.time())
 
     # -- weights: a transaction of begin, receive, commit (or abort) -----------------------------------
 

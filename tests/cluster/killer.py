@@ -1,4 +1,4 @@
-"""`kill -9` for processes of a run, at moments that are drawn from a seed.
+"""`kill -9`, or another signal, for processes of a run, at moments that are drawn from a seed.
 
 Ray writes what an actor does into its process title (`ray::LearnerWorker.step`), so a process can be caught in
 the middle of one of its methods.
@@ -7,6 +7,7 @@ the middle of one of its methods.
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -23,13 +24,14 @@ POLL_S = 0.0005
 
 @dataclass(frozen=True)
 class Fault:
-    """Once `step` steps are done, kill what `victim` names: as soon as a process does what `during` names
+    """Once `step` steps are done, `signal` what `victim` names: as soon as a process does what `during` names
     (nothing: after up to half a second), title prefixes of Ray's both, or part of a command line.
     """
 
     step: int
     victim: str
     during: str | None = None
+    signal: signal.Signals = signal.SIGKILL
 
 
 class Killer(threading.Thread):
@@ -55,7 +57,7 @@ class Killer(threading.Thread):
             ):
                 return
             with suppress(psutil.NoSuchProcess):
-                self._random.choice(victims).kill()
+                self._random.choice(victims).send_signal(fault.signal)
                 self.killed.append(fault.victim)
 
     def _find(self, name: str) -> list[psutil.Process]:

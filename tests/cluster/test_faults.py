@@ -6,18 +6,15 @@ parameters are those of the run that nobody disturbed.
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from command import MAIN, ROOT, TINY, child_environment, run_main, write_grader
+from endings import check, faults_of, newest
 from killer import Fault, Killer, steps_done
-from safetensors.torch import load_file
 
 from hpt_ray.errors import STOPPED
 from hpt_ray.observe.run_folder import RunFolder
@@ -54,24 +51,20 @@ def undisturbed(words, tmp_path_factory) -> RunFolder:
     return newest(runs)
 
 
-def newest(runs: Path) -> RunFolder:
-    return RunFolder((runs / "latest").resolve())
-
-
-def start(words: list[str], runs: Path) -> subprocess.Popen[str]:
+def start(words: list[str], runs: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*MAIN, *TINY, *words, f"run.dir={runs}"],
         cwd=ROOT,
-        env=child_environment(),
+        env=child_environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def survive(words: list[str], runs: Path, faults: list[Fault]) -> RunFolder:
+def survive(words: list[str], runs: Path, faults: list[Fault], **environment: str) -> RunFolder:
     """The folder of a run to which `faults` happened and which ended well."""
-    process = start(words, runs)
+    process = start(words, runs, **environment)
     killer = Killer(process.pid, runs, faults, seed=7)
     killer.start()
     try:
@@ -81,31 +74,6 @@ def survive(words: list[str], runs: Path, faults: list[Fault]) -> RunFolder:
     assert process.returncode == 0, printed
     assert killer.killed == [fault.victim for fault in faults], printed
     return newest(runs)
-
-
-def check(folder: RunFolder, undisturbed: RunFolder, *, exactly: bool) -> None:
-    """Every step once, every question of each step once, the same parameters."""
-    assert [line["step"] for line in folder.read_metrics()] == list(range(1, STEPS + 1))
-    assert visits(folder) == visits(undisturbed)
-    ours, theirs = weights(folder), weights(undisturbed)
-    if exactly:
-        assert torch.equal(ours, theirs)
-    else:  # answers that were drawn again were decoded beside others: their log-probs differ in the last bits
-        assert torch.linalg.vector_norm(ours - theirs) < 1e-3 * torch.linalg.vector_norm(theirs)
-
-
-def visits(folder: RunFolder) -> Counter[tuple[int, str, int]]:
-    lines = map(json.loads, (folder.root / "feedback.jsonl").read_text().splitlines())
-    return Counter((line["step"], line["question_id"], line["rollouts"]) for line in lines)
-
-
-def weights(folder: RunFolder) -> torch.Tensor:
-    state = load_file(folder.checkpoints / f"step-{STEPS:06d}" / "hf" / "model.safetensors")
-    return torch.cat([state[name].flatten() for name in sorted(state)])
-
-
-def faults_of(folder: RunFolder) -> dict[str, int]:
-    return json.loads(folder.summary.read_text())["faults"]
 
 
 def test_engines_and_graders_die(words, undisturbed, tmp_path):
@@ -136,6 +104,23 @@ def test_learner_ranks_and_the_reference_die(words, undisturbed, tmp_path):
     )
     check(folder, undisturbed, exactly=True)
     assert faults_of(folder)["learner_restarted"] == 2
+
+
+def test_frozen_processes_are_replaced(words, undisturbed, tmp_path):
+    folder = survive(
+        words,
+        tmp_path,
+        [
+            Fault(1, LEARNER, during=f"{LEARNER}.accumulate", signal=signal.SIGSTOP),
+            Fault(4, ENGINE, during=f"{LEARNER}.send_weights", signal=signal.SIGSTOP),
+        ],
+        # Ray pings its peers; a local cluster has this from the driver.
+        RAY_grpc_client_keepalive_time_ms="10000",
+        RAY_grpc_client_keepalive_timeout_ms="10000",
+    )
+    check(folder, undisturbed, exactly=False)
+    assert faults_of(folder)["learner_restarted"] == 1
+    assert faults_of(folder)["rollout_failed"] == 1
 
 
 def test_the_driver_dies_and_is_asked_to_stop(words, undisturbed, tmp_path):

@@ -172,6 +172,23 @@ def test_workers_that_do_not_come_up_again_end_the_run_with_their_reasons(with_f
     with_fleet(test, num_workers=1, breaks_at_start=broken, max_restarts=1)
 
 
+def test_a_worker_without_room_is_waited_for_while_others_serve(with_fleet, monkeypatch):
+    monkeypatch.setattr(fleet_module, "PLACED_SOON_S", 0.3)
+    said: list[str] = []
+
+    async def test(fleet: Fleet, pool: RolloutPool) -> None:
+        homeless = ray.remote(ScriptedWorker).options(resources={"a node that was lost": 1})
+        fleet.say, fleet._make = said.append, homeless.remote
+        fleet.failed(fleet.workers[0], "its node was lost")
+        await until(lambda: any("waits for room" in text for text in said))
+        rollouts = await draw(pool, [ask(f"q{i}", ANSWER, 10) for i in range(4)])
+        assert {rollout.text for rollout in rollouts} == {"1"}
+        assert fleet.workers[0].health.state is State.STARTING
+        assert fleet.faults["rollout_failed"] == 1
+
+    with_fleet(test)
+
+
 def test_a_pool_that_gets_nothing_says_whom_it_waited_for(with_fleet):
     async def test(fleet: Fleet, pool: RolloutPool) -> None:
         with pytest.raises(WaitExpired, match=r"rollout-0.*|rollout.timeout_s"):

@@ -59,11 +59,18 @@ class Wired:
     workers: ActorGroup
     bucket_mb: float
     make_worker: Callable[[int], Any]
+    tensor_parallel: int = 1
     taps: dict[Any, Tap] = field(default_factory=dict)
 
     def sync(self, *, timeout_s: float = LIMIT_S, keep_committed: bool = False) -> WeightSync:
         config = WeightSyncConfig(bucket_mb=self.bucket_mb, timeout_s=timeout_s)  # type: ignore[arg-type]
-        return WeightSync(self.learners, config, "gloo", workers_per_engine=1, keep_committed=keep_committed)
+        return WeightSync(
+            self.learners,
+            config,
+            "gloo",
+            workers_per_engine=self.tensor_parallel,
+            keep_committed=keep_committed,
+        )
 
     def rollouts(self, worker: int, temperature: float) -> list[Rollout]:
         """Fresh rollouts of one worker."""
@@ -147,11 +154,17 @@ class Engine(RolloutWorker):
 
 
 def start_wired(
-    path: Path, *, num_ranks: int, stage: int, num_workers: int, bucket_mb: float
+    path: Path, *, num_ranks: int, stage: int, num_workers: int, bucket_mb: float, tensor_parallel: int = 1
 ) -> Iterator[Wired]:
     """Everything up; its room is given back in the end."""
     model = ModelConfig(path=str(path))
-    rollout = RolloutConfig(num_workers=num_workers, num_cpus=CPUS, kv_cache_gib=0.02, max_num_seqs=16)
+    rollout = RolloutConfig(
+        num_workers=num_workers,
+        tensor_parallel=tensor_parallel,
+        num_cpus=CPUS,
+        kv_cache_gib=0.02,
+        max_num_seqs=16,
+    )
     engine = EngineSpec(model, str(path), rollout, max_model_len=96, seed=0)
     config = LearnerConfig(num_ranks=num_ranks, zero_stage=stage)
     learner = LearnerSpec(model, str(path), config, SFT, 1.0, seed=0)
@@ -162,7 +175,7 @@ def start_wired(
     learners = room.create("learner", SlowLearner, [(rank, num_ranks, learner, None) for rank in ranks])
     start_ranks(learners)
     call(workers, "start")
-    yield Wired(learners, workers, bucket_mb, make)
+    yield Wired(learners, workers, bucket_mb, make, tensor_parallel)
     room.release()
 
 

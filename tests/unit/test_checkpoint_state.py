@@ -9,6 +9,7 @@ from hpt_ray.checkpoint.manifest import CheckpointDamaged
 from hpt_ray.checkpoint.state import FORMAT, RunState, read_state
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.errors import UserError
+from hpt_ray.selection.gate import Visit
 
 SAMPLER = {"epoch": 1, "position": 7, "seed": 0, "num_questions": 32, "shuffle": True}
 STATE = RunState(
@@ -18,6 +19,7 @@ STATE = RunState(
     best=(0.1 + 0.2, 8),
     failures={"verifier/timeout": 3},
     history={"mini/1": 17.3, "mini/2": 1e-9},
+    visits={"mini/1": [Visit(0, 8), Visit(3, 7)]},
     skipped_in_a_row=2,
     wall_s=12.5,
 )
@@ -36,9 +38,9 @@ def test_a_state_is_read_as_it_was_saved(tmp_path: Path, state: RunState) -> Non
 
 def test_the_form_of_a_saved_state_changes_only_with_its_number() -> None:
     assert json.loads(json.dumps(STATE.to_json())) == {
-        "format": 2, "step": 12, "version": 13, "sampler": SAMPLER, "best": [0.30000000000000004, 8],
+        "format": 3, "step": 12, "version": 13, "sampler": SAMPLER, "best": [0.30000000000000004, 8],
         "failures": {"verifier/timeout": 3}, "history": {"mini/1": 17.3, "mini/2": 1e-9},
-        "skipped_in_a_row": 2, "wall_s": 12.5,
+        "visits": {"mini/1": [[0, 8], [3, 7]]}, "skipped_in_a_row": 2, "wall_s": 12.5,
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "gamma_is_a_share": (("selection.gamma=1.5",), "`selection.gamma` is 1.5"),
     "gamma_is_a_whole_count": (("selection.gamma=0.3",), "use 0.25 (2 of 8) or 0.375 (3 of 8)"),
+    "posterior_has_a_gamma": (("selection.gate=posterior",), "above 0 and below 1"),
     "no_rollouts_means_demonstrations": (
         ("rollouts_per_question=0", "selection.gate=switch"),
         "`selection.gate` to `demonstrations`",
@@ -46,6 +47,20 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "rank_has_one_gpu": (("learner.num_gpus=2",), "`learner.num_ranks`"),
     "engine_has_its_gpus": (("rollout.tensor_parallel=4", "rollout.num_gpus=1"), "`rollout.num_gpus` to 4"),
     "nccl_needs_gpus": (("weight_sync.carrier=nccl", "learner.num_gpus=1"), "`rollout.num_gpus`"),
+    "pools_name_groups": (
+        ("cluster.pools={learners: a}",),
+        "names learners; actor groups are learner, critic, rollout, verifier, reference",
+    ),
+    "gpus_are_whole": (("rollout.num_gpus=0.5",), "`rollout.num_gpus` (0.5) must be a whole number"),
+    "engine_stands_on_one_node": (
+        ("rollout.engine.pipeline_parallel_size=2",),
+        "`rollout.engine.pipeline_parallel_size` is 2",
+    ),
+    "colocated_groups_match": (
+        ("cluster.colocate=true", "rollout.num_workers=2", "learner.zero_stage=0"),
+        "`learner.num_ranks` (1) to be 2, `rollout.num_workers` times `rollout.tensor_parallel`; "
+        "`learner.zero_stage` to be 1, 2 or 3",
+    ),
     "trackers_exist": (("observe.trackers=[wandb, wanbd]",), "names wanbd; known are tensorboard, wandb"),
 }
 
@@ -81,6 +96,16 @@ def test_a_rule_refuses_what_it_is_for(name: str) -> None:
         ("learner.zero_stage=3", "learner.offload_optimizer=true", "model.dtype=bfloat16"),
         ("weight_sync.carrier=nccl", "learner.num_gpus=1", "rollout.num_gpus=1"),
         ("observe.trackers=[tensorboard, mlflow]",),
+        ("cluster.pools={rollout: h100, learner: h100}",),
+        ("rollout.engine.pipeline_parallel_size=1",),
+        (
+            "cluster.colocate=true",
+            "rollout.num_workers=2",
+            "rollout.tensor_parallel=2",
+            "rollout.num_gpus=2",
+            "learner.num_ranks=4",
+            "learner.num_gpus=1",
+        ),
     ],
 )
 def test_what_makes_sense_passes(words: tuple[str, ...]) -> None:

@@ -20,18 +20,64 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     return code, said.out, said.err
 
 
-def test_every_algorithm_has_a_configuration_and_nothing_else_does() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(ALGORITHMS)
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_configuration_of_an_algorithm_is_ready_to_start(name: str) -> None:
+def test_every_algorithm_has_a_configuration() -> None:
+    assert set(ALGORITHMS) <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_ready_to_start(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml", [])
     check_config(config)
     prepared = prepare(config, tokenizer_path(config.model.path))
-    assert prepared.estimator == estimator_from_config(config.algorithm)
-    assert prepared.estimator.name == config.run.name == name
-    assert len(prepared.questions) >= config.questions_per_step
+    assert config.run.name == name
+    assert sum(phase.config.run.steps for phase in prepared.phases) == config.run.steps
+    for phase in prepared.phases:
+        assert phase.estimator == estimator_from_config(phase.config.algorithm)
+        assert len(phase.questions) >= phase.config.questions_per_step
+    if name in ALGORITHMS:
+        assert [phase.estimator.name for phase in prepared.phases] == [name]
+
+
+def test_recipes_sample_what_their_methods_sample() -> None:
+    """mini-task.md, section 6: LUFFY's demonstration is one of its 8, SRFT's comes on top, SFT has no rollouts."""
+    counts = {}
+    for name in ("sft", "grpo", "dr_grpo", "luffy", "srft", "hpt", "hpt_posterior", "sft_then_grpo"):
+        config = load_config(CONFIGS / f"{name}.yaml", [])
+        phases = prepare(config, tokenizer_path(config.model.path)).phases
+        counts[name] = [(phase.config.run.steps, phase.gate, phase.num_rollouts) for phase in phases]
+    assert counts == {
+        "sft": [(150, "demonstrations", 0)],
+        "grpo": [(100, "rollouts", 8)],
+        "dr_grpo": [(100, "rollouts", 8)],
+        "luffy": [(100, "both", 7)],
+        "srft": [(100, "both", 8)],
+        "hpt": [(100, "switch", 8)],
+        "hpt_posterior": [(100, "posterior", 8)],
+        "sft_then_grpo": [(150, "demonstrations", 0), (100, "rollouts", 8)],
+    }
+
+
+def test_phases_are_explained_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = run(capsys, "--config", str(CONFIGS / "sft_then_grpo.yaml"))
+    assert code == 0
+    first, second = text.index("Phase 1, steps 1 to 150"), text.index("Phase 2, steps 151 to 250")
+    assert first < text.index("sft: supervised") < second < text.index("grpo: group relative")
+
+
+def test_a_soft_gate_shows_both_sides_of_one_question(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "selection.gate=posterior", "selection.gamma=0.125")
+    assert "α = 0.983948, β = 0.0160522 (weighed)" in text  # 2 of 4: Pr(Bin(5, 1/8) ≥ 3)
+    assert "α = 0.512909, β = 0.487091 (weighed)" in text  # 0 of 4: 1 − (7/8)^5
+
+
+def test_a_comparison_with_the_demonstration_needs_both(capsys: pytest.CaptureFixture[str]) -> None:
+    for gate in ("switch", "linear", "demonstrations"):
+        code, _, error = run(capsys, "algorithm.name=luffy", f"selection.gate={gate}")
+        assert code == 2
+        assert "set selection.gate to auto or both" in error
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -101,7 +101,10 @@ def test_what_follows_from_the_three_sizes() -> None:
     for gate in known_keys()["selection.gate"].choices:
         config.selection.gate = gate
         rows[gate] = batch_facts(config)["rows per step, at most"]
-    assert rows == {"switch": 1024, "rollouts": 1024, "demonstrations": 128, "both": 1152, "auto": 1152}
+    assert rows == {
+        "switch": 1024, "rollouts": 1024, "demonstrations": 128, "both": 1152, "auto": 1152,
+        "posterior": 1152, "linear": 1152, "official_soft": 1152,
+    }  # fmt: skip
     assert batch_facts(config)["tokens per step, at most"] == 1152 * 9216
 
 
@@ -111,6 +114,7 @@ def test_the_start_summary_names_sizes_data_and_folder() -> None:
     text = rendered(
         start_summary(
             config,
+            title="Training run for 100 steps",
             algorithm_mode="demonstrations where no rollout is right, else Dr. GRPO",
             num_questions=45_812,
             dropped={"prompt_too_long": 1203, "no_demonstration": 0},

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.trackers import TRACKERS, TrackerGroup, start_trackers
+from hpt_ray.observe.trackers import PACKAGES, TRACKERS, TrackerGroup, start_trackers
 
 
 class LineTracker:
@@ -130,10 +130,10 @@ def test_closing_waits_no_longer_than_its_limit() -> None:
 
 def test_unknown_and_missing_trackers_are_the_users_to_fix(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "demo")
-    with pytest.raises(UserError, match="names wanbd; known are tensorboard, wandb"):
+    with pytest.raises(UserError, match="names wanbd; known are tensorboard, prometheus, wandb"):
         start_trackers(["wanbd"], folder, {})
     for name in TRACKERS:
-        if importlib.util.find_spec(name) is None:
+        if importlib.util.find_spec(PACKAGES.get(name, name)) is None:
             with pytest.raises(
                 UserError, match=rf"names {name}, which is not installed.*hpt_ray\[trackers\]"
             ):
@@ -143,7 +143,7 @@ def test_unknown_and_missing_trackers_are_the_users_to_fix(tmp_path: Path) -> No
 def test_a_tracker_that_is_not_named_is_not_imported() -> None:
     code = (
         "import sys; import hpt_ray.observe.trackers; "
-        "assert not {'torch', 'tensorboard', 'wandb', 'mlflow', 'trackio'} & set(sys.modules)"
+        "assert not {'torch', 'tensorboard', 'ray', 'wandb', 'mlflow', 'trackio'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

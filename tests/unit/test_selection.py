@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from math import comb
 
 import numpy as np
 import pytest
 
+from hpt_ray.estimators import BatchShape, make_estimator
+from hpt_ray.learner.weighing import weigh_rows
+from hpt_ray.observe.step import selection_metrics
 from hpt_ray.records import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 from hpt_ray.selection.feedback import FeedbackLog
-from hpt_ray.selection.gate import GATES, is_certain, threshold
+from hpt_ray.selection.gate import FEEDBACK, GATES, Visit, is_certain, posterior, threshold, visit_of
 from hpt_ray.selection.rows import rows_of
 
 
@@ -54,19 +58,19 @@ def test_threshold_is_the_count_that_is_meant(gamma: float, n: int, expected: in
 @pytest.mark.parametrize(("gamma", "last_demo"), [(0.0, 0), (2 / 8, 2)])
 def test_switch_decides_at_every_count_as_the_paper_does(gamma: float, last_demo: int) -> None:
     for solved in range(9):
-        decision = GATES["switch"](make_group(solved), gamma)
+        decision = GATES["switch"](make_group(solved), gamma, ())
         expected = (0.0, 1.0) if solved <= last_demo else (1.0, 0.0)
         assert (decision.rollout_weight, decision.demo_weight) == expected
         assert (decision.num_solved, decision.num_rollouts) == (solved, 8)
 
 
 def test_switch_without_demonstrations_is_plain_rl() -> None:
-    decision = GATES["switch"](make_group(0, with_demo=False), 0.0)
+    decision = GATES["switch"](make_group(0, with_demo=False), 0.0, ())
     assert (decision.rollout_weight, decision.demo_weight, decision.reason) == (1.0, 0.0, "no_demonstration")
 
 
 def test_negative_gamma_never_asks_for_demonstrations() -> None:
-    assert GATES["switch"](make_group(0), -1.0).demo_weight == 0.0
+    assert GATES["switch"](make_group(0), -1.0, ()).demo_weight == 0.0
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1 / 8, 2 / 8, 4 / 8, 1.0])
@@ -74,7 +78,7 @@ def test_an_early_decision_is_the_late_one(gamma: float) -> None:
     """Over every order of verdicts: what is certain early is what the full group decides."""
     for bits in range(2**8):
         verdicts = [bits >> i & 1 for i in range(8)]
-        decision = GATES["switch"](make_group(sum(verdicts)), gamma)
+        decision = GATES["switch"](make_group(sum(verdicts)), gamma, ())
         for graded in range(9):
             solved = sum(verdicts[:graded])
             if is_certain(gamma, num_solved=solved, num_graded=graded, num_rollouts=8):
@@ -85,22 +89,138 @@ def test_an_early_decision_is_the_late_one(gamma: float) -> None:
 
 def test_fixed_gates() -> None:
     group, without = make_group(3), make_group(3, with_demo=False)
-    weights = {name: (d.rollout_weight, d.demo_weight) for name, g in GATES.items() for d in [g(group, 0.0)]}
+    fixed = {name: gate for name, gate in GATES.items() if name not in FEEDBACK}
+    weights = {
+        name: (d.rollout_weight, d.demo_weight) for name, g in fixed.items() for d in [g(group, 0.0, ())]
+    }
     assert weights == {
-        "switch": (1.0, 0.0),
         "rollouts": (1.0, 0.0),
         "demonstrations": (0.0, 1.0),
         "both": (1.0, 1.0),
     }
-    nothing = GATES["demonstrations"](without, 0.0)
+    nothing = GATES["demonstrations"](without, 0.0, ())
     assert (nothing.rollout_weight, nothing.demo_weight, nothing.reason) == (0.0, 0.0, "no_demonstration")
+
+
+@pytest.mark.parametrize("gate", FEEDBACK)
+def test_a_question_without_a_demonstration_keeps_its_rollouts_whole(gate: str) -> None:
+    decisions = [GATES[gate](make_group(k, with_demo=False), 1 / 8, ()) for k in range(9)]
+    assert {(d.rollout_weight, d.demo_weight) for d in decisions} == {(1.0, 0.0)}
+    assert decisions[0].reason == "no_demonstration"
+    assert decisions[8].reason == "solved"
+
+
+def test_linear_is_the_share_of_answers_that_are_right() -> None:
+    weights = [
+        (d.rollout_weight, d.demo_weight) for k in range(9) for d in [GATES["linear"](make_group(k), 0, ())]
+    ]
+    assert weights == [(k / 8, 1 - k / 8) for k in range(9)]
+    group = make_group(2)
+    lose(group, 6, 7)
+    assert GATES["linear"](group, 0.0, ()).rollout_weight == 2 / 6
+
+
+def test_official_soft_is_the_table_of_the_code_without_the_demonstration() -> None:
+    """hpt.md 3.3, type 2: (on, sft) by solved rows, of which the demonstration is one."""
+    table = {1: (0, 1), 2: (1 / 8, 1 / 2), 3: (1 / 4, 1 / 4), 4: (1 / 2, 1 / 8), 5: (1, 0), 8: (1, 0)}
+    for rows, expected in table.items():
+        decision = GATES["official_soft"](make_group(rows - 1, n=7), 0.0, ())
+        assert (decision.rollout_weight, decision.demo_weight) == expected
+
+
+def by_hand(gamma: float, right: int, wrong: int) -> float:
+    """Pr(p ≤ γ) under Beta(1 + right, 1 + wrong), as a binomial tail: no incomplete beta function in it."""
+    n = right + wrong + 1
+    return sum(comb(n, k) * gamma**k * (1 - gamma) ** (n - k) for k in range(right + 1, n + 1))
+
+
+@pytest.mark.parametrize("gamma", [1 / 8, 2 / 8, 4 / 8])
+def test_posterior_of_a_first_visit_is_a_binomial_tail(gamma: float) -> None:
+    for solved in range(9):
+        decision = posterior(make_group(solved), gamma, ())
+        beta = by_hand(gamma, solved, 8 - solved)
+        beta = 0.0 if beta < 1e-3 else 1.0 if beta > 1 - 1e-3 else beta
+        assert decision.demo_weight == pytest.approx(beta, abs=1e-12)
+        assert decision.rollout_weight == pytest.approx(1 - beta, abs=1e-12)
+
+
+def test_posterior_counts_an_earlier_visit_half() -> None:
+    """0 of 8 two visits ago and 4 of 8 at the last one: 1 · 0 + ½ · 4 + ¼ · 0 right, 8 + ½ · 4 + ¼ · 8 wrong."""
+    beta = posterior(make_group(0), 1 / 8, [Visit(0, 8), Visit(4, 8)]).demo_weight
+    assert beta == pytest.approx(by_hand(1 / 8, 2, 12), abs=1e-12)
+
+
+def test_posterior_is_not_shut_by_one_lucky_hit_nor_by_many_failures() -> None:
+    failures = [Visit(0, 8)] * 50
+    lucky = posterior(make_group(1), 1 / 8, failures)
+    assert lucky.demo_weight == pytest.approx(by_hand(1 / 8, 1, 15), abs=1e-9)  # 0.65
+    assert lucky.demo_weight > 0.6
+    assert lucky.rollout_weight > 0.3
+    for gamma in (1 / 8, 2 / 8, 3 / 8):
+        assert posterior(make_group(1), gamma, failures).rollout_weight > 0
+    solved_before = [Visit(8, 8)] * 50
+    assert posterior(make_group(0), 1 / 8, [*solved_before, *[Visit(0, 8)] * 6]).demo_weight > 0.85
+
+
+def test_posterior_without_an_answer_keeps_to_what_it_knew() -> None:
+    group = make_group(0)
+    lose(group, *range(8))
+    assert visit_of(group) == (0, 0)
+    assert posterior(group, 1 / 8, ()).demo_weight == pytest.approx(1 / 8)
+
+
+def lose(group: Group, *samples: int) -> None:
+    for i in samples:
+        group.rollouts[i] = Rollout.missing("set/0", i, FinishReason.LOST)
+        group.verdicts[i] = Verdict(0.0, Outcome.NO_ANSWER)
+
+
+def test_a_weight_that_is_negligible_costs_no_row() -> None:
+    group = make_group(6)
+    decision = posterior(group, 1 / 8, ())
+    assert (decision.rollout_weight, decision.demo_weight, decision.reason) == (
+        1.0,
+        0.0,
+        "solved",
+    )
+    assert not any(row.is_demo for row in rows_of(group, decision, index=0))
+
+
+def test_soft_weights_reach_every_term_of_the_loss() -> None:
+    """α·L_RL + β·L_SFT (paper, Eq 13): each row's scale is its weight over a Z that does not know the weights."""
+    group = make_group(2)
+    whole = {stream: scales(group, Decision(*weights, 2, 8, "x")) for stream, weights in
+             (("rollouts", (1.0, 0.0)), ("demonstration", (0.0, 1.0)))}  # fmt: skip
+    soft = posterior(group, 2 / 8, ())
+    assert 0 < soft.demo_weight < soft.rollout_weight < 1
+    expected = [soft.rollout_weight * s for s in whole["rollouts"]]
+    expected += [soft.demo_weight * s for s in whole["demonstration"]]
+    assert scales(group, soft) == pytest.approx(expected)
+
+
+def scales(group: Group, decision: Decision) -> list[float]:
+    estimator = make_estimator("hpt", rollout_coef=4.0, demo_normalizer="token_mean")
+    rows = rows_of(group, decision, index=0)
+    weighed = weigh_rows(estimator, rows, BatchShape(2, 8, 16)).rows
+    return [float(np.abs(item.scales).sum()) for item in weighed]
+
+
+def test_the_offline_ratio_is_a_share_of_weight() -> None:
+    pairs = [
+        (make_group(k), Decision(a, b, k, 8, "x"))
+        for k, a, b in ((0, 0.3, 0.7), (3, 1.0, 0.0), (0, 0.5, 0.5))
+    ]
+    assert selection_metrics(pairs, [])["selection/demo_share"] == pytest.approx(1.2 / 3)
+    hard = [(make_group(k), GATES["switch"](make_group(k), 0.0, ())) for k in (0, 0, 3, 8)]
+    metrics = selection_metrics(hard, [])
+    assert metrics["selection/demo_share"] == metrics["selection/demo_question_ratio"] == 0.5
 
 
 def test_rows_of_a_gated_batch_count_as_the_official_code_counts() -> None:
     """128 questions, n = 8, a of them gated: 1024 − 7a rows (hpt.md 6.5: a = 64 gives a ratio of 0.1111)."""
     gate = GATES["switch"]
     groups = [make_group(0 if i < 64 else 5) for i in range(128)]
-    rows = [row for i, g in enumerate(groups) for row in rows_of(g, gate(g, 0.0), index=i)]
+    rows = [row for i, g in enumerate(groups) for row in rows_of(g, gate(g, 0.0, ()), index=i)]
     demos = sum(row.is_demo for row in rows)
     assert len(rows) == 1024 - 7 * 64
     assert round(demos / len(rows), 4) == 0.1111
@@ -136,7 +256,7 @@ def test_feedback_has_one_line_a_visit_and_forgets_what_is_done_again(tmp_path) 
     log = FeedbackLog(tmp_path / "feedback.jsonl")
     for step in (1, 2, 3):
         group = make_group(step)
-        log.append(step, [(group, GATES["switch"](group, 0.0))])
+        log.append(step, [(group, GATES["switch"](group, 0.0, ()))])
     log.cut_after(2)
     lines = [json.loads(line) for line in (tmp_path / "feedback.jsonl").read_text().splitlines()]
     assert [(line["step"], line["solved"], line["reason"]) for line in lines] == [

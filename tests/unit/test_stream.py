@@ -1,14 +1,16 @@
-"""Which samples of a question are held back until its first right answer."""
+"""Which samples of a question are held back until its first right answer, what is remembered, where a phase ends."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from hpt_ray.checkpoint.state import RunState
 from hpt_ray.config.load import load_config
+from hpt_ray.estimators import estimator_from_config
 from hpt_ray.records import Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 from hpt_ray.reward.groups import GroupStream
-from hpt_ray.rollout.requests import Sampling
-from hpt_ray.selection.gate import is_certain
+from hpt_ray.selection.gate import Visit
+from hpt_ray.setup import PreparedPhase
 from hpt_ray.stream import Batch, BatchStream
 
 N = 8
@@ -26,19 +28,19 @@ def group(asked: Question, solved: int) -> Group:
     return Group(asked, rollouts, [right] * solved + [wrong] * (N - solved))
 
 
-def stream(gamma: float) -> BatchStream:
-    def certain(asked: Question, num_solved: int, num_graded: int) -> bool:
-        return asked.demonstration is not None and is_certain(
-            gamma, num_solved=num_solved, num_graded=num_graded, num_rollouts=N
-        )
-
-    return BatchStream(
-        load_config(None, ["questions_per_step=1", "rollouts_per_question=8", "model.path=mini:t"]),
-        [question("a"), question("b")],  # type: ignore[arg-type]
-        num_rollouts=N,
-        sampling=Sampling(1.0, 1.0, -1, 8, (2,)),
-        is_certain=certain,
+def stream(gamma: float, *words: str) -> BatchStream:
+    sizes = ["questions_per_step=1", f"rollouts_per_question={N}", "model.path=mini:t", "run.steps=3"]
+    config = load_config(None, [*sizes, f"selection.gamma={gamma}", *words])
+    phase = PreparedPhase(
+        number=1,
+        before=10,
+        config=config,
+        questions=[question("a"), question("b")],  # type: ignore[arg-type]
+        estimator=estimator_from_config(config.algorithm),
+        gate="switch",
+        num_rollouts=int(config.rollouts_per_question),
     )
+    return BatchStream(phase, stop_token_ids=(2,))
 
 
 def held(batches: BatchStream, asked: Question) -> int:
@@ -64,3 +66,35 @@ def test_nothing_is_held_where_a_right_answer_is_likely() -> None:
     assert held(batches, question("new")) == 0  # most of the last step had a right answer
     batches.done(batch, [group(question("d"), 0)])
     assert held(batches, question("new")) == 4
+
+
+def test_a_deterministic_run_decides_nothing_early() -> None:
+    assert held(stream(4 / 8, "run.deterministic=true"), question("a")) == 0
+
+
+def test_visits_are_remembered_and_restored_but_not_those_without_an_answer(tmp_path) -> None:
+    batches = stream(0)
+    lost = group(question("lost"), 0)
+    lost.rollouts[:] = [Rollout.missing("lost", i, FinishReason.LOST) for i in range(N)]
+    batch = Batch(11, [], GroupStream(), None, batches.position)
+    batches.done(batch, [group(question("a"), 3), lost])
+    batches.done(batch, [group(question("a"), 5)])
+    assert batches.visits == {"a": [Visit(3, N), Visit(5, N)]}
+
+    state = RunState(step=12, version=12, sampler=batches.position, visits=batches.visits)
+    resumed = stream(0)
+    resumed.restart(state, tmp_path)
+    assert resumed.visits == batches.visits
+    resumed.done(batch, [group(question("a"), 0)])
+    assert len(state.visits["a"]) == 2  # the saved state is not touched
+
+
+def test_nothing_is_begun_for_steps_after_the_phase() -> None:
+    """Steps 11 to 13, and generation may run two steps ahead."""
+
+    batches = stream(0, "rollout.max_staleness=2", "rollouts_per_question=0")
+    begun = []
+    for step in (11, 12, 13):
+        assert batches.begin(step).step == step
+        begun.append([batch.step for batch in batches._ahead])
+    assert begun == [[12, 13], [13], []]

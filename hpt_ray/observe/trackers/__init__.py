@@ -1,7 +1,8 @@
 """Copies of the metrics in places where people like to look: one small class per tracker.
 
 A tracker is made from `(folder, config, first_step)` and has `log(step, metrics)` and `close()`. Its module
-is imported only when it is named. metrics.jsonl is always written by the run folder and is no tracker.
+is imported only when it is used. TensorBoard always is, Prometheus wherever the cluster has an endpoint for
+it. metrics.jsonl is always written by the run folder and is no tracker.
 
 Each tracker runs on a thread of its own, so a slow or unreachable service never holds up a step. One that
 fails is switched off with one warning and counted; it never ends a run.
@@ -26,11 +27,12 @@ logger = logging.getLogger(__name__)
 
 TRACKERS: dict[str, str] = {
     "tensorboard": "hpt_ray.observe.trackers.tensorboard:TensorBoardTracker",
+    "prometheus": "hpt_ray.observe.trackers.prometheus:PrometheusTracker",
     "wandb": "hpt_ray.observe.trackers.wandb:WandbTracker",
     "mlflow": "hpt_ray.observe.trackers.mlflow:MlflowTracker",
     "trackio": "hpt_ray.observe.trackers.trackio:TrackioTracker",
 }
-ALWAYS = "tensorboard"
+PACKAGES = {"prometheus": "ray"}  # the others carry the name of their package
 QUEUE_LIMIT = 1000  # steps that may wait for a slow tracker
 CLOSE_TIMEOUT_S = 60.0
 
@@ -73,7 +75,7 @@ class TrackerGroup:
 def start_trackers(
     names: Sequence[str], folder: RunFolder, config: Mapping[str, Any], *, first_step: int = 0
 ) -> TrackerGroup:
-    """Start TensorBoard and the named trackers. `first_step` is the step a resumed run goes on with.
+    """Start the named trackers and those that are always there. `first_step`: where a resumed run goes on.
 
     Raises `UserError` for an unknown name and for a tracker that is not installed.
     """
@@ -81,13 +83,19 @@ def start_trackers(
     def maker(cls: Callable[..., Tracker]) -> Callable[[], Tracker]:
         return lambda: cls(folder, config, first_step)
 
-    return TrackerGroup({name: maker(_load(name)) for name in dict.fromkeys([ALWAYS, *names])})
+    return TrackerGroup({name: maker(_load(name)) for name in dict.fromkeys([*_always(), *names])})
+
+
+def _always() -> list[str]:
+    from hpt_ray.observe.trackers.prometheus import has_endpoint
+
+    return ["tensorboard", "prometheus"] if has_endpoint() else ["tensorboard"]
 
 
 def _load(name: str) -> Callable[..., Tracker]:
     if name not in TRACKERS:
         raise UserError(f"`observe.trackers` names {name}; known are {', '.join(TRACKERS)}.")
-    if importlib.util.find_spec(name) is None:  # each tracker carries the name of its package
+    if importlib.util.find_spec(PACKAGES.get(name, name)) is None:
         raise UserError(
             f"`observe.trackers` names {name}, which is not installed: install the extra `trackers` "
             f'(pip install "hpt_ray[trackers]"), or take {name} out.'

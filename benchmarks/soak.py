@@ -1,0 +1,196 @@
+"""Hundreds of steps of a tiny run: does anything grow?
+
+    python benchmarks/soak.py --steps 500 --out benchmarks/results/soak.json
+
+After every step each process of the run is looked at from outside: resident memory, file handles, threads; and
+the whole: processes, bytes and objects in Ray's object store, what the store has spilled. The benchmark's own
+process is the driver. Growth is the median of the last fifth of the steps minus that of the fifth in the middle,
+so neither the start nor one step decides. "Flat" means growth within `BOUNDS` for all processes of every kind.
+The run has two rollout workers, two learner ranks, a reference and checkpoints, and works ahead by one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from collections import Counter, defaultdict
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import ray
+from machine import machine, versions
+from ray._private.internal_api import get_memory_info_reply
+from rich.console import Console
+
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.config.load import load_config
+from hpt_ray.driver import Driver
+from hpt_ray.mini_base import model_folder
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.step import Pairs
+from hpt_ray.setup import prepare, tokenizer_path
+from hpt_ray.stream import Batch
+
+# By how much a figure may grow between the middle fifth and the last one.
+BOUNDS = {"memory_mb": 16.0, "handles": 4, "threads": 4, "processes": 1, "store_mb": 4.0, "store_objects": 32}
+# What our processes are called in Ray's titles and on their command lines; all others are Ray's own.
+KINDS = {
+    "ray::RolloutWorker": "rollout",
+    "ray::LearnerWorker": "learner",
+    "ray::ReferenceWorker": "reference",
+    "ray::VerifierService": "verifier",
+    "hpt_ray.reward.worker": "grader",
+    "ray::IDLE": "idle",
+}
+# Half of all answers are right, whatever the model does: the run does in its last step what it did in its first.
+GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
+
+
+class SoakDriver(Driver):
+    """Looks at everything after every step."""
+
+    looks: list[dict[str, Any]]
+
+    async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
+        outcome = await super().train_step(batch)
+        self.looks.append({"step": batch.step, **look()})
+        return outcome
+
+
+def look() -> dict[str, Any]:
+    """Figures of now: by process `KIND-PID`, and of the whole."""
+    processes: dict[str, dict[str, float]] = {}
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            kind = "driver" if process == me else kind_of(process.cmdline())
+            processes[f"{kind}-{process.pid}"] = {
+                "memory_mb": process.memory_info().rss / 2**20,
+                "handles": process.num_fds(),
+                "threads": process.num_threads(),
+            }
+    store = get_memory_info_reply(ray._private.state.state).store_stats
+    return {
+        "processes": processes,
+        "store_mb": store.object_store_bytes_used / 2**20,
+        "store_objects": store.num_local_objects,
+        "spilled_mb": store.spilled_bytes_total / 2**20,
+    }
+
+
+def kind_of(command: list[str]) -> str:
+    for mark, kind in KINDS.items():
+        if any(mark in word for word in command):
+            return kind
+    return "ray"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--steps", type=int, default=500)
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {"benchmark": "soak", "versions": versions(), "machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        words = settings(arguments.steps, Path(folder))
+        looks = asyncio.run(train(words, Path(folder)))
+    report |= {
+        "settings": {"overrides": [word.replace(f"{folder}/", "") for word in words], "bounds": BOUNDS},
+        "raw": looks,
+        "result": result(looks),
+    }
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report["result"], indent=2))
+
+
+def settings(steps: int, folder: Path) -> list[str]:
+    grader = folder / "parity.py"
+    grader.write_text(GRADER, encoding="utf-8")
+    return [
+        f"run.steps={steps}",
+        "questions_per_step=8",
+        "rollouts_per_question=4",
+        "tokens_per_microbatch=512",
+        "model.path=mini:t-fresh",
+        "data.train=[mini:train]",
+        "data.template=plain",
+        "data.add_bos=true",
+        "data.max_prompt_tokens=40",
+        "data.max_response_tokens=44",
+        "algorithm.kl_coef=0.001",
+        "rollout.num_workers=2",
+        "rollout.num_cpus=0.5",
+        "rollout.kv_cache_gib=0.125",
+        "rollout.max_staleness=1",
+        f"reward.grader=python:{grader}:grade",
+        "learner.num_ranks=2",
+        "learner.num_cpus=0.5",
+        "learner.learning_rate=1.0e-7",
+        "reference.num_cpus=0",
+        "checkpoint.every=10",
+        "cluster.address=local",
+    ]
+
+
+async def train(words: list[str], folder: Path) -> list[dict[str, Any]]:
+    config = load_config(None, words)
+    console = Console(quiet=True)
+    cluster = Cluster.connect(config.cluster)
+    try:
+        path = await model_folder(config.model.path, cluster, console)
+        prepared = prepare(config, tokenizer_path(str(path)))
+        runs = RunFolder.create(folder / "runs", "soak")
+        with Progress(config.run.steps, console=console) as progress:
+            driver = SoakDriver(config, prepared, runs, progress, quiet=True)
+            driver.looks = []
+            await driver.run(cluster)
+        return driver.looks
+    finally:
+        cluster.close()
+
+
+def result(looks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Growth from the middle fifth to the last: of the whole, and by kind of the process that grew most."""
+    fifth = max(1, len(looks) // 5)
+    middle, last = looks[2 * fifth : 3 * fifth], looks[-fifth:]
+    grown = {
+        name: median(look[name] for look in last) - median(look[name] for look in middle)
+        for name in ("store_mb", "store_objects")
+    }
+    grown["processes"] = median(len(look["processes"]) for look in last) - median(
+        len(look["processes"]) for look in middle
+    )
+    by_kind: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for process in steady(middle) & steady(last):
+        kind = process.rpartition("-")[0]
+        for name in ("memory_mb", "handles", "threads"):
+            growth = median(look["processes"][process][name] for look in last) - median(
+                look["processes"][process][name] for look in middle
+            )
+            by_kind[kind][name] = max(growth, by_kind[kind].get(name, growth))
+    figures = [*grown.items(), *(item for growths in by_kind.values() for item in growths.items())]
+    return {
+        "steps": len(looks),
+        "growth": grown,
+        "growth_by_kind": {kind: by_kind[kind] for kind in sorted(by_kind)},
+        "spilled_mb": looks[-1]["spilled_mb"],
+        "flat": all(growth <= BOUNDS[name] for name, growth in figures),
+    }
+
+
+def steady(looks: list[dict[str, Any]]) -> set[str]:
+    """The processes that were there all the time."""
+    counts = Counter(name for look in looks for name in look["processes"])
+    return {name for name, count in counts.items() if count == len(looks)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The loss of a node with all that runs on it: raylet, actors, everything gets kill -9 at the same moment.
+
+The cluster is made so that one rollout worker, or one learner rank, has to stand on the second node.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from command import MAIN, ROOT, TINY, child_environment, run_main
+from endings import check, faults_of, newest
+from killer import steps_done
+from nodes import Nodes, cluster, lose, wait_for
+
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.trace import read_trace
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+LIMIT_S = 400
+HEAD_CPUS, SECOND_CPUS = (
+    3,
+    2,
+)  # two small actors and a large one fit on the head; the other large one does not
+LARGE_ROLLOUT = ["rollout.num_cpus=2", "learner.num_cpus=0.5"]
+LARGE_LEARNER = ["rollout.num_cpus=0.5", "learner.num_cpus=2"]
+
+# As `write_grader`, and as slow as the file beside it says: a run can be made to wait for a node to join.
+GRADER = """
+import pathlib, time
+
+def grade(response, ground_truth):
+    time.sleep(float(pathlib.Path(__file__).with_name("pause").read_text()))
+    return len(response) % 2 == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def grader(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("grader") / "parity.py"
+    file.write_text(GRADER)
+    pace(file, 0.0)
+    return file
+
+
+def pace(grader: Path, pause_s: float) -> None:
+    grader.with_name("pause").write_text(f"{pause_s}")
+
+
+@pytest.fixture(scope="module")
+def words(grader) -> list[str]:
+    return [
+        "run.steps=16",
+        "run.deterministic=true",
+        "checkpoint.every=3",
+        f"reward.grader=python:{grader}:grade",
+        "rollout.num_workers=2",
+        "learner.num_ranks=2",
+        "learner.zero_stage=2",
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(words, tmp_path_factory) -> RunFolder:
+    runs = tmp_path_factory.mktemp("undisturbed")
+    finished = run_main([*TINY, *words, f"run.dir={runs}"])
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return newest(runs)
+
+
+@contextmanager
+def running(nodes: Nodes, words: list[str], runs: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run on the cluster."""
+    process = subprocess.Popen(
+        [*MAIN, *TINY, *words, f"run.dir={runs}", f"cluster.address={nodes.address}"],
+        cwd=ROOT,
+        env=child_environment(**nodes.environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def wait_for_step(process: subprocess.Popen[str], runs: Path, step: int) -> None:
+    wait_for(lambda: process.poll() is not None or steps_done(runs) >= step, LIMIT_S)
+    assert process.poll() is None, process.communicate()[0]
+
+
+def test_the_run_goes_on_without_a_node_of_rollout_workers_and_takes_in_its_successor(
+    words, grader, undisturbed, tmp_path
+):
+    pace(grader, 0.2)
+    with cluster(HEAD_CPUS) as nodes, running(nodes, [*words, *LARGE_ROLLOUT], tmp_path) as process:
+        second = nodes.join(SECOND_CPUS)  # the run waits for it
+        wait_for_step(process, tmp_path, 2)
+        lose(second)
+        wait_for_step(process, tmp_path, 4)
+        folder = newest(tmp_path)
+        log = folder.logs / "rollout-1.log"
+        pace(grader, 1.5)
+        size, joined_s = log.stat().st_size, time.time()
+        nodes.join(SECOND_CPUS)
+        wait_for(lambda: process.poll() is not None or log.stat().st_size > size, LIMIT_S)
+        pace(grader, 0.3)
+        wait_for(lambda: process.poll() is not None or generated(folder, "rollout-1", joined_s), LIMIT_S)
+        pace(grader, 0.0)
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, printed
+    assert generated(folder, "rollout-1", joined_s), printed
+    check(folder, undisturbed, exactly=False)
+    assert faults_of(folder)["rollouts_requeued"] > 0
+    assert "learner_restarted" not in faults_of(folder)
+
+
+def generated(folder: RunFolder, worker: str, since_s: float) -> bool:
+    spans = read_trace(folder.trace)
+    return any(s.actor == worker and s.name == "generate" and s.start_s > since_s for s in spans)
+
+
+def test_ranks_of_a_lost_node_start_elsewhere_and_without_room_the_run_ends_and_resumes(
+    words, grader, undisturbed, tmp_path
+):
+    pace(grader, 0.3)
+    words = [*words, *LARGE_LEARNER, "cluster.placement_timeout_s=60", "resume=auto"]
+    with cluster(HEAD_CPUS) as nodes:
+        with running(nodes, words, tmp_path) as process:
+            second = nodes.join(SECOND_CPUS)
+            wait_for_step(process, tmp_path, 2)
+            third = nodes.join(SECOND_CPUS)
+            lose(second)
+            wait_for_step(process, tmp_path, steps_done(tmp_path) + 2)  # not without learner ranks
+            lose(third)
+            printed, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 2, printed
+        assert "did not finish 'find a place again' within 60 s" in " ".join(printed.split())
+        assert "2 × learner with 2 CPU each" in printed
+        pace(grader, 0.0)
+        nodes.join(SECOND_CPUS)
+        with running(nodes, words, tmp_path) as process:
+            printed, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, printed
+    check(newest(tmp_path), undisturbed, exactly=False)

@@ -1,0 +1,188 @@
+"""The report of a real run, opened in a real browser: nothing fetched, nothing broken, readable on a phone."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from command import ROOT, TINY, child_environment, run_main, write_grader
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (apt-get install chromium)"),
+]
+
+HOSTILE = (
+    "</pre><script>window.broken = 1</script><img src='http://127.0.0.1:9/x.png' onerror='window.broken = 1'>"
+)
+
+# What a reader with poor eyes can still tell from its background: contrast of 4.5 (WCAG 2.1, level AA).
+CONTRASTS = """() => {
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const background = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = parse(getComputedStyle(e).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const found = {};
+  for (const selector of ["h1", "p", ".lead", ".note", "a", "dt", "dd", "caption", "thead th", "tbody th", "td",
+                          "summary", "pre", ".tag.good", ".tag.bad", ".soft"]) {
+    const element = document.querySelector(selector);
+    if (!element) continue;
+    const [a, b] = [light(parse(getComputedStyle(element).color)), light(background(element))].sort((x, y) => y - x);
+    found[selector] = (a + 0.05) / (b + 0.05);
+  }
+  return found;
+}"""
+
+# Tables and pictures wider than the page, unless they lie in a box that scrolls.
+TOO_WIDE = """() => [...document.querySelectorAll("main *, header *")].filter(element => {
+  const box = element.closest(".scroll, nav ul, pre");
+  const widest = (box ?? element).getBoundingClientRect().right;
+  return widest > document.documentElement.clientWidth + 0.5;
+}).map(element => element.outerHTML.slice(0, 80))"""
+
+
+@dataclass
+class Opened:
+    """A page of a browser and what happened while it was opened."""
+
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps whose questions go both ways, evaluated twice."""
+    folder = tmp_path_factory.mktemp("report")
+    words = [f"run.dir={folder}", "run.steps=4", f"reward.grader={write_grader(folder)}"]
+    words += ["evaluation.every=2", "evaluation.sets.chain=mini:validation/chain"]
+    finished = run_main([*TINY, *words])
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return (folder / "latest").resolve()
+
+
+@pytest.fixture(scope="module")
+def reports(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The page of the run, and the page of it beside a second seed and another method."""
+    out = tmp_path_factory.mktemp("pages")
+    others = []
+    for name, changes in {"seed": ("run", "seed", 1), "method": ("algorithm", "name", "grpo")}.items():
+        other = out / name
+        shutil.copytree(run_folder, other)
+        config = yaml.safe_load((other / "config.yaml").read_text())
+        config[changes[0]][changes[1]] = changes[2]
+        (other / "config.yaml").write_text(yaml.safe_dump(config))
+        others.append(other)
+    for dump in (run_folder / "rollouts").iterdir():
+        table = pq.read_table(dump)
+        texts = pa.array([f"{HOSTILE}{text}" for text in table["text"].to_pylist()])
+        pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", texts), dump)
+    pages = {"run": [run_folder], "comparison": [run_folder, *others]}
+    return {name: write_report(runs, out / f"page-{name}") for name, runs in pages.items()}
+
+
+def write_report(runs: list[Path], out: Path) -> Path:
+    command = [sys.executable, "-m", "hpt_ray.report", *map(str, runs), "--out", str(out)]
+    finished = subprocess.run(
+        command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    return Path(finished.stdout.strip())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        switches = ["--no-sandbox", "--disable-background-networking"]
+        chromium = started.chromium.launch(executable_path=BROWSER, args=switches)
+        yield chromium
+        chromium.close()
+
+
+def opened(browser: Any, report: Path, width: int, scheme: str) -> Opened:
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    found = Opened(page)
+    page.on("request", lambda request: found.requests.append(request.url))
+    page.on("console", lambda message: found.messages.append(message.text))
+    page.on("pageerror", lambda error: found.messages.append(str(error)))
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    return found
+
+
+@pytest.mark.parametrize("name", ["run", "comparison"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_stands_by_itself(
+    browser: Any, reports: dict[str, Path], name: str, scheme: str, width: int
+) -> None:
+    found = opened(browser, reports[name], width, scheme)
+    page = found.page
+    assert found.messages == []
+    assert [url for url in found.requests if not url.startswith("data:")] == [reports[name].as_uri()]
+    assert page.evaluate("window.broken") is None
+    sizes = page.evaluate("[...document.images].map(image => [image.complete, image.naturalWidth])")
+    assert len(sizes) >= 8
+    assert all(complete and natural > 0 for complete, natural in sizes)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(TOO_WIDE) == []
+    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 13
+    contrasts = page.evaluate(CONTRASTS)
+    assert min(contrasts.values()) >= 4.5, contrasts
+    page.close()
+
+
+def test_pictures_turn_dark_with_the_page(browser: Any, reports: dict[str, Path]) -> None:
+    """What was white is the colour of the card that the picture lies on; a colour is still that colour."""
+    found = opened(browser, reports["run"], 1280, "dark")
+    figure = found.page.locator("figure").first
+    pixel = """async image => {
+      const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+      canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+      pen.filter = getComputedStyle(image).filter;
+      pen.drawImage(image, 0, 0);
+      return [...pen.getImageData(2, 2, 1, 1).data];
+    }"""
+    assert figure.locator("img").evaluate(pixel)[:3] == pytest.approx([18, 18, 18], abs=1)
+    card = figure.evaluate("element => getComputedStyle(element).backgroundColor")
+    assert card == "rgb(18, 18, 18)"
+    found.page.close()
+
+
+def test_a_real_run_fills_every_part(reports: dict[str, Path], run_folder: Path) -> None:
+    drawn = {path.stem for path in (reports["run"].parent / "figures").glob("*.png")}
+    assert drawn >= {
+        "reward",
+        "evaluations",
+        "offline_ratio",
+        "entropy",
+        "length",
+        "questions",
+        "phases",
+        "busy",
+        "memory",
+    }
+    text = reports["run"].read_text(encoding="utf-8")
+    last = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"{last['eval/chain/mean']:.3f} (step 4)" in text
+    assert "Step 1</summary>" in text

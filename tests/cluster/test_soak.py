@@ -1,0 +1,26 @@
+"""benchmarks/soak.py at a small size: in 60 steps nothing grows beyond its bounds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOAK = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"
+STEPS = 60
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_nothing_grows(tmp_path):
+    out = tmp_path / "soak.json"
+    subprocess.run([sys.executable, str(SOAK), "--steps", f"{STEPS}", "--out", str(out)], check=True)
+    report = json.loads(out.read_text())
+    assert [look["step"] for look in report["raw"]] == list(range(1, STEPS + 1))
+    assert {"driver", "learner", "rollout", "reference", "verifier"} <= report["result"][
+        "growth_by_kind"
+    ].keys()
+    assert report["result"]["flat"], json.dumps(report["result"], indent=2)

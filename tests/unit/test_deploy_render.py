@@ -1,0 +1,316 @@
+"""`hpt_ray.deploy`: the pods are those that the run asks for, at every size of node."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from manifests import KUBERAY, ROOT, Object, build, check, cluster_of, groups
+
+from hpt_ray.cluster.runtime import Need, lay_out
+from hpt_ray.cluster.topology import needs
+from hpt_ray.config.load import load_config
+from hpt_ray.config.schema import Config
+from hpt_ray.deploy.__main__ import main
+from hpt_ray.deploy.drain import actors, drain
+from hpt_ray.deploy.pods import HEAD, NodeSize, Pods, plan_pods
+from hpt_ray.deploy.render import Target, differences, image_parts, object_name, on_the_volume, render
+from hpt_ray.errors import UserError
+from hpt_ray.setup import demand_of
+
+SECTIONS = {"defaults", *(field.name for field in fields(Config))}
+# There are files for other commands, too.
+RECIPES = [
+    path
+    for path in sorted((ROOT / "configs").rglob("*.yaml"))
+    if yaml.safe_load(path.read_text(encoding="utf-8")).keys() <= SECTIONS
+]
+OPEN = {
+    "gsm8k_tiny.yaml": ["model.path=/data/tiny", "data.train=[a.parquet]", "evaluation.sets={a: b.parquet}"]
+}
+OVERLAYS = sorted((KUBERAY / "overlays").iterdir())
+GPU_RUN = [
+    "model.path=Qwen/Qwen2.5-Math-1.5B",
+    "data.train=[a.parquet]",
+    "model.dtype=bfloat16",
+    "rollout.num_gpus=1",
+    "learner.num_gpus=1",
+]
+
+
+def recipe(path: Path) -> Config:
+    return load_config(path, OPEN.get(path.name, []))
+
+
+def gpu_run(*words: str) -> Config:
+    return load_config(None, [*GPU_RUN, *words])
+
+
+def asked(config: Config) -> list[Need]:
+    return needs(config, demand_of(config))
+
+
+def place(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) -> None:
+    """Put every bundle on a node that has room for it, the largest first."""
+    for bundle in sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0))):
+        for node in nodes:
+            if all(node.get(resource, 0.0) >= amount - 1e-9 for resource, amount in bundle.items()):
+                for resource, amount in bundle.items():
+                    node[resource] -= amount
+                break
+        else:
+            raise AssertionError(f"no pod has room for {bundle}: {nodes}")
+
+
+def ray_nodes(pods: Pods) -> list[dict[str, float]]:
+    return [
+        {"CPU": float(group.cpus), "GPU": float(group.gpus)} | ({group.pool: 1.0} if group.pool else {})
+        for group in pods.groups
+        for _ in range(group.replicas)
+    ]
+
+
+def nodes_of_manifest(objects: list[Object]) -> list[dict[str, float]]:
+    """What `ray start` offers in each pod, as KubeRay will start it."""
+    nodes = []
+    for group in groups(cluster_of(objects)):
+        start = group["rayStartParams"]
+        custom = json.loads(start.get("resources", "'{}'").strip("'"))
+        (container,) = group["template"]["spec"]["containers"]
+        requests = container["resources"]["requests"]
+        assert int(requests["cpu"]) > int(start["num-cpus"])
+        assert int(requests.get("nvidia.com/gpu", 0)) == int(start["num-gpus"])
+        assert container["resources"]["limits"].get("nvidia.com/gpu") == requests.get("nvidia.com/gpu")
+        node = {"CPU": float(start["num-cpus"]), "GPU": float(start["num-gpus"]), **custom}
+        nodes += [dict(node) for _ in range(group["replicas"])]
+    return nodes
+
+
+def run_of_manifest(objects: list[Object], folder: Path) -> Config:
+    """The configuration that the driver will read."""
+    (content,) = [item["data"]["run.yaml"] for item in objects if item["kind"] == "ConfigMap"]
+    path = folder / "read-back.yaml"
+    path.write_text(content, encoding="utf-8")
+    return load_config(path, [])
+
+
+# -- the manifest of a recipe ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_recipe_fits_on_the_pods_of_its_manifest(path: Path, tmp_path: Path) -> None:
+    config = recipe(path)
+    for name, content in render(config, Target(image="hpt-ray:test"), tmp_path).items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    objects = build(tmp_path)
+    for item in objects:
+        if item["apiVersion"] == "ray.io/v1":
+            check(item)
+    run, nodes = run_of_manifest(objects, tmp_path), nodes_of_manifest(objects)
+    assert run.resume == "auto"
+    assert [replace(need, pool=None) for need in asked(run)] == [
+        replace(need, pool=None) for need in asked(config)
+    ]
+    total: Counter[str] = Counter()
+    for node in nodes:
+        total.update(node)
+    bundles, _ = lay_out(asked(run))
+    for resource in ("CPU", "GPU"):
+        assert total[resource] >= sum(bundle.get(resource, 0.0) for bundle in bundles)
+    place(bundles, nodes)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_overlays_are_what_render_writes(overlay: Path) -> None:
+    kustomization = yaml.safe_load((overlay / "kustomization.yaml").read_text(encoding="utf-8"))
+    (image,) = kustomization["images"]
+    target = Target(
+        image=f"{image['newName']}:{image['newTag']}",
+        kind=kustomization["patches"][0]["target"]["kind"],
+        components=tuple(Path(path).name for path in kustomization["components"]),
+    )
+    files = render(load_config(overlay / "run.yaml", []), target, overlay)
+    assert {path.name: path.read_text(encoding="utf-8") for path in overlay.iterdir()} == files
+
+
+# -- any run, any node -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ranks=st.integers(1, 40),
+    workers=st.integers(1, 20),
+    tensor_parallel=st.sampled_from([1, 2, 4]),
+    cpus=st.sampled_from([0.5, 1.0, 3.0, 8.0]),
+    verifier_cpus=st.sampled_from([0.0, 2.0]),
+    algorithm=st.sampled_from(["{name: hpt, kl_coef: 0.1}", "{name: ppo}", "{name: sft}"]),
+    pools=st.sampled_from(["{}", "{rollout: a, learner: a}", "{reference: rollout}", "{verifier: learner}"]),
+    node=st.builds(NodeSize, cpus=st.sampled_from([33, 64, 200]), gpus=st.sampled_from([4, 8])),
+)
+def test_there_is_always_room_for_the_run(
+    ranks, workers, tensor_parallel, cpus, verifier_cpus, algorithm, pools, node
+) -> None:
+    run = gpu_run(
+        f"algorithm={algorithm}",
+        f"learner.num_ranks={ranks}",
+        f"learner.num_cpus={cpus}",
+        f"rollout.num_workers={workers}",
+        f"rollout.num_cpus={cpus}",
+        f"rollout.tensor_parallel={tensor_parallel}",
+        f"rollout.num_gpus={tensor_parallel}",
+        f"reward.num_cpus={verifier_cpus}",
+        f"cluster.pools={pools}",
+    )
+    try:
+        pods = plan_pods(run, node)
+    except UserError as error:
+        assert "too small for one" in str(error)  # noqa: PT017
+        return
+    assert all(group.cpus < node.cpus and group.gpus <= node.gpus for group in pods.groups)
+    bundles, _ = lay_out(asked(pods.config))
+    by_pool: dict[str | None, list[dict[str, float]]] = {}
+    for bundle in bundles:
+        pool = next((key for key in bundle if key not in ("CPU", "GPU")), None)
+        by_pool.setdefault(pool, []).append(bundle)
+    for group in pods.groups:
+        # As many of each kind in a pod as `actors` says: that is a way to place them all.
+        members = [need for need in asked(pods.config) if need.pool == group.pool]
+        assert all(group.replicas * group.actors[need.kind] >= need.count for need in members)
+        assert group.cpus >= sum(group.actors[need.kind] * need.cpus for need in members) - 1e-9
+        assert group.gpus >= sum(group.actors[need.kind] * need.gpus for need in members) - 1e-9
+        if len({need.kind for need in members}) == 1:
+            capacity = {"CPU": float(group.cpus), "GPU": float(group.gpus)} | (
+                {group.pool: 1.0} if group.pool else {}
+            )
+            place(by_pool.get(group.pool, []), [dict(capacity) for _ in range(group.replicas)])
+
+
+def test_a_run_that_fits_on_one_node_is_one_pod() -> None:
+    pods = plan_pods(gpu_run("rollout.num_workers=4", "learner.num_ranks=4"), NodeSize(64, 8))
+    assert (pods.head.gpus, pods.head.pool, pods.workers) == (8, None, [])
+    assert pods.config.cluster.pools == {}
+
+
+def test_a_larger_run_has_its_groups_apart() -> None:
+    pods = plan_pods(gpu_run("rollout.num_workers=12", "learner.num_ranks=8"), NodeSize(64, 8))
+    assert [(group.name, group.replicas, group.gpus) for group in pods.groups] == [
+        ("head", 1, 0),
+        ("learner", 1, 8),
+        ("rollout", 2, 6),
+    ]
+    assert pods.config.cluster.pools == {"learner": "learner", "rollout": "rollout", "verifier": HEAD}
+
+
+def test_groups_on_the_same_gpus_share_their_pods() -> None:
+    words = ["cluster.colocate=true", "rollout.num_workers=16", "learner.num_ranks=16", "learner.num_cpus=2"]
+    pods = plan_pods(gpu_run(*words), NodeSize(64, 8))
+    (group,) = pods.workers
+    assert (group.replicas, group.gpus, group.cpus) == (2, 8, 24)
+    assert group.actors == {"learner": 8, "rollout": 8}
+    place(lay_out(asked(pods.config))[0], ray_nodes(pods))
+
+
+def test_pools_of_the_configuration_are_kept() -> None:
+    words = ["cluster.pools={rollout: fast, learner: fast}", "rollout.num_workers=4", "learner.num_ranks=4"]
+    pods = plan_pods(gpu_run(*words), NodeSize(64, 8))
+    assert [(group.name, group.actors) for group in pods.workers] == [("fast", {"learner": 4, "rollout": 4})]
+
+
+def test_an_actor_larger_than_a_node_is_refused_by_name() -> None:
+    run = gpu_run("rollout.tensor_parallel=16", "rollout.num_gpus=16")
+    with pytest.raises(UserError, match=r"8 GPU is too small for one rollout.*rollout\.tensor_parallel"):
+        plan_pods(run, NodeSize(64, 8))
+
+
+def test_a_run_that_no_gpu_can_hold_is_refused(tmp_path: Path) -> None:
+    run = gpu_run("model.path=Qwen/Qwen2.5-Math-7B", "learner.zero_stage=0")
+    with pytest.raises(UserError, match="one GPU of `learner` needs about"):
+        render(run, Target(image="x"), tmp_path)
+
+
+# -- small parts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_differences_are_the_configuration(path: Path, tmp_path: Path) -> None:
+    config = recipe(path)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(differences(config)), encoding="utf-8")
+    assert load_config(tmp_path / "run.yaml", []) == config
+
+
+def test_relative_paths_are_on_the_volume() -> None:
+    config = gpu_run(
+        "data.train=[a.parquet, mini:train, /b/c.parquet, 's3://d/e.parquet']", "evaluation.sets={x: f.jsonl}"
+    )
+    placed = on_the_volume(config)
+    assert placed.data.train == ["/data/a.parquet", "mini:train", "/b/c.parquet", "s3://d/e.parquet"]
+    assert placed.evaluation.sets == {"x": "/data/f.jsonl"}
+    assert placed.run.dir == "/data/runs"
+    assert placed.resume == "auto"
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        ("hpt-ray", {"newName": "hpt-ray"}),
+        ("hpt-ray:gpu", {"newName": "hpt-ray", "newTag": "gpu"}),
+        ("registry:5000/a/b", {"newName": "registry:5000/a/b"}),
+        ("registry:5000/a/b:1", {"newName": "registry:5000/a/b", "newTag": "1"}),
+        ("a/b:1@sha256:0f", {"newName": "a/b", "digest": "sha256:0f"}),
+    ],
+)
+def test_image_names_are_taken_apart(image: str, parts: dict[str, str]) -> None:
+    assert image_parts(image) == parts
+
+
+def test_a_runs_name_becomes_one_of_kubernetes() -> None:
+    assert object_name("Qwen_1.5B") == "qwen-1-5b"
+    with pytest.raises(UserError, match=r"run\.name"):
+        object_name("x" * 40)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rollout.num_wrokers=1"], "Did you mean `rollout.num_workers`"),
+        (["--with", "kue"], "components are internet, kueue"),
+        (["--with", "object-store"], "checkpoint.mirror"),
+    ],
+)
+def test_mistakes_are_named(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(ROOT / "configs" / "quickstart.yaml")
+    assert main(["render", "--config", recipe, "--image", "x", "--out", str(tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# -- the end of a pod ------------------------------------------------------------------------------------------
+
+
+def test_a_worker_pod_is_drained_when_its_actors_are_gone() -> None:
+    names = ["ray::LearnerWorker.update", "ray::IDLE", "python"]
+    sleepers = [
+        subprocess.Popen([name, "-c", "import time; time.sleep(60)"], executable=sys.executable)
+        for name in names
+    ]
+    busy, idle, other = (process.pid for process in sleepers)
+    try:
+        pids = {process.pid for process in actors()}
+        assert busy in pids
+        assert not {idle, other} & pids
+        assert drain("http://127.0.0.1:1", timeout_s=0.0) is False  # no job server there: a worker
+    finally:
+        for process in sleepers:
+            process.kill()
+            process.wait()
+    assert busy not in {process.pid for process in actors()}

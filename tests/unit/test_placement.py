@@ -1,0 +1,119 @@
+"""Where actors are asked to stand: bundles, pools, shared GPUs, and the words when a pool has no node."""
+
+import pytest
+
+from hpt_ray.cluster.runtime import POOL_SHARE, Need, lay_out, missing_pools
+from hpt_ray.cluster.topology import carrier_of, needs
+from hpt_ray.config.load import load_config
+from hpt_ray.config.placement import colocated_groups_match
+from hpt_ray.rollout.engine import EngineSpec, engine_arguments
+from hpt_ray.setup import Demand
+
+GOOD = ("model.path=m", "data.train=[a.parquet]")
+
+
+def room(*words: str, rollouts: bool = True) -> dict[str, Need]:
+    """What a run with these words asks for, by kind."""
+    config = load_config(None, [*GOOD, *words])
+    asked = needs(config, Demand(rollouts=rollouts, reference=True, critic=False))
+    return {need.kind: need for need in asked}
+
+
+def test_a_bundle_holds_what_is_above_zero() -> None:
+    assert Need("learner", 1, 2.0, 1.0).bundle == {"CPU": 2.0, "GPU": 1.0}
+    assert Need("verifier", 1, 0.0, 0.0).bundle == {}
+    assert Need("verifier", 1, 0.0, 0.0, "head").bundle == {"head": POOL_SHARE}
+
+
+def test_pools_are_given_to_the_groups_they_name() -> None:
+    asked = room("cluster.pools={rollout: a, learner: b}")
+    assert {kind: need.pool for kind, need in asked.items()} == {
+        "learner": "b",
+        "rollout": "a",
+        "verifier": None,
+        "reference": None,
+    }
+    assert asked["rollout"].bundle["a"] == POOL_SHARE
+
+
+def test_a_pool_without_a_node_is_named() -> None:
+    asked = list(room("cluster.pools={rollout: a, learner: b}").values())
+    (line,) = missing_pools(asked, {"CPU": 4.0, "b": 1.0})
+    assert "`a` (cluster.pools.rollout)" in line
+    assert """ray start --resources '{"a": 1}'""" in line
+
+
+def test_each_actor_has_a_bundle_of_its_own() -> None:
+    bundles, places = lay_out(
+        [Need("learner", 2, 1.0, 1.0), Need("verifier", 1, 0.0, 0.0), Need("rollout", 1, 2.0, 4.0)]
+    )
+    assert bundles == [{"CPU": 1.0, "GPU": 1.0}] * 2 + [{"CPU": 2.0, "GPU": 4.0}]
+    assert places == {"learner": [0, 1], "rollout": [2]}
+
+
+COLOCATED = (
+    "cluster.colocate=true",
+    "rollout.num_workers=2",
+    "rollout.tensor_parallel=2",
+    "rollout.num_gpus=2",
+    "rollout.num_cpus=3",
+    "learner.num_ranks=4",
+    "learner.num_gpus=1",
+)
+
+
+def test_colocated_an_engine_and_the_ranks_of_its_gpus_share_a_bundle() -> None:
+    asked = room(*COLOCATED, "cluster.pools={rollout: a, learner: a}")
+    bundles, places = lay_out(list(asked.values()))
+    assert places["rollout"] == [0, 1]
+    assert places["learner"] == [0, 0, 1, 1]
+    assert bundles[:2] == [{"CPU": 5.0, "GPU": 2.0, "a": 3 * POOL_SHARE}] * 2
+    assert len(bundles) == 3  # and the reference
+
+
+def test_without_rollouts_there_is_nothing_to_share() -> None:
+    asked = room(*COLOCATED, rollouts=False)
+    assert asked["learner"].beside is None
+    assert lay_out(list(asked.values()))[0][:4] == [{"CPU": 1.0, "GPU": 1.0}] * 4
+
+
+@pytest.mark.parametrize(
+    ("words", "wish"),
+    [
+        (("learner.num_ranks=2",), "`learner.num_ranks` (2) to be 4"),
+        (("rollout.num_gpus=0",), "`rollout.num_gpus` (0) to be 2, the GPUs of 2 ranks"),
+        (("rollout.max_staleness=1",), "`rollout.max_staleness` to be 0"),
+        (("weight_sync.carrier=nccl",), "`weight_sync.carrier` to be `auto`"),
+        (("cluster.pools={rollout: a}",), "the same resource for `rollout` and `learner`"),
+    ],
+)
+def test_what_cannot_be_colocated_is_refused(words: tuple[str, ...], wish: str) -> None:
+    config = load_config(None, [*GOOD, *COLOCATED, *words])
+    problem = colocated_groups_match(config)
+    assert problem is not None
+    assert problem.count(";") == 0
+    assert wish in problem
+
+
+def test_weights_of_shared_gpus_go_through_the_host() -> None:
+    apart = ("rollout.num_gpus=1", "learner.num_gpus=1")
+    assert carrier_of(load_config(None, [*GOOD, *apart])) == "nccl"
+    assert carrier_of(load_config(None, [*GOOD, *COLOCATED])) == "gloo"
+
+
+def arguments_of(*words: str, sleeps: bool = False) -> dict[str, object]:
+    config = load_config(None, [*GOOD, *words])
+    return engine_arguments(EngineSpec(config.model, "m", config.rollout, 64, 0, sleeps=sleeps))
+
+
+def test_an_engine_over_several_gpus_is_processes_on_one_node() -> None:
+    arguments = arguments_of("rollout.tensor_parallel=4", "rollout.num_gpus=4")
+    assert arguments["tensor_parallel_size"] == 4
+    assert arguments["distributed_executor_backend"] == "mp"
+    assert "distributed_executor_backend" not in arguments_of("rollout.num_gpus=1")
+
+
+def test_only_on_gpus_is_there_memory_to_give_up() -> None:
+    assert arguments_of("rollout.num_gpus=1", sleeps=True)["enable_sleep_mode"] is True
+    assert arguments_of("rollout.num_gpus=1")["enable_sleep_mode"] is False
+    assert "enable_sleep_mode" not in arguments_of(sleeps=True)

@@ -1,0 +1,354 @@
+"""The plan of a run: what fits, what is refused with which advice, what it costs, and what a dry run says."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hpt_ray.config.checks import check_config
+from hpt_ray.config.load import load_config
+from hpt_ray.config.schema import Config
+from hpt_ray.errors import UserError
+from hpt_ray.main import main
+from hpt_ray.observe.tables import plan_summary, two_digits
+from hpt_ray.plan import DataFacts, Plan, check_plan, find_shape, make_plan
+from hpt_ray.plan.cost import forward_flops
+from hpt_ray.plan.shape import NAMED, shape_of
+
+SEVEN_B = (
+    "model.path=Qwen/Qwen2.5-Math-7B",
+    "model.dtype=bfloat16",
+    "data.train=[openr1.parquet]",
+    "run.steps=500",
+    "rollout.num_gpus=1",
+    "rollout.num_workers=4",
+    "learner.num_gpus=1",
+    "learner.num_ranks=4",
+    "learner.zero_stage=2",
+    "learner.offload_optimizer=true",
+    "learner.gradient_checkpointing=true",
+)
+
+
+def planned(*words: str) -> tuple[Config, Plan]:
+    config = load_config(None, [*SEVEN_B, *words])
+    check_config(config)
+    return config, make_plan(config, find_shape(config.model, config.model.path))
+
+
+def terms(plan: Plan, kind: str) -> dict[str, float]:
+    memory = next(group.memory for group in plan.groups if group.kind == kind)
+    assert memory is not None
+    return {term.name: term.gib for term in memory.terms}
+
+
+# -- shapes --------------------------------------------------------------------------------------------
+
+# As published with the models.
+PARAMETERS = {
+    "Qwen2.5-Math-7B": 7_615_616_512,
+    "Qwen2.5-Math-1.5B": 1_543_714_304,
+    "Qwen2.5-0.5B": 494_032_768,
+    "Llama-3.1-8B": 8_030_261_248,
+}
+
+
+def test_named_models_have_their_published_number_of_parameters() -> None:
+    assert {name: shape_of(make()).num_parameters for name, make in NAMED.items()} == PARAMETERS
+
+
+def test_a_shape_comes_from_the_folder_and_its_overrides(tmp_path: Path) -> None:
+    NAMED["Qwen2.5-0.5B"]().save_pretrained(tmp_path)
+    config, _ = planned()
+    model = replace(config.model, path=str(tmp_path))
+    shape = find_shape(model, model.path)
+    assert shape is not None
+    assert shape.num_parameters == PARAMETERS["Qwen2.5-0.5B"]
+    assert shape.num_embedding == 0, "its embedding is its output layer, which every token is multiplied by"
+    assert shape.kv_numbers == 2 * 24 * 128
+    model.config_overrides = {"num_hidden_layers": 12}
+    smaller = find_shape(model, model.path)
+    assert smaller is not None
+    assert smaller.num_parameters < shape.num_parameters
+    assert find_shape(model, "somebody/unknown-model") is None
+
+
+# -- memory --------------------------------------------------------------------------------------------
+
+
+def test_terms_of_a_seven_billion_model() -> None:
+    _, plan = planned()
+    learner, rollout = terms(plan, "learner"), terms(plan, "rollout")
+    gib = PARAMETERS["Qwen2.5-Math-7B"] / 2**30
+    assert learner["weights"] == pytest.approx(2 * gib)
+    assert learner["gradients"] == pytest.approx(4 * gib)
+    assert "optimizer" not in learner
+    assert rollout["weights"] == pytest.approx(2 * gib)
+    assert sum(rollout.values()) == pytest.approx(0.75 * 80), "vLLM takes its share, whatever the model"
+    assert plan.sync_bytes == 2 * PARAMETERS["Qwen2.5-Math-7B"]
+    assert plan.num_gpus == 8
+    # 2 · 28 layers · 4 heads · 128 · 2 bytes · 9216 tokens a row.
+    rows = int(rollout["KV cache"] * 2**30 / (2 * 28 * 4 * 128 * 2 * 9216))
+    memory = next(group.memory for group in plan.groups if group.kind == "rollout")
+    assert memory is not None
+    assert memory.note == f"cache for {rows} of 256 answers at full length"
+
+
+@pytest.mark.parametrize(
+    ("words", "smaller"),
+    [
+        (("learner.zero_stage=3",), "weights"),
+        (("tokens_per_microbatch=16384",), "activations"),
+        (("tokens_per_microbatch=16384",), "log-probs"),
+        (("learner.deepspeed={data_types: {grad_accum_dtype: bf16}}",), "gradients"),
+    ],
+)
+def test_what_makes_a_term_smaller(words: tuple[str, ...], smaller: str) -> None:
+    before, after = terms(planned()[1], "learner"), terms(planned(*words)[1], "learner")
+    assert after[smaller] < before[smaller]
+
+
+def test_tensor_parallel_engines_share_the_weights() -> None:
+    _, plan = planned("rollout.tensor_parallel=2", "rollout.num_gpus=2", "rollout.num_workers=2")
+    assert terms(plan, "rollout")["weights"] == pytest.approx(PARAMETERS["Qwen2.5-Math-7B"] / 2**30)
+
+
+def test_shared_gpus_are_counted_once_and_hold_both_sides_weights() -> None:
+    words = ("cluster.colocate=true", "learner.num_ranks=8", "rollout.num_workers=8")
+    config, plan = planned(*words)
+    assert plan.num_gpus == 8
+    assert terms(plan, "rollout")["learner's weights"] > 14
+    check_plan(config, plan)
+    config, plan = planned(*words, "rollout.gpu_memory_utilization=0.9")
+    with pytest.raises(UserError, match="rollout"):
+        check_plan(config, plan)
+
+
+def test_groups_that_only_some_algorithms_have() -> None:
+    _, plan = planned("algorithm.name=ppo", "critic.num_gpus=1", "critic.num_ranks=4")
+    assert [group.kind for group in plan.groups] == ["learner", "rollout", "verifier", "critic"]
+    assert terms(plan, "critic")["weights"] < terms(plan, "learner")["weights"], "it has no output layer"
+    _, plan = planned("algorithm.name=grpo", "algorithm.kl_coef=0.01", "reference.num_gpus=1")
+    assert terms(plan, "reference")["weights"] == pytest.approx(terms(plan, "rollout")["weights"])
+    _, plan = planned("algorithm.name=sft")
+    assert [group.kind for group in plan.groups] == ["learner"]
+    assert plan.sync_bytes is None
+
+
+# What cannot fit → the group, the largest part, what to change.
+TOO_MUCH: dict[tuple[str, ...], tuple[str, str, str]] = {
+    ("learner.offload_optimizer=false",): ("learner", "gradients", "`learner.zero_stage` to 3"),
+    ("learner.offload_optimizer=false", "learner.zero_stage=0"): (
+        "learner",
+        "optimizer",
+        "`learner.zero_stage` to 3",
+    ),
+    ("learner.gradient_checkpointing=false",): (
+        "learner",
+        "activations",
+        "`learner.gradient_checkpointing`",
+    ),
+    ("tokens_per_microbatch=131072",): ("learner", "activations", "`tokens_per_microbatch` (131072)"),
+    ("cluster.gpu_memory_gib=16",): ("rollout", "weights", "`rollout.tensor_parallel`"),
+}
+
+
+@pytest.mark.parametrize("words", TOO_MUCH)
+def test_a_plan_that_cannot_fit_is_refused(words: tuple[str, ...]) -> None:
+    kind, largest, advice = TOO_MUCH[words]
+    config, plan = planned(*words)
+    with pytest.raises(UserError) as refused:
+        check_plan(config, plan)
+    line = next(line for line in str(refused.value).splitlines() if f"`{kind}`" in line)
+    assert f"The largest part is {largest}" in line
+    assert advice in line
+    assert "`cluster.gpu_memory_gib` is" in line
+
+
+def test_the_advice_helps() -> None:
+    config, plan = planned("learner.gradient_checkpointing=false")
+    with pytest.raises(UserError):
+        check_plan(config, plan)
+    check_plan(*planned())
+
+
+def test_host_memory_is_compared_on_request() -> None:
+    words = ("rollout.num_gpus=0", "learner.num_gpus=0", "learner.num_ranks=1", "rollout.num_workers=1")
+    config, plan = planned(*words)
+    assert plan.costs is None
+    check_plan(config, plan)
+    with pytest.raises(UserError, match=r"this machine has 64.*largest part is"):
+        check_plan(config, plan, host_gib=64)
+
+
+# -- cost ----------------------------------------------------------------------------------------------
+
+# GPU hours of 7B runs on 64k questions (LUFFY's README) → how such a run is set up.
+PUBLISHED = {
+    "LUFFY": (77 * 8, ("algorithm.name=luffy",)),
+    "RL with an SFT loss": (133 * 8, ("algorithm.name=srft",)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_hours_lie_within_the_range(name: str) -> None:
+    hours, words = PUBLISHED[name]
+    _, plan = planned(*words, "cluster.colocate=true", "learner.num_ranks=8", "rollout.num_workers=8")
+    assert plan.costs is not None
+    least, expected, most = (cost.gpu_hours for cost in plan.costs)
+    assert least < hours < most
+    assert expected < hours, "evaluations, old log-probs and waiting come on top of what is counted"
+    assert hours < 3.5 * expected
+
+
+def test_cost_follows_the_work() -> None:
+    def hours(*words: str) -> float:
+        costs = planned(*words)[1].costs
+        assert costs is not None
+        return costs[1].gpu_hours
+
+    assert hours("run.steps=1000") == pytest.approx(2 * hours())
+    assert hours("algorithm.name=sft") < 0.2 * hours()
+    assert hours("data.max_response_tokens=4096") < 0.55 * hours()
+    phases = "phases=[{steps: 100, algorithm: {name: sft}}, {steps: 400, algorithm: {name: grpo}}]"
+    # The engines stand idle during the first phase, as beside an SFT run that evaluates.
+    sft = hours("algorithm.name=sft", "run.steps=100", "evaluation.sets={a: a.jsonl}")
+    words = [word for word in SEVEN_B if not word.startswith("run.steps")]
+    config = load_config(None, [*words, phases])
+    costs = make_plan(config, find_shape(config.model, config.model.path)).costs
+    assert costs is not None
+    assert costs[1].gpu_hours == pytest.approx(sft + hours("algorithm.name=grpo", "run.steps=400"))
+
+
+def test_evaluations_are_part_of_the_cost() -> None:
+    words = ("evaluation.sets={aime24: aime24.parquet}", "evaluation.every=10", "evaluation.samples=8")
+    config = load_config(None, [*SEVEN_B, *words, "evaluation.temperature=0.6"])
+    shape = find_shape(config.model, config.model.path)
+    with_them = make_plan(config, shape, DataFacts(evaluation_questions={"aime24": 30})).costs
+    without = make_plan(config, shape).costs
+    assert with_them is not None
+    assert without is not None
+    assert with_them[1].busy["evaluation"] > 0
+    assert with_them[1].gpu_hours > without[1].gpu_hours
+
+
+def test_operations_of_a_token() -> None:
+    shape = shape_of(NAMED["Qwen2.5-Math-7B"]())
+    products = 2 * (PARAMETERS["Qwen2.5-Math-7B"] - 152064 * 3584)
+    assert forward_flops(shape, 0) == products
+    assert forward_flops(shape, 1000) - products == 2 * 28 * 3584 * 1000
+    assert [two_digits(x) for x in (1234.0, 0.0456, 98.7)] == ["1,200", "0.046", "99"]
+
+
+# -- what is shown -------------------------------------------------------------------------------------
+
+
+def shown(plan: Plan) -> str:
+    console = Console(width=100, file=io.StringIO())
+    console.print(plan_summary(plan))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_plan_is_readable_at_100_columns() -> None:
+    text = shown(planned()[1])
+    assert max(len(line) for line in text.splitlines()) <= 100
+    for part in (
+        "4 × learner",
+        "67.0 of 80 GiB",
+        "gradients 28.4",
+        "15.2 GB",
+        "GPU hours of an A100",
+        "8 GPUs",
+    ):
+        assert part in text
+    assert len(text.splitlines()) <= 16
+
+
+def test_an_unknown_model_is_said_to_be_unknown() -> None:
+    config, _ = planned()
+    text = shown(make_plan(config, None))
+    assert "memory" in text
+    assert "not planned" in text
+    assert "4 × learner" in text
+
+
+# -- the dry run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dry_run(tmp_path: Path) -> Callable[..., int]:
+    """The exit code of a dry run of the 7B configuration."""
+    file = tmp_path / "base.yaml"
+    file.write_text("questions_per_step: 128\n")
+    return lambda *words: main(["--dry-run", "--config", str(file), *SEVEN_B, *words])
+
+
+def test_a_dry_run_names_what_it_could_not_check(
+    dry_run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dry_run("evaluation.sets={aime24: no/aime24.parquet}") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Not checked" in said
+    assert "Qwen/Qwen2.5-Math-7B is no folder here" in said
+    assert "data.train: openr1.parquet is not here" in said
+    assert "evaluation.sets.aime24: no/aime24.parquet is not here" in said
+    assert "67.0 of 80 GiB" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("algorithm.name=gspq",), "gspq"),
+        (("reward.grader=nonsense",), "nonsense"),
+        (("reward.terms={nonsense: 1.0}",), "nonsense"),
+        (("learner.gradient_checkpointing=false",), "activations"),
+        (("selection.gamma=0.3",), "selection.gamma"),
+    ],
+)
+def test_a_dry_run_without_files_still_finds_mistakes(
+    words: tuple[str, ...], message: str, dry_run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dry_run(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_checks_the_files_that_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(json.dumps({"question": "no prompt"}) + "\n")
+    words = ["--dry-run", f"data.train=[mini:train, {broken}]", "evaluation.sets={gone: gone.jsonl}"]
+    assert main(words) == 2
+    assert "broken.jsonl" in capsys.readouterr().err
+    assert main(["--dry-run", "evaluation.sets={gone: gone.jsonl}"]) == 0
+    said = capsys.readouterr().out
+    assert "evaluation.sets.gone: gone.jsonl is not here" in said
+    assert main(["--dry-run"]) == 0
+    assert "Everything was checked." in capsys.readouterr().out
+
+
+def test_a_real_start_refuses_what_a_dry_run_only_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run.dir={tmp_path}", "data.train=[gone.jsonl]"]
+    assert main(words) == 2
+    assert "gone.jsonl: no such file" in capsys.readouterr().err
+    words = [f"run.dir={tmp_path}", "cluster.gpu_memory_gib=1", "rollout.num_gpus=1", "learner.num_gpus=1"]
+    assert main(words) == 2
+    assert "`cluster.gpu_memory_gib` is 1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "refused before the run has a folder"
+
+
+def test_several_configuration_files_compose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("questions_per_step: 16\nrun: {steps: 7}\n")
+    second.write_text("questions_per_step: 24\n")
+    config = load_config([first, second], ["model.path=m"])
+    assert (config.questions_per_step, config.run.steps) == (24, 7)
+    second.write_text("questions_per_stop: 24\n")
+    with pytest.raises(UserError, match=r"second\.yaml"):
+        load_config([first, second], ["model.path=m"])

@@ -1,0 +1,164 @@
+"""The memory that is planned against the memory that real engines and real forward passes hold, on the CPU."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from hpt_ray.cluster.network import free_port
+from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.data.mini.model import create_model, model_config
+from hpt_ray.learner.attention import Segments
+from hpt_ray.learner.engine import DeepSpeedEngine, join_ranks
+from hpt_ray.learner.scorer import ScorerInput, TokenScorer
+from hpt_ray.plan.memory import layer_bytes, training_states
+from hpt_ray.plan.shape import shape_of
+
+TOLERANCE = 0.05
+BUCKET = (
+    1_000_000  # numbers; smaller than the model, or buffers of DeepSpeed's default size would be all there is
+)
+LIMIT_S = 240.0
+ZERO = {
+    "reduce_bucket_size": BUCKET,
+    "stage3_max_live_parameters": 0,  # gathered weights come and go, so nothing to compare with stands still
+    "stage3_param_persistence_threshold": 0,
+}
+
+# Stage, ranks, dtype.
+ENGINES = [(0, 1, "float32"), (1, 1, "float32"), (2, 2, "bfloat16"), (3, 2, "bfloat16")]
+
+
+def learner(stage: int, ranks: int) -> LearnerConfig:
+    return LearnerConfig(num_ranks=ranks, zero_stage=stage, deepspeed={"zero_optimization": ZERO})
+
+
+def live_bytes() -> int:
+    """Bytes of all storages that a tensor of this process holds."""
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter):
+            for tensor in (thing, thing.grad if thing.is_leaf else None):
+                if tensor is not None:
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    storages.pop(0, None)
+    return sum(storages.values())
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that were live after any operation that made a large tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self._seen, self._counting = 0, set[int](), False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        large = [
+            tensor.untyped_storage().data_ptr()
+            for tensor in (result if isinstance(result, (list, tuple)) else [result])
+            if isinstance(tensor, torch.Tensor) and tensor.numel() > BUCKET
+        ]
+        if not self._counting and not self._seen.issuperset(large):  # a view makes nothing
+            self._seen.update(large)
+            self._counting = True
+            self.bytes = max(self.bytes, live_bytes())
+            self._counting = False
+        return result
+
+
+def train(rank: int, ranks: int, port: int, stage: int, dtype: str, answers: Any) -> None:
+    """Two steps of one rank; puts its bytes while the second gradient is summed, and at the peak of its step."""
+    join_ranks("127.0.0.1", port, rank=rank, world_size=ranks, gpu=False, timeout_s=LIMIT_S)
+    gc.collect()
+    before = live_bytes()
+    model = create_model("m", seed=0).to(getattr(torch, dtype))
+    engine = DeepSpeedEngine(model, learner(stage, ranks), dtype=dtype, world_size=ranks)
+    ids = torch.arange(8)[None]
+    for _ in range(2):  # the optimizer's moments are there from the first step on
+        for _ in range(2):
+            engine.backward(engine.forward(input_ids=ids).logits.float().square().mean())
+        gc.collect()
+        summing = live_bytes() - before
+        engine.reduce()
+        with Peak() as peak:
+            engine.step(1e-3)
+    answers.put((summing, peak.bytes - before))
+    torch.distributed.barrier()
+
+
+@pytest.mark.parametrize(("stage", "ranks", "dtype"), ENGINES)
+def test_an_engine_holds_what_is_planned(stage: int, ranks: int, dtype: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers, port = context.Queue(), free_port("127.0.0.1")
+    processes = [
+        context.Process(target=train, args=(rank, ranks, port, stage, dtype, answers), daemon=True)
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    measured = [answers.get(timeout=LIMIT_S) for _ in processes]
+    for process in processes:
+        process.join(LIMIT_S)
+    size = shape_of(model_config("m")).num_parameters
+    states = training_states(learner(stage, ranks), dtype, size)
+    held = states.weights + states.optimizer + states.buffers
+    for summing, step_peak in measured:
+        assert summing == pytest.approx(held + states.gradients, rel=TOLERANCE)
+        if stage == 0:
+            continue  # it steps parameter by parameter, with small temporaries
+        # Up to what is left of the gradients, which each stage lets go at another moment.
+        assert held + states.step * (1 - TOLERANCE) <= step_peak <= held + states.step + states.gradients
+
+
+def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recompute: bool) -> float:
+    """What a forward pass keeps for the backward pass, apart from parameters."""
+    config = model_config("s", architecture)
+    config.num_hidden_layers = num_layers
+    if hasattr(config, "layer_types"):
+        config.layer_types = ["full_attention"] * num_layers
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=getattr(torch, dtype), attn_implementation="segments"
+    )
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    scorer = TokenScorer(model.train())
+    lengths = np.full(4, 64)
+    ids = torch.arange(256) % 50
+    before = torch.tensor([t for t in range(255) if t % 64 != 63])
+    rows = ScorerInput(
+        token_ids=ids[None],
+        position_ids=(torch.arange(256) % 64)[None],
+        before=before,
+        targets=ids[before + 1],
+        temperature=torch.ones(len(before)),
+        segments=Segments.from_lengths(lengths),
+    )
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scorer(rows)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / 256
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("bfloat16", 2), ("float32", 4)])
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_a_layer_keeps_what_is_planned(dtype: str, number: int, architecture: Any) -> None:
+    shape = shape_of(model_config("s", architecture))
+    measured = [saved_bytes_per_token(layers, dtype, architecture, recompute=False) for layers in (2, 4)]
+    assert (measured[1] - measured[0]) / 2 == pytest.approx(layer_bytes(shape, number), rel=TOLERANCE)
+    measured = [saved_bytes_per_token(layers, dtype, architecture, recompute=True) for layers in (2, 4)]
+    assert (measured[1] - measured[0]) / 2 == pytest.approx(number * shape.width, rel=TOLERANCE)

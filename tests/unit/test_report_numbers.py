@@ -1,0 +1,179 @@
+"""The arithmetic of the report: spreads, bands, smoothing, alignment of seeds, pass@k, solve-rate maps."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_material import evaluate, make_run
+from scipy import stats
+
+from hpt_ray.report.curves import aligned, curves_of
+from hpt_ray.report.load import Series, Visit, load_run
+from hpt_ray.report.methods import group_runs
+from hpt_ray.report.pass_at_k import pass_curve
+from hpt_ray.report.results import difference, final_scores
+from hpt_ray.report.run_figures import marks_of, mean_over_sets
+from hpt_ray.report.stacks import MOST_BARS, stack_figure
+from hpt_ray.report.stats import BANDS, rolling_mean, smoothing_window, spread_of
+from hpt_ray.report.style import move_apart, short
+from hpt_ray.report.visits import BRANCHES, blocks, moves, visit_map
+
+
+def visit(step: int, question: str, solved: int, n: int = 4) -> Visit:
+    weights = (1.0, 0.0) if solved else (0.0, 1.0)
+    return Visit(step, question, solved, n, "", *weights)
+
+
+def test_spread_over_seeds_has_students_interval() -> None:
+    values = [0.4, 0.5, 0.9]
+    spread = spread_of(values)
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert (spread.mean, spread.std) == (pytest.approx(0.6), pytest.approx(np.std(values, ddof=1)))
+    assert spread.ci95 == pytest.approx((high - low) / 2)
+    assert spread.text() == "60.0 ± 26.5"
+    assert spread_of([0.5]).text() == "50.0"
+    with pytest.raises(ValueError, match="no values"):
+        spread_of([])
+
+
+def test_bands_leave_out_a_seed_that_has_no_value_there() -> None:
+    values = np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan], [5.0, 4.0, 7.0]])
+    low, high = BANDS["std"][0](values)
+    assert (high - low) / 2 == pytest.approx([2.0, 2.0**0.5, 0.0])
+    assert [list(edge) for edge in BANDS["range"][0](values)] == [[1, 2, 7], [5, 4, 7]]
+    low, high = BANDS["ci95"][0](values)
+    assert (high - low)[0] / 2 == pytest.approx(spread_of([1.0, 3.0, 5.0]).ci95)
+
+
+def test_a_rolling_mean_keeps_length_and_constants() -> None:
+    assert rolling_mean(np.array([0.0, 3.0, 6.0]), 3).tolist() == [1.5, 3.0, 4.5]
+    assert rolling_mean(np.full(50, 0.3), 5) == pytest.approx(np.full(50, 0.3))
+    assert smoothing_window(29) == 1
+    assert all(smoothing_window(n) % 2 == 1 for n in range(1, 3000, 7))
+
+
+def test_seeds_are_averaged_only_as_far_as_all_of_them_went() -> None:
+    long, short_one = (
+        Series(np.arange(1, 6), np.arange(1.0, 6.0)),
+        Series(np.array([1, 3]), np.array([3.0, 5.0])),
+    )
+    steps, values = aligned([long, short_one])
+    assert steps.tolist() == [1, 2, 3]
+    assert values[0].tolist() == [1, 2, 3]
+    assert np.isnan(values[1, 1])
+
+
+def test_the_longer_seed_goes_on_as_a_line_of_its_own(tmp_path: Path) -> None:
+    lengths = {0: 8, 1: 4}  # of one configuration: the second has not come further
+    runs = [
+        load_run(make_run(tmp_path, "run.steps=8", steps=steps, seed=seed, done=False))
+        for seed, steps in lengths.items()
+    ]
+    (method,) = group_runs(runs)
+    (curve,) = curves_of([method], "time/step_s")
+    assert curve.x.tolist() == [1, 2, 3, 4]
+    assert [x.tolist() for x, _ in curve.tails] == [[4, 5, 6, 7, 8]]
+
+
+def test_a_metric_that_one_seed_lacks_is_not_the_methods(tmp_path: Path) -> None:
+    runs = [
+        load_run(make_run(tmp_path, seed=0)),
+        load_run(make_run(tmp_path, seed=1, extra={"policy/kl_ref": 0.1})),
+    ]
+    assert curves_of(group_runs(runs), "policy/kl_ref") == []
+
+
+def test_final_scores_are_the_last_and_not_the_best(tmp_path: Path) -> None:
+    runs = [load_run(make_run(tmp_path, seed=seed)) for seed in (0, 1)]
+    (method,) = group_runs(runs)
+    assert final_scores(method) == {"easy": [1.0, 1.0], "hard": [0.5, 0.51]}
+    mean = mean_over_sets(runs[1])
+    assert mean.steps.tolist() == [0, 2, 4, 6]
+    assert mean.values[-1] == pytest.approx(0.755)
+
+
+def test_a_difference_is_welchs() -> None:
+    ours, theirs = [0.9, 0.8, 0.85], [0.5, 0.7, 0.6, 0.65]
+    found = difference(ours, theirs)
+    test = stats.ttest_ind(ours, theirs, equal_var=False)
+    assert found.value == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert found.p == pytest.approx(test.pvalue)
+    assert found.value - found.ci95 == pytest.approx(test.confidence_interval().low)
+    assert difference([0.9], theirs).p is None
+    assert difference([1.0, 1.0], [0.0, 0.0]).ci95 is None
+
+
+def test_pass_at_k_is_the_chance_over_all_subsets(tmp_path: Path) -> None:
+    evaluate(tmp_path / "evaluation", [0, 1, 3, 4], n=4)
+    (tmp_path / "config.yaml").write_text("run: {seed: 1}\n")
+    ks, values, half = pass_curve(load_run(tmp_path).results["mini-chain"])
+    assert ks.tolist() == [1, 2, 4]
+    for k, value in zip(ks, values, strict=True):
+        chances = [
+            np.mean([any(i < c for i in subset) for subset in combinations(range(4), int(k))])
+            for c in (0, 1, 3, 4)
+        ]
+        assert value == pytest.approx(np.mean(chances))
+    assert (half > 0).all()
+
+
+def test_questions_are_sorted_by_when_they_were_first_solved() -> None:
+    visits = [visit(1, "never", 0), visit(1, "late", 0), visit(1, "early", 1), visit(1, "best", 4)]
+    visits += [visit(2, "late", 4), visit(2, "never", 0), visit(2, "early", 0)]
+    map_ = visit_map(visits)
+    assert map_.question_ids == ["best", "early", "late", "never"]
+    np.testing.assert_array_equal(map_.solve_rate, [[1, np.nan], [0.25, 0], [0, 1], [0, 0]])
+    assert map_.branch[0, 1] == -1
+    assert [BRANCHES[i] for i in map_.branch[1:, 1]] == ["demonstration", "rollouts", "demonstration"]
+    assert moves(visits).tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]  # "best" was visited once
+
+
+def test_without_rollouts_there_are_no_solve_rates() -> None:
+    map_ = visit_map([Visit(1, "q", 0, 0, "demonstrations_always", 0.0, 1.0)])
+    assert not map_.has_solve_rates
+    assert not visit_map([]).has_solve_rates
+
+
+def test_blocks_average_neighbours_and_pass_over_what_is_not_there() -> None:
+    values = np.array([[1.0, np.nan], [0.0, np.nan], [0.5, 1.0]])
+    np.testing.assert_array_equal(blocks(values, 2), [[0.5, np.nan], [0.5, 1.0]])
+
+
+def test_many_steps_share_a_bar(tmp_path: Path) -> None:
+    series = Series(np.arange(1000), np.ones(1000))
+    figure = stack_figure({"a": series, "b": series}, ["#111111", "#222222"], "t", "u", share=True)
+    bars = figure.axes[0].containers
+    assert len(bars[0]) <= MOST_BARS
+    assert {round(bar.get_height(), 9) for bar in bars[0]} == {0.5}
+
+
+def test_skipped_updates_and_faults_are_marked(tmp_path: Path) -> None:
+    marks = marks_of(load_run(make_run(tmp_path)))
+    assert (marks.faults, marks.phases) == ([2], [])
+
+
+def test_where_a_phase_begins_is_marked(tmp_path: Path) -> None:
+    root = make_run(tmp_path)
+    (root / "metrics.jsonl").write_text(
+        "".join(f'{{"step": {i}, "phase": {1 + i // 3}}}\n' for i in range(8))
+    )
+    assert marks_of(load_run(root)).phases == [3, 6]
+
+
+def test_labels_are_moved_apart_and_no_further() -> None:
+    assert move_apart(np.array([0.5, 0.5]), 0.1, 1.0) == pytest.approx([0.45, 0.55])
+    assert move_apart(np.array([0.1, 0.9]), 0.1, 1.0) == pytest.approx([0.1, 0.9])
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        moved = move_apart(np.sort(rng.uniform(0, 1, 8)), 0.08, 1.05)
+        assert (np.diff(moved) >= 0.08 - 1e-9).all()
+        assert moved[-1] <= 1.05 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (5e-7, "5e−07"), (-0.25, "−0.25"), (15700, "15.7k"), (1600, "1,600"), (2e9, "2G")],
+)
+def test_numbers_on_axes_are_short(value: float, text: str) -> None:
+    assert short(value) == text

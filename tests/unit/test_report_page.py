@@ -1,0 +1,209 @@
+"""The report as a file: everything in it, nothing fetched, nothing that a model wrote read as HTML."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from report_material import NASTY, evaluate, make_run
+
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.report import Html, Pictures, Section, escape, figure_html, page, table_html
+from hpt_ray.report.__main__ import main
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Elements of a page, checked to be well nested."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def report_of(*words: str | Path, out: Path) -> tuple[str, Page]:
+    assert main([*map(str, words), "--out", str(out)]) == 0
+    text = (out / "index.html").read_text(encoding="utf-8")
+    return text, check(text)
+
+
+def check(text: str) -> Page:
+    """What holds for every page."""
+    found = Page(text)
+    assert found.all("script") == []
+    links = [
+        value for _, a in found.elements for name, value in a.items() if name in ("src", "href", "srcset")
+    ]
+    assert all(link and link.startswith(("data:", "#")) for link in links)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert all(len(image["alt"] or "") > 20 for image in found.all("img"))
+    assert all("scope" in head for head in found.all("th"))
+    assert len(found.all("caption")) == len(found.all("table"))
+    ids = [a["id"] for _, a in found.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {f"#{name}" for name in ids} == {a["href"] for a in found.all("a")}
+    return found
+
+
+def test_the_page_of_a_run_has_every_part(tmp_path: Path) -> None:
+    root = make_run(tmp_path, steps=9)
+    evaluate(root / "evaluation", [0, 3, 8])
+    fault = {"step": 10, "faults/rollout_restarted": 1, "memory/driver_mb": 100.0}
+    RunFolder(root).append_metrics(fault)
+    text, found = report_of(root, out=tmp_path / "out")
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == [
+        "Learning", "Evaluations", "Questions", "Answers", "Optimizer and policy", "Time and memory", "Faults",
+        "Configuration", "Metrics",
+    ]  # fmt: skip
+    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert drawn == {
+        "reward", "evaluations", "offline_ratio", "outcomes", "entropy", "length", "questions", "grad_norm", "lr",
+        "phases", "throughput", "memory", "pass_at_k_mini_chain",
+    }  # fmt: skip
+    assert len(found.all("img")) == len(drawn)
+    assert "rollout restarted" in text
+    assert "Learned: mini/4" in text  # right: none of four, one, two
+
+
+def test_the_files_are_the_pictures_of_the_page(tmp_path: Path) -> None:
+    _, found = report_of(make_run(tmp_path), out=tmp_path / "out")
+    embedded = [base64.b64decode((i["src"] or "").partition(",")[2]) for i in found.all("img")]
+    files = [path.read_bytes() for path in (tmp_path / "out" / "figures").glob("*.png")]
+    assert sorted(embedded) == sorted(files)
+
+
+def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
+    root = make_run(tmp_path, text=NASTY.replace("\ud800", ""), extra={"eval/<b>$x^$&/mean": 0.5})
+    text, _ = report_of(root, out=tmp_path / "out")
+    assert "&lt;/pre&gt;&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    assert "<b>" not in text
+    assert "&lt;b&gt;$x^$&amp;" in text
+    assert not set(text) & set("\x00\x1b\u202e")
+
+
+def test_escape_leaves_what_is_html_and_mends_what_is_no_text() -> None:
+    assert escape("<a href='x'>&") == "&lt;a href=&#x27;x&#x27;&gt;&amp;"
+    assert escape(Html("<b>x</b>")) == "<b>x</b>"
+    assert escape(NASTY).encode("utf-8")
+    assert escape("line\n\tπ 你好 🙂") == "line\n\tπ 你好 🙂"
+
+
+@pytest.mark.parametrize(
+    ("steps", "done", "rollouts"),
+    [(0, False, True), (1, False, True), (1, True, True), (6, True, False), (80, True, True)],
+)
+def test_any_run_has_a_page(tmp_path: Path, steps: int, done: bool, rollouts: bool) -> None:
+    root = make_run(tmp_path, steps=steps, done=done, rollouts=rollouts)
+    text, _ = report_of(root, out=tmp_path / "out")
+    assert ("the run goes on, or was stopped" in text) == (not done)
+    assert ("No step is done yet" in text) == (steps == 0)
+    assert ("there is no solve rate to show" in text) == (not rollouts)
+
+
+def test_a_run_may_lack_every_file_but_its_configuration(tmp_path: Path) -> None:
+    root = make_run(tmp_path, done=False)
+    (root / "feedback.jsonl").unlink()
+    for dump in (root / "rollouts").iterdir():
+        dump.unlink()
+    (root / "metrics.jsonl").write_text(
+        '{"step": 1, "some/new_metric": 3.5}\n{"step": 2, "time/step_s": null}\n'
+    )
+    text, _ = report_of(root, out=tmp_path / "out")
+    assert "some/new_metric" in text
+
+
+def test_several_runs_are_compared(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path, seed=0),
+        make_run(tmp_path, seed=1),
+        make_run(tmp_path, "algorithm.name=grpo", steps=4, done=False),
+        make_run(tmp_path, "algorithm.name=sft", "rollouts_per_question=0", rollouts=False),
+    ]
+    begun = make_run(tmp_path, "algorithm.name=dapo", steps=0, done=False)
+    for number, run in enumerate(runs):
+        evaluate(run / "evaluation", [0, number, 8])
+    text, _ = report_of(*runs, begun, out=tmp_path / "out")
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == ["Results", "Learning", "pass@k", "Questions", "Costs", "What differs", "Runs"]
+    assert "<h1>hpt · grpo · sft</h1>" in text
+    assert f"Left out, since no step of them is done: {begun.name}" in text
+    assert "± one standard deviation over the seeds" in text
+    assert "not at the same step" in text
+    assert '<span class="best">50.5 ± 0.7</span>' in text  # hpt on `hard`, two seeds
+    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert drawn == {
+        "evaluations", "evaluation_0", "evaluation_1", "reward", "offline_ratio", "entropy", "length", "grad_norm",
+        "step_time", "questions", "pass_at_k_0",
+    }  # fmt: skip
+
+
+def test_evaluations_on_the_command_line_go_to_their_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_run(tmp_path)
+    evaluation = evaluate(tmp_path / "evaluated", [1, 2])
+    (evaluation / "config.yaml").write_text(f"model: {root}/checkpoints/step-000006/hf\n")
+    text, _ = report_of(root, evaluation, out=tmp_path / "out")
+    assert "pass@k on mini-chain" in text
+    (evaluation / "config.yaml").write_text("model: elsewhere\n")
+    assert main([str(root), str(evaluation)]) == 2
+    assert "none of the runs given" in capsys.readouterr().err
+    assert main([str(evaluation)]) == 2
+    assert "run folders of their models" in capsys.readouterr().err
+
+
+def test_mistakes_are_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    runs = [make_run(tmp_path, steps=0, done=False, seed=seed) for seed in (0, 1)]
+    assert main([*map(str, runs)]) == 2
+    assert "None of the runs has done a step yet" in capsys.readouterr().err
+    root = make_run(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main([str(root), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    (root / "rollouts" / "step-000001.parquet").write_text("no parquet")
+    assert main([str(root)]) == 2
+    assert "step-000001.parquet" in capsys.readouterr().err
+
+
+def test_the_report_goes_into_the_run_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_run(tmp_path)
+    assert main([str(root)]) == 0
+    assert capsys.readouterr().out.strip() == str(root / "report" / "index.html")
+    assert (root / "report" / "index.html").is_file()
+
+
+def test_parts_make_a_page(tmp_path: Path) -> None:
+    figure = Figure(figsize=(2, 1))
+    table = table_html([["a<b", 1], ["c", Html("<b>2</b>")]], ["name", "value"], "Two rows & more")
+    picture = Pictures(tmp_path).add("empty", figure, "An empty figure, for the test of the parts", "Nothing")
+    other = figure_html(figure, 'With "quotes" in its words')
+    text = page("A <title>", [Section("One & two", table + picture), Section("Three", other)])
+    found = check(text)
+    assert found.all("section") == [{"id": "one-two"}, {"id": "three"}]
+    assert "a&lt;b" in table
+    assert "<b>2</b>" in table
+    assert (tmp_path / "empty.png").read_bytes().startswith(b"\x89PNG")
+    assert [(i["width"], i["height"]) for i in found.all("img")] == [("192", "96")] * 2

@@ -1,0 +1,250 @@
+"""From run folders to choice, tables, claims and page, with runs that are missing."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpt_ray.config.load import dump_config
+from hpt_ray.evaluation.results import QuestionResult, write_results
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.reproduce import tables
+from hpt_ray.reproduce.collect import ALL, ID, collect
+from hpt_ray.reproduce.dynamics import findings
+from hpt_ray.reproduce.figures import pass_means
+from hpt_ray.reproduce.jobs import Outcome
+from hpt_ray.reproduce.matrix import RunSpec, reported_runs, sweep_runs
+from hpt_ray.reproduce.paper_tables import MATH, TABLES
+from hpt_ray.reproduce.passes import evaluations_of
+from hpt_ray.reproduce.report import write_report
+from hpt_ray.reproduce.runner import Done, done_folders
+from hpt_ray.reproduce.suite import Suite, load_suite
+from hpt_ray.reproduce.sweep import Try, best_of, choose
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITE = """
+out: {out}
+recipe: {root}/tests/cluster/tiny.yaml
+title: "<a suite>"
+models: {{t: {{title: small, config: {{model: {{path: "mini:t"}}, run: {{steps: 4}}}}}}}}
+methods:
+  grpo: {{title: GRPO, config: {{algorithm: {{name: grpo}}}}}}
+  luffy: {{title: LUFFY, config: {{algorithm: {{name: luffy}}}}}}
+  hpt: {{title: HPT, config: {{algorithm: {{name: hpt}}}}}}
+  hpt_gamma_1: {{title: "HPT, γ = 1/4", tuned_as: hpt, config: {{selection: {{gamma: 0.25}}}}}}
+matrix: {{seeds: [1, 2]}}
+sets:
+  test: {{chain: "mini:test/chain", word: "mini:test/word", lose: "mini:test/lose"}}
+  in_distribution: [chain, word]
+  out_of_distribution: [lose]
+sweep:
+  seeds: [9]
+  sets: {{chain: "mini:validation/chain"}}
+  tries: [{{learner.learning_rate: 1.0e-4}}, {{learner.learning_rate: 2.0e-4}}]
+pass_at_k: {{benchmarks: [mini-test-chain], samples: 4, seeds: [1]}}
+paper: {{table2: [t], table6: [t]}}
+notes: ["A & B"]
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SUITE.format(out=tmp_path / "out", root=ROOT), encoding="utf-8")
+    return load_suite(path)
+
+
+def write_run(spec: RunSpec, scores: dict[str, float], offline: list[float], entropy: float) -> None:
+    """A finished run: the files that the driver writes, with these numbers."""
+    folder = RunFolder.create(spec.config.run.dir, spec.id)
+    dump_config(spec.config, folder.config)
+    before = {f"eval/{name}/mean": 0.0 for name in scores}
+    folder.append_metrics({"step": 0, **before})
+    for step, ratio in enumerate(offline, 1):
+        folder.append_metrics(
+            {
+                "step": step,
+                "reward/mean": 0.1 * step,
+                "selection/demo_question_ratio": ratio,
+                "policy/entropy": entropy,
+                "rollout/length_mean": 10.0,
+                "reward/outcome/correct": 32,
+                **({f"eval/{n}/mean": s for n, s in scores.items()} if step == len(offline) else {}),
+            }
+        )
+    visit = {"step": 1, "solved": 1, "rollouts": 4, "aborted": 0, "reason": "solved"}
+    lines = [{**visit, "question_id": f"q{i}", "rollout_weight": 1.0, "demo_weight": 0.0} for i in range(3)]
+    (folder.root / "feedback.jsonl").write_text(
+        "".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8"
+    )
+    evaluations = {n: {"first": {}, "best": {}, "last": {"step": 4, "mean": s}} for n, s in scores.items()}
+    folder.write_summary({"steps": 4, "evaluations": evaluations, "wall_s": 30.0})
+
+
+def sets(score: float, lose: float) -> dict[str, float]:
+    return {"chain": score, "word": score, "lose": lose}
+
+
+@pytest.fixture
+def done(suite: Suite) -> Done:
+    """All tries but one; LUFFY was never run, and one seed of the γ ablation failed."""
+    tries = sweep_runs(suite, list(suite.pairs()))
+    for number, run in enumerate(t for t in tries if t.id != "t.luffy.try2.s9"):
+        write_run(run, {"chain": 0.1 * number}, [0.0], 1.0)
+    choices = choose(suite, tries, done_folders(tries))
+    runs = reported_runs(suite, {pair: choice.settings for pair, choice in choices.items()})
+    for run in runs:
+        if run.method == "grpo":
+            write_run(run, sets(0.6 + 0.01 * run.seed, 0.9), [0, 0, 0, 0], 0.5)
+        elif run.method == "hpt":
+            write_run(run, sets(0.9 + 0.01 * run.seed, 0.8), [0.5, 0.4, 0.2, 0.1 * run.seed], 0.7)
+        elif run.id == "t.hpt_gamma_1.s1":
+            write_run(run, sets(0.5, 0.5), [0.8, 0.8, 0.7, 0.7], 0.7)
+    made = Done(suite, tries, choices, runs, folders=done_folders([*tries, *runs]))
+    made.journal.add("t.hpt_gamma_1.s2", Outcome(3.0, "exit code 1: failed: RuntimeError: <no room>"))
+    made.evaluations = evaluations_of(suite, runs, made.folders)
+    return made
+
+
+def answers(correct: int, number: int) -> QuestionResult:
+    return QuestionResult(
+        benchmark="mini-test-chain",
+        question_id=f"q{number}",
+        data_source="mini/chain",
+        level="1",
+        reference_hash="0",
+        n=4,
+        correct=correct,
+        wrong=4 - correct,
+        no_answer=0,
+        unparsable=0,
+        timeout=0,
+        error=0,
+        mean_tokens=5.0,
+        truncated=0,
+    )
+
+
+def evaluate(done: Done, method: str, correct: list[int]) -> None:
+    evaluation = next(e for e in done.evaluations if e.method == method)
+    evaluation.out.mkdir(parents=True)
+    write_results(evaluation.out, [answers(c, i) for i, c in enumerate(correct)])
+    (evaluation.out / "results.json").write_text("{}", encoding="utf-8")
+
+
+def test_the_best_try_is_chosen_and_a_failed_one_is_not(done: Done) -> None:
+    assert done.choices["t", "grpo"].settings == {"learner.learning_rate": 2e-4}
+    luffy = done.choices["t", "luffy"]
+    assert [t.score is None for t in luffy.tries] == [False, True]
+    assert luffy.chosen == 0
+
+
+def test_of_equal_tries_the_first_is_chosen_and_of_none_there_is_no_choice() -> None:
+    values = [1e-4, 2e-4, 4e-4]
+    tries = [Try({"lr": v}, score) for v, score in zip(values, [0.5, 0.7, 0.7], strict=True)]
+    choice = best_of(tries)
+    assert choice is not None
+    assert (choice.chosen, choice.at_edge) == (1, [])
+    assert best_of([Try({"lr": v}, None) for v in values]) is None
+    edge = best_of([Try({"lr": v}, v) for v in values])
+    assert edge is not None
+    assert edge.at_edge == ["lr"]
+
+
+def test_missing_runs_are_named_with_their_reason(done: Done) -> None:
+    assert done.missing["t.hpt_gamma_1.s2"] == "exit code 1: failed: RuntimeError: <no room>"
+    assert done.missing["t.luffy.try2.s9"] == "not run"
+    assert not any("grpo.s" in name for name in done.missing if not name.startswith("pass@"))
+
+
+def test_scores_with_missing_cells(done: Done) -> None:
+    results = collect(done)
+    table = tables.scores_table(results, "t")
+    assert table.header == ["method", "chain", "word", "lose", ID, "OOD average", ALL, "seeds"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert list(rows) == ["before training", "GRPO", "HPT", "HPT, γ = 1/4"]  # LUFFY has no run at all
+    assert rows["HPT, γ = 1/4"] == ["50.0", "50.0", "50.0", "50.0", "50.0", "50.0", "1"]
+    assert rows["HPT"][0] == "91.5 ± 6.4"  # t(0.975, 1) · 0.00707 / √2
+    assert rows["before training"][-2:] == ["0.0", ""]
+
+
+def test_costs_count_visits_and_tokens(done: Done) -> None:
+    rows = {row[0]: row[1:] for row in tables.costs_table(collect(done), "t").rows}
+    assert rows["GRPO"] == ["32", "1,280", "0", "30"]  # 4 steps × 8 questions; 4 × 32 rollouts × 10 tokens
+
+
+def test_differences_are_paired_and_leave_out_what_is_missing(done: Done) -> None:
+    contrasts = {(c.method, c.measure): c for c in tables.contrasts(collect(done), "t")}
+    assert {method for method, _ in contrasts} == {"grpo", "hpt_gamma_1"}
+    against_grpo = contrasts["grpo", ID].difference
+    assert (against_grpo.n, against_grpo.mean) == (2, pytest.approx(0.3))
+    assert contrasts["hpt_gamma_1", ID].difference.n == 1
+
+
+def test_claims_are_decided_by_the_numbers(done: Done) -> None:
+    evaluate(done, "hpt", [0, 4, 2])
+    evaluate(done, "grpo", [0, 0, 4])
+    found = {f.claim: f for f in findings(collect(done), pass_means(done.evaluations))}
+    assert found["HPT's share of demonstrations falls"].verdict == "holds"
+    assert found["It stays above zero to the end"].verdict == "holds"
+    assert found["HPT's entropy is above GRPO's at all times"].verdict == "holds"
+    assert found["γ = 0 is better than γ = 1/8"].verdict == "open"  # one common seed decides nothing
+    assert found["HPT's pass@4 is above GRPO's"].verdict == "holds"
+    assert "66.7% against 33.3%" in found["HPT's pass@4 is above GRPO's"].numbers
+    assert "SFT's pass@4 is above GRPO's" not in found
+
+
+def test_the_papers_tables_stand_beside_ours(done: Done) -> None:
+    found = {table.name: rows for table, rows in tables.paper_tables(collect(done))}
+    assert set(found) == {"table2", "table6"}
+    rows = {row[0]: row for row in found["table2"].rows}
+    assert found["table2"].header[-2:] == ["small: ID average", "small: OOD average"]
+    assert rows["HPT"][7] == "52.7"
+    assert rows["HPT"][-2:] == ["91.5 ± 6.4", "80.0 ± 0.0"]
+    assert rows["SFT"][-2:] == ["–", "–"]
+    assert rows["Oat-Zero*"][-1] == "–"
+
+
+def test_page_and_numbers(done: Done) -> None:
+    evaluate(done, "hpt", [0, 4, 2])
+    evaluate(done, "grpo", [0, 0, 4])
+    page = write_report(done).read_text(encoding="utf-8")
+    assert "<h1>&lt;a suite&gt;</h1>" in page
+    assert "A &amp; B" in page
+    assert "&lt;no room&gt;" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
+    for title in (
+        "Results",
+        "Differences",
+        "Claims of the paper",
+        "The paper&#x27;s tables",
+        "pass@k",
+        "Tuning",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    assert {path.name for path in (done.suite.out / "figures").iterdir()} >= {
+        *("t-methods-id.png", "t-methods-offline.png", "t-ablations-id.png", "t-pass-at-k.png"),
+        "t-solve-rates.png",
+    }
+    numbers = json.loads((done.suite.out / "results.json").read_text(encoding="utf-8"))
+    assert numbers["missing"]["t.hpt_gamma_1.s2"]
+    assert numbers["suite"]["matrix"]["seeds"] == [1, 2]
+    assert numbers["configurations"]["t.hpt"]["learner.learning_rate"] in (1e-4, 2e-4)
+    assert {row["method"] for row in numbers["summary"]} == {"base", "grpo", "hpt", "hpt_gamma_1"}
+    (exclusive,) = numbers["exclusive_solves"]
+    assert exclusive["rows"][-1]["only_a"] == 1
+
+
+def test_a_report_without_any_run(suite: Suite) -> None:
+    tries = sweep_runs(suite, list(suite.pairs()))
+    page = write_report(Done(suite, tries, {}, []))
+    assert "t.grpo.try1.s9" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_the_papers_numbers_agree_with_their_averages(table: object) -> None:
+    for row in table.rows:  # type: ignore[attr-defined]
+        values = dict(zip(table.columns, row.values, strict=True))  # type: ignore[attr-defined]
+        assert values["average"] == pytest.approx(np.mean([values[name] for name in MATH]), abs=0.051)
