@@ -30,7 +30,7 @@ from statistics import fmean
 from typing import Any
 
 import psutil
-from machine import machine, versions
+from machine import machine, versions, write
 
 from hpt_ray.observe.run_folder import RunFolder
 
@@ -95,8 +95,7 @@ def main() -> None:
         disturbed.go_on(arguments.minutes * 60, faults=random.Random(arguments.seed))
         report |= {"raw": {"undisturbed": quiet.figures(), "disturbed": disturbed.figures()}}
     report["result"] = result(**report["raw"])
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2))
+    write(arguments.out, report)
 
 
 def words() -> list[str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -23,7 +22,7 @@ from typing import Any
 
 import psutil
 import ray
-from machine import machine, versions
+from machine import machine, versions, write
 from ray._private.internal_api import get_memory_info_reply
 from rich.console import Console
 
@@ -107,8 +106,7 @@ def main() -> None:
         "raw": looks,
         "result": result(looks),
     }
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report["result"], indent=2))
+    write(arguments.out, report)
 
 
 def settings(steps: int, folder: Path) -> list[str]:

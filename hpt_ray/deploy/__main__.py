@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--kind", choices=["RayJob", "RayCluster"], default="RayJob")
     command.add_argument("--out", type=Path, help="folder to write; default: build/kuberay/NAME")
     command.add_argument("--gpus-per-node", type=int, default=8, help="GPUs of a node (8)")
-    command.add_argument("--cpus-per-node", type=int, default=64, help="CPU cores of a node (64)")
+    command.add_argument("--cpus-per-node", type=int, default=96, help="CPU cores of a node (96)")
     command.add_argument("--gpu-resource", default="nvidia.com/gpu", help="what Kubernetes calls a GPU")
     command.add_argument(
         "--with",

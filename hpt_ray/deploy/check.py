@@ -50,7 +50,8 @@ def open_files(options: argparse.Namespace) -> str:
 
 def folders(options: argparse.Namespace) -> str:
     """Everything that a run writes beside its run folder can be written, and the disk is not full."""
-    found = {"TMPDIR": tempfile.gettempdir()}
+    # `gettempdir` passes over a TMPDIR that cannot be written.
+    found = {"TMPDIR": os.environ.get("TMPDIR") or tempfile.gettempdir()}
     found |= {name: os.environ[name] for name in FOLDERS if os.environ.get(name)}
     for name, folder in found.items():
         try:
@@ -144,7 +145,9 @@ def cluster(options: argparse.Namespace) -> str:
     says = ""
     while True:
         try:
-            theirs = JobSubmissionClient(options.cluster).get_version()
+            # `get_version` gives the version of the protocol; that of Ray is in the same answer.
+            answer = JobSubmissionClient(options.cluster)._do_request("GET", "/api/version")
+            theirs = answer.json()["ray_version"]
             break
         except (ConnectionError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]

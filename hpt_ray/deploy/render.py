@@ -30,7 +30,7 @@ from hpt_ray.deploy.pods import RAY_CPUS, NodeSize, PodGroup, Pods, plan_pods
 from hpt_ray.errors import UserError
 
 BASES = Path(__file__).resolve().parents[2] / "deploy" / "kuberay"
-DATA = "/data"  # where deploy/kuberay/cluster mounts the volume of data and run folders
+SHARED = "/shared"  # where deploy/kuberay/cluster mounts the volume of data and run folders
 HEADER = """\
 # Made by `python -m hpt_ray.deploy render`, which writes all files here anew. Change run.yaml and render it again
 # with --config run.yaml, or build your own kustomization on this folder.
@@ -56,7 +56,7 @@ class Target:
 
     image: str
     kind: str = "RayJob"
-    node: NodeSize = NodeSize(cpus=64, gpus=8)
+    node: NodeSize = NodeSize(cpus=96, gpus=8)
     gpu_resource: str = "nvidia.com/gpu"
     components: tuple[str, ...] = ()  # folders of deploy/kuberay/components
 
@@ -105,7 +105,7 @@ def on_the_volume(config: Config) -> Config:
     """
 
     def place(path: str) -> str:
-        return path if mini.is_mini(path) or "://" in path else str(Path(DATA, path))
+        return path if mini.is_mini(path) or "://" in path else str(Path(SHARED, path))
 
     def placed(section: Any) -> Any:
         """A phase's `data` section."""

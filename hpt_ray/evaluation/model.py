@@ -45,6 +45,11 @@ def locate_model(uri: str) -> ModelSource:
         raise UserError(
             f"model={uri}: no config.json in {folder}. Give a model folder, a run or a checkpoint."
         )
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model={uri}: no safetensors weights in {folder}. Other formats can hold code and are not loaded: "
+            "convert the model to safetensors."
+        )
     run = next((parent for parent in folder.parents[:3] if _is_run(parent)), None)
     if run is None:
         return ModelSource(folder.name, str(folder))

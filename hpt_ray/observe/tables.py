@@ -116,9 +116,10 @@ def _cost_in_words(plan: Plan) -> str:
     least, expected, most = plan.costs
     busy = sum(expected.busy.values()) or 1.0
     shares = ", ".join(f"{name} {amount / busy:.0%}" for name, amount in expected.busy.items() if amount)
+    gpus = f"{plan.num_gpus:g} GPU" if plan.num_gpus == 1 else f"{plan.num_gpus:g} GPUs"
     return (
         f"{two_digits(expected.gpu_hours)} GPU hours of an A100 ({two_digits(least.gpu_hours)} to "
-        f"{two_digits(most.gpu_hours)}): {two_digits(expected.wall / 3600)} hours on {plan.num_gpus:g} GPUs; {shares}"
+        f"{two_digits(most.gpu_hours)}): {two_digits(expected.wall / 3600)} hours on {gpus}; {shares}"
     )
 
 

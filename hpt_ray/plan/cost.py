@@ -125,8 +125,8 @@ def _step_flops(work: Work, shape: ModelShape, facts: DataFacts, assumed: Assump
     rollouts, demonstrations = {
         "demonstrations": (0.0, 1.0),
         "rollouts": (n, 0.0),
-        "both": (n, 1.0),
-    }.get(work.gate, ((1 - assumed.gated) * n, assumed.gated))
+        "switch": ((1 - assumed.gated) * n, assumed.gated),
+    }.get(work.gate, (n, 1.0))
     forward = questions * (
         rollouts * rollout_row * forward_flops(shape, rollout_row)
         + demonstrations * demonstration_row * forward_flops(shape, demonstration_row)

@@ -159,12 +159,17 @@ def costs(methods: Sequence[Method], pictures: Pictures) -> str:
             rounded(float(np.mean([run.tokens_sampled for run in method.runs]))),
             rounded(float(np.mean([run.tokens_trained for run in method.runs]))),
             short_time(float(np.mean([run.wall_s for run in method.runs]))),
-            f"{np.mean([run.series('time/step_s').values.mean() for run in method.runs]):.2f} s",
+            _step_seconds(method.runs),
         ]
         for method in methods
     ]
     header = ["method", "steps", "tokens sampled", "tokens trained on", "time", "time of a step"]
     return table_html(rows, header, "What a run cost, mean over seeds")
+
+
+def _step_seconds(runs_: Sequence[RunData]) -> str:
+    means = [series.values.mean() for run in runs_ if len(series := run.series("time/step_s"))]
+    return f"{np.mean(means):.2f} s" if means else DASH
 
 
 def differences(methods: Sequence[Method], pictures: Pictures) -> str:

@@ -35,7 +35,7 @@ from hpt_ray.report.html import (
     table_html,
 )
 from hpt_ray.report.load import RunData, Visit
-from hpt_ray.report.methods import shown
+from hpt_ray.report.methods import algorithm_of, shown
 from hpt_ray.report.pass_at_k import pass_at_k_html
 from hpt_ray.report.run_figures import draw_all, marks_of
 from hpt_ray.report.style import BRANCH_COLORS, rounded
@@ -57,7 +57,7 @@ def introduction(run: RunData) -> str:
     how_far = f"{run.num_steps:,} of {total:,} steps" if isinstance(total, int) else f"{run.num_steps} steps"
     if run.state != "done":
         how_far += "; the run goes on, or was stopped"
-    lead = f"{config.get('algorithm.name', '?')} on {config.get('model.path', '?')} · {how_far}"
+    lead = f"{algorithm_of(run)} on {config.get('model.path', '?')} · {how_far}"
     facts = [
         ("seed", shown(run.seed)),
         ("questions per step", shown(config.get("questions_per_step"))),

@@ -20,7 +20,9 @@ import yaml
 
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.results import QUESTIONS, QuestionResult, read_results
+from hpt_ray.observe.metrics import branch_of
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.records import Decision
 
 Results = dict[str, list[QuestionResult]]
 
@@ -58,8 +60,8 @@ class Visit:
     @property
     def branch(self) -> str:
         """What it trained on: see `observe.metrics.branch_of`."""
-        names = {(True, True): "both", (True, False): "rollouts", (False, True): "demonstration"}
-        return names.get((self.rollout_weight != 0, self.demo_weight != 0), "nothing")
+        weights = self.rollout_weight, self.demo_weight
+        return branch_of(Decision(*weights, self.solved, self.rollouts, self.reason))
 
 
 @dataclass(frozen=True)

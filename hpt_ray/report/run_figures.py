@@ -143,8 +143,7 @@ def evaluations_figure(run: RunData) -> Drawn | None:
         Curve(name, line_style(i)[0], s.steps, s.values, dash=line_style(i)[1], width=1.2)
         for i, (name, s) in enumerate(sets.items())
     ]
-    if several:
-        mean = mean_over_sets(run)
+    if several and len(mean := mean_over_sets(run)):
         curves.append(Curve("mean", INK, mean.steps, mean.values, width=2.4))
     title, unit = "Evaluations", "mean score by held-out set"
     figure = curves_figure(

@@ -78,6 +78,8 @@ class LocalLauncher:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
+                "hpt_ray.reproduce.child",
+                str(os.getpid()),
                 *job.words,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

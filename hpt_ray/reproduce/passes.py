@@ -8,9 +8,13 @@ another evaluation; within it, that program goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from hpt_ray.evaluation.model import GRADER_KEYS, TEMPLATE_KEYS
 from hpt_ray.evaluation.results import QUESTIONS
 from hpt_ray.reproduce.jobs import Job
 from hpt_ray.reproduce.matrix import RunSpec
@@ -51,6 +55,7 @@ class _Kind:
 
     name: str
     tag: str
+    file: Path | None
     words: tuple[str, ...]
     methods: Sequence[str]
     seeds: Sequence[int]
@@ -66,12 +71,11 @@ def _kinds(suite: Suite) -> Iterator[_Kind]:
     final, passes, everything = suite.keys.final, suite.keys.pass_at_k, list(suite.methods)
     if final.benchmarks:
         names = ",".join(final.benchmarks)
-        words = (*_file(suite, final.config), f"benchmarks=[{names}]")
-        yield _Kind(FINAL, f"final-{names.replace(',', '+')}", words, everything, suite.seeds, base=True)
+        path, tag = _path(suite, final.config), f"final-{names.replace(',', '+')}"
+        yield _Kind(FINAL, tag, path, (f"benchmarks=[{names}]",), everything, suite.seeds, base=True)
     if passes.benchmarks:
         names = ",".join(passes.benchmarks)
         words = (
-            *_file(suite, passes.config),
             f"benchmarks=[{names}]",
             f"samples={passes.samples}",
             f"temperature={passes.temperature:g}",
@@ -79,11 +83,39 @@ def _kinds(suite: Suite) -> Iterator[_Kind]:
         )
         tag = f"k{passes.samples}-T{passes.temperature:g}-p{passes.top_p:g}-{names.replace(',', '+')}"
         methods, seeds = passes.methods or everything, passes.seeds or suite.seeds
-        yield _Kind(PASS, tag, words, methods, seeds, base=passes.base)
+        yield _Kind(PASS, tag, _path(suite, passes.config), words, methods, seeds, base=passes.base)
 
 
-def _file(suite: Suite, name: str | None) -> tuple[str, ...]:
-    return ("--config", str(suite.file(name).absolute())) if name else ()
+def _path(suite: Suite, name: str | None) -> Path | None:
+    return suite.file(name).absolute() if name else None
+
+
+def _file(path: Path | None) -> tuple[str, ...]:
+    return ("--config", str(path)) if path else ()
+
+
+def _base_file(suite: Suite, kind: _Kind, run: RunSpec) -> Path:
+    return suite.out.absolute() / "configs" / f"{run.model}.{BASE}-{kind.name.replace('@', '-')}.yaml"
+
+
+def write_base_files(suite: Suite, runs: Sequence[RunSpec]) -> None:
+    """How the models before training are asked: as their runs are, which evaluations of runs find by themselves."""
+    for kind in _kinds(suite):
+        for run in {run.model: run for run in runs}.values():
+            model, data, reward = (
+                asdict(part) for part in (run.config.model, run.config.data, run.config.reward)
+            )
+            asked: dict[str, Any] = {
+                name: model[name] for name in ("dtype", "config_overrides", "trust_remote_code")
+            }
+            asked["data"] = {name: data[name] for name in TEMPLATE_KEYS}
+            asked["reward"] = {name: reward[name] for name in GRADER_KEYS}
+            path = _base_file(suite, kind, run)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            as_runs = path.with_name(f"{run.model}.{BASE}.yaml")
+            as_runs.write_text(yaml.safe_dump(asked, allow_unicode=True), encoding="utf-8")
+            layers = [str(as_runs), *([str(kind.file)] if kind.file else [])]
+            path.write_text(yaml.safe_dump({"defaults": layers}, allow_unicode=True), encoding="utf-8")
 
 
 def _evaluations(
@@ -95,9 +127,14 @@ def _evaluations(
         if run.model not in begun and kind.base:
             begun.add(run.model)
             out = parent / f"{run.model}.{BASE}-{kind.tag}"
-            words = (f"model={run.config.model.path}", *kind.words)
+            words = (
+                "--config",
+                str(_base_file(suite, kind, run)),
+                f"model={run.config.model.path}",
+                *kind.words,
+            )
             yield Evaluation(kind.name, run.model, BASE, None, out, words)
         if run.method in kind.methods and run.seed in kind.seeds and run.id in folders:
             out = parent / f"{folders[run.id].name}-{kind.tag}"
-            words = (f"model={folders[run.id]}", *kind.words)
+            words = (*_file(kind.file), f"model={folders[run.id]}", *kind.words)
             yield Evaluation(kind.name, run.model, run.method, run.seed, out, words)

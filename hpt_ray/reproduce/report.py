@@ -22,6 +22,7 @@ from hpt_ray.evaluation.report import versions
 from hpt_ray.evaluation.results import read_results
 from hpt_ray.observe.run_folder import write_atomic
 from hpt_ray.report import Html, Pictures, Section, escape, page, table_html
+from hpt_ray.report.html import details_html
 from hpt_ray.reproduce import tables
 from hpt_ray.reproduce.collect import Results, collect
 from hpt_ray.reproduce.dynamics import Finding, findings
@@ -232,8 +233,8 @@ def _findings(results: Results, found: Sequence[Finding]) -> str:
 
 def _paper(results: Results, exclusive: Exclusive) -> str:
     parts: list[str] = []
-    for table, rows in tables.paper_tables(results):
-        parts.append(_table(rows))
+    for table, rows, printed in tables.paper_tables(results):
+        parts += [_table(rows), details_html(f"All numbers of the paper's {table.title}", _table(printed))]
         parts += [f'<p class="note">{escape(table.note)}</p>'] if table.note else []
     if exclusive:
         parts.append(_table(tables.exclusive_table(results, exclusive), align="lllrrr"))

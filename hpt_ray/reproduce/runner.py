@@ -19,7 +19,7 @@ from hpt_ray.data.mini import is_mini
 from hpt_ray.mini_base import is_built
 from hpt_ray.reproduce.jobs import Job, Launcher
 from hpt_ray.reproduce.matrix import Pair, RunSpec, matching, reported_runs, sweep_runs, untuned
-from hpt_ray.reproduce.passes import Evaluation, evaluations_of
+from hpt_ray.reproduce.passes import Evaluation, evaluations_of, write_base_files
 from hpt_ray.reproduce.queue import Journal, Queue
 from hpt_ray.reproduce.state import Action, State, state_of
 from hpt_ray.reproduce.suite import Suite
@@ -86,25 +86,34 @@ class Runner:
     async def run(self) -> Done:
         """Everything that is missing, then what there is. Raises nothing for jobs that fail."""
         suite, wanted = self.suite, self.wanted()
-        done = Done(suite, sweep_runs(suite, _pairs(wanted)), {}, [])
-        total = _count(done.tries) + _count(wanted)
+        tries, planned = self.plan()
+        done = Done(suite, tries, {}, [])
+        bases = self._missing_bases([*tries, *planned])
+        num_runs = len(bases) + _count(tries) + _count(planned)
         with Queue(
             self.launcher,
             parallel=suite.keys.parallel,
             timeout_s=suite.keys.timeout_s,
             journal=done.journal,
             console=self.console,
-            total=total,
+            total=num_runs + self._num_evaluations(planned),
         ) as queue:
-            await self._build_bases(queue, [*done.tries, *wanted], total)
+            for base in bases:  # one at a time and before the runs, several of which would each build it
+                await queue.run([base])
             await self._run_all(queue, done.tries, done)
             self._take_choices(done, wanted)
             await self._run_all(queue, done.runs, done)
             done.evaluations = evaluations_of(suite, done.runs, done.folders)
+            write_base_files(suite, done.runs)
             missing = [e for e in done.evaluations if not e.is_done]
-            queue.expect(total + len(missing))
+            queue.expect(num_runs + len(missing))
             await queue.run([e.job(suite.out / "logs") for e in missing])
         return done
+
+    def _num_evaluations(self, wanted: Sequence[RunSpec]) -> int:
+        """How many there will be if no run fails."""
+        folders = {run.id: state_of(run).root or Path(run.id) for run in wanted}
+        return sum(not e.is_done for e in evaluations_of(self.suite, wanted, folders))
 
     def _take_choices(self, done: Done, wanted: Sequence[RunSpec]) -> None:
         done.choices = choose(self.suite, done.tries, done.folders)
@@ -126,15 +135,16 @@ class Runner:
         ids = {run.id for run in wanted}
         return [run for run in reported_runs(suite, {**fallback, **chosen}) if run.id in ids]
 
-    async def _build_bases(self, queue: Queue, runs: Sequence[RunSpec], total: int) -> None:
-        """The small task's bases, one at a time and before the runs, of which several would each build them."""
-        names = dict.fromkeys(run.config.model.path for run in runs if is_mini(run.config.model.path))
-        missing = [name for name in names if not is_built(name)]
-        if missing and _count(runs):
-            queue.expect(total + len(missing))
-            for name in missing:
-                log = self.suite.out / "logs" / f"base-{name.replace(':', '-')}.log"
-                await queue.run([Job(f"base {name}", ("hpt_ray.mini_base", name), log)])
+    def _missing_bases(self, runs: Sequence[RunSpec]) -> list[Job]:
+        """The small task's bases that the runs begin from and that are not built yet."""
+        wanted = [run for run in runs if state_of(run).action is not Action.DONE]
+        names = dict.fromkeys(run.config.model.path for run in wanted if is_mini(run.config.model.path))
+        logs = self.suite.out / "logs"
+        return [
+            Job(f"base {name}", ("hpt_ray.mini_base", name), logs / f"base-{name.replace(':', '-')}.log")
+            for name in names
+            if not is_built(name)
+        ]
 
     async def _run_all(self, queue: Queue, runs: Sequence[RunSpec], done: Done) -> None:
         states = {run.id: state_of(run) for run in runs}

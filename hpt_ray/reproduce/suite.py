@@ -17,6 +17,7 @@ from typing import Any
 from hpt_ray.config.load import load_as
 from hpt_ray.config.schema import key, section
 from hpt_ray.errors import UserError
+from hpt_ray.reproduce.paper_tables import BY_NAME
 
 Settings = Mapping[str, Any]  # dotted key of a run's configuration → value
 
@@ -89,7 +90,10 @@ class SuiteKeys:
     models: dict[str, Any] = key({}, "Name → `title`, `config`, `recipe`.")
     reference: str = key("hpt", "The method that the others are compared with.")
     notes: list[str] = key([], "What a reader must know to read the tables; printed above them.")
-    paper: dict[str, Any] = key({}, "Table of the paper (`table2` … `table6`) → models shown beside it.")
+    paper: dict[str, Any] = key(
+        {},
+        "Table of the paper (`table2`, `table3-llama`, `table3-1.5b`, `table5`, `table6`) → models shown beside it.",
+    )
     parallel: int = key(1, "Runs at the same time.", minimum=1)
     timeout_s: float = key(86400.0, "Limit for one run; then it counts as failed.", minimum=1)
     matrix: MatrixKeys = section(MatrixKeys)
@@ -207,6 +211,9 @@ def _names_are_known(suite: Suite) -> Iterator[str]:
         "sweep.select_on": (keys.sweep.select_on, keys.sweep.sets),
         "pass_at_k.methods": (keys.pass_at_k.methods, suite.methods),
         "pass_at_k.seeds": (map(str, keys.pass_at_k.seeds), map(str, keys.matrix.seeds)),
+    }
+    lists |= {"paper": (keys.paper, BY_NAME)} | {
+        f"paper.{t}": (m, keys.models) for t, m in keys.paper.items()
     }
     lists |= {f"methods.{n}.models": (m.models, keys.models) for n, m in suite.methods.items()}
     lists |= {

@@ -101,27 +101,33 @@ def contrasts_table(results: Results, model: str) -> Rows:
     return Rows(f"{results.suite.models[model].title}: {reference} minus each other method", header, rows)
 
 
-def paper_tables(results: Results) -> Iterator[tuple[PaperTable, Rows]]:
-    """The paper's tables that the suite maps to, with our averages, or our sets of the same names, beside."""
+def paper_tables(results: Results) -> Iterator[tuple[PaperTable, Rows, Rows]]:
+    """The paper's tables that the suite maps to: what both have, column by column; and the whole of the paper's."""
     for name, models in results.suite.keys.paper.items():
-        for table in (t for t in BY_NAME.values() if t.name == name or t.name.startswith(f"{name}-")):
-            yield table, _beside(results, table, [m for m in models if m in results.suite.models])
+        present = [model for model in models if model in results.suite.models]
+        yield BY_NAME[name], _beside(results, BY_NAME[name], present), _as_printed(BY_NAME[name])
 
 
 def _beside(results: Results, table: PaperTable, models: Sequence[str]) -> Rows:
-    same = {column: column for column in table.columns if column in results.measures}
-    ours = same | {table.id_average: ID} | ({table.ood_average: OOD} if table.ood_average else {})
-    ours = {column: measure for column, measure in ours.items() if measure in results.measures}
-    header = [f"{table.model} (paper)", *table.columns]
-    for model in models:
-        header += [f"{results.suite.models[model].title}: {measure}" for measure in ours.values()]
+    """The averages, and the benchmarks that are sets of the suite too: the paper's number, then ours by model."""
+    measures = {column: column for column in table.columns} | {table.id_average: ID, table.ood_average: OOD}
+    shared = {column: measures[column] for column in table.columns if measures[column] in results.measures}
+    header = ["method"]
+    for column in shared:
+        header += [f"{column}: paper", *(f"{results.suite.models[m].title}" for m in models)]
     rows = []
     for row in table.rows:
-        cells = [row.title, *(f"{value:.1f}" for value in row.values)]
-        for model in models:
-            cells += [percent(results.spread(model, row.method, m)) for m in ours.values()]
+        cells = [row.title]
+        for column, measure in shared.items():
+            cells.append(f"{row.values[table.columns.index(column)]:.1f}")
+            cells += [percent(results.spread(model, row.method, measure)) for model in models]
         rows.append(cells)
-    return Rows(f"{table.title} (paper), and ours beside it", header, rows)
+    return Rows(f"{table.title}. Paper: {table.model}", header, rows)
+
+
+def _as_printed(table: PaperTable) -> Rows:
+    rows = [[row.title, *(f"{value:.1f}" for value in row.values)] for row in table.rows]
+    return Rows(f"{table.title}, {table.model}, as printed", ["method", *table.columns], rows)
 
 
 def exclusive_table(results: Results, compared: Sequence[tuple[str, str, Sequence[Comparison]]]) -> Rows:

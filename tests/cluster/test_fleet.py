@@ -135,7 +135,7 @@ def test_the_only_worker_is_waited_for(with_fleet):
 
 def test_a_question_that_kills_every_worker_is_lost_and_the_others_are_not(with_fleet):
     async def test(fleet: Fleet, pool: RolloutPool) -> None:
-        requests = [ask("poison", DIE, 100), *(ask(f"q{i}", ANSWER, 30) for i in range(6))]
+        requests = [ask("poison", DIE, 1500), *(ask(f"q{i}", ANSWER, 30) for i in range(6))]
         rollouts = await draw(pool, requests)
         assert keys(rollouts) == each_once(["poison", *(f"q{i}" for i in range(6))])
         finishes = {r.question_id: r.finish for r in rollouts}

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,19 @@ from hpt_ray.deploy.render import Target, differences, image_parts, object_name,
 from hpt_ray.errors import UserError
 from hpt_ray.setup import demand_of
 
-SECTIONS = {"defaults", *(field.name for field in fields(Config))}
-# There are files for other commands, too.
-RECIPES = [
-    path
-    for path in sorted((ROOT / "configs").rglob("*.yaml"))
-    if yaml.safe_load(path.read_text(encoding="utf-8")).keys() <= SECTIONS
+CONFIGS = ROOT / "configs"
+PAPER = sorted(path for path in (CONFIGS / "paper").glob("*.yaml") if path.name != "suite.yaml")
+# Each run is one file, or a recipe of the paper and a second file for another method or other nodes.
+RUNS = [
+    *(
+        (path,)
+        for path in [*sorted(CONFIGS.glob("*.yaml")), *sorted((CONFIGS / "algorithm").glob("*.yaml")), *PAPER]
+    ),
+    *((PAPER[0], path) for path in sorted((CONFIGS / "paper" / "method").glob("*.yaml"))),
+    *product(PAPER, sorted((CONFIGS / "paper" / "placement").glob("*.yaml"))),
 ]
 OPEN = {
-    "gsm8k_tiny.yaml": ["model.path=/data/tiny", "data.train=[a.parquet]", "evaluation.sets={a: b.parquet}"]
+    "gsm8k_tiny.yaml": ["model.path=/shared/tiny", "data.train=[a.parquet]", "evaluation.sets={a: b.parquet}"]
 }
 OVERLAYS = sorted((KUBERAY / "overlays").iterdir())
 GPU_RUN = [
@@ -46,8 +51,12 @@ GPU_RUN = [
 ]
 
 
-def recipe(path: Path) -> Config:
-    return load_config(path, OPEN.get(path.name, []))
+def load(run: tuple[Path, ...]) -> Config:
+    return load_config(run, OPEN.get(run[0].name, []))
+
+
+def name_of(run: tuple[Path, ...]) -> str:
+    return "+".join(path.stem for path in run)
 
 
 def gpu_run(*words: str) -> Config:
@@ -105,24 +114,24 @@ def run_of_manifest(objects: list[Object], folder: Path) -> Config:
 # -- the manifest of a recipe ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_recipe_fits_on_the_pods_of_its_manifest(path: Path, tmp_path: Path) -> None:
-    config = recipe(path)
+@pytest.mark.parametrize("run", RUNS, ids=name_of)
+def test_a_recipe_fits_on_the_pods_of_its_manifest(run: tuple[Path, ...], tmp_path: Path) -> None:
+    config = load(run)
     for name, content in render(config, Target(image="hpt-ray:test"), tmp_path).items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     objects = build(tmp_path)
     for item in objects:
         if item["apiVersion"] == "ray.io/v1":
             check(item)
-    run, nodes = run_of_manifest(objects, tmp_path), nodes_of_manifest(objects)
-    assert run.resume == "auto"
-    assert [replace(need, pool=None) for need in asked(run)] == [
+    read, nodes = run_of_manifest(objects, tmp_path), nodes_of_manifest(objects)
+    assert read.resume == "auto"
+    assert [replace(need, pool=None) for need in asked(read)] == [
         replace(need, pool=None) for need in asked(config)
     ]
     total: Counter[str] = Counter()
     for node in nodes:
         total.update(node)
-    bundles, _ = lay_out(asked(run))
+    bundles, _ = lay_out(asked(read))
     for resource in ("CPU", "GPU"):
         assert total[resource] >= sum(bundle.get(resource, 0.0) for bundle in bundles)
     place(bundles, nodes)
@@ -239,9 +248,9 @@ def test_a_run_that_no_gpu_can_hold_is_refused(tmp_path: Path) -> None:
 # -- small parts -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_the_differences_are_the_configuration(path: Path, tmp_path: Path) -> None:
-    config = recipe(path)
+@pytest.mark.parametrize("run", RUNS, ids=name_of)
+def test_the_differences_are_the_configuration(run: tuple[Path, ...], tmp_path: Path) -> None:
+    config = load(run)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(differences(config)), encoding="utf-8")
     assert load_config(tmp_path / "run.yaml", []) == config
 
@@ -251,9 +260,9 @@ def test_relative_paths_are_on_the_volume() -> None:
         "data.train=[a.parquet, mini:train, /b/c.parquet, 's3://d/e.parquet']", "evaluation.sets={x: f.jsonl}"
     )
     placed = on_the_volume(config)
-    assert placed.data.train == ["/data/a.parquet", "mini:train", "/b/c.parquet", "s3://d/e.parquet"]
-    assert placed.evaluation.sets == {"x": "/data/f.jsonl"}
-    assert placed.run.dir == "/data/runs"
+    assert placed.data.train == ["/shared/a.parquet", "mini:train", "/b/c.parquet", "s3://d/e.parquet"]
+    assert placed.evaluation.sets == {"x": "/shared/f.jsonl"}
+    assert placed.run.dir == "/shared/runs"
     assert placed.resume == "auto"
 
 

@@ -188,7 +188,7 @@ def test_what_a_run_writes_has_a_volume(overlay: Path) -> None:
     for group in pods(item)[: -1 if item["kind"] == "RayJob" else None]:
         (container,) = group["spec"]["containers"]
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        assert {"/data", "/cache", "/tmp", "/dev/shm"} <= mounts.keys()
+        assert {"/shared", "/cache", "/tmp", "/dev/shm"} <= mounts.keys()
         volumes = {volume["name"]: volume for volume in group["spec"]["volumes"]}
         assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
         for variable in container["env"]:

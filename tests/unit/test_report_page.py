@@ -1,6 +1,7 @@
 """The report as a file: everything in it, nothing fetched, nothing that a model wrote read as HTML."""
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -124,9 +125,11 @@ def test_a_run_may_lack_every_file_but_its_configuration(tmp_path: Path) -> None
     (root / "feedback.jsonl").unlink()
     for dump in (root / "rollouts").iterdir():
         dump.unlink()
-    (root / "metrics.jsonl").write_text(
-        '{"step": 1, "some/new_metric": 3.5}\n{"step": 2, "time/step_s": null}\n'
-    )
+    lines = [
+        {"step": 1, "some/new_metric": 3.5, "eval/a/mean": 1},
+        {"step": 2, "time/step_s": None, "eval/b/mean": 0},
+    ]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text, _ = report_of(root, out=tmp_path / "out")
     assert "some/new_metric" in text
 
@@ -193,6 +196,14 @@ def test_the_report_goes_into_the_run_unless_told_otherwise(
     assert main([str(root)]) == 0
     assert capsys.readouterr().out.strip() == str(root / "report" / "index.html")
     assert (root / "report" / "index.html").is_file()
+
+
+def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs" / "report.md"
+    (code,) = re.findall(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict = {"paths": [make_run(tmp_path, seed=seed) for seed in (0, 1)]}
+    exec(compile(code, "report.md", "exec"), names)
+    assert len(check(names["text"]).all("img")) == 1
 
 
 def test_parts_make_a_page(tmp_path: Path) -> None:
