@@ -93,6 +93,13 @@ class Cluster:
             raise UserError(
                 f"cluster.address={address}: the cluster does not let us in ({error})."
             ) from error
+        except RuntimeError as error:
+            if "Version mismatch" not in str(error):
+                raise
+            raise UserError(
+                f"cluster.address={address}: {str(error).strip()}\n"
+                "Use the same image, or the same lock file, on both sides."
+            ) from error
         return cls(started_here=False)
 
     @property

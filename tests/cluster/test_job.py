@@ -83,14 +83,23 @@ def exported(nodes: Nodes) -> dict[str, dict[tuple[tuple[str, str], ...], float]
     targets = [target for group in json.loads(discovery.read_text()) for target in group["targets"]]
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for target in dict.fromkeys(targets):
-        with urlopen(f"http://{target}/metrics", timeout=10) as reply:
-            text = reply.read().decode()
+        try:
+            with urlopen(f"http://{target}/metrics", timeout=10) as reply:
+                text = reply.read().decode()
+        except OSError:  # not every part of Ray that is named exports
+            continue
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name.startswith("ray_hpt_ray_"):
                     ours = {k: v for k, v in sample.labels.items() if k in ("run", "outcome", "reason")}
                     found.setdefault(sample.name, {})[tuple(sorted(ours.items()))] = sample.value
     return found
+
+
+def names_of(lines: list[dict[str, object]]) -> set[str]:
+    """What Prometheus calls the numbers in lines of metrics.jsonl."""
+    names = {name for line in lines for name, value in line.items() if value is not None}
+    return {find(name)[0].exported for name in names}
 
 
 def test_a_job_on_two_nodes_is_seen_stopped_and_resumed(nodes, tmp_path):
@@ -110,19 +119,18 @@ def test_a_job_on_two_nodes_is_seen_stopped_and_resumed(nodes, tmp_path):
     assert actors_on(head) == set()
     assert actors_on(rollout) == {"RolloutWorker", "VerifierService"}
     assert actors_on(learner) == {"LearnerWorker"}
-    assert "is RUNNING" in ray_job(nodes, "status", "first").stdout
+    assert "is currently running" in ray_job(nodes, "status", "first").stdout
 
-    # Ray's agents pass numbers on every few seconds.
-    wait_for(lambda: exported(nodes).get("ray_hpt_ray_step"), 60)
-    seen = exported(nodes)
     folder = RunFolder((tmp_path / "latest").resolve())
+    # Ray's agents pass numbers on every few seconds.
+    wait_for(lambda: names_of(folder.read_metrics()[:1]) <= exported(nodes).keys(), 60)
+    seen = exported(nodes)
+    assert seen.keys() <= names_of(folder.read_metrics())
     run = ("run", folder.root.name)
     assert 1 <= seen["ray_hpt_ray_step"][run,] <= steps_done()
-    names = {name for line in folder.read_metrics() for name, value in line.items() if value is not None}
-    assert set(seen) == {find(name)[0].exported for name in names if not name.startswith("faults/")}
     finishes = seen["ray_hpt_ray_rollout_finish_total"]
-    assert sum(finishes.values()) % 32 == 0  # 8 questions × 4 rollouts a step, by reason
-    assert {key[0][1] for key in finishes} <= {"stop", "length", "abort"}
+    assert sum(finishes.values()) >= 32  # 8 questions × 4 rollouts a step
+    assert {dict(labels)["reason"] for labels in finishes} <= {"stop", "length", "abort"}
 
     stopped = ray_job(nodes, "stop", "first")
     assert stopped.returncode == 0, stopped.stdout

@@ -59,7 +59,7 @@ def test_a_suite_that_was_killed_goes_on_and_reports(tmp_path: Path) -> None:
     children = wait_until_second_job(first, out)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    done = {path.parent.name for path in out.glob("runs/*/summary.json")}
+    done = {path.parent.name for path in out.glob("runs/t.*/summary.json")}
     assert len(done) == 1
     gone_by = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in children):
@@ -68,7 +68,7 @@ def test_a_suite_that_was_killed_goes_on_and_reports(tmp_path: Path) -> None:
 
     second = run_suite(suite)
     assert second.returncode == 0, second.stdout + second.stderr
-    summaries = {path.parent.name for path in out.glob("runs/*/summary.json")}
+    summaries = {path.parent.name for path in out.glob("runs/t.*/summary.json")}
     assert done < summaries
     assert sorted(name.rpartition("-")[0].rpartition("-")[0] for name in summaries) == [
         *("t.hpt.s1", "t.hpt.try1.s9", "t.sft.s1", "t.sft.try1.s9")
@@ -94,7 +94,7 @@ def wait_until_second_job(process: subprocess.Popen, out: Path) -> list[int]:
     limit = time.monotonic() + LIMIT_S
     while time.monotonic() < limit:
         assert process.poll() is None, "the suite ended by itself"
-        if list(out.glob("runs/*/summary.json")) and len(list(out.glob("runs/*/config.yaml"))) > 1:
+        if list(out.glob("runs/t.*/summary.json")) and len(list(out.glob("runs/t.*/config.yaml"))) > 1:
             return children_of(process.pid)
         time.sleep(0.2)
     raise AssertionError(f"no second run within {LIMIT_S:.0f} s")

@@ -138,9 +138,12 @@ def test_a_broken_setting_names_the_method(suite_file: Path) -> None:
         reported_runs(suite, untuned(suite))
 
 
-@pytest.mark.parametrize("name", ["small", "full"])
-def test_the_suites_that_come_with_the_project_are_whole(name: str) -> None:
-    suite = load_suite(ROOT / "configs" / "mini" / f"{name}.yaml", ["matrix.models=[t]"])
+@pytest.mark.parametrize(
+    ("name", "model"), [("mini/small", "t"), ("mini/full", "t"), ("paper/suite", "qwen2.5-math-1.5b")]
+)
+def test_the_suites_that_come_with_the_project_are_whole(name: str, model: str) -> None:
+    suite = load_suite(ROOT / "configs" / f"{name}.yaml", [f"matrix.models=[{model}]"])
     runs = reported_runs(suite, untuned(suite))
-    assert {run.method for run in runs} == set(suite.methods)
+    everywhere = {name for name, method in suite.methods.items() if model in (method.models or [model])}
+    assert {run.method for run in runs} == everywhere
     assert not set(suite.keys.sweep.sets.values()) & set(suite.keys.sets.test.values())
