@@ -104,6 +104,12 @@ class RecordedAnswers:
     async def spans(self) -> list[Any]:
         return []
 
+    async def sleep(self) -> None:
+        pass
+
+    async def wake(self, what: str) -> None:
+        pass
+
     async def connect(self, place: dict) -> None:
         pass
 
@@ -139,6 +145,12 @@ class RecordedUpdates:
         return "127.0.0.1", 1
 
     def start(self, host: str, port: int) -> None:
+        pass
+
+    def train_with(self, *_: Any) -> None:
+        pass
+
+    def forget_optimizer(self) -> None:
         pass
 
     def accumulate(self, pack: Pack, *_: Any) -> None:

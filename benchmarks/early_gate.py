@@ -284,7 +284,7 @@ def compared(found: Pass, waited: Pass, gamma: float) -> dict[str, int]:
     other_decisions = other_rollouts = 0
     for key, group in found.groups.items():
         full = waited.groups[key]
-        decision, expected = switch(group, gamma), switch(full, gamma)
+        decision, expected = switch(group, gamma, ()), switch(full, gamma, ())
         weights = (decision.rollout_weight, decision.demo_weight)
         other_decisions += weights != (expected.rollout_weight, expected.demo_weight)
         other_rollouts += sum(

@@ -1,4 +1,4 @@
-"""`python -m hpt_ray.reproduce SUITE.yaml [--only PATTERN …] [--dry-run] [--report] [--jobs local|ray] [key=value …]`
+"""`python -m hpt_ray.reproduce SUITE.yaml [--only PATTERN] [--dry-run] [--report] [--jobs local|ray] [key=value …]`
 
 Carry a suite out and write one report. The same command goes on where it was stopped. Exit code 0: everything
 is there. 1: something failed; the report says what. 2: the user must change something. 75: stopped by
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run, and turn what went wrong into an exit code and a message."""
     console = Console()
     try:
-        options = parser().parse_args(arguments)
+        options = parser().parse_intermixed_args(arguments)
         suite = load_suite(options.suite, options.overrides)
         if options.dry_run:
             show_plan(suite, options.only, console)
@@ -63,7 +63,13 @@ def parser() -> argparse.ArgumentParser:
         epilog="Keys of a suite: docs/reproduce.md.",
     )
     made.add_argument("suite", help="a suite file, such as configs/mini/small.yaml")
-    made.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="runs by name: 't.hpt.*'")
+    made.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="runs by name, as in 't.hpt.*'; may be repeated",
+    )
     made.add_argument(
         "--dry-run", action="store_true", help="check everything, show what is missing and stop"
     )

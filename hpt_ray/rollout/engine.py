@@ -26,6 +26,8 @@ CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     # With tensor parallelism vLLM would give each of its processes a NUMA node of its own.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # oneDNN compiles for every shape of batch and keeps 1024 of them: hundreds of MiB, and no step is faster.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
 }
 
 

@@ -139,17 +139,15 @@ class Fleet:
             if asleep:
                 await self._each("wake", "weights")
             targets = [worker for worker in self.workers if worker.health.takes_weights]
-            seconds = 0.0
+            report = await self._sync.push(version, _group(targets))
             if targets:
-                report = await self._sync.push(version, _group(targets))
-                seconds = report.seconds
                 self._check_first(report.failed, len(targets))
                 self._settle(targets, report.failed)
             self._weights_moved = False
             if asleep:
                 await self._each("wake", "kv_cache")
                 self._awake.set()
-        return seconds
+        return report.seconds
 
     # -- memory ------------------------------------------------------------------------------------
 
@@ -198,7 +196,7 @@ class Fleet:
                 return
             if self._sync is None:
                 self._note(worker, Event.COMMITTED)
-            elif not self._weights_moved or self._sync.keeps_committed:
+            elif not self._weights_moved or self._sync.has_copy:
                 report = await self._sync.resend(_group([worker]))
                 self._settle([worker], report.failed)
             # Else the push that is about to come brings it the next version.

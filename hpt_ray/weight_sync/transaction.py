@@ -83,7 +83,8 @@ class WeightSync:
         keep_committed: bool,
     ):
         """`keep_committed`: rank 0 keeps a copy of what it sent in host memory, for `resend` after a step."""
-        self.keeps_committed = keep_committed
+        self._keep = keep_committed
+        self.has_copy = False  # of the committed weights: `resend` works after the learner has stepped
         self._learners, self._config, self._carrier = learners, config, carrier
         self._workers_per_engine = workers_per_engine
         self._bucket_bytes = int(config.bucket_mb * 2**20)
@@ -102,23 +103,28 @@ class WeightSync:
         """Make `version`, the learner's weights as they are, what `workers` serve.
 
         Raises `LearnerFailed` where the learner is what failed. Where every worker failed, all are named in
-        the report, and the version is the one that they get when they are there again.
+        the report, or there was none, the version is the one that they get when they are there again, as long
+        as the learner has not stepped.
         """
-        self._committed = None
-        send = Call(self._learners, "send_weights", (self._bucket_bytes, self.keeps_committed))
-        report = await self._deliver(version, workers, send)
+        self._committed, self.has_copy = None, False
+        report = SyncReport(version, 0, 0, 0.0, 0, {})
+        if len(workers):
+            send = Call(self._learners, "send_weights", (self._bucket_bytes, self._keep))
+            report = await self._deliver(version, workers, send)
+        # A copy that was broken off is a mix of two versions.
+        self.has_copy = self._keep and len(report.failed) < len(workers)
         self._committed = version, self._learners.actors[0]
         return report
 
     async def resend(self, workers: ActorGroup) -> SyncReport:
         """The version that was committed last to workers that came up since; the others go on serving.
 
-        Without `keep_committed` the learner must not have stepped since. Raises as `push` does.
+        Without a copy the learner must not have stepped since. Raises as `push` does.
         """
         if self._committed is None or self._committed[1] != self._learners.actors[0]:
             raise RuntimeError("the learner has sent no weights yet; push a version")
         send = Call(self._learners, "send_weights", (self._bucket_bytes, False))
-        if self.keeps_committed:
+        if self.has_copy:
             send = Call(self._rank_0, "resend_weights")
         return await self._deliver(self._committed[0], workers, send)
 

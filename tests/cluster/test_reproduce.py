@@ -1,7 +1,6 @@
 """A suite on the real stack: killed in the middle, taken up again, and what came of it."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -56,9 +55,11 @@ def test_a_suite_that_was_killed_goes_on_and_reports(tmp_path: Path) -> None:
     suite.write_text(SUITE.replace("OUT", str(out)), encoding="utf-8")
 
     first = subprocess.Popen(command(suite), cwd=ROOT, env=child_environment())
-    children = wait_until_second_job(first, out)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    try:
+        children = wait_until_second_job(first, out)
+    finally:
+        first.kill()
+        first.wait()
     done = {path.parent.name for path in out.glob("runs/t.*/summary.json")}
     assert len(done) == 1
     gone_by = time.monotonic() + 30

@@ -106,13 +106,20 @@ def test_a_restarted_engine_gets_the_committed_weights_after_the_learner_has_ste
     asyncio.run(sync.push(6, wired.workers))
     assert wired.gap(6, 1.0) < 1e-5
 
+    # A sync that finds nobody up: who comes up then gets that version, not the copy of the one before.
+    wired.train()
+    asyncio.run(sync.push(7, ActorGroup([], [])))
+    assert not sync.has_copy
+    assert asyncio.run(sync.resend(wired.workers)).version == 7
+    assert wired.gap(7, 1.0) < 1e-5
+
 
 def test_a_lost_learner_is_named_and_the_engines_take_the_next_one(wired, tmp_path):
     """Last: the learner begins anew."""
     sync = wired.sync()
-    asyncio.run(sync.push(7, wired.workers))
+    asyncio.run(sync.push(8, wired.workers))
     outcome, seconds = push_with_fault(
-        wired, sync, 8, wired.learners.actors[0], signal.SIGKILL, tmp_path / "progress"
+        wired, sync, 9, wired.learners.actors[0], signal.SIGKILL, tmp_path / "progress"
     )
     assert isinstance(outcome, LearnerFailed)
     assert "learner-0" in str(outcome)
@@ -121,6 +128,6 @@ def test_a_lost_learner_is_named_and_the_engines_take_the_next_one(wired, tmp_pa
     start_ranks(wired.learners)
     with pytest.raises(RuntimeError, match="push a version"):
         asyncio.run(sync.resend(wired.workers))
-    report = asyncio.run(sync.push(9, wired.workers))
+    report = asyncio.run(sync.push(10, wired.workers))
     assert (report.attempts, report.failed) == (1, {})
-    assert wired.gap(9, 1.0) < 1e-5
+    assert wired.gap(10, 1.0) < 1e-5

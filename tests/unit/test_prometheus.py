@@ -25,6 +25,12 @@ def test_every_metric_has_a_name_of_its_own_that_prometheus_takes() -> None:
     assert all(re.fullmatch(r"ray_hpt_ray_[a-z][a-z0-9_]*", name) for name in names)
 
 
+def test_ray_takes_every_description() -> None:
+    """It encodes them as ASCII; a Σ in one switched the tracker off."""
+    for series in SERIES:
+        series.description.encode("ascii")
+
+
 @pytest.mark.parametrize(
     ("name", "exported", "labels"),
     [

@@ -6,6 +6,7 @@ import pytest
 
 from hpt_ray.config.load import dump_config, load_config
 from hpt_ray.errors import UserError
+from hpt_ray.reproduce.__main__ import main
 from hpt_ray.reproduce.matrix import matching, nested, reported_runs, sweep_runs, untuned
 from hpt_ray.reproduce.suite import Suite, load_suite
 
@@ -147,3 +148,13 @@ def test_the_suites_that_come_with_the_project_are_whole(name: str, model: str) 
     everywhere = {name for name, method in suite.methods.items() if model in (method.models or [model])}
     assert {run.method for run in runs} == everywhere
     assert not set(suite.keys.sweep.sets.values()) & set(suite.keys.sets.test.values())
+
+
+def test_the_plan_is_shown_without_a_trace(suite_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(suite_file), "--only", "t.*.s1", "--dry-run", "models.t.config.run.steps=4"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "0 of 4 tries and 0 of 3 runs are done" in shown
+    assert "32" in shown  # 4 steps of 8 questions
+    assert not (suite_file.parent / "out").exists()
+    assert main([str(suite_file), "--only", "t.none", "--dry-run"]) == 2

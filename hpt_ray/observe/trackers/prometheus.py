@@ -38,6 +38,11 @@ class Series:
         return PREFIX + re.sub(r"\W+", "_", _LABEL.sub("", self.metric.name)).strip("_")
 
     @property
+    def description(self) -> str:
+        """What stands beside it in the endpoint. Ray takes ASCII only, and the meanings are not."""
+        return f"{self.metric.name} in metrics.jsonl, see docs/metrics.md"
+
+    @property
     def label(self) -> str | None:
         found = _LABEL.search(self.metric.name)
         return found[1] if found else None
@@ -92,7 +97,7 @@ class PrometheusTracker:
         if series.name not in self._instruments:
             kind = Counter if series.is_counter else Gauge
             keys = ("run", *filter(None, [series.label]))
-            self._instruments[series.name] = kind(series.name, series.metric.meaning, keys)
+            self._instruments[series.name] = kind(series.name, series.description, keys)
         return self._instruments[series.name]
 
 
