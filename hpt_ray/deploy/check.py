@@ -118,7 +118,7 @@ def gpus(options: argparse.Namespace) -> str:
             f"{options.gpus} GPUs are asked for (--gpus), but this is the CPU build of torch "
             f"{torch.__version__}: use the GPU image, or install hpt_ray[gpu]."
         )
-    driver = torch._C._cuda_getDriverVersion()  # e.g. 13000; 0 without a driver
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # e.g. 13000; 0 without a driver
     if driver // 1000 < int(build.split(".")[0]):
         supports = f"supports CUDA {driver // 1000}.{driver % 1000 // 10}" if driver else "is not there"
         raise UserError(

