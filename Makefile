@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Numeric libraries start one thread per core in every process; with many processes that is too many.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint lock docs clean
+.PHONY: help install demo test lint lock docs audit clean
 
 help:
 	@echo "make demo     train the small task on this machine (about 3 minutes after installation)"
@@ -12,6 +12,7 @@ help:
 	@echo "make install  only the set-up: .venv with the locked CPU packages"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     write the generated pages of docs/ again"
+	@echo "make audit    known vulnerabilities of the locked packages, and bills of materials in build/"
 	@echo "make lock     resolve requirements/cpu.lock again"
 
 install: .venv/.installed
@@ -37,6 +38,10 @@ test: lint
 docs: install
 	@$(BIN)/python -m hpt_ray.config.reference
 	@$(BIN)/python -m hpt_ray.observe.metrics
+
+audit: install
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --editable ".[audit]"
+	@$(BIN)/python requirements/audit.py
 
 lock:
 	@$(PYTHON) requirements/lock.py

