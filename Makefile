@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo     train the small task on this machine (about 3 minutes after installation)"
-	@echo "make test     lint, types and all tests, the real stack included (about half an hour)"
+	@echo "make test     lint, types and all tests, the real stack included (about an hour)"
 	@echo "make install  only the set-up: .venv with the locked CPU packages"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     write the generated pages of docs/ again"
