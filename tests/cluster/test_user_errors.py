@@ -234,9 +234,10 @@ def test_resume_of_a_folder_that_is_no_run(message, tmp_path):
 
 
 def test_more_workers_than_the_machine_has_room_for(tmp_path):
-    finished = run_main([*TINY, f"run.dir={tmp_path}", "rollout.num_workers=1000", "run.steps=1"])
+    words = ("rollout.num_workers=2", "rollout.num_cpus=1000", "run.steps=1")
+    finished = run_main([*TINY, f"run.dir={tmp_path}", *words])
     check_refused(finished.returncode, finished.stderr)
-    assert "1000 × rollout with 0.5 CPU each" in finished.stderr
+    assert "2 × rollout with 1000 CPU each" in finished.stderr
     assert "rollout.num_workers" in finished.stderr
     assert "CPU free" in finished.stderr
 
