@@ -20,19 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from drive import drive
 from machine import machine, versions, write
-from rich.console import Console
 
-from hpt_ray.cluster.runtime import Cluster
-from hpt_ray.config.load import load_config
 from hpt_ray.driver import Driver
-from hpt_ray.mini_base import model_folder
-from hpt_ray.observe.progress import Progress
-from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.step import Pairs
 from hpt_ray.records import Group
 from hpt_ray.reward.groups import GroupStream
-from hpt_ray.setup import prepare, tokenizer_path
 from hpt_ray.stream import Batch
 
 WARM_UP = 2  # steps that are not counted
@@ -122,18 +116,7 @@ def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
 
 
 async def train(words: list[str], folder: Path) -> list[dict[str, Any]]:
-    config = load_config(None, words)
-    console = Console(quiet=True)
-    cluster = Cluster.connect(config.cluster)
-    try:
-        path = await model_folder(config.model.path, cluster, console)
-        prepared = prepare(config, tokenizer_path(str(path)))
-        runs = RunFolder.create(folder / "runs", "overlap")
-        with Progress(config.run.steps, console=console) as progress:
-            await TurnsDriver(config, prepared, runs, progress, quiet=True).run(cluster)
-        return runs.read_metrics()
-    finally:
-        cluster.close()
+    return (await drive(TurnsDriver, words, folder)).folder.read_metrics()
 
 
 def figures(line: dict[str, Any]) -> dict[str, Any]:

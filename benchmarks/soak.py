@@ -22,18 +22,12 @@ from typing import Any
 
 import psutil
 import ray
+from drive import drive
 from machine import machine, versions, write
 from ray._private.internal_api import get_memory_info_reply
-from rich.console import Console
 
-from hpt_ray.cluster.runtime import Cluster
-from hpt_ray.config.load import load_config
 from hpt_ray.driver import Driver
-from hpt_ray.mini_base import model_folder
-from hpt_ray.observe.progress import Progress
-from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.step import Pairs
-from hpt_ray.setup import prepare, tokenizer_path
 from hpt_ray.stream import Batch
 
 # By how much a figure may grow between the middle fifth and the last one.
@@ -54,7 +48,9 @@ GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\
 class SoakDriver(Driver):
     """Looks at everything after every step."""
 
-    looks: list[dict[str, Any]]
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.looks: list[dict[str, Any]] = []
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         outcome = await super().train_step(batch)
@@ -139,20 +135,7 @@ def settings(steps: int, folder: Path) -> list[str]:
 
 
 async def train(words: list[str], folder: Path) -> list[dict[str, Any]]:
-    config = load_config(None, words)
-    console = Console(quiet=True)
-    cluster = Cluster.connect(config.cluster)
-    try:
-        path = await model_folder(config.model.path, cluster, console)
-        prepared = prepare(config, tokenizer_path(str(path)))
-        runs = RunFolder.create(folder / "runs", "soak")
-        with Progress(config.run.steps, console=console) as progress:
-            driver = SoakDriver(config, prepared, runs, progress, quiet=True)
-            driver.looks = []
-            await driver.run(cluster)
-        return driver.looks
-    finally:
-        cluster.close()
+    return (await drive(SoakDriver, words, folder)).looks
 
 
 def result(looks: list[dict[str, Any]]) -> dict[str, Any]:
