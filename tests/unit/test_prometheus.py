@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from hpt_ray.observe.metrics import METRICS
 from hpt_ray.observe.run_folder import RunFolder
@@ -53,6 +54,7 @@ def test_a_name_that_is_in_no_list_is_an_error() -> None:
 
 
 def test_without_a_cluster_the_endpoint_is_said_to_be_missing(tmp_path: Path) -> None:
+    ray.shutdown()  # the cluster of a test before this one
     trackers = start_trackers(["prometheus"], RunFolder.create(tmp_path, "demo"), {})
     trackers.log(1, {"reward/mean": 0.5})
     trackers.close()
