@@ -215,6 +215,13 @@ def test_model_folder_without_tokenizer(message, tmp_path, capsys):
     assert "tokenizer.json" in error
 
 
+def test_model_folder_without_weights(message, tmp_path):
+    folder = model_with(tmp_path / "model", weights=False, tokenizer=True)
+    error = message(f"model.path={folder}")
+    assert f"model.path={folder}: no safetensors weights" in error
+    assert "model.random_init=true" in error
+
+
 class GatedHub(http.server.BaseHTTPRequestHandler):
     """Answers as the Hub does where the terms of a model were not accepted."""
 
@@ -275,13 +282,13 @@ def test_more_workers_than_the_machine_has_room_for(tmp_path):
     assert "CPU free" in finished.stderr
 
 
-def test_model_folder_without_weights(tmp_path):
+def test_weights_that_only_the_learner_finds_missing(tmp_path):
     """Raised inside a learner actor; it must arrive as the user's mistake that it is."""
     folder = model_with(tmp_path / "model", weights=False, tokenizer=True)
+    (folder / "adapter_model.safetensors").touch()  # a file of weights, but not the model's
     finished = run_main([*TINY, f"run.dir={tmp_path}", f"model.path={folder}", "run.steps=1"])
     check_refused(finished.returncode, finished.stderr)
     assert f"model.path={folder}: no safetensors weights" in finished.stderr
-    assert "model.random_init=true" in finished.stderr
 
 
 def test_address_where_no_cluster_answers(tmp_path):
