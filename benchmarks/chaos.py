@@ -92,10 +92,14 @@ def main() -> None:
         quiet = Run(Path(folder) / "quiet")
         quiet.go_on(arguments.undisturbed_minutes * 60, faults=None)
         disturbed = Run(Path(folder) / "disturbed")
-        disturbed.go_on(arguments.minutes * 60, faults=random.Random(arguments.seed))
+        try:
+            disturbed.go_on(arguments.minutes * 60, faults=random.Random(arguments.seed))
+        except RuntimeError as error:  # a run that a fault has ended is a result too
+            report["failed"] = str(error)
         report |= {"raw": {"undisturbed": quiet.figures(), "disturbed": disturbed.figures()}}
     report["result"] = result(**report["raw"])
     write(arguments.out, report)
+    sys.exit(report.get("failed"))
 
 
 def words() -> list[str]:
@@ -129,15 +133,17 @@ class Run:
         process = self._start()
         self._wait_for_step(process, 0)
         begin = time.monotonic()
-        while (left := seconds - (time.monotonic() - begin)) > 0:
-            time.sleep(min(left, faults.uniform(*PAUSE_S) if faults else left))
-            if process.poll() is not None:
-                raise RuntimeError(f"the run ended by itself with code {process.returncode}")
-            if faults and time.monotonic() - begin < seconds:
-                process = self._strike(process, faults)
-        self._seconds = time.monotonic() - begin
-        process.terminate()
-        process.wait(timeout=120)
+        try:
+            while (left := seconds - (time.monotonic() - begin)) > 0:
+                time.sleep(min(left, faults.uniform(*PAUSE_S) if faults else left))
+                if process.poll() is not None:
+                    raise RuntimeError(f"the run ended by itself with code {process.returncode}")
+                if faults and time.monotonic() - begin < seconds:
+                    process = self._strike(process, faults)
+        finally:
+            self._seconds = time.monotonic() - begin
+            process.terminate()
+            process.wait(timeout=120)
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -19,6 +19,7 @@ from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
 from hpt_ray.estimators import Estimator, estimator_from_config
+from hpt_ray.learner.model import check_weights
 from hpt_ray.records import Question
 from hpt_ray.reward.service import check_graders
 from hpt_ray.reward.terms import check_terms
@@ -116,6 +117,7 @@ def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
 
 def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., QuestionSet]]:
     """How questions become tokens, and `load_questions` with it. Raises `UserError`."""
+    check_weights(config.model)
     template = Template(
         config.data, load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
     )

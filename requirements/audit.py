@@ -40,12 +40,12 @@ def audit(lock: Path) -> int:
         "--format",
         "json",
     ]
-    finished = subprocess.run(
-        [sys.executable, *command, "--progress-spinner", "off"],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
+    command += ["--progress-spinner", "off"]
+    try:
+        finished = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        print(f"{lock.name}: NOT AUDITED, the database did not answer within {LIMIT_S:.0f} s")
+        return 0
     if not finished.stdout.strip():
         print(f"{lock.name}: NOT AUDITED, the database cannot be asked:\n{finished.stderr.strip()[-500:]}")
         return 0

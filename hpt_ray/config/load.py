@@ -2,7 +2,7 @@
 
 Sources are merged in this order, and a later one wins: the defaults of the schema, the files named under
 `defaults:` at the top of a file (paths relative to that file), the file itself, further files in the same
-way, the command line. Dicts are merged key by key, lists are replaced.
+way, the command line. Dicts are merged key by key, but `{}` empties one; lists are replaced.
 
 Everything wrong is collected and raised as one `UserError` that names the source, the full key and what
 to do: an unknown key (with the nearest known one), a wrong type, a value that is not allowed, a key that
@@ -111,7 +111,8 @@ def load_as(
 
     `path` is a YAML file, several of them, or None for the defaults of the schema. `dotlist` holds words
     such as `"run.steps=20"` or `"data.train=[a.parquet, b.parquet]"`; values are written as in YAML. `base`
-    holds what comes before them: name for messages → nested keys.
+    holds what comes before them: name for messages → nested keys. `root.PAGE` is the page of the docs
+    that lists the keys.
 
     Raises `UserError` with one line for every problem found.
     """
@@ -276,16 +277,19 @@ def _suggestion(root: type, name: str) -> str:
     nearest = nearest_key(name, root)
     if nearest is not None:
         return f" Did you mean `{nearest}`?"
-    page = "configuration" if root is Config else "evaluation"
-    return f" All keys are listed in docs/{page}.md."
+    return f" All keys are listed in {root.PAGE}."  # type: ignore[attr-defined]
 
 
 def _merge_one(root: type, merged: DictConfig, setting: _Setting) -> str | None:
     """Merge one value into `merged`; a problem in words where the value does not fit the key."""
+    known = known_keys(root)[setting.key]
     try:
-        merged.merge_with(_nested(setting.key, setting.value))
+        if known.is_dict and setting.value == {}:
+            OmegaConf.update(merged, setting.key, {}, merge=False)
+        else:
+            merged.merge_with(_nested(setting.key, setting.value))
     except OmegaConfBaseException:
-        return f"{setting.source}: {_wrong_type(known_keys(root)[setting.key], setting.value)}"
+        return f"{setting.source}: {_wrong_type(known, setting.value)}"
     return None
 
 

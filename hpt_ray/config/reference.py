@@ -25,7 +25,7 @@ Made from `hpt_ray/config/schema.py` by `python -m hpt_ray.config.reference`. Do
 
 Set a key in a YAML file (`--config FILE`) or on the command line (`run.steps=20`); the command line wins.
 A file may begin with `defaults: [other.yaml]` to build on other files; paths are relative to that file.
-A key whose default is *required* must be set. A dict takes any keys below it.
+A key whose default is *required* must be set. A dict takes any keys below it, and `{}` empties it.
 """
 
 

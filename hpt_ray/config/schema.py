@@ -7,7 +7,7 @@ are refused against it, and `tests/docs` checks both. Sections stand in the orde
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 def key(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
@@ -403,6 +403,8 @@ class AlgorithmConfig:
 @dataclass
 class Config:
     """A whole run. The three sizes stand first; everything else about batches follows from them."""
+
+    PAGE: ClassVar[str] = "docs/configuration.md"
 
     questions_per_step: int = key(128, "Questions in one step.", minimum=1)
     rollouts_per_question: int = key(

@@ -38,11 +38,15 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
             return PreTrainedTokenizerFast.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model.path={path}: no tokenizer can be read there ({reason}). Put the tokenizer's files "
-            "(tokenizer.json, tokenizer_config.json) beside the model's."
-        ) from error
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if folder.is_dir():
+            hint = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model's."
+        else:
+            hint = (
+                "A gated model: accept its terms on its page, and set HF_TOKEN on every node. No connection: download "
+                "the model elsewhere and give its folder."
+            )
+        raise UserError(f"model.path={path}: no tokenizer can be read there ({reason}). {hint}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"model.path={path}: its tokenizer ({type(tokenizer).__name__}) has no fast version. Convert it to a "

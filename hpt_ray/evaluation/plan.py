@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt_ray.config.load import load_as, load_config
-from hpt_ray.config.schema import DataConfig
+from hpt_ray.config.schema import DataConfig, ModelConfig
 from hpt_ray.data import mini
 from hpt_ray.data.questions import QuestionSet, load_questions
 from hpt_ray.data.template import Template
@@ -26,6 +26,7 @@ from hpt_ray.evaluation.estimates import check_ks, default_ks
 from hpt_ray.evaluation.journal import Key
 from hpt_ray.evaluation.model import ModelSource, locate_model, settings_of
 from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
+from hpt_ray.learner.model import load_model_config
 from hpt_ray.reward import check_grader, check_ground_truth
 from hpt_ray.rollout.requests import Sampling
 from hpt_ray.setup import tokenizer_path
@@ -111,6 +112,8 @@ def make_plan(config: EvaluateConfig) -> Plan:
     """Read every question and check it. Raises `UserError` for what the user must change."""
     model = locate_model(config.model)
     tokenizer = load_tokenizer(tokenizer_path(model.path), trust_remote_code=config.trust_remote_code)
+    if not mini.is_mini(model.path):
+        load_model_config(model_section(config, model.path), model.path)
     template = Template(config.data, tokenizer)
     reward = config.reward
     for grader in {reward.grader, *reward.graders.values()}:
@@ -122,6 +125,16 @@ def make_plan(config: EvaluateConfig) -> Plan:
     graders = {source: grader for task in tasks for source, grader in task.graders.items()}
     out = Path(config.out) if config.out else Path("evaluations") / model.name
     return Plan(config, model, tasks, graders, _training_graders(model, graders), out)
+
+
+def model_section(config: EvaluateConfig, path: str) -> ModelConfig:
+    """The evaluated model as a run's configuration describes one."""
+    return ModelConfig(
+        path=path,
+        dtype=config.dtype,
+        config_overrides=config.config_overrides,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def _task(config: EvaluateConfig, row: Benchmark, template: Template) -> Task:

@@ -16,9 +16,8 @@ from pathlib import Path
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.cluster.runtime import Cluster, Need
 from hpt_ray.cluster.topology import make_fleet, make_verifier
-from hpt_ray.config.schema import ModelConfig
 from hpt_ray.evaluation.journal import Journal
-from hpt_ray.evaluation.plan import Plan, Task
+from hpt_ray.evaluation.plan import Plan, Task, model_section
 from hpt_ray.records import FinishReason, Question
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.engine import EngineSpec
@@ -57,12 +56,7 @@ async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Pat
         name=f"hpt_ray:evaluate:{plan.model.name}",
     )
     spec = EngineSpec(
-        model=ModelConfig(
-            path=plan.model.path,
-            dtype=config.dtype,
-            config_overrides=config.config_overrides,
-            trust_remote_code=config.trust_remote_code,
-        ),
+        model=model_section(config, plan.model.path),
         model_path=model_path,
         rollout=rollout,
         max_model_len=plan.max_model_len,

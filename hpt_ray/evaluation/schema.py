@@ -6,7 +6,7 @@ What an evaluation has no use for in those sections, such as `data.train`, is re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from hpt_ray.config.load import known_keys
 from hpt_ray.config.placement import wrong_pools
@@ -17,6 +17,8 @@ from hpt_ray.errors import UserError
 @dataclass
 class EvaluateConfig:
     """An evaluation of one model."""
+
+    PAGE: ClassVar[str] = "docs/evaluation.md"
 
     model: str = key(
         "???", "Model folder, Hub name, `mini:SIZE`, run folder (its newest checkpoint) or checkpoint."

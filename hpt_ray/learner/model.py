@@ -6,12 +6,14 @@ a folder that `transformers` and vLLM load: config.json, generation_config.json,
 
 from __future__ import annotations
 
+import difflib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import hpt_ray.learner.attention  # noqa: F401  (registers attention `segments`)
 from hpt_ray.config.schema import ModelConfig
@@ -26,13 +28,8 @@ SIDE_FILES = (
 
 def load_policy(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel:
     """The causal language model at `path`, with the configured replacements, dtype and attention."""
+    hf_config = load_model_config(config, path)
     trust = {"trust_remote_code": config.trust_remote_code}
-    try:
-        hf_config = AutoConfig.from_pretrained(path, **trust)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path={path}: no model configuration can be read there: {error}") from error
-    for name, value in config.config_overrides.items():
-        setattr(hf_config, name, value)
     options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
     if config.random_init:
         torch.manual_seed(seed)
@@ -42,10 +39,45 @@ def load_policy(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel
             path, config=hf_config, use_safetensors=True, **options, **trust
         )
     except OSError as error:
-        raise UserError(
-            f"model.path={path}: no safetensors weights can be read there ({error}). "
-            "Convert the model to safetensors, or set model.random_init=true to start from random weights."
-        ) from error
+        raise no_weights(path, error) from error
+
+
+def check_weights(config: ModelConfig) -> None:
+    """Raises `UserError` for a model folder on this machine that the learner will find no weights in."""
+    folder = Path(config.path).expanduser()
+    if folder.is_dir() and not config.random_init and not any(folder.glob("*.safetensors")):
+        raise no_weights(config.path, "no file *.safetensors in the folder")
+
+
+def no_weights(path: str, reason: object) -> UserError:
+    return UserError(
+        f"model.path={path}: no safetensors weights can be read there ({reason}). "
+        "Convert the model to safetensors, or set model.random_init=true to start from random weights."
+    )
+
+
+def load_model_config(config: ModelConfig, path: str) -> PreTrainedConfig:
+    """The configuration of the model at `path` with the configured replacements."""
+    try:
+        hf_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={path}: no model configuration can be read there: {error}") from error
+    override(hf_config, config.config_overrides)
+    return hf_config
+
+
+def override(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> None:
+    """Put `overrides` into `config`. Raises `UserError` for a key that the model would not read."""
+    for name, value in overrides.items():
+        if not hasattr(config, name):
+            hint = "; RoPE's base stands in `rope_parameters`, as `{rope_type: default, rope_theta: 40000.0}`"
+            near = difflib.get_close_matches(name, config.to_dict(), n=1)
+            hint = hint if name.startswith("rope") else f"; is `{near[0]}` meant?" if near else ""
+            raise UserError(
+                f"config_overrides.{name}: the configuration of a {config.model_type} model has no such key, so "
+                f"nothing would read it{hint}."
+            )
+        setattr(config, name, value)
 
 
 def export_policy(

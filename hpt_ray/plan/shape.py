@@ -7,18 +7,16 @@ nothing on this machine says what the model looks like. Parameters are counted o
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data import mini
-from hpt_ray.errors import UserError
+from hpt_ray.learner.model import load_model_config, override
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +84,13 @@ def find_shape(model: ModelConfig, path: str) -> ModelShape | None:
         size, architecture, _ = parse_name(path)
         config = model_config(size, architecture)  # type: ignore[arg-type]
     elif (folder := local_folder(path)) is not None and (folder / "config.json").is_file():
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.path={path}: its config.json cannot be used: {error}") from error
+        return shape_of(load_model_config(model, str(folder)), trust_remote_code=model.trust_remote_code)
     elif (name := Path(path).name) in NAMED:
         config = NAMED[name]()
     else:
         return None
-    _override(config, model.config_overrides)
+    override(config, model.config_overrides)
     return shape_of(config, trust_remote_code=model.trust_remote_code)
-
-
-def _override(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> None:
-    """Put `overrides` into `config`. Raises `UserError` for a key that the model would not read."""
-    for name, value in overrides.items():
-        if not hasattr(config, name):
-            hint = "; RoPE's base stands in `rope_parameters`, as `{rope_type: default, rope_theta: 40000.0}`"
-            near = difflib.get_close_matches(name, config.to_dict(), n=1)
-            hint = hint if name.startswith("rope") else f"; is `{near[0]}` meant?" if near else ""
-            raise UserError(
-                f"model.config_overrides.{name}: the configuration of a {config.model_type} model has no such key, so "
-                f"nothing would read it{hint}."
-            )
-        setattr(config, name, value)
 
 
 def local_folder(path: str) -> Path | None:

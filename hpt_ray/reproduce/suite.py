@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hpt_ray.config.load import load_as
 from hpt_ray.config.schema import key, section
@@ -83,6 +83,8 @@ class FinalKeys:
 class SuiteKeys:
     """A suite file."""
 
+    PAGE: ClassVar[str] = "docs/reproduce.md"
+
     title: str = key("Reproduction", "Title of the report.")
     out: str = key("???", "Folder of runs, results.json, report.html and figures.")
     recipe: str = key("???", "The configuration that all runs share; relative to the suite file.")
@@ -107,6 +109,8 @@ class SuiteKeys:
 class MethodKeys:
     """One method of a suite."""
 
+    PAGE: ClassVar[str] = "docs/reproduce.md"
+
     title: str = key("???", "Name in tables and figures.")
     files: list[str] = key([], "Configurations put on top of the recipe; relative to the suite file.")
     config: dict[str, Any] = key({}, "What differs from the recipe and these files.")
@@ -119,6 +123,8 @@ class MethodKeys:
 @dataclass
 class ModelKeys:
     """One model of a suite."""
+
+    PAGE: ClassVar[str] = "docs/reproduce.md"
 
     title: str = key("???", "Name in tables.")
     config: dict[str, Any] = key({}, "What differs from the recipe.")

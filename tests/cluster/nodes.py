@@ -110,13 +110,18 @@ def cluster(cpus: int, *options: str) -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)  # a child may still be writing its last line
 
 
-def lose(node: psutil.Popen) -> None:
-    """What a power cut does to a node: its raylet and everything it runs are gone at once."""
+def silence(node: psutil.Popen) -> list[psutil.Process]:
+    """What a cut cable does to a node: nothing answers there any more, and no connection is closed."""
     processes = [node, *node.children(recursive=True)]
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            process.suspend()  # so that none of them sees another one go
-    for process in processes:
+            process.suspend()
+    return processes
+
+
+def lose(node: psutil.Popen) -> None:
+    """Its raylet and everything it runs are gone at once, and none of them sees another one go."""
+    for process in silence(node):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     node.wait()

@@ -1,4 +1,4 @@
-"""The loss of a node with all that runs on it: raylet, actors, everything gets kill -9 at the same moment."""
+"""The loss of a node with all that runs on it: raylet, actors, everything ends, or stands still, at the same moment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from command import MAIN, ROOT, TINY, child_environment, run_main
 from endings import check, faults_of, newest
 from killer import steps_done
-from nodes import Nodes, cluster, lose, wait_for
+from nodes import Nodes, cluster, lose, silence, wait_for
 
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import read_trace
@@ -125,7 +125,10 @@ def generated(folder: RunFolder, worker: str, since_s: float) -> bool:
 
 
 def test_ranks_of_a_lost_node_start_elsewhere_and_without_room_the_run_ends_and_resumes(tmp_path):
-    """Without rollouts, so that nothing but ranks has to come up again and again."""
+    """Without rollouts, so that nothing but ranks has to come up again and again.
+
+    The first node falls silent with all its connections open, the second is gone at once.
+    """
     words = [
         "algorithm.name=sft",
         "rollouts_per_question=0",
@@ -145,9 +148,12 @@ def test_ranks_of_a_lost_node_start_elsewhere_and_without_room_the_run_ends_and_
             printed, _ = process.communicate(timeout=LIMIT_S)
             assert process.returncode == 0, printed
         with running(nodes, words, runs) as process:
-            for _ in others:
-                wait_for_step(process, runs, steps_done(runs) + 4)  # none is done without all ranks
-                lose(next(node for node in others if has_rank(node)))
+            wait_for_step(process, runs, 4)
+            silent = next(node for node in others if has_rank(node))
+            silence(silent)
+            wait_for_step(process, runs, steps_done(runs) + 4)  # none is done without all ranks
+            lose(silent)
+            lose(next(node for node in others if has_rank(node)))
             printed, _ = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 2, printed
         assert "did not finish 'find a place again' within 60 s" in " ".join(printed.split())

@@ -27,16 +27,20 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 SCRIPT = ROOT / "deploy" / "slurm" / "hpt_ray.sbatch"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-# The address of the head is one on loopback; everything else is run here as it is.
+# Nodes are addresses on loopback with two CPUs each; everything else is run here as it is.
 SRUN = """#!/bin/sh
 echo "srun $*" >> "$CALLS"
 while [ "${1#--}" != "$1" ]; do shift; done
-[ "$1" = hostname ] && echo 127.0.0.2 && exit
-exec "$@"
+case "$*" in
+hostname*) echo 127.0.0.2 ;;
+"ray start --head"*) exec "$@" --num-cpus=2 ;;
+"ray start"*) exec "$@" --num-cpus=2 --node-ip-address=127.0.0.3 ;;
+*) exec "$@" ;;
+esac
 """
 SCONTROL = """#!/bin/sh
 echo "scontrol $*" >> "$CALLS"
-[ "$1" = show ] && echo node-a
+[ "$1" = show ] && echo "$3" | tr , '\\n'
 exit 0
 """
 
@@ -108,6 +112,20 @@ def test_a_signal_saves_and_puts_the_job_back_in_the_queue(environment, tmp_path
     assert calls.read_text().count("requeue") == 1
     lines = (runs / "latest" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, int(saved[1]) + 2))
+
+
+def test_the_other_nodes_join(environment, tmp_path):
+    """An engine as large as a node: it and the ranks cannot be on one."""
+    environment["SLURM_JOB_NODELIST"] = "node-a,node-b"
+    job = start(environment, tmp_path / "runs", "run.steps=2", "rollout.num_cpus=2")
+    try:
+        assert job.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()
+    finally:
+        job.kill()
+    assert steps_done(tmp_path / "runs") == 2
+    (others,) = (line for line in (tmp_path / "calls").read_text().splitlines() if "--address" in line)
+    assert others.startswith("srun --overlap --nodes=1 --ntasks-per-node=1 --exclude=node-a ray start")
+    assert not ours(environment), "something of Ray was left running"
 
 
 def test_a_run_that_fails_fails_the_job_and_is_not_queued_again(environment, tmp_path):

@@ -3,8 +3,10 @@
 Whatever can be found before Ray starts is found there, so these runs are calls of `main` in this process.
 """
 
+import http.server
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -213,6 +215,44 @@ def test_model_folder_without_tokenizer(message, tmp_path, capsys):
     assert "tokenizer.json" in error
 
 
+def test_model_folder_without_weights(message, tmp_path):
+    folder = model_with(tmp_path / "model", weights=False, tokenizer=True)
+    error = message(f"model.path={folder}")
+    assert f"model.path={folder}: no safetensors weights" in error
+    assert "model.random_init=true" in error
+
+
+class GatedHub(http.server.BaseHTTPRequestHandler):
+    """Answers as the Hub does where the terms of a model were not accepted."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_gated_model(tmp_path):
+    """A process of its own: the address of the Hub is read as its client is imported."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), GatedHub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        finished = run_main(
+            [*TINY, f"run.dir={tmp_path}", "model.path=some/gated-model"],
+            HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}",
+            HF_HOME=str(tmp_path / "hub"),
+        )
+        hub.shutdown()
+    check_refused(finished.returncode, finished.stderr)
+    assert "model.path=some/gated-model: no tokenizer can be read there" in finished.stderr
+    assert "gated repo" in finished.stderr
+    assert "set HF_TOKEN" in finished.stderr
+
+
 def test_chat_template_that_the_tokenizer_does_not_have(message):
     error = message("data.template=chat", "data.add_bos=false")
     assert "data.template is `chat`" in error
@@ -242,13 +282,13 @@ def test_more_workers_than_the_machine_has_room_for(tmp_path):
     assert "CPU free" in finished.stderr
 
 
-def test_model_folder_without_weights(tmp_path):
+def test_weights_that_only_the_learner_finds_missing(tmp_path):
     """Raised inside a learner actor; it must arrive as the user's mistake that it is."""
     folder = model_with(tmp_path / "model", weights=False, tokenizer=True)
+    (folder / "adapter_model.safetensors").touch()  # a file of weights, but not the model's
     finished = run_main([*TINY, f"run.dir={tmp_path}", f"model.path={folder}", "run.steps=1"])
     check_refused(finished.returncode, finished.stderr)
     assert f"model.path={folder}: no safetensors weights" in finished.stderr
-    assert "model.random_init=true" in finished.stderr
 
 
 def test_address_where_no_cluster_answers(tmp_path):

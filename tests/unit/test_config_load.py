@@ -1,12 +1,18 @@
 """Loading of configurations: what wins, what is refused, and how the message reads."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpt_ray.config.load import dump_config, known_keys, load_config, nearest_key
+from hpt_ray.config.load import dump_config, known_keys, load_as, load_config, nearest_key
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
+from hpt_ray.evaluation.schema import EvaluateConfig
+from hpt_ray.reproduce.suite import MethodKeys, ModelKeys, SuiteKeys
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MODEL = "model.path=some/model"
 
@@ -56,6 +62,15 @@ def test_dicts_are_merged_and_lists_replaced(tmp_path: Path) -> None:
     config = load_config(path, ["learner.betas=[0.7, 0.8]", "rollout.engine.seed=4"])
     assert config.learner.betas == [0.7, 0.8]
     assert config.rollout.engine == {"seed": 4, "swap_space": 1}
+
+
+def test_an_empty_dict_empties_what_came_before(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "run.yaml",
+        "model: {path: m}\nevaluation: {sets: {a: a.parquet}}\nrollout: {engine: {seed: 3}}\n",
+    )
+    config = load_config(path, ["evaluation.sets={}", "rollout.engine={}", "rollout.engine.swap_space=1"])
+    assert (config.evaluation.sets, config.rollout.engine) == ({}, {"swap_space": 1})
 
 
 def test_free_form_keys_may_hold_dots_and_slashes(tmp_path: Path) -> None:
@@ -112,9 +127,12 @@ def test_the_nearest_key_is_the_one_that_was_meant(typo: str, meant: str) -> Non
     assert f"unknown key `{typo}`. Did you mean `{meant}`?" in refusal(None, MODEL, f"{typo}=1")
 
 
-def test_a_key_like_no_other_points_to_the_table() -> None:
-    assert nearest_key("qqqqzzzz") is None
-    assert "docs/configuration.md" in refusal(None, MODEL, "qqqqzzzz=1")
+@pytest.mark.parametrize("root", [Config, EvaluateConfig, SuiteKeys, MethodKeys, ModelKeys])
+def test_a_key_like_no_other_points_to_the_page_that_lists_them(root: Any) -> None:
+    assert nearest_key("qqqqzzzz", root) is None
+    with pytest.raises(UserError, match=re.escape(root.PAGE)):
+        load_as(root, None, ["qqqqzzzz=1"])
+    assert (ROOT / root.PAGE).is_file()
 
 
 def test_an_unknown_key_names_its_file(tmp_path: Path) -> None:

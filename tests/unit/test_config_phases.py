@@ -125,7 +125,6 @@ def test_steps_belong_to_phases_and_actors_to_any_of_them() -> None:
         ["evaluation.sets={}", "evaluation.every=0", "run.steps=5",
          f"phases=[{SFT}, {{steps: 2, algorithm: {{name: ppo}}}}]"],
     )  # fmt: skip
-    config.evaluation.sets = {}
     prepared = prepare(config, tokenizer_path(config.model.path))
     assert [prepared.phase_of(step).number for step in range(1, 7)] == [1, 1, 1, 2, 2, 2]
     assert [(p.gate, p.num_rollouts) for p in prepared.phases] == [("demonstrations", 0), ("rollouts", 8)]

@@ -12,6 +12,7 @@ from rich.console import Console
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.config.load import dump_config, known_keys
 from hpt_ray.config.schema import Config
+from hpt_ray.data.mini.model import model_config
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
@@ -54,7 +55,7 @@ def make_run(folder, **reward):
     for step in (3, 7):
         export = store.begin(step) / "hf"
         build_tokenizer().save_pretrained(export)
-        (export / "config.json").write_text("{}")
+        model_config("t", "qwen2").save_pretrained(export)
         (export / "model.safetensors").touch()
         store.commit(step, {"step": step})
     return folder
@@ -176,6 +177,12 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     assert one.model.name == "run-step-000003"
     assert one.config.dtype == "float32"
     assert (dict(one.graders), one.training_graders) == ({"mini/geo": "boxed"}, {"mini/geo": "exact"})
+
+
+def test_an_override_that_nothing_reads_is_refused(tmp_path):
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"config_overrides\.rope_theta.*rope_parameters"):
+        plan(f"model={run}", "benchmarks=[mini-geo]", "config_overrides={rope_theta: 40000}")
 
 
 def test_a_damaged_newest_checkpoint_is_not_passed_over(tmp_path):

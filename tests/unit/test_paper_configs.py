@@ -293,6 +293,8 @@ def test_an_override_that_nothing_reads_is_refused(qwen_as_published: Path) -> N
     model.config_overrides = {"max_position_embedings": 16384}
     with pytest.raises(UserError, match="is `max_position_embeddings` meant"):
         find_shape(model, str(qwen_as_published))
+    with pytest.raises(UserError, match="is `max_position_embeddings` meant"):
+        load_policy(model, str(qwen_as_published), seed=0)
 
 
 # -- the page ------------------------------------------------------------------------------------------
