@@ -22,18 +22,23 @@ from hpt_ray.report.stats import BANDS
 from hpt_ray.report.style import BLUE, short
 
 
-def pass_curve(rows: Sequence[QuestionResult]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """k [K], pass@k [K] and half its 95 % interval over questions [K], for the powers of two up to the
-    fewest samples that a question has."""
+def chances(rows: Sequence[QuestionResult]) -> tuple[np.ndarray, np.ndarray]:
+    """k [K], and for each question the chance that one of k samples is right [K, Q]; for the powers of two
+    up to the fewest samples that a question has."""
     counts = np.array([(row.n, row.correct) for row in rows])
     ks = np.array(default_ks(int(counts[:, 0].min())))
-    estimates = []
-    for k in ks:
-        solved = np.zeros(len(rows))
-        for n in np.unique(counts[:, 0]):
-            of_n = counts[:, 0] == n
-            solved[of_n] = pass_at_k(int(n), counts[of_n, 1], int(k))
-        estimates.append(mean_over_questions(solved))
+    found = np.zeros((len(ks), len(rows)))
+    for n in np.unique(counts[:, 0]):
+        of_n = counts[:, 0] == n
+        for i, k in enumerate(ks):
+            found[i, of_n] = pass_at_k(int(n), counts[of_n, 1], int(k))
+    return ks, found
+
+
+def pass_curve(rows: Sequence[QuestionResult]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """k [K], pass@k [K] and half its 95 % interval over questions [K], for the k of `chances`."""
+    ks, found = chances(rows)
+    estimates = [mean_over_questions(of_k) for of_k in found]
     return ks, np.array([e.value for e in estimates]), np.array([e.half_width or 0.0 for e in estimates])
 
 

@@ -7,7 +7,7 @@ come out one way; a claim of which the runs are missing is left out, and `findin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,13 +15,13 @@ import numpy as np
 
 from hpt_ray.report.load import RunData
 from hpt_ray.reproduce.collect import ALL, Results
+from hpt_ray.reproduce.solved import Passes
 from hpt_ray.reproduce.statistics import difference
 from hpt_ray.reproduce.tables import signed
 
 OFFLINE = "selection/demo_question_ratio"
 ENTROPY = "policy/entropy"
 WINDOW = 5  # steps that stand for the start and for the end
-Passes = Mapping[tuple[str, str], Mapping[int, float]]  # (model, method) → k → mean over questions and seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +102,27 @@ def entropy_is_above_grpo(results: Results, passes: Passes, model: str) -> Itera
 
 
 def passes_at_large_k(results: Results, passes: Passes, model: str) -> Iterator[Finding]:
-    curves = {method: curve for (m, method), curve in passes.items() if m == model}
-    if "grpo" not in curves:
-        return
-    k = max(curves["grpo"])
-    for method, claim in (
-        ("hpt", f"HPT's pass@{k} is above GRPO's"),
-        ("sft", f"SFT's pass@{k} is above GRPO's"),
-        ("sft_then_grpo", f"SFT→GRPO's pass@{k} is above GRPO's"),
+    of_model = {method: solved for (m, method), solved in passes.items() if m == model}
+    for a, b, claim in (
+        ("hpt", "grpo", "HPT's pass@{k} is above GRPO's"),
+        ("sft", "grpo", "SFT's pass@{k} is above GRPO's"),
+        ("sft_then_grpo", "grpo", "SFT→GRPO's pass@{k} is above GRPO's"),
+        ("hpt", "base", "HPT's pass@{k} is above that of the model before training"),
     ):
-        if method in curves:
-            ours, theirs = curves[method][k], curves["grpo"][k]
-            verdict = "holds" if ours > theirs else "does not hold"
-            yield Finding(model, claim, "Figure 2", verdict, f"{ours:.1%} against {theirs:.1%}.")
-    if "base" in curves and "hpt" in curves:
-        ours, theirs = curves["hpt"][k], curves["base"][k]
-        verdict = "holds" if ours > theirs else "does not hold"
-        claim = f"HPT's pass@{k} is above that of the model before training"
-        yield Finding(model, claim, "Figure 2", verdict, f"{ours:.1%} against {theirs:.1%}.")
+        if a not in of_model or b not in of_model:
+            continue
+        ours, theirs = of_model[a], of_model[b]
+        k = max(ours.ks)
+        diff = ours.minus(theirs, k)
+        if diff is None:
+            continue
+        width = diff.half_width or 0.0
+        verdict = "open" if abs(diff.value) <= width else "holds" if diff.value > 0 else "does not hold"
+        numbers = (
+            f"{ours.means()[k]:.1%} against {theirs.means()[k]:.1%}: {100 * diff.value:+.1f} ± {100 * width:.1f} "
+            f"points, over questions; {ours.num_seeds} seeds."
+        ).replace("; 1 seeds", "; 1 seed")
+        yield Finding(model, claim.format(k=k), "Figure 2", verdict, numbers)
 
 
 CLAIMS: tuple[Callable[[Results, Passes, str], Iterator[Finding]], ...] = (

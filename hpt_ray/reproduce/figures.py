@@ -6,12 +6,11 @@ figures a model; methods that are ablations of the reference are drawn apart, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hpt_ray.evaluation.results import read_results
 from hpt_ray.report import (
     Curve,
     Html,
@@ -25,12 +24,13 @@ from hpt_ray.report import (
     group_runs,
     visit_map,
 )
-from hpt_ray.report.pass_at_k import pass_at_k_figure, pass_curve
+from hpt_ray.report.pass_at_k import pass_at_k_figure
 from hpt_ray.report.style import INK
 from hpt_ray.report.visits import solve_rate_maps
 from hpt_ray.reproduce.collect import Results
 from hpt_ray.reproduce.dynamics import ENTROPY, OFFLINE
-from hpt_ray.reproduce.passes import BASE, PASS, Evaluation
+from hpt_ray.reproduce.passes import BASE
+from hpt_ray.reproduce.solved import Passes
 
 MOST_MAPS = 3
 BAND = "ci95"
@@ -122,46 +122,19 @@ def _maps(results: Results, model: str, pictures: Pictures) -> str:
 
 # -- pass@k ------------------------------------------------------------------------------------------
 
-PassMeans = dict[tuple[str, str], dict[int, float]]  # (model, method) → k → mean over questions and seeds
 
-
-def pass_means(evaluations: Sequence[Evaluation]) -> PassMeans:
-    """pass@k over all questions of all benchmarks, each benchmark weighing the same, mean over seeds."""
-    curves: dict[tuple[str, str], list[dict[int, float]]] = {}
-    for evaluation in evaluations:
-        if evaluation.kind == PASS and evaluation.is_done:
-            curves.setdefault((evaluation.model, evaluation.method), []).append(_curve(evaluation))
-    return {
-        pair: {k: float(np.mean([curve[k] for curve in of_pair])) for k in of_pair[0]}
-        for pair, of_pair in curves.items()
-    }
-
-
-def _curve(evaluation: Evaluation) -> dict[int, float]:
-    by_benchmark: dict[str, list] = {}
-    for row in read_results(evaluation.out):
-        by_benchmark.setdefault(row.benchmark, []).append(row)
-    curves = [pass_curve(rows) for rows in by_benchmark.values()]
-    ks = min((ks for ks, _, _ in curves), key=len)
-    return {int(k): float(np.mean([values[i] for _, values, _ in curves])) for i, k in enumerate(ks)}
-
-
-def pass_figures(
-    results: Results, means: Mapping[tuple[str, str], Mapping[int, float]], pictures: Pictures
-) -> Html:
+def pass_figures(results: Results, passes: Passes, pictures: Pictures) -> Html:
     """One figure a model, in the colours of its other figures."""
-    return grid(*_pass_figures(results, means, pictures))
+    return grid(*_pass_figures(results, passes, pictures))
 
 
-def _pass_figures(
-    results: Results, means: Mapping[tuple[str, str], Mapping[int, float]], pictures: Pictures
-) -> Iterator[str]:
+def _pass_figures(results: Results, passes: Passes, pictures: Pictures) -> Iterator[str]:
     for model in results.suite.models:
         styles = {m.label: m for part in _parts(results, model).values() for m in part}
         curves = []
         for method in results.methods:
-            if (model, method) in means:
-                ks, values = zip(*means[model, method].items(), strict=True)
+            if (model, method) in passes:
+                ks, values = zip(*passes[model, method].means().items(), strict=True)
                 style = styles.get(results.title(method))
                 color, dash = (style.color, style.dash) if style else (INK, ":")
                 curves.append(Curve(results.title(method), color, np.array(ks), np.array(values), dash=dash))

@@ -26,11 +26,12 @@ from hpt_ray.report.html import details_html
 from hpt_ray.reproduce import tables
 from hpt_ray.reproduce.collect import Results, collect
 from hpt_ray.reproduce.dynamics import Finding, findings
-from hpt_ray.reproduce.figures import figures_of, pass_figures, pass_means
+from hpt_ray.reproduce.figures import figures_of, pass_figures
 from hpt_ray.reproduce.matrix import flat
 from hpt_ray.reproduce.paper_tables import TABLE4_NOTE
 from hpt_ray.reproduce.passes import PASS
 from hpt_ray.reproduce.runner import Done
+from hpt_ray.reproduce.solved import Passes, read_passes
 
 Exclusive = list[tuple[str, str, list[Comparison]]]  # model, other method, comparisons
 
@@ -40,10 +41,10 @@ def write_report(done: Done) -> Path:
     out = done.suite.out
     out.mkdir(parents=True, exist_ok=True)
     results = collect(done)
-    means = pass_means(done.evaluations)
-    found = findings(results, means)
+    passes = read_passes(done.evaluations)
+    found = findings(results, passes)
     exclusive = exclusive_solves(done)
-    numbers = results_json(done, results, found, exclusive) | {"pass_at_k": _pass_json(means)}
+    numbers = results_json(done, results, found, exclusive) | {"pass_at_k": _pass_json(passes)}
     write_atomic(out / "results.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
     pictures = Pictures(out / "figures")
     sections = [
@@ -55,7 +56,7 @@ def write_report(done: Done) -> Path:
             Section(f"Course of training: {keys.title}", figures_of(results, model, pictures))
             for model, keys in done.suite.models.items()
         ),
-        Section("pass@k", pass_figures(results, means, pictures)),
+        Section("pass@k", pass_figures(results, passes, pictures)),
         Section("Tuning", _tuning(done, results)),
         Section("Conditions", _conditions(done, numbers)),
     ]
@@ -148,9 +149,10 @@ def _recorded(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in ("run.dir", "run.name", "run.seed")}
 
 
-def _pass_json(means: Any) -> list[dict[str, Any]]:
+def _pass_json(passes: Passes) -> list[dict[str, Any]]:
     return [
-        {"model": model, "method": method, "pass_at_k": curve} for (model, method), curve in means.items()
+        {"model": model, "method": method, "seeds": solved.num_seeds, "pass_at_k": solved.means()}
+        for (model, method), solved in passes.items()
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.reproduce import tables
 from hpt_ray.reproduce.collect import ALL, ID, collect
 from hpt_ray.reproduce.dynamics import findings
-from hpt_ray.reproduce.figures import pass_means
 from hpt_ray.reproduce.jobs import Outcome
 from hpt_ray.reproduce.matrix import RunSpec, reported_runs, sweep_runs
 from hpt_ray.reproduce.paper_tables import MATH, TABLES
 from hpt_ray.reproduce.passes import evaluations_of
 from hpt_ray.reproduce.report import write_report
 from hpt_ray.reproduce.runner import Done, done_folders
+from hpt_ray.reproduce.solved import read_passes
 from hpt_ray.reproduce.suite import Suite, load_suite
 from hpt_ray.reproduce.sweep import Try, best_of, choose
 
@@ -186,14 +187,30 @@ def test_differences_are_paired_and_leave_out_what_is_missing(done: Done) -> Non
 def test_claims_are_decided_by_the_numbers(done: Done) -> None:
     evaluate(done, "hpt", [0, 4, 2])
     evaluate(done, "grpo", [0, 0, 4])
-    found = {f.claim: f for f in findings(collect(done), pass_means(done.evaluations))}
+    found = {f.claim: f for f in findings(collect(done), read_passes(done.evaluations))}
     assert found["HPT's share of demonstrations falls"].verdict == "holds"
     assert found["It stays above zero to the end"].verdict == "holds"
     assert found["HPT's entropy is above GRPO's at all times"].verdict == "holds"
     assert found["γ = 0 is better than γ = 1/8"].verdict == "open"  # one common seed decides nothing
-    assert found["HPT's pass@4 is above GRPO's"].verdict == "holds"
-    assert "66.7% against 33.3%" in found["HPT's pass@4 is above GRPO's"].numbers
+    large_k = found["HPT's pass@4 is above GRPO's"]
+    assert large_k.verdict == "open"  # three questions decide nothing
+    assert large_k.numbers == "66.7% against 33.3%: +33.3 ± 65.3 points, over questions; 1 seed."
     assert "SFT's pass@4 is above GRPO's" not in found
+
+
+def test_pass_at_k_is_compared_question_by_question(done: Done) -> None:
+    evaluate(done, "hpt", [0, 4, 2, *[1] * 9])
+    evaluate(done, "grpo", [4, 0, 4, *[0] * 9])
+    passes = read_passes(done.evaluations)
+    hpt, grpo = passes["t", "hpt"], passes["t", "grpo"]
+    assert hpt.means() == pytest.approx({1: (0 + 1 + 0.5 + 9 * 0.25) / 12, 2: 6.5 / 12 - 1 / 72, 4: 11 / 12})
+    difference = hpt.minus(grpo, 4)
+    assert difference is not None
+    deltas = [-1, 1, 0, *[1] * 9]  # at k = 4 a question with any right answer is solved
+    assert difference.value == pytest.approx(fmean(deltas))
+    assert difference.half_width == pytest.approx(1.959964 * stdev(deltas) / 12**0.5)
+    found = {f.claim: f.verdict for f in findings(collect(done), passes)}
+    assert found["HPT's pass@4 is above GRPO's"] == "holds"
 
 
 def test_the_papers_tables_stand_beside_ours(done: Done) -> None:
