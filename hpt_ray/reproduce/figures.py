@@ -7,7 +7,7 @@ figures a model; methods that are ablations of the reference are drawn apart, so
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -80,12 +80,31 @@ def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
     drawn: list[str] = []
     for part, methods in _parts(results, model).items():
         for name, lines in rows.items():
-            curves = curves_of(methods, lines.metric, band=BAND)
+            curves = _with_one_end(results, curves_of(methods, lines.metric, band=BAND))
             if curves:
                 figure = curves_figure(curves, f"{lines.title}: {part}", lines.unit, share=lines.share)
                 alt = f"{lines.title} over steps on {model}: {', '.join(c.label for c in curves)}."
                 drawn.append(pictures.add(f"{model}-{part}-{name}", figure, alt))
     return Html(grid(*drawn) + _maps(results, model, pictures))
+
+
+def _with_one_end(results: Results, curves: list[Curve]) -> list[Curve]:
+    """Without what lies past the steps of the equal budget; the label says how far such a method goes on."""
+    others = {results.title(name) for name, keys in results.suite.methods.items() if keys.budget}
+    end = max((curve.x[-1] for curve in curves if curve.label not in others), default=None)
+    if end is None:
+        return curves
+    return [curve if curve.x[-1] <= end else _cut(curve, end) for curve in curves]
+
+
+def _cut(curve: Curve, end: float) -> Curve:
+    shown = curve.x <= end
+    arrays = {
+        name: values[shown]
+        for name in ("x", "mean", "low", "high", "raw")
+        if (values := getattr(curve, name)) is not None
+    }
+    return replace(curve, label=f"{curve.label} (to step {curve.x[-1]})", tails=(), **arrays)
 
 
 def _parts(results: Results, model: str) -> dict[str, list[Method]]:
