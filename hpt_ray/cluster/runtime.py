@@ -85,6 +85,8 @@ class Cluster:
         address = _address_to_join(config.address)
         if address is None:
             _loopback_only()
+            # Of tasks that have ended. Ray's own limit of 100,000 would let its memory grow for thousands of steps.
+            os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "5000")
             ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
             return cls(started_here=True)
         try:

@@ -89,7 +89,7 @@ def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
 
 
 def _with_one_end(results: Results, curves: list[Curve]) -> list[Curve]:
-    """Without what lies past the steps of the equal budget; the label says how far such a method goes on."""
+    """Without what lies past the steps of the equal budget; the label says to which step such a method goes on."""
     others = {results.title(name) for name, keys in results.suite.methods.items() if keys.budget}
     end = max((curve.x[-1] for curve in curves if curve.label not in others), default=None)
     if end is None:
@@ -104,7 +104,7 @@ def _cut(curve: Curve, end: float) -> Curve:
         for name in ("x", "mean", "low", "high", "raw")
         if (values := getattr(curve, name)) is not None
     }
-    return replace(curve, label=f"{curve.label} (to step {curve.x[-1]})", tails=(), **arrays)
+    return replace(curve, label=f"{curve.label} (…{curve.x[-1]})", tails=(), **arrays)
 
 
 def _parts(results: Results, model: str) -> dict[str, list[Method]]:
