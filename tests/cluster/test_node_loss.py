@@ -127,7 +127,8 @@ def generated(folder: RunFolder, worker: str, since_s: float) -> bool:
 def test_ranks_of_a_lost_node_start_elsewhere_and_without_room_the_run_ends_and_resumes(tmp_path):
     """Without rollouts, so that nothing but ranks has to come up again and again.
 
-    The first node falls silent with all its connections open, the second is gone at once.
+    The first node falls silent with all its connections open, the second is gone at once. A rank has one CPU and so
+    one thread: with more, not every start computes the same to the last bit.
     """
     words = [
         "algorithm.name=sft",
@@ -136,14 +137,14 @@ def test_ranks_of_a_lost_node_start_elsewhere_and_without_room_the_run_ends_and_
         "run.deterministic=true",
         "checkpoint.every=2",
         "learner.num_ranks=2",
-        "learner.num_cpus=2",
+        "learner.num_cpus=1",
         "learner.zero_stage=2",
         "cluster.placement_timeout_s=60",
         "resume=auto",
     ]
     undisturbed, runs = tmp_path / "undisturbed", tmp_path / "disturbed"
-    with cluster(2) as nodes:
-        others = [nodes.join(2), nodes.join(2)]  # of the three nodes two have a rank
+    with cluster(1) as nodes:
+        others = [nodes.join(1), nodes.join(1)]  # of the three nodes two have a rank
         with running(nodes, words, undisturbed) as process:
             printed, _ = process.communicate(timeout=LIMIT_S)
             assert process.returncode == 0, printed
@@ -157,8 +158,8 @@ def test_ranks_of_a_lost_node_start_elsewhere_and_without_room_the_run_ends_and_
             printed, _ = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 2, printed
         assert "did not finish 'find a place again' within 60 s" in " ".join(printed.split())
-        assert "2 × learner with 2 CPU each" in printed
-        nodes.join(2)
+        assert "2 × learner with 1 CPU each" in printed
+        nodes.join(1)
         with running(nodes, words, runs) as process:
             printed, _ = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, printed
