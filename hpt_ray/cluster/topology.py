@@ -125,6 +125,8 @@ async def start_actors(
         timeout_s=config.cluster.placement_timeout_s,
         name=f"hpt_ray:{config.run.name}",
     )
+    if config.run.deterministic:
+        config = with_one_thread(config)
     seed, temperature, limit = config.run.seed, config.rollout.temperature, config.learner.timeout_s
     learner_spec = LearnerSpec(config.model, model_path, config.learner, None, temperature, seed)
     num_ranks = config.learner.num_ranks
@@ -186,6 +188,13 @@ async def start_actors(
         starting.append(start_ranks(critic, limit))
     await asyncio.gather(*starting)
     return Actors(learners, turns, fleet, verifier, reference, critic)
+
+
+def with_one_thread(config: Config) -> Config:
+    """Actors told of no more than one CPU: with several threads not every start computes the same bits."""
+    sections = {name: getattr(config, name) for name in ("learner", "critic", "reference", "rollout")}
+    limited = {name: replace(part, num_cpus=min(1.0, part.num_cpus)) for name, part in sections.items()}
+    return replace(config, **limited)
 
 
 async def gpus_of_engines(config: Config, learners: ActorGroup) -> list[str] | None:

@@ -33,7 +33,8 @@ class RunConfig:
     deterministic: bool = key(
         False,
         "Pack and sum rows in the order of the questions, not of arrival: a resumed run is then the same "
-        "run, bit for bit on CPUs in float32. Costs some overlap; no question is decided early.",
+        "run, bit for bit on CPUs in float32. Costs some overlap; actors compute with one thread each, and no "
+        "question is decided early.",
     )
 
 

@@ -127,8 +127,7 @@ def generated(folder: RunFolder, worker: str, since_s: float) -> bool:
 def test_ranks_of_a_lost_node_start_elsewhere_and_without_room_the_run_ends_and_resumes(tmp_path):
     """Without rollouts, so that nothing but ranks has to come up again and again.
 
-    The first node falls silent with all its connections open, the second is gone at once. A rank has one CPU and so
-    one thread: with more, not every start computes the same to the last bit.
+    The first node falls silent with all its connections open, the second is gone at once.
     """
     words = [
         "algorithm.name=sft",
