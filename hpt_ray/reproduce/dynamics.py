@@ -78,7 +78,7 @@ def gate_at_zero_is_best(results: Results, passes: Passes, model: str) -> Iterat
     for method, name in (("hpt_gamma_1", "1/8"), ("hpt_gamma_2", "2/8")):
         diff = difference(results.by_seed(model, "hpt", ALL), results.by_seed(model, method, ALL))
         if diff is not None:
-            verdict = "open" if not diff.differs else "holds" if diff.mean > 0 else "does not hold"
+            verdict = _verdict_on(diff.mean, diff.differs)
             numbers = f"{signed(diff)} points over all sets, {diff.n} seeds."
             yield Finding(model, f"γ = 0 is better than γ = {name}", "Table 6", verdict, numbers)
     for method, name in (("hpt_gamma_1", "1/8"), ("hpt_gamma_2", "2/8")):
@@ -117,11 +117,11 @@ def passes_at_large_k(results: Results, passes: Passes, model: str) -> Iterator[
         if diff is None:
             continue
         width = diff.half_width or 0.0
-        verdict = "open" if abs(diff.value) <= width else "holds" if diff.value > 0 else "does not hold"
+        verdict = _verdict_on(diff.value, abs(diff.value) > width)
         numbers = (
             f"{ours.means()[k]:.1%} against {theirs.means()[k]:.1%}: {100 * diff.value:+.1f} ± {100 * width:.1f} "
-            f"points, over questions; {ours.num_seeds} seeds."
-        ).replace("; 1 seeds", "; 1 seed")
+            f"points, over questions; {ours.num_seeds} seed{'' if ours.num_seeds == 1 else 's'}."
+        )
         yield Finding(model, claim.format(k=k), "Figure 2", verdict, numbers)
 
 
@@ -167,6 +167,11 @@ def _share_above(a: RunData, b: RunData, metric: str) -> float | None:
 
 def _verdict(each: list[bool]) -> str:
     return "holds" if all(each) else "open" if any(each) else "does not hold"
+
+
+def _verdict_on(difference: float, differs: bool) -> str:
+    """`differs`: 0 is outside of the interval."""
+    return "open" if not differs else "holds" if difference > 0 else "does not hold"
 
 
 def _count(each: list[bool]) -> str:

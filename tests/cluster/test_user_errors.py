@@ -289,6 +289,7 @@ def test_weights_that_only_the_learner_finds_missing(tmp_path):
     finished = run_main([*TINY, f"run.dir={tmp_path}", f"model.path={folder}", "run.steps=1"])
     check_refused(finished.returncode, finished.stderr)
     assert f"model.path={folder}: no safetensors weights" in finished.stderr
+    assert "model.random_init=true" in finished.stderr
 
 
 def test_address_where_no_cluster_answers(tmp_path):
