@@ -304,5 +304,5 @@ def test_a_broken_cache_is_named(message, tmp_path, monkeypatch):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder is needed")
     monkeypatch.setenv("HPT_RAY_CACHE", str(blocked))
-    error = message(f"data.train=[{data}]", f"model.path={tmp_path}/model")
+    error = message(f"data.train=[{data}]", f"model.path={tmp_path}/model", "model.random_init=true")
     assert "HPT_RAY_CACHE" in error
