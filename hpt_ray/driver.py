@@ -91,7 +91,7 @@ class Driver:
         self.reporter = Reporter(config, folder, progress)
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
-        self.restarts = 0  # of the ranks, since the last checkpoint
+        self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
         self.stopping = asyncio.Event()
         self.is_updating = False  # the weights of this step have begun to change
         self.began_s = time.perf_counter()
@@ -156,6 +156,7 @@ class Driver:
             self.reporter.close()
             self.timeline.close()
             await self.batches.close()
+            self.keeper.replicas.close()
             self.actors.stop()
             cluster.release()
 
@@ -275,7 +276,7 @@ class Driver:
         if saved is not None:
             self._set_state(saved.state)
             await self.keeper.load(self.actors, saved)
-            self.progress.show(f"Continuing from step {self.step} ({saved.path.name}).")
+            self.progress.show(f"Continuing from step {self.step} ({saved.name}).")
             cut_after = self.step
         else:
             self._set_state(RunState(step=0, version=0, sampler={}))
@@ -298,11 +299,13 @@ class Driver:
         """Start learner and critic again, at the newest checkpoint, where one of their ranks was lost.
 
         Once more where another one is lost meanwhile. Raises the error where it is a different one, or there
-        were too many since the last checkpoint.
+        were too many since that checkpoint.
         """
         while True:
             lost = [n for ranks in self.actors.ranks for n in await ranks.lost(error, DEATH_IS_KNOWN_S)]
-            self.restarts += 1
+            again_at = self.keeper.newest_step
+            self.restarts = self.restarts + 1 if again_at == self.restarted_at else 1
+            self.restarted_at = again_at
             is_loss = bool(lost) or isinstance(error, LearnerFailed)
             if not is_loss or self.restarts > self.config.learner.max_restarts:
                 raise error
@@ -354,6 +357,9 @@ class Driver:
         self.reporter.write(step, metrics, pairs, self._faults())
         if saves:  # last, so that a checkpoint never knows of a step that the metrics do not
             self._commit_checkpoint()
+        copies = config.checkpoint.in_memory_every
+        if step and copies and step % copies == 0 and step < config.run.steps:
+            await self.keeper.copy(self.actors, self._state(), self._batches_to_keep)
 
     async def _evaluate(self) -> dict[str, float]:
         begin = time.perf_counter()
@@ -381,13 +387,16 @@ class Driver:
         """The files of a checkpoint: learner state, Hugging Face export, batches ahead. Seconds it took."""
         begin = time.perf_counter()
         with self.timeline.phase("save"):
-            ahead = self.batches if self.config.run.deterministic else None
-            await self.keeper.write(self.actors, self.step, ahead)
+            await self.keeper.write(self.actors, self.step, self._batches_to_keep)
         return time.perf_counter() - begin
+
+    @property
+    def _batches_to_keep(self) -> BatchStream | None:
+        """What was generated ahead, where it must be the same after a restart."""
+        return self.batches if self.config.run.deterministic else None
 
     def _commit_checkpoint(self) -> None:
         self.keeper.commit(self._state(), keep_also=self.best[1] if self.best else None)
-        self.restarts = 0
 
     def _check_progress(self, pairs: Pairs) -> None:
         """Stop a run whose updates come out as nothing again and again, and keep what they came from."""
@@ -408,6 +417,7 @@ class Driver:
         if self.pool is not None:
             faults += self.pool.faults
         faults["checkpoint_mirror"] += len(self.keeper.mirror_problems)
+        faults["checkpoint_in_memory"] += len(self.keeper.replicas.problems)
         return +faults
 
     def _finish(self, times: dict[str, float]) -> dict[str, Any]:

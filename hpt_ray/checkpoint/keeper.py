@@ -13,10 +13,12 @@ beside the next step.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState, read_state
 from hpt_ray.checkpoint.store import CheckpointStore, Committed
 from hpt_ray.cluster.topology import Actors
@@ -28,14 +30,19 @@ LEARNER, CRITIC, EXPORT, AHEAD = "learner", "critic", "hf", "ahead"
 
 @dataclass(frozen=True)
 class Saved:
-    """A whole checkpoint and the state that is in it."""
+    """A whole checkpoint and the state that is in it; or the copy in memory, with what is beside it on disk."""
 
     path: Path
     state: RunState
+    in_memory: bool = False
 
     @property
     def ahead(self) -> Path:
         return self.path / AHEAD
+
+    @property
+    def name(self) -> str:
+        return "the copy in memory" if self.in_memory else self.path.name
 
 
 class Keeper:
@@ -45,6 +52,7 @@ class Keeper:
         self, store: CheckpointStore, *, timeout_s: float, say: Callable[[str], None] = lambda text: None
     ):
         self.store, self._timeout_s, self._say = store, timeout_s, say
+        self.replicas = Replicas(timeout_s=timeout_s)
         self._committing: asyncio.Task[Committed] | None = None
         self.mirror_problems: list[str] = []  # why copies to the mirror failed, save by save
 
@@ -65,6 +73,14 @@ class Keeper:
             asyncio.to_thread(self.store.commit, state.step, state.to_json(), keep_also=keep_also)
         )
 
+    async def copy(self, actors: Actors, state: RunState, ahead: BatchStream | None) -> None:
+        """Let the ranks copy what they have into memory, in the background; see `checkpoint.replicas`."""
+        await self.replicas.settle()
+        folder = tempfile.TemporaryDirectory(prefix="hpt_ray-")
+        if ahead is not None:
+            await ahead.save(Path(folder.name) / AHEAD)
+        self.replicas.begin(actors.ranks, state, folder)
+
     async def settle(self) -> None:
         """Wait until the last save is whole. Raises `CheckpointFailed` where it could not be."""
         if self._committing is not None:
@@ -74,14 +90,24 @@ class Keeper:
                 self.mirror_problems.append(problem)
                 self._say(f"The mirror failed, and the run goes on: {problem}")
 
+    @property
+    def newest_step(self) -> int:
+        """What the ranks would start again from, if it is whole; 0: the beginning."""
+        return max([self.replicas.step, *self.store.steps()])
+
     async def newest(self) -> tuple[Saved | None, dict[Path, str]]:
-        """The newest whole checkpoint, and those that were rejected: path → why."""
+        """The newest whole checkpoint or copy in memory, and those that were rejected: path → why."""
         await self.settle()
+        copy = await self.replicas.newest()
+        if copy is not None and all(step <= copy[0].step for step in self.store.steps()):
+            return Saved(copy[1], copy[0], in_memory=True), {}
         found = self.store.latest(checksums=True)
         return (None if found.path is None else Saved(found.path, read_state(found.path))), found.rejected
 
     async def load(self, actors: Actors, saved: Saved) -> None:
         """The checkpoint's weights and optimizer into the ranks."""
+        if saved.in_memory:
+            return await self.replicas.restore(actors.ranks)
         folder = saved.path.resolve()
         await actors.learners.call("load", str(folder / LEARNER), timeout_s=self._timeout_s)
         if actors.critic is None:

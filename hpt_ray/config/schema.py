@@ -268,6 +268,12 @@ class CheckpointConfig:
 
     every: int = key(0, "Steps between checkpoints; 0: only the last.", minimum=0)
     keep: int = key(2, "Newest checkpoints to keep; 0: all.", minimum=0)
+    in_memory_every: int = key(
+        0,
+        "Steps between copies of the ranks' state in the memory of their own node and of another one, which lost "
+        "ranks start again from; 0: none.",
+        minimum=0,
+    )
     mirror: str | None = key(
         None,
         "Folder or URL of any store fsspec knows (`s3://…`, `gs://…`) that each checkpoint is copied to as "

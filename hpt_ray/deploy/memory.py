@@ -1,7 +1,7 @@
 """How much host memory the pods of a run ask for.
 
 In: the pods and their run. Out: GiB of one pod, group by group. What is known is taken from the run's plan
-(`hpt_ray.plan`): what an actor without a GPU needs, and the optimizer state that a rank with one keeps in host
+(`hpt_ray.plan`): what an actor without a GPU needs, and the training state that a rank with one keeps in host
 memory. A rank or engine with GPUs also passes the weights through host memory when it loads and saves. Where
 nothing says how large the model is, `UNKNOWN_GIB` stands for it; a pod over its limit is killed, so that is much.
 """

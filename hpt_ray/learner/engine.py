@@ -23,6 +23,7 @@ import torch.distributed as dist
 from hpt_ray.cluster.network import rendezvous_store
 from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.learner.layout import Layout, converted
+from hpt_ray.learner.local_state import LocalState
 from hpt_ray.learner.offload import offload, reload
 
 ENVIRONMENT_CPU = {"DS_ACCELERATOR": "cpu"}
@@ -100,7 +101,7 @@ class DeepSpeedEngine:
         self._world_size = world_size
         self._optimizer = _AdamW(
             [p for p in module.parameters() if p.requires_grad],
-            lr=config.learning_rate,
+            lr=0.0,  # each step brings its own; DeepSpeed may step once while it starts
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
         )
@@ -267,6 +268,24 @@ class DeepSpeedEngine:
                 self._load(universal)
             finally:
                 self._engine._config.load_universal_checkpoint = False
+
+    def local_state(self) -> LocalState:
+        """What this rank's training state is made of, between two steps. Local."""
+        assert self._accumulation is None, "gradients wait for their step"
+        return LocalState.of(self._engine, self._optimizer, zero_stage=self._config.zero_stage)
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[LocalState]:
+        """The state to be written into; afterwards what all ranks have is the first one's. Collective."""
+        assert not self._is_offloaded, "what is restored belongs on the device"
+        is_cut = self._config.zero_stage == 3
+        if is_cut:  # parameters that are whole here would be what they were
+            self._engine.optimizer.checkpoint_event_prologue()
+        state = self.local_state()
+        yield state
+        state.spread(self.device)
+        if is_cut:
+            self._engine.optimizer.checkpoint_event_epilogue()
 
     @property
     def _layout(self) -> Layout:

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from hpt_ray.cluster.network import free_port
 from hpt_ray.cluster.process import memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from hpt_ray.learner.local_state import LocalState
 
 
 class RankSpec(Protocol):
@@ -175,22 +178,65 @@ class RankWorker(Generic[Spec]):
 
     def save(self, folder: str) -> None:
         """Weights, optimizer state and random state of every rank. Collective."""
+        import torch
+
         with self._span("save"):
             self._engine.save(Path(folder))
-            _save_random_state(Path(folder) / f"random-{self._rank}.pt")
+            torch.save(_random_state(), Path(folder) / f"random-{self._rank}.pt")
 
     def load(self, folder: str) -> None:
         """What `save` wrote, with as many ranks or with others. Collective.
 
         Raises `UserError` where it was written with a ZeRO stage that this one cannot continue.
         """
+        import torch
+
         with self._span("load"):
             self._engine.load(Path(folder))
             file = Path(folder) / f"random-{self._rank}.pt"
             if file.exists():
-                _load_random_state(file)
+                _set_random_state(torch.load(file, weights_only=False))
             else:  # a rank that was not there when this was saved
                 _seed(self._spec.seed + self._rank)
+
+    def node_id(self) -> str:
+        """Of the node that this rank is on, as Ray names it."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+    def copy_to(self, replicas: list[Any], step: int) -> None:
+        """All that this rank has after `step` to each of `replicas` (`checkpoint.replicas`), piece by piece.
+
+        What is the same on all ranks is copied by the first. Local.
+        """
+        import ray
+
+        limit = self._spec.learner.timeout_s
+        under_way: list[Any] = []
+        with self._span("copy"):
+            for name, piece in self._named_pieces(self._engine.local_state()):
+                shared = ray.put(piece.cpu().numpy())
+                ray.get(under_way, timeout=limit)  # one piece on its way while the next is read
+                under_way = [replica.put.remote(step, name, shared) for replica in replicas]
+            under_way += [replica.put.remote(step, "random", _random_state()) for replica in replicas]
+            ray.get(under_way, timeout=limit)
+
+    def restore_from(self, replica: Any, step: int) -> None:
+        """What `copy_to` copied, into a rank of the same number and layout. Collective."""
+        import ray
+        import torch
+
+        limit = self._spec.learner.timeout_s
+        with self._span("load"), self._engine.restoring() as state:
+            for name, piece in self._named_pieces(state):
+                part = ray.get(replica.get.remote(step, name), timeout=limit)
+                piece.copy_(torch.from_numpy(part.copy()))  # what Ray gives cannot be written into
+            _set_random_state(ray.get(replica.get.remote(step, "random"), timeout=limit))
+
+    def _named_pieces(self, state: LocalState) -> Iterator[tuple[str, Any]]:
+        pieces = state.pieces(is_first=self._rank == 0)
+        return ((f"piece-{i}", piece) for i, piece in enumerate(pieces))
 
 
 def _seed(seed: int) -> None:
@@ -201,17 +247,15 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _save_random_state(file: Path) -> None:
+def _random_state() -> dict[str, Any]:
     import torch
 
-    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
-    torch.save(states, file)
+    return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
 
 
-def _load_random_state(file: Path) -> None:
+def _set_random_state(states: dict[str, Any]) -> None:
     import torch
 
-    states = torch.load(file, weights_only=False)
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])

@@ -166,6 +166,7 @@ ADVICE: dict[str, Callable[[Config, str], str]] = {
     "weights": _less_weights,
     "optimizer": _less_states,
     "step": _less_states,
+    "copies": lambda config, kind: "set `checkpoint.in_memory_every` to 0",
     "gradients": _less_gradients,
     "activations": _less_activations,
     "log-probs": lambda config, kind: "lower `tokens_per_microbatch`",
@@ -181,5 +182,5 @@ ADVICE: dict[str, Callable[[Config, str], str]] = {
 
 
 def host_gib_of(plan: Plan) -> float:
-    """GiB of host memory that ranks with GPUs keep optimizer state in, all together."""
+    """GiB of host memory that ranks with GPUs keep training state in, all together."""
     return sum(group.count * group.memory.host_gib for group in plan.groups if group.memory is not None)

@@ -14,6 +14,8 @@ bytes of a number (`model.dtype`), P parameters, R ranks, T `tokens_per_microbat
     log-probs     hidden states and their gradient, the gradient of the output layer, tiles of logits
     buckets       DeepSpeed's `reduce_bucket_size`, as reduced and as sent; ZeRO 3 keeps one as `buffers`
     step          12·P/R, the float32 gradient and two temporaries of AdamW
+    copies        2·2·(12 + b)·P/R with `checkpoint.in_memory_every`: on two nodes, the last step and the one
+                  that comes; in host memory
     process       CUDA, NCCL, libraries, and `SLACK` for fragmentation
 
 Other processes on the GPU are not counted.
@@ -93,10 +95,14 @@ def _trainer(
 ) -> GroupMemory:
     states = training_states(learner, config.model.dtype, size)
     away = learner.offload_optimizer and learner.num_gpus > 0
+    copies = (
+        4 * (12 + width_of(config)) * size / learner.num_ranks if config.checkpoint.in_memory_every else 0.0
+    )
     held = {
         "weights": states.weights,
         "optimizer": 0.0 if away else states.optimizer,
         "buffers": states.buffers,
+        "copies": 0.0 if learner.num_gpus else copies,
     }
     # A rank is fullest while it goes back through a pack, while it reduces, or while it steps.
     moments = [
@@ -110,6 +116,7 @@ def _trainer(
     terms = (*_terms(held | fullest), Term("process", process + slack))
     # Of ranks that share their GPU, host memory holds the optimizer state while the engine generates.
     host = states.optimizer + states.step if away else states.optimizer if asleep else 0.0
+    host += copies if learner.num_gpus else 0.0
     return GroupMemory(terms, host_gib=host / GIB)
 
 

@@ -44,6 +44,12 @@ class ProbedWorker(LearnerWorker):
             replace(meta, name=self._renamed.get(meta.name, meta.name)) for meta in super().weight_metas()
         ]
 
+    def cut_pieces(self, num_bytes: int) -> None:
+        """From now on copy the state in pieces of that many bytes."""
+        from hpt_ray.learner import local_state
+
+        local_state.PIECE_BYTES = num_bytes
+
     def restart(self, config: LearnerConfig, path: str, dtype: str = "float32") -> None:
         """A fresh model and engine among the ranks that have joined: loading the libraries takes longer
         than all tests. Collective.

@@ -25,6 +25,7 @@ STEPS = 16
 LIMIT_S = 300
 
 ENGINE, LEARNER, REFERENCE = "ray::RolloutWorker", "ray::LearnerWorker", "ray::ReferenceWorker"
+REPLICA = "ray::StateReplica"
 VERIFIER, GRADER = "ray::VerifierService", "hpt_ray.reward.worker"
 
 
@@ -73,6 +74,7 @@ def survive(words: list[str], runs: Path, faults: list[Fault], **environment: st
         process.kill()
     assert process.returncode == 0, printed
     assert killer.killed == [fault.victim for fault in faults], printed
+    (runs / "printed").write_text(printed)
     return newest(runs)
 
 
@@ -104,6 +106,24 @@ def test_learner_ranks_and_the_reference_die(words, undisturbed, tmp_path):
     )
     check(folder, undisturbed, exactly=True)
     assert faults_of(folder)["learner_restarted"] == 2
+
+
+def test_learner_ranks_go_on_from_the_copy_in_memory(words, undisturbed, tmp_path):
+    """No checkpoint but the last: without the copy all of it would be computed again."""
+    folder = survive(
+        [*words, "checkpoint.every=0", "checkpoint.in_memory_every=1", "learner.max_restarts=1"],
+        tmp_path,
+        [
+            Fault(3, LEARNER, during=f"{LEARNER}.accumulate"),
+            Fault(6, REPLICA),
+            Fault(9, LEARNER, during=f"{LEARNER}.step"),
+        ],
+    )
+    check(folder, undisturbed, exactly=True)
+    assert faults_of(folder)["learner_restarted"] == 2
+    assert faults_of(folder)["checkpoint_in_memory"] >= 1  # of a copy that lost its place
+    printed = " ".join((tmp_path / "printed").read_text().split())
+    assert printed.count("(the copy in memory)") == 2, printed
 
 
 def test_frozen_processes_are_replaced(words, undisturbed, tmp_path):

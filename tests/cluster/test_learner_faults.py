@@ -1,4 +1,4 @@
-"""The learner where something is out of order: numbers that are not finite, sums in bfloat16, other ranks.
+"""The learner where something is out of order: numbers that are not finite, sums in bfloat16, other ranks, new ranks.
 
 Real ranks, DeepSpeed on gloo. What must not change is compared bit for bit.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from pair import DEMONSTRATIONS, ZERO, Pair, hpt_loss, starting
 from plain import distance, make_rows, norm
 from probe import LIMIT_S, call, pack_of
 
+from hpt_ray.checkpoint.replicas import Replicas
+from hpt_ray.checkpoint.state import RunState
 from hpt_ray.estimators import make_estimator
 from hpt_ray.records import Row
 
@@ -176,3 +179,38 @@ def test_another_number_of_ranks_goes_on(start, tmp_path: Path, stage, num_ranks
     others.learn(later[0])
     call(others.ranks, "load", str(tmp_path / "again"))
     assert same(parameters(others), before)
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "dtype"),
+    [(*zero, "float32") for zero in ZERO] + [(stage, False, "bfloat16") for stage in (0, 1, 3)],
+)
+def test_new_ranks_go_on_from_a_copy_in_memory(start, tmp_path: Path, stage, offload, dtype):
+    pair = start(2, stage, offload_optimizer=offload, dtype=dtype)
+    before, after = (make_rows(pair.plain, FEW, seed=seed) for seed in (42, 43))
+    pair.learn(before)
+    call(pair.ranks, "cut_pieces", 10_000)
+    replicas = Replicas(timeout_s=LIMIT_S)
+    state = RunState(step=1, version=1, sampler={})
+
+    async def copy() -> tuple[RunState, Path] | None:
+        replicas.begin([pair.ranks], state, TemporaryDirectory(dir=tmp_path))
+        return await replicas.newest()
+
+    try:
+        found = asyncio.run(copy())
+        assert replicas.problems == []
+        assert found is not None
+        assert found[0] == state
+        numbers = call(pair.ranks, "random_number")
+        pair.learn(after)
+        expected = parameters(pair)
+
+        fresh = start(2, stage, offload_optimizer=offload, dtype=dtype)
+        assert not same(parameters(fresh), expected)
+        asyncio.run(replicas.restore([fresh.ranks]))
+        assert call(fresh.ranks, "random_number") == numbers
+        fresh.learn(after)
+        assert same(parameters(fresh), expected)
+    finally:
+        replicas.close()

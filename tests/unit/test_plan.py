@@ -100,6 +100,16 @@ def test_terms_of_a_seven_billion_model() -> None:
     assert memory.note == f"cache for {rows} of 256 answers at full length"
 
 
+def test_copies_in_memory_are_in_the_host_s() -> None:
+    """On two nodes, and twice while the next one comes: 2·2·(12 + 2) bytes a parameter over 4 ranks."""
+    hosts = []
+    for words in ((), ("checkpoint.in_memory_every=1",)):
+        memory = next(group.memory for group in planned(*words)[1].groups if group.kind == "learner")
+        assert memory is not None
+        hosts.append(memory.host_gib)
+    assert hosts[1] - hosts[0] == pytest.approx(56 * PARAMETERS["Qwen2.5-Math-7B"] / 2**30 / 4)
+
+
 @pytest.mark.parametrize(
     ("words", "smaller"),
     [
