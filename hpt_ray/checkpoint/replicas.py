@@ -14,6 +14,7 @@ import asyncio
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ class Replicas:
     ) -> None:
         """Let the ranks copy what they have, which is `state`, while the run goes on; see `settle`."""
         assert self._copying is None, "settle the copy before first"
-        self._copying = asyncio.create_task(self._copy(groups, state, folder))
+        own = deepcopy(state)  # the run goes on writing into what the state refers to
+        self._copying = asyncio.create_task(self._copy(groups, own, folder))
 
     async def settle(self) -> None:
         """Wait for the copy that is being made. One that fails is counted, and the one before stays."""

@@ -1,7 +1,7 @@
 """The tensors that a rank's training state is made of, where they lie in its memory: to be read and written into.
 
 In: a DeepSpeed engine between two steps. Out: weights, master weights and the optimizer's moments, whole or this
-rank's share of them, as pieces of bytes of a bounded size. Ranks of the same number and ZeRO stage have the same
+rank's share of them, in pieces of a bounded number of bytes. Ranks of the same number and ZeRO stage have the same
 pieces in the same order. It writes no file and knows no step; `checkpoint` does.
 """
 
@@ -16,6 +16,23 @@ import torch.distributed as dist
 
 PIECE_BYTES = 256 << 20
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Views of bytes [n] of some tensors, which may be on different devices."""
+
+    parts: list[torch.Tensor]
+
+    def read(self) -> torch.Tensor:
+        """All bytes, in host memory [sum of n]."""
+        return torch.cat([part.cpu() for part in self.parts])
+
+    def write(self, content: torch.Tensor) -> None:
+        """The inverse of `read`."""
+        sizes = [part.numel() for part in self.parts]
+        for part, new in zip(self.parts, content.split(sizes), strict=True):
+            part.copy_(new)
 
 
 @dataclass(frozen=True)
@@ -45,16 +62,16 @@ class LocalState:
             case _:
                 return cls(weights, steps)
 
-    def pieces(self, *, is_first: bool) -> Iterator[torch.Tensor]:
-        """Views of bytes; what all ranks have is the first rank's."""
-        return _cut([*self.same, *self.own] if is_first else self.own)
+    def pieces(self, *, is_first: bool) -> Iterator[Piece]:
+        """What all ranks have the same is the first rank's."""
+        return _pieces([*self.same, *self.own] if is_first else self.own)
 
     def spread(self, device: torch.device) -> None:
         """Give all ranks what the first one has of the same. Collective, on `device`."""
-        for piece in _cut(self.same):
-            there = piece.to(device)
+        for piece in _pieces(self.same):
+            there = piece.read().to(device)
             dist.broadcast(there, 0)
-            piece.copy_(there)
+            piece.write(there)
 
 
 def _moments(optimizer: torch.optim.AdamW, master: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -66,6 +83,18 @@ def _moments(optimizer: torch.optim.AdamW, master: torch.Tensor) -> dict[str, to
     return state
 
 
-def _cut(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _pieces(tensors: Iterable[torch.Tensor]) -> Iterator[Piece]:
+    """Small tensors share a piece, and large ones are cut."""
+    parts: list[torch.Tensor] = []
+    room = PIECE_BYTES
     for tensor in tensors:
-        yield from tensor.view(-1).view(torch.uint8).split(PIECE_BYTES)
+        rest = tensor.view(-1).view(torch.uint8)
+        while rest.numel():
+            part, rest = rest[:room], rest[room:]
+            parts.append(part)
+            room -= part.numel()
+            if not room:
+                yield Piece(parts)
+                parts, room = [], PIECE_BYTES
+    if parts:
+        yield Piece(parts)

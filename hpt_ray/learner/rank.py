@@ -216,7 +216,7 @@ class RankWorker(Generic[Spec]):
         under_way: list[Any] = []
         with self._span("copy"):
             for name, piece in self._named_pieces(self._engine.local_state()):
-                shared = ray.put(piece.cpu().numpy())
+                shared = ray.put(piece.read().numpy())
                 ray.get(under_way, timeout=limit)  # one piece on its way while the next is read
                 under_way = [replica.put.remote(step, name, shared) for replica in replicas]
             under_way += [replica.put.remote(step, "random", _random_state()) for replica in replicas]
@@ -231,7 +231,7 @@ class RankWorker(Generic[Spec]):
         with self._span("load"), self._engine.restoring() as state:
             for name, piece in self._named_pieces(state):
                 part = ray.get(replica.get.remote(step, name), timeout=limit)
-                piece.copy_(torch.from_numpy(part.copy()))  # what Ray gives cannot be written into
+                piece.write(torch.from_numpy(part.copy()))  # torch warns of an array that it may not write
             _set_random_state(ray.get(replica.get.remote(step, "random"), timeout=limit))
 
     def _named_pieces(self, state: LocalState) -> Iterator[tuple[str, Any]]:
