@@ -39,7 +39,7 @@ from hpt_ray.observe.tables import not_checked, plan_summary, start_summary  # n
 from hpt_ray.plan import Plan, plan_run, survey  # noqa: E402
 from hpt_ray.setup import Prepared, prepare, tokenizer_path  # noqa: E402
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+QUICKSTART = Path(__file__).resolve().parent / "configs" / "quickstart.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -105,11 +105,13 @@ def prepare(config: Config, model_path: str) -> Prepared:
 
 
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
-    """What needs no file: for each phase its `choose_algorithm`; graders and extra rewards exist.
+    """What needs neither data nor tokenizer: for each phase its `choose_algorithm`.
 
-    Raises `UserError` for what the user must change.
+    Graders and extra rewards exist, and a model folder that is on this machine has weights. Raises `UserError`
+    for what the user must change.
     """
     chosen = [(phase, *choose_algorithm(phase)) for phase in phases_of(config)]
+    check_weights(config.model)
     check_graders(config.reward)
     check_terms(config.reward, config.data.max_response_tokens)
     return chosen
@@ -117,7 +119,6 @@ def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
 
 def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., QuestionSet]]:
     """How questions become tokens, and `load_questions` with it. Raises `UserError`."""
-    check_weights(config.model)
     template = Template(
         config.data, load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
     )

@@ -14,7 +14,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,12 +30,12 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from hpt_ray.cluster.address import address_to_join
 from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.errors import UserError, WaitExpired
 
 POOL_SHARE = 0.001  # of a pool's resource, for one actor: a node started with 1 of it is never the limit
-PROBE_TIMEOUT_S = 5.0  # for a cluster's head to accept a connection
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if ray.is_initialized():
             return cls(started_here=False)
-        address = _address_to_join(config.address)
+        address = address_to_join(config.address)
         if address is None:
             _loopback_only()
             # Of tasks that have ended. Ray's own limit of 100,000 would let its memory grow for thousands of steps.
@@ -181,36 +180,6 @@ class Cluster:
         """Leave the cluster; one that was started here ends."""
         self.release()
         ray.shutdown()
-
-
-def _address_to_join(address: str) -> str | None:
-    """HOST:PORT of the cluster to join; None to start one. Raises `UserError` where a named one is not there.
-
-    Looked up before Ray is asked: once Ray has looked, it has made up its mind about tokens and addresses,
-    and where nothing answers it waits for a minute and ends the process.
-    """
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "auto")  # set inside a job
-    if address == "local":
-        return None
-    if address == "auto":
-        started = ray._private.utils.read_ray_address()  # by `ray start` on this machine, maybe long gone
-        return started if started and _answers(started) else None
-    if not _answers(address):
-        raise UserError(
-            f"cluster.address={address}: no Ray cluster answers there. Give HOST:PORT as `ray start --head` "
-            "prints it, or set cluster.address=local to run on this machine alone."
-        )
-    return address
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_TIMEOUT_S).close()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 async def _ready(group: PlacementGroup) -> None:

@@ -192,7 +192,9 @@ def _read_with_defaults(path: Path, including: tuple[Path, ...]) -> Iterator[tup
 def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict:
     named_by = f" (named under `defaults` in {including[-1]})" if including else ""
     if not path.is_file():
-        raise UserError(f"{path}: no such configuration file{named_by}. Check the path.")
+        ours = Path(__file__).resolve().parents[1] / path  # configs/… as they come with the package
+        hint = f"Is {ours} meant?" if ours.is_file() else "Check the path."
+        raise UserError(f"{path}: no such configuration file{named_by}. {hint}")
     try:
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:

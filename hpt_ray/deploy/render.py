@@ -29,7 +29,7 @@ from hpt_ray.deploy.memory import pod_memory_gib, shared_memory_gib
 from hpt_ray.deploy.pods import RAY_CPUS, NodeSize, PodGroup, Pods, plan_pods
 from hpt_ray.errors import UserError
 
-BASES = Path(__file__).resolve().parents[2] / "deploy" / "kuberay"
+BASES = (Path(__file__).parent / "kuberay").resolve()
 SHARED = "/shared"  # where deploy/kuberay/cluster mounts the volume of data and run folders
 HEADER = """\
 # Made by `python -m hpt_ray.deploy render`, which writes all files here anew. Change run.yaml and render it again

@@ -15,6 +15,7 @@ import numpy as np
 from hpt_ray.config.schema import ModelConfig, RolloutConfig
 from hpt_ray.records import FinishReason
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
+from hpt_ray.rollout.torch_match import wrong_torch
 
 ENVIRONMENT = {
     # One process: commands run between two engine steps, so nothing needs a lock or a pause protocol.
@@ -61,17 +62,13 @@ class VllmEngine:
     """One vLLM engine. Not thread-safe: one thread makes it and calls it."""
 
     def __init__(self, spec: EngineSpec):
-        from vllm import EngineArgs, LLMEngine
-        from vllm.config.weight_transfer import WeightTransferConfig
-
-        from hpt_ray.rollout.weight_receiver import CARRIER
-
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                weight_transfer_config=WeightTransferConfig(backend=CARRIER),
-                **engine_arguments(spec),
-            )
-        )
+        """Raises `UserError` where the engine does not start beside a torch that vLLM was not built for."""
+        try:
+            self._engine = make_engine(spec)
+        except Exception as error:
+            if (explained := wrong_torch(error)) is not None:
+                raise explained from error
+            raise
         self.weight_version = 0
         # Request id -> question, sample, version of the weights it was asked of.
         self._requests: dict[str, tuple[str, int, int]] = {}
@@ -184,6 +181,17 @@ class VllmEngine:
 
     def _rpc(self, method: str, **kwargs: Any) -> list[Any]:
         return self._engine.collective_rpc(method, kwargs=kwargs)
+
+
+def make_engine(spec: EngineSpec) -> Any:
+    """vLLM's engine, up and with its memory taken."""
+    from vllm import EngineArgs, LLMEngine
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+    from hpt_ray.rollout.weight_receiver import CARRIER
+
+    transfer = WeightTransferConfig(backend=CARRIER)
+    return LLMEngine.from_engine_args(EngineArgs(weight_transfer_config=transfer, **engine_arguments(spec)))
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:

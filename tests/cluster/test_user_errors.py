@@ -6,6 +6,7 @@ Whatever can be found before Ray starts is found there, so these runs are calls 
 import http.server
 import json
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -296,6 +297,16 @@ def test_address_where_no_cluster_answers(tmp_path):
     finished = run_main([*TINY, f"run.dir={tmp_path}", "cluster.address=127.0.0.1:1", "run.steps=1"])
     check_refused(finished.returncode, finished.stderr)
     assert "cluster.address=127.0.0.1:1: no Ray cluster answers there" in finished.stderr
+
+
+def test_address_where_something_listens_and_says_nothing(tmp_path):
+    """Ray itself would wait for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        finished = run_main([*TINY, f"run.dir={tmp_path}", f"cluster.address={address}", "run.steps=1"])
+    check_refused(finished.returncode, finished.stderr)
+    assert f"cluster.address={address}: no Ray cluster answers there" in finished.stderr
+    assert "silent for 10 s" in finished.stderr
 
 
 def test_a_broken_cache_is_named(message, tmp_path, monkeypatch):

@@ -182,6 +182,15 @@ def test_a_wrong_value_is_refused_by_name(word: str, message: str) -> None:
     assert message in refusal(None, MODEL, word)
 
 
+def test_away_from_the_repository_the_package_s_own_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours = ROOT / "hpt_ray" / "configs" / "quickstart.yaml"
+    assert refusal(Path("configs/quickstart.yaml")).endswith(f"Is {ours} meant?")
+    assert load_config(ours, []).run.name == "quickstart"
+
+
 def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.yaml", "run:\n  steps: 1\n bad: [\n")
     twice = write(tmp_path / "twice.yaml", "run: {seed: 1}\nrun: {seed: 2}\n")
