@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -27,12 +27,18 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 from hpt_ray.errors import STOPPED, UserError, exit_code  # noqa: E402  (after the environment is set)
-from hpt_ray.reproduce.jobs import LAUNCHERS  # noqa: E402
+from hpt_ray.reproduce.jobs import Launcher, LocalLauncher  # noqa: E402
 from hpt_ray.reproduce.matrix import RunSpec  # noqa: E402
+from hpt_ray.reproduce.ray_jobs import RayLauncher  # noqa: E402
 from hpt_ray.reproduce.report import write_report  # noqa: E402
 from hpt_ray.reproduce.runner import Done, Runner  # noqa: E402
 from hpt_ray.reproduce.state import Action, state_of  # noqa: E402
 from hpt_ray.reproduce.suite import Suite, load_suite  # noqa: E402
+
+LAUNCHERS: dict[str, Callable[[argparse.Namespace], Launcher]] = {
+    "local": lambda options: LocalLauncher(),
+    "ray": lambda options: RayLauncher(options.address, options.working_dir),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,13 +98,16 @@ def carry_out(suite: Suite, options: argparse.Namespace, console: Console) -> in
 
 
 async def stoppable(runner: Runner) -> Done:
-    """At SIGTERM the runs under way are told to save and end."""
+    """At SIGTERM as at Ctrl-C: what the launcher does then, it says."""
     runner.launcher.open()
     task = asyncio.ensure_future(runner.run())
     # After Ray, which has a handler of its own.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         return await task
+    except asyncio.CancelledError:
+        runner.console.print(runner.launcher.when_stopped, soft_wrap=True)
+        raise
     finally:
         runner.launcher.close()
 
@@ -123,7 +132,7 @@ def alone(out: Path) -> Iterator[None]:
 
 def show_plan(suite: Suite, only: list[str], console: Console) -> None:
     """What is there and what is missing, by model and method; nothing is started or written."""
-    tries, runs = Runner(suite, LAUNCHERS["local"](None), console, only).plan()
+    tries, runs = Runner(suite, LocalLauncher(), console, only).plan()
     table = Table(title=suite.keys.title)
     for name in ("model", "method", "tries", "runs", "questions visited a run"):
         table.add_column(name, justify="left" if name in ("model", "method") else "right")

@@ -115,6 +115,8 @@ def passes_at_large_k(results: Results, passes: Passes, model: str) -> Iterator[
         k = max(ours.ks)
         diff = ours.minus(theirs, k)
         if diff is None:
+            numbers = "The two were not asked the same questions, or not as often."
+            yield Finding(model, claim.format(k=k), "Figure 2", "open", numbers)
             continue
         width = diff.half_width or 0.0
         verdict = _verdict_on(diff.value, abs(diff.value) > width)

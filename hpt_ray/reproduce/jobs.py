@@ -1,30 +1,26 @@
-"""How a command is carried out: as a process on this machine, or as a job of a Ray cluster.
+"""How a command is carried out: as a process on this machine, here, or as a job of a Ray cluster, in `ray_jobs`.
 
 Both take a `Job` and return an `Outcome`; a failure is an outcome, not an exception. When the task is
 cancelled (Ctrl-C, SIGTERM), a local process gets SIGTERM and time to save. A Ray job goes on without us, and
-the next call for the same work finds it by its metadata.
+the next call finds it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import ray
 
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import ClusterConfig
-from hpt_ray.errors import UserError
 
 SAVE_S = 60.0  # for a process to save and end after SIGTERM
-POLL_S = 5.0
 MESSAGE_LINES = 3
 
 
@@ -47,9 +43,15 @@ class Outcome:
 
 
 class Launcher(Protocol):
-    """`open` before the first job, `close` after the last."""
+    """`open` before anybody asks what is done, `close` after the last job."""
+
+    when_stopped: str  # for people: what became of the jobs under way
 
     def open(self) -> None: ...
+
+    def is_under_way(self, job: Job) -> bool:
+        """Whether an earlier call has started it."""
+        ...
 
     async def run(self, job: Job, timeout_s: float) -> Outcome: ...
 
@@ -58,6 +60,8 @@ class Launcher(Protocol):
 
 class LocalLauncher:
     """Processes on this machine, all in one Ray: a run that need not start its own is there sooner."""
+
+    when_stopped = "The runs under way were told to save, and have ended."
 
     def __init__(self) -> None:
         self._cluster: Cluster | None = None
@@ -70,6 +74,9 @@ class LocalLauncher:
     def close(self) -> None:
         if self._cluster is not None:
             self._cluster.close()
+
+    def is_under_way(self, job: Job) -> bool:
+        return False  # it ended with the call that started it
 
     async def run(self, job: Job, timeout_s: float) -> Outcome:
         begin = time.monotonic()
@@ -115,60 +122,3 @@ def last_words(log: Path) -> str:
     said = [i for i, line in enumerate(lines) if line.startswith(("error: ", "failed: "))]
     chosen = lines[said[-1] :] if said else lines
     return " / ".join(chosen[:MESSAGE_LINES] if said else chosen[-MESSAGE_LINES:]) or "it said nothing"
-
-
-class RayLauncher:
-    """Jobs of a running Ray cluster. The output folder is on storage that the cluster's nodes share."""
-
-    def __init__(self, address: str | None, working_dir: str | None) -> None:
-        """`address`: of the dashboard, such as http://127.0.0.1:8265; None: `RAY_API_SERVER_ADDRESS`."""
-        from ray.job_submission import JobSubmissionClient
-
-        try:
-            self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"No Ray cluster takes jobs at {address or 'the default address'} ({error}). Give --address "
-                "http://HOST:8265 of a cluster started with its dashboard."
-            ) from error
-        self._runtime_env = {"working_dir": working_dir} if working_dir else {}
-
-    def open(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    async def run(self, job: Job, timeout_s: float) -> Outcome:
-        begin = time.monotonic()
-        metadata = {"hpt_ray.id": job.id, "hpt_ray.key": job.key}
-        submission = await asyncio.to_thread(self._submission, job, metadata)
-        while True:
-            status = await asyncio.to_thread(self._client.get_job_status, submission)
-            if status.is_terminal():
-                break
-            if time.monotonic() - begin > timeout_s:
-                await asyncio.to_thread(self._client.stop_job, submission)
-                return Outcome(time.monotonic() - begin, f"not done within {timeout_s:.0f} s")
-            await asyncio.sleep(POLL_S)
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        job.log.write_text(await asyncio.to_thread(self._client.get_job_logs, submission), encoding="utf-8")
-        error = "" if status == "SUCCEEDED" else f"job {submission} {status}: {last_words(job.log)}"
-        return Outcome(time.monotonic() - begin, error)
-
-    def _submission(self, job: Job, metadata: dict[str, str]) -> str:
-        """The job that does this already, from before we were started again; else a new one."""
-        for details in self._client.list_jobs():
-            if details.metadata == metadata and not details.status.is_terminal() and details.submission_id:
-                return details.submission_id
-        return self._client.submit_job(
-            entrypoint=shlex.join(["python", "-m", *job.words]),
-            runtime_env=self._runtime_env,
-            metadata=metadata,
-        )
-
-
-LAUNCHERS: dict[str, Callable[[Any], Launcher]] = {
-    "local": lambda options: LocalLauncher(),
-    "ray": lambda options: RayLauncher(options.address, options.working_dir),
-}

@@ -2,7 +2,8 @@
 
 Two kinds, both `python -m hpt_ray.evaluate` on a run's last checkpoint: `final`, whose scores are the tables',
 and pass@k. The name of an evaluation's folder holds what was asked, so that another number of samples is
-another evaluation; within it, that program goes on where it was.
+another evaluation; within it, that program goes on where it was. Its configuration is copied into the output
+folder first, for a job may run where the suite file is not.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from hpt_ray.evaluation.model import GRADER_KEYS, TEMPLATE_KEYS
 from hpt_ray.evaluation.results import QUESTIONS
@@ -51,11 +53,11 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What is asked of whom. `tag` goes into the folder's name."""
+    """What is asked of whom. `tag` goes into the folder's name; `config` is beside the suite file."""
 
     name: str
     tag: str
-    file: Path | None
+    config: Path | None
     words: tuple[str, ...]
     methods: Sequence[str]
     seeds: Sequence[int]
@@ -87,20 +89,39 @@ def _kinds(suite: Suite) -> Iterator[_Kind]:
 
 
 def _path(suite: Suite, name: str | None) -> Path | None:
-    return suite.file(name).absolute() if name else None
+    return suite.file(name) if name else None
 
 
-def _file(path: Path | None) -> tuple[str, ...]:
-    return ("--config", str(path)) if path else ()
+def _copy_of(suite: Suite, kind: _Kind) -> Path | None:
+    return _configs(suite) / f"{kind.name.replace('@', '-')}.yaml" if kind.config else None
+
+
+def _copy(path: Path, to: Path) -> None:
+    """A configuration, and beside it those that it builds on."""
+    content = cast(DictConfig, OmegaConf.load(path))
+    for number, name in enumerate(content.get("defaults") or []):
+        below = to.with_stem(f"{to.stem}-{number + 1}")
+        _copy(path.parent / name, below)
+        content.defaults[number] = below.name
+    OmegaConf.save(content, to)
+
+
+def _configs(suite: Suite) -> Path:
+    return suite.out.absolute() / "configs"
 
 
 def _base_file(suite: Suite, kind: _Kind, run: RunSpec) -> Path:
-    return suite.out.absolute() / "configs" / f"{run.model}.{BASE}-{kind.name.replace('@', '-')}.yaml"
+    return _configs(suite) / f"{run.model}.{BASE}-{kind.name.replace('@', '-')}.yaml"
 
 
-def write_base_files(suite: Suite, runs: Sequence[RunSpec]) -> None:
-    """How the models before training are asked: as their runs are, which evaluations of runs find by themselves."""
+def write_configurations(suite: Suite, runs: Sequence[RunSpec]) -> None:
+    """What the evaluations read: copies of the suite's configurations, and how the models before training are
+    asked: as their runs are, which evaluations of runs find by themselves."""
+    _configs(suite).mkdir(parents=True, exist_ok=True)
     for kind in _kinds(suite):
+        copy = _copy_of(suite, kind)
+        if kind.config and copy:
+            _copy(kind.config, copy)
         for run in {run.model: run for run in runs}.values():
             model, data, reward = (
                 asdict(part) for part in (run.config.model, run.config.data, run.config.reward)
@@ -111,10 +132,9 @@ def write_base_files(suite: Suite, runs: Sequence[RunSpec]) -> None:
             asked["data"] = {name: data[name] for name in TEMPLATE_KEYS}
             asked["reward"] = {name: reward[name] for name in GRADER_KEYS}
             path = _base_file(suite, kind, run)
-            path.parent.mkdir(parents=True, exist_ok=True)
             as_runs = path.with_name(f"{run.model}.{BASE}.yaml")
             as_runs.write_text(yaml.safe_dump(asked, allow_unicode=True), encoding="utf-8")
-            layers = [str(as_runs), *([str(kind.file)] if kind.file else [])]
+            layers = [str(layer) for layer in (as_runs, copy) if layer]
             path.write_text(yaml.safe_dump({"defaults": layers}, allow_unicode=True), encoding="utf-8")
 
 
@@ -136,5 +156,6 @@ def _evaluations(
             yield Evaluation(kind.name, run.model, BASE, None, out, words)
         if run.method in kind.methods and run.seed in kind.seeds and run.id in folders:
             out = parent / f"{folders[run.id].name}-{kind.tag}"
-            words = (*_file(kind.file), f"model={folders[run.id]}", *kind.words)
+            copy = _copy_of(suite, kind)
+            words = (*(["--config", str(copy)] if copy else []), f"model={folders[run.id]}", *kind.words)
             yield Evaluation(kind.name, run.model, run.method, run.seed, out, words)

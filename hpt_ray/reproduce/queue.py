@@ -88,7 +88,7 @@ class Queue:
             self._live.stop()
 
     async def run(self, jobs: Sequence[Job]) -> dict[str, Outcome]:
-        """The outcome of every job, by its id."""
+        """The outcome of every job, by its id. What is under way already has the first slots."""
         slots = asyncio.Semaphore(self._parallel)
         outcomes: dict[str, Outcome] = {}
 
@@ -108,9 +108,12 @@ class Queue:
                     self._console.print(Text(f"{job.id} failed: {outcome.error}"), soft_wrap=True)
                 self._show(ended=True)
 
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(one(job))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job in sorted(jobs, key=self._launcher.is_under_way, reverse=True):
+                    group.create_task(one(job))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
         return outcomes
 
     def expect(self, total: int) -> None:

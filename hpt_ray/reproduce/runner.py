@@ -6,7 +6,6 @@ hole that the report shows; the next call tries it again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,9 @@ from hpt_ray.data.mini import is_mini
 from hpt_ray.mini_base import is_built
 from hpt_ray.reproduce.jobs import Job, Launcher
 from hpt_ray.reproduce.matrix import Pair, RunSpec, matching, reported_runs, sweep_runs, untuned
-from hpt_ray.reproduce.passes import Evaluation, evaluations_of, write_base_files
+from hpt_ray.reproduce.passes import Evaluation, evaluations_of, write_configurations
 from hpt_ray.reproduce.queue import Journal, Queue
-from hpt_ray.reproduce.state import Action, State, state_of
+from hpt_ray.reproduce.state import Action, State, fingerprint, state_of
 from hpt_ray.reproduce.suite import Suite
 from hpt_ray.reproduce.sweep import Choice, choose
 
@@ -104,7 +103,7 @@ class Runner:
             self._take_choices(done, wanted)
             await self._run_all(queue, done.runs, done)
             done.evaluations = evaluations_of(suite, done.runs, done.folders)
-            write_base_files(suite, done.runs)
+            write_configurations(suite, done.runs)
             missing = [e for e in done.evaluations if not e.is_done]
             queue.expect(num_runs + len(missing))
             await queue.run([e.job(suite.out / "logs") for e in missing])
@@ -164,11 +163,10 @@ class Runner:
         path = self.suite.out.absolute() / "configs" / f"{run.id}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         dump_config(run.config, path)
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
         words = ["hpt_ray.main", "--config", str(path)]
         if state.action is Action.CONTINUE:
             words.append(f"resume={state.root}")
-        return Job(run.id, tuple(words), self.suite.out / "logs" / f"{run.id}.log", digest)
+        return Job(run.id, tuple(words), self.suite.out / "logs" / f"{run.id}.log", fingerprint(run.config))
 
 
 def done_folders(runs: Sequence[RunSpec]) -> dict[str, Path]:

@@ -11,18 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpt_ray.errors import UserError
 from hpt_ray.evaluation.estimates import Estimate, mean_over_questions, weighted_average
-from hpt_ray.evaluation.results import read_results
+from hpt_ray.evaluation.results import QuestionResult, read_results
 from hpt_ray.report.pass_at_k import chances
 from hpt_ray.reproduce.passes import PASS, Evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """One method on one model. `by_benchmark`: chances [K, Q] of its questions, mean over seeds."""
+    """One method on one model. `by_benchmark`: chances [K, Q] of its questions, mean over seeds. `asked`: which
+    questions those are, by `reference_hash`."""
 
     ks: tuple[int, ...]
     by_benchmark: Mapping[str, np.ndarray]
+    asked: Mapping[str, tuple[str, ...]]
     num_seeds: int
 
     def means(self) -> dict[int, float]:
@@ -32,7 +35,7 @@ class Solved:
 
     def minus(self, other: Solved, k: int) -> Estimate | None:
         """The difference of pass@k with its interval over questions; None where they were asked others."""
-        if self.ks != other.ks or _sizes(self) != _sizes(other):
+        if self.ks != other.ks or self.asked != other.asked:
             return None
         at = self.ks.index(k)
         deltas = [
@@ -44,12 +47,8 @@ class Solved:
 Passes = Mapping[tuple[str, str], Solved]  # by (model, method)
 
 
-def _sizes(solved: Solved) -> dict[str, int]:
-    return {name: values.shape[1] for name, values in solved.by_benchmark.items()}
-
-
 def read_passes(evaluations: Sequence[Evaluation]) -> Passes:
-    """What the finished evaluations say, a method's seeds together."""
+    """What the finished evaluations say, a method's seeds together. UserError where not all were asked the same."""
     found: dict[tuple[str, str], list[Evaluation]] = {}
     for evaluation in evaluations:
         if evaluation.kind == PASS and evaluation.is_done:
@@ -59,13 +58,20 @@ def read_passes(evaluations: Sequence[Evaluation]) -> Passes:
 
 def _solved(evaluations: Sequence[Evaluation]) -> Solved:
     seeds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    asked: dict[str, tuple[str, ...]] = {}
     for evaluation in evaluations:
-        by_benchmark: dict[str, list] = {}
+        by_benchmark: dict[str, list[QuestionResult]] = {}
         for row in read_results(evaluation.out):
             by_benchmark.setdefault(row.benchmark, []).append(row)
         for name, rows in by_benchmark.items():
             rows.sort(key=lambda row: row.question_id)
+            questions = tuple(row.reference_hash for row in rows)
+            if asked.setdefault(name, questions) != questions:
+                raise UserError(
+                    f"{evaluation.out}: the questions of {name} are not those that {evaluations[0].out} was asked. "
+                    "Move the folder that is out of date away and run the suite again."
+                )
             seeds.setdefault(name, []).append(chances(rows))
     ks = min((ks for of_one in seeds.values() for ks, _ in of_one), key=len)
     means = {name: np.mean([c[: len(ks)] for _, c in of_one], axis=0) for name, of_one in seeds.items()}
-    return Solved(tuple(int(k) for k in ks), means, len(evaluations))
+    return Solved(tuple(int(k) for k in ks), means, asked, len(evaluations))

@@ -7,6 +7,7 @@ differs, the run is made anew, and the old folder stays where it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in dict.fromkeys((*before, *now))
         if not _is_neutral(name) and before.get(name) != now.get(name)
     ]
+
+
+def fingerprint(config: Config) -> str:
+    """The same for two configurations of one `run.dir` between which `differences` finds nothing."""
+    keys = {name: value for name, value in flat(config).items() if not _is_neutral(name)}
+    text = repr(sorted({**keys, "run.dir": config.run.dir}.items()))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _is_neutral(name: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from hpt_ray.config.load import load_as
 from hpt_ray.config.schema import key, section
 from hpt_ray.errors import UserError
+from hpt_ray.evaluation.schema import EvaluateConfig
 from hpt_ray.reproduce.paper_tables import BY_NAME
 
 Settings = Mapping[str, Any]  # dotted key of a run's configuration → value
@@ -251,4 +252,13 @@ def _sweep_is_separate(suite: Suite) -> Iterator[str]:
         yield f"{', '.join(sorted(shared))} decide about values and are reported: tune on other questions."
 
 
-CHECKS = (_is_complete, _names_are_known, _tries_are_equal, _sweep_is_separate)
+def _evaluations_can_be_read(suite: Suite) -> Iterator[str]:
+    for name in (suite.keys.final.config, suite.keys.pass_at_k.config):
+        if name is not None:
+            try:
+                load_as(EvaluateConfig, suite.file(name), ["model=-"])
+            except UserError as error:
+                yield str(error)
+
+
+CHECKS = (_is_complete, _names_are_known, _tries_are_equal, _sweep_is_separate, _evaluations_can_be_read)

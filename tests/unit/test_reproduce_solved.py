@@ -1,0 +1,62 @@
+"""pass@k is compared between methods only where both were asked the same questions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpt_ray.errors import UserError
+from hpt_ray.evaluation.results import QuestionResult, write_results
+from hpt_ray.reproduce.passes import PASS, Evaluation
+from hpt_ray.reproduce.solved import Solved, read_passes
+
+BENCHMARK = "chain"
+
+
+def solved(asked: str, chances: list[float]) -> Solved:
+    return Solved((1,), {BENCHMARK: np.array([chances])}, {BENCHMARK: tuple(asked)}, num_seeds=1)
+
+
+def evaluated(folder: Path, method: str, seed: int, correct: dict[str, int]) -> Evaluation:
+    """A finished evaluation with two samples of each question; a question's hash is its id."""
+    evaluation = Evaluation(PASS, "t", method, seed, folder / f"{method}-{seed}", ())
+    evaluation.out.mkdir()
+    none = dict.fromkeys(("no_answer", "unparsable", "timeout", "error", "truncated"), 0)
+    rows = [
+        QuestionResult(BENCHMARK, q, "s", None, q, n=2, correct=c, wrong=2 - c, mean_tokens=1.0, **none)
+        for q, c in correct.items()
+    ]
+    write_results(evaluation.out, rows)
+    (evaluation.out / "results.json").write_text("{}", encoding="utf-8")
+    return evaluation
+
+
+def test_others_questions_are_not_compared_though_they_are_as_many() -> None:
+    ours = solved("abc", [1.0, 0.5, 0.0])
+    same = ours.minus(solved("abc", [0.0, 0.5, 0.0]), 1)
+    assert same is not None
+    assert same.value == pytest.approx(1 / 3)
+    assert ours.minus(solved("abd", [0.0, 0.5, 0.0]), 1) is None
+    assert ours.minus(solved("ab", [0.0, 0.5]), 1) is None
+
+
+def test_the_questions_are_those_of_the_result_files(tmp_path: Path) -> None:
+    passes = read_passes(
+        [
+            evaluated(tmp_path, "hpt", 1, {"a": 2, "b": 0}),
+            evaluated(tmp_path, "hpt", 2, {"b": 2, "a": 2}),  # the order of answers is no matter
+            evaluated(tmp_path, "grpo", 1, {"a": 0, "b": 0}),
+            evaluated(tmp_path, "sft", 1, {"a": 0, "c": 0}),
+        ]
+    )
+    hpt = passes["t", "hpt"]
+    assert hpt.asked == {BENCHMARK: ("a", "b")}
+    assert hpt.by_benchmark[BENCHMARK].tolist() == [[1.0, 0.5], [1.0, 0.5]]
+    assert hpt.minus(passes["t", "grpo"], 1) is not None
+    assert hpt.minus(passes["t", "sft"], 1) is None
+
+
+def test_seeds_that_were_asked_different_questions_are_refused(tmp_path: Path) -> None:
+    first, second = (evaluated(tmp_path, "hpt", s, {"a": 2, q: 0}) for s, q in ((1, "b"), (2, "c")))
+    with pytest.raises(UserError, match=f"{second.out}: the questions of chain are not those"):
+        read_passes([first, second])
