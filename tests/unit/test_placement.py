@@ -3,7 +3,7 @@
 import pytest
 
 from hpt_ray.cluster.runtime import POOL_SHARE, Need, lay_out, missing_pools
-from hpt_ray.cluster.topology import carrier_of, needs
+from hpt_ray.cluster.topology import carrier_of, needs, with_one_thread
 from hpt_ray.config.load import load_config
 from hpt_ray.config.placement import colocated_groups_match
 from hpt_ray.rollout.engine import EngineSpec, engine_arguments
@@ -117,3 +117,12 @@ def test_only_on_gpus_is_there_memory_to_give_up() -> None:
     assert arguments_of("rollout.num_gpus=1", sleeps=True)["enable_sleep_mode"] is True
     assert arguments_of("rollout.num_gpus=1")["enable_sleep_mode"] is False
     assert "enable_sleep_mode" not in arguments_of(sleeps=True)
+
+
+def test_actors_of_a_deterministic_run_compute_with_one_thread_and_reserve_what_they_reserve() -> None:
+    words = ("learner.num_cpus=4", "critic.num_cpus=2", "reference.num_cpus=0", "rollout.num_cpus=0.5")
+    config = load_config(None, [*GOOD, *words, "run.deterministic=true"])
+    told = with_one_thread(config)
+    assert (told.learner.num_cpus, told.critic.num_cpus) == (1.0, 1.0)
+    assert (told.reference.num_cpus, told.rollout.num_cpus) == (0.0, 0.5)
+    assert needs(config, Demand(rollouts=True, reference=True, critic=False))[0].cpus == 4.0
