@@ -2,8 +2,8 @@
 `python -m hpt_ray.evaluate compare A B [--json FILE]`
 
 Answers benchmarks with a model and grades the answers, or compares two results. Exit code 0: done. 2: the
-user must change something. 1: a failure; 130: interrupted. After 1 and 130 the same command goes on where
-it stopped.
+user must change something. 1: a failure; 75: stopped by SIGTERM; 130: interrupted by Ctrl-C. After these three
+the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ for _name, _value in QUIET.items():
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402  (after the environment is set)
 from hpt_ray.config.load import dump_config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
-from hpt_ray.errors import exit_code  # noqa: E402
+from hpt_ray.errors import STOPPED, exit_code  # noqa: E402
 from hpt_ray.evaluation import compare  # noqa: E402
 from hpt_ray.evaluation.journal import Journal  # noqa: E402
 from hpt_ray.evaluation.model import fingerprint  # noqa: E402
@@ -52,9 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not dry_run:
             asyncio.run(evaluate(plan, console))
         return 0
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, asyncio.CancelledError) as end:
+        print("stopped: the same command goes on where this one stopped", file=sys.stderr)
+        return 130 if isinstance(end, KeyboardInterrupt) else STOPPED
     except Exception as error:
         return exit_code(error)
 
@@ -97,12 +98,12 @@ async def evaluate(plan: Plan, console: Console) -> dict[str, Any]:
     try:
         model_path = plan.model.path
         if mini.is_mini(model_path):
-            cluster = Cluster.connect(plan.config.cluster)
+            cluster = connect(plan)
             model_path = str(await model_folder(model_path, cluster, console))
         journal = Journal(plan.out, plan.identity(fingerprint(model_path)), plan.num_samples)
         dump_config(plan.config, plan.out / "config.yaml")
         if journal.num_missing:
-            cluster = cluster or Cluster.connect(plan.config.cluster)
+            cluster = cluster or connect(plan)
             await _answer(plan, journal, cluster, model_path, console)
         summary = finish(plan, journal)
         console.print(results_table(summary))
@@ -111,6 +112,16 @@ async def evaluate(plan: Plan, console: Console) -> dict[str, Any]:
     finally:
         if cluster is not None:
             cluster.close()
+
+
+def connect(plan: Plan) -> Cluster:
+    """Join Ray, or start it. From then on SIGTERM ends the work under way as Ctrl-C does."""
+    cluster = Cluster.connect(plan.config.cluster)
+    work = asyncio.current_task()
+    assert work is not None
+    # After Ray, which has a handler of its own.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+    return cluster
 
 
 async def _answer(plan: Plan, journal: Journal, cluster: Cluster, model_path: str, console: Console) -> None:

@@ -212,7 +212,7 @@ class RankWorker(Generic[Spec]):
         """
         import ray
 
-        limit = self._spec.learner.timeout_s
+        limit = self._spec.learner.timeout_s / 2  # sooner than those who wait for this rank give up
         under_way: list[Any] = []
         with self._span("copy"):
             for name, piece in self._named_pieces(self._engine.local_state()):

@@ -121,7 +121,9 @@ def folders(tmp_path_factory) -> tuple[RunFolder, RunFolder]:
         Fault(2, "ray::RolloutWorker", "ray::LearnerWorker.accumulate"),
     )
     apart = run("apart", grader, runs)
-    return apart, run("turns", grader, runs, "cluster.colocate=true", faults=faults)
+    return apart, run(
+        "turns", grader, runs, "cluster.colocate=true", "checkpoint.in_memory_every=1", faults=faults
+    )
 
 
 def test_turns_and_faults_change_no_number(folders):

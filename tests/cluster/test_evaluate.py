@@ -1,9 +1,8 @@
-"""`python -m hpt_ray.evaluate` as a person runs it: killed in the middle, resumed with other workers."""
+"""`python -m hpt_ray.evaluate` as a person runs it: stopped, killed, resumed with other workers."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from command import LIMIT_S, ROOT, child_environment, write_grader
+
+from hpt_ray.errors import STOPPED
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -48,6 +49,24 @@ def lines(folder: Path) -> list[bytes]:
     return file.read_bytes().splitlines() if file.is_file() else []
 
 
+def start_and_end(command: Sequence[str], folder: Path, answers: int, by: signal.Signals) -> tuple[int, str]:
+    """Exit code and stderr of an evaluation that gets the signal once there are so many answers."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=child_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + LIMIT_S
+    while len(lines(folder)) < answers and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(by)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
 def test_killed_and_resumed_it_gives_the_same_files(tmp_path):
     grader = write_grader(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -55,14 +74,11 @@ def test_killed_and_resumed_it_gives_the_same_files(tmp_path):
     assert "mini-geo" in shown
     assert f"@{SAMPLES}" in shown
 
-    process = subprocess.Popen(
-        words(cut, grader, workers=1), cwd=ROOT, env=child_environment(), stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + LIMIT_S
-    while len(lines(cut)) < NUM_ANSWERS // 4 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(10)
+    ended, said = start_and_end(words(cut, grader, workers=1), cut, NUM_ANSWERS // 8, signal.SIGTERM)
+    assert ended == STOPPED
+    assert said.splitlines() == ["stopped: the same command goes on where this one stopped"]
+    ended, _ = start_and_end(words(cut, grader, workers=1), cut, NUM_ANSWERS // 4, signal.SIGKILL)
+    assert ended == -signal.SIGKILL
     before = lines(cut)
     assert NUM_ANSWERS // 4 <= len(before) < NUM_ANSWERS
     assert not (cut / "questions.parquet").exists()
