@@ -116,7 +116,7 @@ def test_learner_ranks_go_on_from_the_copy_in_memory(words, undisturbed, tmp_pat
         [
             Fault(3, LEARNER, during=f"{LEARNER}.accumulate"),
             Fault(6, REPLICA),
-            Fault(9, LEARNER, during=f"{LEARNER}.step"),
+            Fault(12, LEARNER, during=f"{LEARNER}.step"),  # when the lost copy has a successor
         ],
     )
     check(folder, undisturbed, exactly=True)
