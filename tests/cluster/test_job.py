@@ -113,7 +113,7 @@ def test_a_job_on_two_nodes_is_seen_stopped_and_resumed(nodes, tmp_path):
         return log.read_text().count("\n") if log.is_file() else 0
 
     printed = nodes.folder / "ray" / "session_latest" / "logs" / "job-driver-first.log"
-    wait_for(lambda: steps_done() >= 2 or "failed:" in printed.read_text(), LIMIT_S)
+    wait_for(lambda: steps_done() >= 2 or (printed.is_file() and "failed:" in printed.read_text()), LIMIT_S)
     assert steps_done() >= 2, printed.read_text()
     head, rollout, learner = nodes.processes
     assert actors_on(head) == set()
@@ -122,8 +122,9 @@ def test_a_job_on_two_nodes_is_seen_stopped_and_resumed(nodes, tmp_path):
     assert "is currently running" in ray_job(nodes, "status", "first").stdout
 
     folder = RunFolder((tmp_path / "latest").resolve())
-    # Ray's agents pass numbers on every few seconds.
-    wait_for(lambda: names_of(folder.read_metrics()[:1]) <= exported(nodes).keys(), 60)
+    # Ray's agents pass numbers on every few seconds, when they are not busy.
+    ours = names_of(folder.read_metrics()[:1])
+    wait_for(lambda: ours <= exported(nodes).keys(), LIMIT_S / 2)
     seen = exported(nodes)
     assert seen.keys() <= names_of(folder.read_metrics())
     run = ("run", folder.root.name)
