@@ -86,7 +86,9 @@ class Replicas:
         assert self._copying is None, "settle the copy before first"
         own = deepcopy(state)  # the run goes on writing into what the state refers to
         self._copying = asyncio.create_task(self._copy(groups, own, folder))
-        self._copying.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, also unsettled
+        self._copying.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # seen, also unsettled
 
     async def settle(self) -> None:
         """Wait for the copy that is being made. One that fails is counted, and the one before stays."""
