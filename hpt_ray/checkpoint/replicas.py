@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hpt_ray.checkpoint.state import RunState
-from hpt_ray.cluster.groups import ActorGroup, wait_all
+from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.errors import LearnerFailed, WaitExpired, in_one_line
 
 ANSWER_S = 30.0  # for a replica to say whether it has a part
@@ -114,7 +114,8 @@ class Replicas:
         sources = await self._sources(self._whole)
         if None in sources:
             raise LearnerFailed("the copy in memory was lost with its nodes")
-        await self._call(groups, "restore_from", [(source, self._whole.state.step) for source in sources])
+        step = self._whole.state.step
+        await self._each(joined(groups), "restore_from", [(source, step) for source in sources])
 
     def close(self) -> None:
         """End the replicas."""
@@ -127,46 +128,43 @@ class Replicas:
     async def _copy(
         self, groups: Sequence[ActorGroup], state: RunState, folder: tempfile.TemporaryDirectory[str]
     ) -> None:
-        nodes = await self._call(groups, "node_id")
+        ranks = joined(groups)
+        nodes = await ranks.call("node_id", timeout_s=self._timeout_s)
         homes = homes_of(nodes, other_nodes())
         if homes != self._homes:
             self._replicas = [[_start(node) for node in mine] for mine in homes]
             self._made += [replica for mine in self._replicas for replica in mine]
             self._homes = homes
         replicas = self._replicas
-        await self._call(groups, "copy_to", [(mine, state.step) for mine in replicas])
+        await self._each(ranks, "copy_to", [(mine, state.step) for mine in replicas])
         before, self._whole = self._whole, _Copy(state, folder, replicas)
         if before is not None:
             before.folder.cleanup()
         kept = [replica for mine in replicas for replica in mine]
         self._end_all_but(kept)
-        await wait_all(
-            [replica.keep.remote(state.step) for replica in kept],
-            names=["a copy in memory"] * len(kept),
-            what="forget the one before",
-            timeout_s=self._timeout_s,
-        )
+        holders = ActorGroup(["a copy in memory"] * len(kept), kept)
+        await holders.call("keep", state.step, timeout_s=self._timeout_s, what="forget the one before")
 
     async def _sources(self, copy: _Copy) -> list[Any | None]:
         """For each rank a replica that has its part."""
         step = copy.state.step
         return list(await asyncio.gather(*(_who_has(step, replicas) for replicas in copy.replicas)))
 
-    async def _call(
-        self, groups: Sequence[ActorGroup], method: str, arguments: Sequence[tuple] | None = None
-    ) -> list[Any]:
-        """`method` on the ranks of all groups at the same time, on rank i with `arguments[i]`."""
-        ranks = [actor for group in groups for actor in group.actors]
-        names = [name for group in groups for name in group.names]
-        every = arguments or [()] * len(ranks)
-        refs = [getattr(rank, method).remote(*args) for rank, args in zip(ranks, every, strict=True)]
-        return await wait_all(refs, names=names, what=method, timeout_s=self._timeout_s)
+    async def _each(self, ranks: ActorGroup, method: str, arguments: Sequence[tuple]) -> None:
+        await ranks.wait(ranks.send_each(method, arguments), method, self._timeout_s)
 
     def _end_all_but(self, kept: list[Any]) -> None:
         for replica in self._made:
             if replica not in kept:
                 ray.kill(replica)
         self._made = kept
+
+
+def joined(groups: Sequence[ActorGroup]) -> ActorGroup:
+    """The ranks of all groups, to be called at the same time."""
+    return ActorGroup(
+        [n for group in groups for n in group.names], [a for group in groups for a in group.actors]
+    )
 
 
 async def _who_has(step: int, replicas: list[Any]) -> Any | None:
