@@ -11,29 +11,29 @@ from datetime import timedelta
 from typing import Any
 
 
-def free_port(host: str) -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def listen(host: str) -> socket.socket:
+    """A socket that listens on `host` at a port of its own, which nobody else can take before the store does."""
+    listener = socket.socket()
+    listener.bind((host, 0))
+    listener.listen(128)
+    return listener
 
 
-def rendezvous_store(host: str, port: int, *, rank: int, world_size: int, timeout_s: float) -> Any:
-    """A `TCPStore` whose server (rank 0) listens on `host` alone. Does not wait for the others."""
+def rendezvous_store(
+    host: str, port: int, *, world_size: int, timeout_s: float, listener: socket.socket | None = None
+) -> Any:
+    """A `TCPStore`, whose server is the member with a `listener` at `host` and `port`; it takes that over.
+
+    Does not wait for the others.
+    """
     import torch.distributed as dist
 
-    server: dict[str, Any] = {}
-    if rank == 0:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
-        server["master_listen_fd"] = listener.detach()
+    server: dict[str, Any] = {} if listener is None else {"master_listen_fd": listener.detach()}
     return dist.TCPStore(
         host,
         port,
         world_size,
-        is_master=rank == 0,
+        is_master=listener is not None,
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout_s),
         **server,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -30,8 +31,17 @@ ENVIRONMENT_CPU = {"DS_ACCELERATOR": "cpu"}
 GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where the reader does not say
 
 
-def join_ranks(host: str, port: int, *, rank: int, world_size: int, gpu: bool, timeout_s: float) -> None:
-    """Make the default process group of the learner ranks."""
+def join_ranks(
+    host: str,
+    port: int,
+    *,
+    rank: int,
+    world_size: int,
+    gpu: bool,
+    timeout_s: float,
+    listener: socket.socket | None = None,
+) -> None:
+    """Make the default process group of the learner ranks. Rank 0 has a `listener` at `host` and `port`."""
     # DeepSpeed reads its place from here. A rank sees one GPU, so it is always local rank 0.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
@@ -40,7 +50,7 @@ def join_ranks(host: str, port: int, *, rank: int, world_size: int, gpu: bool, t
 
     # A shared-memory all-reduce that DeepSpeed would compile for a minute and leave behind on a kill.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    store = rendezvous_store(host, port, rank=rank, world_size=world_size, timeout_s=timeout_s)
+    store = rendezvous_store(host, port, world_size=world_size, timeout_s=timeout_s, listener=listener)
     backend = "nccl" if gpu else "gloo"
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)

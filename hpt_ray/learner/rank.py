@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from hpt_ray.cluster.network import free_port
+from hpt_ray.cluster.network import listen
 from hpt_ray.cluster.process import memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 
@@ -77,6 +78,7 @@ class RankWorker(Generic[Spec]):
         )
         self._rank, self._world_size, self._spec = rank, world_size, spec
         self._report = UpdateReport()
+        self._listener: socket.socket | None = None
 
     @contextmanager
     def _span(self, name: str) -> Iterator[None]:
@@ -91,12 +93,15 @@ class RankWorker(Generic[Spec]):
         """The module that is trained, as training starts."""
         raise NotImplementedError
 
-    def rendezvous(self) -> tuple[str, int]:
-        """An address on this node where the ranks, or sender and receivers, can meet."""
+    def rendezvous(self) -> tuple[str, int] | None:
+        """Where the ranks are to meet: rank 0 listens there from now on, the others have nothing to say."""
         import ray
 
+        if self._rank > 0:
+            return None
         host = ray.util.get_node_ip_address()
-        return host, free_port(host)
+        self._listener = listen(host)
+        return host, self._listener.getsockname()[1]
 
     def start(self, host: str, port: int) -> None:
         """Join the other ranks and load the model. Collective."""
@@ -114,6 +119,7 @@ class RankWorker(Generic[Spec]):
             world_size=self._world_size,
             gpu=self._gpu,
             timeout_s=spec.learner.timeout_s,
+            listener=self._listener,
         )
         module = self._module()
         if spec.learner.gradient_checkpointing:

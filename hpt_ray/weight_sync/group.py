@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpt_ray.cluster.network import free_port, rendezvous_store
+from hpt_ray.cluster.network import listen, rendezvous_store
 
 CONNECT_LIMIT_S = 10.0  # for members that are all there
 LOOK_EVERY_S = 0.1  # for the driver's word
@@ -44,8 +44,9 @@ class MeetingPoint:
     """The driver's store: it opens meetings and calls them off."""
 
     def __init__(self, host: str, *, timeout_s: float):
-        self._host, self._port, self._timeout_s = host, free_port(host), timeout_s
-        self._store = rendezvous_store(host, self._port, rank=0, world_size=1, timeout_s=timeout_s)
+        listener = listen(host)
+        self._host, self._port, self._timeout_s = host, listener.getsockname()[1], timeout_s
+        self._store = rendezvous_store(host, self._port, world_size=1, timeout_s=timeout_s, listener=listener)
         self._count = 0
 
     def open(self, world_size: int, backend: str) -> Meeting:
@@ -69,7 +70,7 @@ class TransferGroup:
         self._pending: list[dist.Work] = []
         try:
             self._store = rendezvous_store(
-                meeting.host, meeting.port, rank=1 + rank, world_size=1, timeout_s=meeting.timeout_s
+                meeting.host, meeting.port, world_size=1, timeout_s=meeting.timeout_s
             )
             self._meet()
             self._group = self._open()

@@ -6,9 +6,11 @@ All on loopback, with a token, ports and a folder of its own.
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,13 +23,14 @@ from pathlib import Path
 import psutil
 from command import child_environment
 
-from hpt_ray.cluster.network import free_port
 from hpt_ray.data.cache import cache_dir
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HOST = "127.0.0.2"  # Ray would replace 127.0.0.1 by the address of a network card
 START_LIMIT_S = 120
 STARTED = "Ray runtime started"
+# Below those that the system gives to whoever asks for any port, above those of Ray's workers.
+PORTS = range(20_000, 32_000)
 
 
 @dataclass
@@ -91,7 +94,7 @@ def cluster(cpus: int, *options: str) -> Iterator[Nodes]:
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    port, dashboard, agent, client = (free_port(HOST) for _ in range(4))
+    port, dashboard, agent, client = free_ports(4)
     nodes = Nodes(folder, port, dashboard, environment)
     try:
         nodes.start(
@@ -108,6 +111,18 @@ def cluster(cpus: int, *options: str) -> Iterator[Nodes]:
     finally:
         nodes.stop()
         shutil.rmtree(folder, ignore_errors=True)  # a child may still be writing its last line
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ports of `HOST` that nobody listens on."""
+    free = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            free.append(port)
+        if len(free) == count:
+            break
+    return free
 
 
 def silence(node: psutil.Popen) -> list[psutil.Process]:

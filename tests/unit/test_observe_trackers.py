@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -45,10 +45,12 @@ class SlowTracker:
     def close(self) -> None: ...
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port that is taken, where nobody listens."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        yield silent.getsockname()[1]
 
 
 def test_tensorboard_files_hold_the_finite_numbers(tmp_path: Path) -> None:
@@ -79,10 +81,11 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None
     assert [(event.step, event.value) for event in events.Scalars("x")] == [(0, 1), (1, 1), (2, 2), (3, 2)]
 
 
-def test_an_unreachable_tracker_is_switched_off_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    port = free_port()  # nobody listens there
+def test_an_unreachable_tracker_is_switched_off_with_one_warning(
+    dead_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
-        trackers = TrackerGroup({"line": lambda: LineTracker(port)})
+        trackers = TrackerGroup({"line": lambda: LineTracker(dead_port)})
         for step in range(3):
             trackers.log(step, {"x": 1.0})
         trackers.close(timeout_s=10)
@@ -91,9 +94,9 @@ def test_an_unreachable_tracker_is_switched_off_with_one_warning(caplog: pytest.
     assert len([record for record in caplog.records if "switched off" in record.message]) == 1
 
 
-def test_a_failing_tracker_leaves_the_others_alone() -> None:
+def test_a_failing_tracker_leaves_the_others_alone(dead_port: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port, dead_port = server.getsockname()[1], free_port()
+        port = server.getsockname()[1]
         trackers = TrackerGroup({"dead": lambda: LineTracker(dead_port), "live": lambda: LineTracker(port)})
         connection, _ = server.accept()
         for step in range(3):

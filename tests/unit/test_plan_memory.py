@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+from socket import socket
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from hpt_ray.cluster.network import free_port
+from hpt_ray.cluster.network import listen
 from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.data.mini.model import create_model, model_config
 from hpt_ray.learner.attention import Segments
@@ -74,9 +75,12 @@ class Peak(TorchDispatchMode):
         return result
 
 
-def train(rank: int, ranks: int, port: int, stage: int, dtype: str, answers: Any) -> None:
+def train(
+    rank: int, ranks: int, port: int, listener: socket | None, stage: int, dtype: str, answers: Any
+) -> None:
     """Two steps of one rank; puts its bytes while the second gradient is summed, and at the peak of its step."""
-    join_ranks("127.0.0.1", port, rank=rank, world_size=ranks, gpu=False, timeout_s=LIMIT_S)
+    limits: dict[str, Any] = {"world_size": ranks, "gpu": False, "timeout_s": LIMIT_S}
+    join_ranks("127.0.0.1", port, rank=rank, listener=listener, **limits)
     gc.collect()
     before = live_bytes()
     model = create_model("m", seed=0).to(getattr(torch, dtype))
@@ -97,9 +101,14 @@ def train(rank: int, ranks: int, port: int, stage: int, dtype: str, answers: Any
 @pytest.mark.parametrize(("stage", "ranks", "dtype"), ENGINES)
 def test_an_engine_holds_what_is_planned(stage: int, ranks: int, dtype: str) -> None:
     context = multiprocessing.get_context("spawn")
-    answers, port = context.Queue(), free_port("127.0.0.1")
+    answers, listener = context.Queue(), listen("127.0.0.1")
+    port = listener.getsockname()[1]
     processes = [
-        context.Process(target=train, args=(rank, ranks, port, stage, dtype, answers), daemon=True)
+        context.Process(
+            target=train,
+            args=(rank, ranks, port, None if rank else listener, stage, dtype, answers),
+            daemon=True,
+        )
         for rank in range(ranks)
     ]
     for process in processes:
