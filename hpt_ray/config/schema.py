@@ -189,7 +189,12 @@ class LearnerConfig:
     num_ranks: int = key(1, "Learner processes.", minimum=1)
     num_cpus: float = key(1.0, "CPU cores reserved for one rank.", minimum=0)
     num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).", minimum=0)
-    zero_stage: int = key(1, "DeepSpeed ZeRO stage, 0 to 3.", minimum=0)
+    zero_stage: int = key(
+        1,
+        "DeepSpeed ZeRO stage. 1 shards the optimizer state over the ranks; 2 the gradients too, so that ranks "
+        "meet in every micro-batch and not once an update; 3 the weights too; 0 nothing.",
+        minimum=0,
+    )
     offload_optimizer: bool = key(False, "Keep optimizer state in host memory (ZeRO 1 to 3).")
     learning_rate: float = key(5e-6, "Peak learning rate of AdamW.", minimum=0)
     schedule: str = key(

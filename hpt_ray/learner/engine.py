@@ -2,9 +2,9 @@
 
 Only this file, `layout.py` and `offload.py` import DeepSpeed. The gradient of a step is the sum over all packs
 of all ranks: each loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by
-`world_size`. Gradients are reduced once a step, so ranks may hold different packs in any order; with ZeRO 3,
-whose forward passes are collective, ranks must run equal numbers of packs. An update whose loss or gradient is
-not finite, or whose gradient is too large, changes nothing, on all ranks.
+`world_size`. With ZeRO 0 and 1 each rank holds a whole gradient and ranks meet once a step; with ZeRO 2 and 3 they
+meet in every pack, which leaves each its share of the sum, so they must run equal numbers of packs. An update whose
+loss or gradient is not finite, or whose gradient is too large, changes nothing, on all ranks.
 """
 
 from __future__ import annotations
@@ -117,11 +117,12 @@ class DeepSpeedEngine:
         )
         settings = deepspeed_config(config, dtype=dtype)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=settings)
-        if dtype == "bfloat16" and settings.get("data_types", {}).get("grad_accum_dtype") != "bf16":
+        sums_short = settings.get("data_types", {}).get("grad_accum_dtype") == "bf16"
+        if dtype == "bfloat16" and config.zero_stage < 2 and not sums_short:
             # The packs of a step add up in float32: in bfloat16 the error grows with their number.
             for parameter in module.parameters():
                 parameter.grad_dtype = torch.float32
-        self._accumulation: contextlib.ExitStack | None = None
+        self._accumulation: contextlib.ExitStack | None = None  # open while packs add up
         self._is_reduced = False
         self._is_offloaded = False
         self.device = self._engine.device
@@ -140,24 +141,32 @@ class DeepSpeedEngine:
         assert not self._is_reduced, "the reduced gradient waits for its step"
         assert not self._is_offloaded, "the optimizer state is in host memory"
         if self._accumulation is None:
-            self._accumulation = contextlib.ExitStack()
-            self._accumulation.enter_context(
-                self._engine.no_sync()
-                if self._config.zero_stage == 0
-                else self._engine.coalesce_grad_reduction()
-            )
+            self._accumulation = self._accumulate()
         self._loss += loss.detach()
         self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
 
+    def _accumulate(self) -> contextlib.ExitStack:
+        """Let packs add up until it is closed, which leaves the gradient as the step wants it."""
+        stack = contextlib.ExitStack()
+        match self._config.zero_stage:
+            case 0:
+                stack.callback(self._engine.allreduce_gradients)
+                stack.enter_context(self._engine.no_sync())
+            case 1:
+                stack.enter_context(self._engine.coalesce_grad_reduction())
+            case _:  # each backward pass adds to the share that DeepSpeed keeps
+                self._engine.set_gradient_accumulation_boundary(False)
+                stack.callback(self._engine.optimizer.finalize_gradient_accumulation_boundary)
+                stack.callback(self._engine.set_gradient_accumulation_boundary, True)
+        return stack
+
     def reduce(self) -> None:
-        """Sum the gradients over ranks, once per step; a second call does nothing. Collective."""
+        """The step's gradient, summed over packs and ranks; a second call does nothing. Collective."""
         if self._is_reduced:
             return
         assert self._accumulation is not None, "a step needs at least one (dummy) pack on every rank"
         self._accumulation.close()
         self._accumulation = None
-        if self._config.zero_stage == 0:
-            self._engine.allreduce_gradients()
         self._is_reduced = True
 
     def step(self, learning_rate: float) -> tuple[float, str | None]:

@@ -151,9 +151,9 @@ def _less_states(config: Config, kind: str) -> str:
 
 def _less_gradients(config: Config, kind: str) -> str:
     short = "`learner.deepspeed={data_types: {grad_accum_dtype: bf16}}` (less exact)"
-    if config.learner.offload_optimizer:
-        return f"every rank holds them whole, in float32; halve them with {short}"
-    return f"every rank holds them whole, in float32; make room beside them ({_less_states(config, kind)}), or {short}"
+    if config.learner.zero_stage < 2:
+        return f"every rank holds them whole, in float32: set `learner.zero_stage` to 2, or {short}"
+    return f"{_less_states(config, kind)}; or {short}"
 
 
 def _less_activations(config: Config, kind: str) -> str:

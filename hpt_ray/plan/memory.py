@@ -9,10 +9,11 @@ bytes of a number (`model.dtype`), P parameters, R ranks, T `tokens_per_microbat
     weights       b·P; ZeRO 3: b·P/R, and at most 10⁹ gathered numbers
     optimizer     master weights and two moments, 12·P/R (float32 and ZeRO 0: 8·P); ZeRO 3: 16·P/R, its gradient
                   shard included
-    gradients     4·P on every rank in every stage: the packs of a step add up in float32 before ranks meet
+    gradients     4·P, for the packs of a step add up in float32; ZeRO 2: 4·P/R; ZeRO 3 has them in `optimizer`
     activations   T rows of layers as `layer_bytes` counts them, of attention `segments`
     log-probs     hidden states and their gradient, the gradient of the output layer, tiles of logits
-    buckets       DeepSpeed's `reduce_bucket_size`, as reduced and as sent; ZeRO 3 keeps one as `buffers`
+    buckets       DeepSpeed's `reduce_bucket_size`, as reduced and as sent, once a step; in ZeRO 2 and 3 during
+                  every backward pass; ZeRO 3 keeps one as `buffers`
     step          12·P/R, the float32 gradient and two temporaries of AdamW
     copies        2·2·(12 + b)·P/R with `checkpoint.in_memory_every`: on two nodes, the last step and the one
                   that comes; in host memory
@@ -105,11 +106,11 @@ def _trainer(
         "copies": 0.0 if learner.num_gpus else copies,
     }
     # A rank is fullest while it goes back through a pack, while it reduces, or while it steps.
-    moments = [
-        {"gradients": states.gradients, "activations": activation_bytes(config, shape), "log-probs": head},
-        {"gradients": states.gradients, "buckets": states.buckets},
-        {"step": 0.0 if away else states.step},
-    ]
+    passing = {"activations": activation_bytes(config, shape), "log-probs": head}
+    reducing = {"buckets": states.buckets}
+    summing = [passing | reducing] if learner.zero_stage >= 2 else [passing, reducing]
+    moments = [{"gradients": states.gradients} | moment for moment in summing]
+    moments.append({"step": 0.0 if away else states.step})
     fullest = max(moments, key=lambda moment: sum(moment.values()))
     slack = SLACK * sum(fullest.values()) / GIB
     process = ON_GPU + asleep if learner.num_gpus else ON_CPU[kind]
@@ -151,9 +152,10 @@ def training_states(learner: LearnerConfig, dtype: str, size: int) -> TrainingSt
                 min(size, int(zero.get("stage3_max_live_parameters", LIVE))) if learner.num_ranks > 1 else 0
             )
             weights = number * (share + live)
-            return TrainingStates(weights, 16 * share, 4 * bucket, gradients, 4 * filled, 12 * share)
-        case _:
+            return TrainingStates(weights, 16 * share, 4 * bucket, 0, 4 * filled, 12 * share)
+        case stage:
             buckets = number * bucket + (4 * filled if dtype == "bfloat16" else 0)
+            gradients /= learner.num_ranks if stage == 2 else 1
             return TrainingStates(number * size, 12 * share, 0, gradients, buckets, 12 * share)
 
 
