@@ -14,9 +14,11 @@ from typing import Any
 
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.config.load import load_config
+from hpt_ray.config.schema import Config
 from hpt_ray.data.mini import is_mini
 from hpt_ray.errors import UserError
 
+MODEL_KEYS = ("dtype", "config_overrides", "trust_remote_code")
 TEMPLATE_KEYS = ("template", "add_bos", "system_prompt", "end_token")
 GRADER_KEYS = ("grader", "graders", "require_finished", "timeout_s", "memory_mb")
 SMALL_TASK = {"data": {"template": "plain", "add_bos": True}, "reward": {"grader": "boxed"}}
@@ -77,14 +79,19 @@ def settings_of(source: ModelSource) -> dict[str, dict[str, Any]]:
         return {"the small task": SMALL_TASK}
     if source.run is None:
         return {}
-    config = load_config(source.run / "config.yaml", [])
+    path = source.run / "config.yaml"
+    return {str(path): as_trained(load_config(path, []))}
+
+
+def as_trained(config: Config) -> dict[str, Any]:
+    """The evaluation's keys that follow from a run's configuration: how it asks and grades, and starts engines."""
     model, data, reward = asdict(config.model), asdict(config.data), asdict(config.reward)
-    settings = {
-        **{name: model[name] for name in ("dtype", "config_overrides", "trust_remote_code")},
+    return {
+        **{name: model[name] for name in MODEL_KEYS},
         "data": {name: data[name] for name in TEMPLATE_KEYS},
         "reward": {name: reward[name] for name in GRADER_KEYS},
+        "rollout": {"start_timeout_s": config.rollout.start_timeout_s},
     }
-    return {str(source.run / "config.yaml"): settings}
 
 
 def fingerprint(path: str) -> str:

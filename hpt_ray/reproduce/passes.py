@@ -9,14 +9,14 @@ folder first, for a job may run where the suite file is not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from hpt_ray.evaluation.model import GRADER_KEYS, TEMPLATE_KEYS
+from hpt_ray.evaluation.model import as_trained
 from hpt_ray.evaluation.results import QUESTIONS
 from hpt_ray.reproduce.jobs import Job
 from hpt_ray.reproduce.matrix import RunSpec
@@ -123,17 +123,9 @@ def write_configurations(suite: Suite, runs: Sequence[RunSpec]) -> None:
         if kind.config and copy:
             _copy(kind.config, copy)
         for run in {run.model: run for run in runs}.values():
-            model, data, reward = (
-                asdict(part) for part in (run.config.model, run.config.data, run.config.reward)
-            )
-            asked: dict[str, Any] = {
-                name: model[name] for name in ("dtype", "config_overrides", "trust_remote_code")
-            }
-            asked["data"] = {name: data[name] for name in TEMPLATE_KEYS}
-            asked["reward"] = {name: reward[name] for name in GRADER_KEYS}
             path = _base_file(suite, kind, run)
             as_runs = path.with_name(f"{run.model}.{BASE}.yaml")
-            as_runs.write_text(yaml.safe_dump(asked, allow_unicode=True), encoding="utf-8")
+            as_runs.write_text(yaml.safe_dump(as_trained(run.config), allow_unicode=True), encoding="utf-8")
             layers = [str(layer) for layer in (as_runs, copy) if layer]
             path.write_text(yaml.safe_dump({"defaults": layers}, allow_unicode=True), encoding="utf-8")
 

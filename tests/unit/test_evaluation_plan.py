@@ -47,6 +47,7 @@ def make_run(folder, **reward):
     config.model.path = "mini:t"
     config.model.dtype = "bfloat16"
     config.data.template, config.data.add_bos = "plain", True
+    config.rollout.start_timeout_s = 1200.0
     for name, value in reward.items():
         setattr(config.reward, name, value)
     folder.mkdir()
@@ -166,6 +167,7 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     assert made.model.name == "run-step-000007"
     assert made.config.dtype == "bfloat16"
     assert made.config.data.add_bos
+    assert made.config.rollout.start_timeout_s == 1200.0
     assert not made.config.reward.require_finished
     assert made.graders == made.training_graders == {"mini/geo": "exact"}
     one = plan(
