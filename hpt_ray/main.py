@@ -11,7 +11,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.driver import Driver  # noqa: E402
-from hpt_ray.errors import STOPPED, Stopped, exit_code  # noqa: E402
+from hpt_ray.errors import STOPPED, Stopped, UserError, exit_code  # noqa: E402
+from hpt_ray.lock import alone  # noqa: E402
 from hpt_ray.mini_base import model_folder, parse_name  # noqa: E402
 from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
@@ -39,6 +41,7 @@ from hpt_ray.observe.tables import not_checked, plan_summary, start_summary  # n
 from hpt_ray.plan import Plan, plan_run, survey  # noqa: E402
 from hpt_ray.setup import Prepared, prepare, tokenizer_path  # noqa: E402
 
+HANDOVER_S = 900.0  # for a driver to save and end after SIGTERM, as in deploy/runtime_env.yaml
 QUICKSTART = Path(__file__).resolve().parent / "configs" / "quickstart.yaml"
 
 
@@ -59,8 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         prepared = prepare(config, tokenizer_path(config.model.path))
         plan = plan_run(config, prepared)
         folder = open_folder(config)
-        console.print(start_tables(config, prepared, plan, folder.root))
-        asyncio.run(run(config, prepared, folder, console))
+        with holding(folder, console):
+            write_config(config, folder)
+            console.print(start_tables(config, prepared, plan, folder.root))
+            asyncio.run(run(config, prepared, folder, console))
         return 0
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -123,11 +128,29 @@ def open_folder(config: Config) -> RunFolder:
             found = restore_newest_run(mirror, config.run.dir, config.run.name)
     else:
         found = RunFolder(Path(config.resume))
-    folder = (
-        RunFolder.create(config.run.dir, config.run.name) if found is None else RunFolder.open(found.root)
-    )
-    write_config(config, folder)
-    return folder
+    return RunFolder.create(config.run.dir, config.run.name) if found is None else RunFolder.open(found.root)
+
+
+@contextmanager
+def holding(folder: RunFolder, console: Console) -> Iterator[None]:
+    """Be the only driver of this run: one that is asked to stop may still be saving when the next one comes."""
+
+    def say_so() -> None:
+        console.print(
+            f"Another process trains in {folder.root}. Waiting for its end, at most {HANDOVER_S / 60:.0f} minutes.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder.root, wait_s=HANDOVER_S, when_waiting=say_so))
+        except TimeoutError as error:
+            raise UserError(
+                f"Another process trains in {folder.root}, and two would destroy it. Wait for its end or stop it, "
+                "or start a run of its own with `resume=never`."
+            ) from error
+        yield
 
 
 def write_config(config: Config, folder: RunFolder) -> None:

@@ -11,7 +11,6 @@ answer must be the same. Counts are kept in memory, texts are not.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hpt_ray.errors import UserError
+from hpt_ray.lock import try_lock
 from hpt_ray.observe.run_folder import write_atomic
 from hpt_ray.records import Rollout, Verdict
 
@@ -117,13 +117,8 @@ class Journal:
 
 
 def _lock(file: BinaryIO, folder: Path) -> None:
-    """The lock ends with the process, however it ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"Another evaluation is writing to {folder}. Wait for it, or use out=OTHER."
-        ) from error
+    if not try_lock(file):
+        raise UserError(f"Another evaluation is writing to {folder}. Wait for it, or use out=OTHER.")
 
 
 def _agree(folder: Path, identity: dict[str, Any]) -> None:

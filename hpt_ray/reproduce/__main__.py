@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import sys
@@ -27,6 +26,7 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 from hpt_ray.errors import STOPPED, UserError, exit_code  # noqa: E402  (after the environment is set)
+from hpt_ray.lock import alone  # noqa: E402
 from hpt_ray.reproduce.jobs import Launcher, LocalLauncher  # noqa: E402
 from hpt_ray.reproduce.matrix import RunSpec  # noqa: E402
 from hpt_ray.reproduce.ray_jobs import RayLauncher  # noqa: E402
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             show_plan(suite, options.only, console)
             return 0
-        with alone(suite.out):
+        with holding(suite.out):
             return carry_out(suite, options, console)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
@@ -113,20 +113,18 @@ async def stoppable(runner: Runner) -> Done:
 
 
 @contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Hold the suite's folder. The lock ends with the process, however it ends. UserError where it is held."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"Cannot write to {out}: {error}. Name another folder with out=…") from error
-    with lock:
+def holding(out: Path) -> Iterator[None]:
+    """Be alone in the suite's folder. UserError where somebody else is there, or it cannot be written."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(out))
+        except TimeoutError as error:
             raise UserError(
                 f"Another process carries out a suite in {out}. Wait for it, or use out=OTHER."
             ) from error
+        except OSError as error:
+            raise UserError(f"Cannot write to {out}: {error}. Name another folder with out=…") from error
         yield
 
 
