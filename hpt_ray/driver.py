@@ -93,7 +93,7 @@ class Driver:
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
         self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
         self.stopping = asyncio.Event()
-        self.is_updating = False  # the weights of this step have begun to change
+        self.is_updating = False  # the weights of this step have begun to change, and it is not done
         self.began_s = time.perf_counter()
         self._set_state(RunState(step=0, version=0, sampler=self.batches.position))
 
@@ -200,7 +200,7 @@ class Driver:
                 updates.append(await self._update(len(updates)))
         with self.timeline.phase("sync"):
             sync_s = await self._sync()
-        self.step, self.is_updating = batch.step, False
+        self.step = batch.step
         self.batches.done(batch, [group for group, _ in pairs])
         metrics = report.metrics(pairs, updates, self._aborted_tokens())
         metrics |= {"weights/version": self.version, "time/sync_s": sync_s}
@@ -214,6 +214,7 @@ class Driver:
         metrics |= {"memory/driver_mb": memory_mb()}
         for update in updates:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
+        self.is_updating = False  # not before: a step whose weights have changed must be reported
         return metrics, pairs
 
     async def _update(self, number: int) -> UpdateResult:

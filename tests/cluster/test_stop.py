@@ -1,0 +1,109 @@
+"""SIGTERM at each moment of a step: what is done is reported and saved once, and the run goes on as the same run."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import write_grader
+from identical import check_identical
+
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.cluster.topology import Actors
+from hpt_ray.config.load import load_config
+from hpt_ray.config.schema import ClusterConfig
+from hpt_ray.driver import Driver
+from hpt_ray.errors import Stopped
+from hpt_ray.learner.group import UpdateResult
+from hpt_ray.mini_base import fresh_model
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.step import Pairs
+from hpt_ray.setup import prepare, tokenizer_path
+from hpt_ray.stream import Batch
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TINY = Path(__file__).with_name("tiny.yaml")
+STOP, STEPS = 2, 3
+# The moment → the last step that is done.
+MOMENTS = {"begins": STOP - 1, "learns": STOP, "syncs": STOP, "sums up": STOP, "reports": STOP}
+
+
+class StoppedDriver(Driver):
+    """Is asked to stop at one moment of step `STOP`."""
+
+    moment = ""
+
+    async def _reach(self, moment: str, step: int) -> None:
+        if moment == self.moment and step == STOP:
+            self._on_sigterm()
+            await asyncio.sleep(0.1)  # the signal is seen while the step waits for something
+
+    async def _start(self, cluster: Cluster) -> Actors:
+        actors = await super()._start(cluster)
+        assert actors.fleet is not None
+        spans = actors.fleet.spans
+
+        async def spans_in_time() -> Any:
+            await self._reach("sums up", self.step)
+            return await spans()
+
+        actors.fleet.spans = spans_in_time  # type: ignore[method-assign]
+        return actors
+
+    async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
+        await self._reach("begins", batch.step)
+        return await super().train_step(batch)
+
+    async def _update(self, number: int) -> UpdateResult:
+        result = await super()._update(number)
+        await self._reach("learns", self.step + 1)
+        return result
+
+    async def _sync(self) -> float:
+        await self._reach("syncs", self.step + 1)
+        return await super()._sync()
+
+    async def _report(self, step: int, *arguments: Any, **options: Any) -> None:
+        await self._reach("reports", step)
+        await super()._report(step, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    grader = write_grader(tmp_path_factory.mktemp("grader"))
+    return [f"run.steps={STEPS}", "run.deterministic=true", f"reward.grader={grader}"]
+
+
+def train(runs: Path, words: list[str], moment: str = "", resume: RunFolder | None = None) -> RunFolder:
+    config = load_config(TINY, [*words, f"run.dir={runs}"])
+    prepared = prepare(config, tokenizer_path(config.model.path))
+    prepared = replace(prepared, model_path=str(fresh_model("t", "qwen2")))
+    folder = resume or RunFolder.create(config.run.dir, config.run.name)
+    with Progress(STEPS) as progress:
+        driver = StoppedDriver(config, prepared, folder, progress, quiet=True)
+        driver.moment = moment
+        asyncio.run(driver.run(Cluster.connect(ClusterConfig())))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: Cluster, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return train(tmp_path_factory.mktemp("whole"), words)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stop_loses_nothing(moment: str, words: list[str], whole: RunFolder, tmp_path: Path) -> None:
+    done = MOMENTS[moment]
+    with pytest.raises(Stopped, match=f"after step {done}, which is saved"):
+        train(tmp_path, words, moment)
+    (root,) = tmp_path.glob("*-*")
+    folder = RunFolder(root)
+    assert [line["step"] for line in folder.read_metrics()] == list(range(1, done + 1))
+    assert [path.name for path in folder.checkpoints.iterdir()] == [f"step-{done:06d}"]
+    train(tmp_path, words, resume=folder)
+    check_identical(folder, whole, STEPS)
