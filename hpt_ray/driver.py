@@ -23,7 +23,8 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from typing import Any, NoReturn
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
 
 from hpt_ray.checkpoint.keeper import Keeper, Saved
 from hpt_ray.checkpoint.mirror import Mirror
@@ -52,6 +53,7 @@ from hpt_ray.selection.rows import rows_of
 from hpt_ray.setup import Prepared, PreparedPhase, demand_of
 from hpt_ray.stream import Batch, BatchStream
 
+T = TypeVar("T")
 DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
 
 
@@ -109,6 +111,7 @@ class Driver:
         self.best = state.best  # score on checkpoint.best_of, and its step
         self.failures = Counter(state.failures)  # of the steps done
         self.skipped_in_a_row = state.skipped_in_a_row
+        self.owes_evaluation = state.owes_evaluation  # of the last step: a stop broke it off
         self.wall_s = state.wall_s  # of the processes before this one
 
     def _state(self) -> RunState:
@@ -121,6 +124,7 @@ class Driver:
             history=self.batches.lengths,
             visits=self.batches.visits,
             skipped_in_a_row=self.skipped_in_a_row,
+            owes_evaluation=self.owes_evaluation,
             wall_s=self.wall_s + time.perf_counter() - self.began_s,
         )
 
@@ -147,7 +151,7 @@ class Driver:
                     await self._one_step()
                 except Exception as error:
                     await self._recover(cluster, error)
-            if self.step < config.run.steps:
+            if self.step < config.run.steps or self.owes_evaluation:
                 await self._stop()
             await self.keeper.settle()
             times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
@@ -165,11 +169,8 @@ class Driver:
         if self.step == self.phase.last:
             await self._enter_phase()
         batch = self.batches.begin(self.step + 1)
-        step = asyncio.create_task(self.train_step(batch))
-        stopping = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait({step, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if self.stopping.is_set() and not step.done() and not self.is_updating:
+        step = await self._until_stopped(self.train_step(batch))
+        if not step.done() and not self.is_updating:
             step.cancel()
             await asyncio.wait({step})
             self.batches.put_back(batch)
@@ -177,6 +178,14 @@ class Driver:
         metrics, pairs = await step
         await self._report(self.step, metrics, pairs)
         self._check_progress(pairs)
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """The work, done or failed; or under way, and the run is to stop."""
+        task = asyncio.create_task(work)
+        stopping = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        return task
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         """One batch of questions, `updates_per_step` optimizer steps, one weight sync."""
@@ -285,6 +294,10 @@ class Driver:
         self.reporter.go_to(cut_after)
         if self.actors.fleet is not None:
             await self.actors.turns.push(self.version)
+        if self.owes_evaluation and (scores := await self._evaluate()):
+            self.owes_evaluation = False
+            self.reporter.amend(self.step, scores)
+            self._is_best(self.step, scores)
 
     async def _enter_phase(self, saved: Saved | None = None) -> None:
         """Be in the phase of the next step: at its beginning, or in the middle where a checkpoint was made."""
@@ -350,8 +363,10 @@ class Driver:
         every = config.evaluation.every
         if self.held_out.sets and (force_evaluation or is_last or (every and step % every == 0)):
             metrics |= await self._evaluate()
+            self.owes_evaluation = step > 0 and "time/evaluation_s" not in metrics
         is_due = config.checkpoint.every and step % config.checkpoint.every == 0
-        saves = step and (is_last or is_due or self._is_best(step, metrics))
+        is_best = self._is_best(step, metrics)
+        saves = step and (is_last or is_due or is_best)
         self.failures.update(failures_of(pairs))
         if saves:
             metrics["time/checkpoint_s"] = await self._write_checkpoint()
@@ -363,6 +378,15 @@ class Driver:
             await self.keeper.copy(self.actors, self._state(), self._batches_to_keep)
 
     async def _evaluate(self) -> dict[str, float]:
+        """The held-out sets' scores; nothing, at once, where the run is to stop: it may have little time."""
+        evaluation = await self._until_stopped(self._scores())
+        if evaluation.done():
+            return await evaluation
+        evaluation.cancel()
+        await asyncio.wait({evaluation})
+        return {}
+
+    async def _scores(self) -> dict[str, float]:
         begin = time.perf_counter()
         assert self.pool is not None
         assert self.actors.verifier is not None

@@ -16,8 +16,8 @@ from hpt_ray.errors import UserError
 from hpt_ray.selection.gate import Visit
 
 # 1: step, version, sampler, best, failures; it has no `format`. 2: history, skipped_in_a_row, wall_s.
-# 3: visits.
-FORMAT = 3
+# 3: visits. 4: owes_evaluation.
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class RunState:
     history: dict[str, float] = field(default_factory=dict)  # question id → expected response tokens
     visits: dict[str, list[Visit]] = field(default_factory=dict)  # question id → its visits, oldest first
     skipped_in_a_row: int = 0  # updates skipped since the last one that was done
+    owes_evaluation: bool = False  # the last step's line lacks the evaluation that a stop broke off
     wall_s: float = 0.0  # seconds of all processes of this run so far
 
     def to_json(self) -> dict[str, Any]:

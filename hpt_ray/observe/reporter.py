@@ -56,6 +56,11 @@ class Reporter:
                 tokens_per_s=metrics["rollout/tokens_per_s"] or metrics["learner/tokens_per_s"],
             )
 
+    def amend(self, step: int, metrics: dict[str, Any]) -> None:
+        """Put more into the line of `step`, which is the last one."""
+        assert self._trackers is not None, "go somewhere first"
+        self._trackers.log(step, self._folder.amend_metrics(metrics))
+
     @property
     def tracker_failures(self) -> dict[str, str]:
         return {} if self._trackers is None else self._trackers.failures

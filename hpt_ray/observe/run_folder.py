@@ -98,18 +98,23 @@ class RunFolder:
 
         Values that are NaN or infinite become null, and `observe/non_finite` counts them.
         """
-        written: dict[str, Any] = {}
-        num_non_finite = 0
-        for name, value in line.items():
-            value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
-            if isinstance(value, float) and not math.isfinite(value):
-                num_non_finite += 1
-                value = None
-            written[name] = value
+        written, num_non_finite = _finite(line)
         written["observe/non_finite"] = num_non_finite
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(written, allow_nan=False) + "\n")
         return written
+
+    def amend_metrics(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Add values to the last line of metrics.jsonl, as `append_metrics` writes them; hands back these."""
+        written, num_non_finite = _finite(line)
+        *before, last = self.read_metrics()
+        last |= written
+        last["observe/non_finite"] += num_non_finite
+        self._write_metrics([*before, last])
+        return written
+
+    def _write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        write_atomic(self.metrics, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All complete lines of metrics.jsonl. A last line left unfinished by a killed run is not one."""
@@ -125,7 +130,7 @@ class RunFolder:
         """
         lines = self.read_metrics()
         kept = [line for line in lines if line["step"] <= step]
-        write_atomic(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self._write_metrics(kept)
         for path in self.rollouts.glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
@@ -147,6 +152,16 @@ class RunFolder:
     def _make_parts(self) -> None:
         for part in (self.rollouts, self.checkpoints, self.tensorboard, self.logs):
             part.mkdir(exist_ok=True)
+
+
+def _finite(line: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The line with plain numbers, and null for those that are NaN or infinite; how many these were."""
+    written = {
+        name: value.item() if hasattr(value, "item") else value  # numpy and torch scalars
+        for name, value in line.items()
+    }
+    bad = [name for name, value in written.items() if isinstance(value, float) and not math.isfinite(value)]
+    return written | dict.fromkeys(bad), len(bad)
 
 
 def newest_name(folders: Iterable[str], run: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 TINY = Path(__file__).with_name("tiny.yaml")
 STOP, STEPS = 2, 3
 # The moment → the last step that is done.
-MOMENTS = {"begins": STOP - 1, "learns": STOP, "syncs": STOP, "sums up": STOP, "reports": STOP}
+MOMENTS = {
+    "begins": STOP - 1,
+    "learns": STOP,
+    "syncs": STOP,
+    "sums up": STOP,
+    "reports": STOP,
+    "evaluates": STOP,
+}
 
 
 class StoppedDriver(Driver):
@@ -68,6 +76,10 @@ class StoppedDriver(Driver):
         await self._reach("syncs", self.step + 1)
         return await super()._sync()
 
+    async def _scores(self) -> dict[str, float]:
+        await self._reach("evaluates", self.step)
+        return await super()._scores()
+
     async def _report(self, step: int, *arguments: Any, **options: Any) -> None:
         await self._reach("reports", step)
         await super()._report(step, *arguments, **options)
@@ -76,7 +88,15 @@ class StoppedDriver(Driver):
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     grader = write_grader(tmp_path_factory.mktemp("grader"))
-    return [f"run.steps={STEPS}", "run.deterministic=true", f"reward.grader={grader}"]
+    evaluation = ["evaluation.sets={chain: mini:validation/chain}", f"evaluation.every={STOP}"]
+    best = ["checkpoint.best_of=chain", "checkpoint.every=1", "checkpoint.keep=0"]
+    return [
+        f"run.steps={STEPS}",
+        "run.deterministic=true",
+        f"reward.grader={grader}",
+        *evaluation,
+        *best,
+    ]
 
 
 def train(runs: Path, words: list[str], moment: str = "", resume: RunFolder | None = None) -> RunFolder:
@@ -104,6 +124,9 @@ def test_a_stop_loses_nothing(moment: str, words: list[str], whole: RunFolder, t
     (root,) = tmp_path.glob("*-*")
     folder = RunFolder(root)
     assert [line["step"] for line in folder.read_metrics()] == list(range(1, done + 1))
-    assert [path.name for path in folder.checkpoints.iterdir()] == [f"step-{done:06d}"]
+    assert (folder.checkpoints / f"step-{done:06d}").is_dir()
+    assert "eval/chain/mean" not in folder.read_metrics()[-1], "there may be little time"
     train(tmp_path, words, resume=folder)
     check_identical(folder, whole, STEPS)
+    best = [json.loads(run.summary.read_text())["best"] for run in (folder, whole)]
+    assert best[0] == best[1] is not None

@@ -21,6 +21,7 @@ STATE = RunState(
     history={"mini/1": 17.3, "mini/2": 1e-9},
     visits={"mini/1": [Visit(0, 8), Visit(3, 7)]},
     skipped_in_a_row=2,
+    owes_evaluation=True,
     wall_s=12.5,
 )
 
@@ -38,9 +39,10 @@ def test_a_state_is_read_as_it_was_saved(tmp_path: Path, state: RunState) -> Non
 
 def test_the_form_of_a_saved_state_changes_only_with_its_number() -> None:
     assert json.loads(json.dumps(STATE.to_json())) == {
-        "format": 3, "step": 12, "version": 13, "sampler": SAMPLER, "best": [0.30000000000000004, 8],
+        "format": 4, "step": 12, "version": 13, "sampler": SAMPLER, "best": [0.30000000000000004, 8],
         "failures": {"verifier/timeout": 3}, "history": {"mini/1": 17.3, "mini/2": 1e-9},
-        "visits": {"mini/1": [[0, 8], [3, 7]]}, "skipped_in_a_row": 2, "wall_s": 12.5,
+        "visits": {"mini/1": [[0, 8], [3, 7]]}, "skipped_in_a_row": 2, "owes_evaluation": True,
+        "wall_s": 12.5,
     }  # fmt: skip
 
 
