@@ -94,6 +94,7 @@ class Driver:
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
         self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
+        self.saved_at: int | None = None  # the step that the newest checkpoint on disk is of
         self.stopping = asyncio.Event()
         self.is_updating = False  # the weights of this step have begun to change, and it is not done
         self.began_s = time.perf_counter()
@@ -285,6 +286,7 @@ class Driver:
         """Be where a checkpoint was made; without one, at the beginning, with metrics up to `cut_after`."""
         if saved is not None:
             self._set_state(saved.state)
+            self.saved_at = None if saved.in_memory else self.step
             await self.keeper.load(self.actors, saved)
             self.progress.show(f"Continuing from step {self.step} ({saved.name}).")
             cut_after = self.step
@@ -347,8 +349,9 @@ class Driver:
     async def _stop(self) -> NoReturn:
         if self.step == 0:
             raise Stopped("Stopped on request before the first step was done.")
-        await self._write_checkpoint()
-        self._commit_checkpoint()
+        if self.saved_at != self.step:
+            await self._write_checkpoint()
+            self._commit_checkpoint()
         await self.keeper.settle()
         raise Stopped(f"Stopped on request after step {self.step}, which is saved; resume=auto continues.")
 
@@ -422,6 +425,7 @@ class Driver:
 
     def _commit_checkpoint(self) -> None:
         self.keeper.commit(self._state(), keep_also=self.best[1] if self.best else None)
+        self.saved_at = self.step
 
     def _check_progress(self, pairs: Pairs) -> None:
         """Stop a run whose updates come out as nothing again and again, and keep what they came from."""
