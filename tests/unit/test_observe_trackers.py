@@ -5,12 +5,14 @@ import json
 import logging
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -165,8 +167,39 @@ def run_twice(name: str, tmp_path: Path) -> RunFolder:
 def test_wandb_keeps_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="the extra `trackers` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = run_twice("wandb", tmp_path)
-    assert list((folder.logs / "wandb").glob("offline-run-*/*.wandb"))
+    folder = RunFolder.create(tmp_path / "runs", "demo")
+    for first_step in (0, 1):  # from the second step on once more
+        trackers = start_trackers(["wandb"], folder, {}, first_step=first_step)
+        for step in range(first_step, 3):
+            trackers.log(step, {"reward/mean": step / 2})
+        trackers.log(1, {"eval/mean": 1.0})  # later than step 2
+        trackers.close()
+        assert trackers.failures == {}
+    files = sorted(
+        (folder.logs / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime
+    )
+    assert [[(line["step"], line.get("reward/mean")) for line in wandb_lines(file)] for file in files] == [
+        [(0, 0.0), (1, 0.5), (2, 1.0), (1, None)],
+        [(1, 0.5), (2, 1.0), (1, None)],
+    ]
+
+
+def wandb_lines(file: Path) -> list[dict[str, Any]]:
+    """What an offline run would send: a file of records in blocks of 32 KiB, after a head of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, found = file.read_bytes(), 7, []
+    while at < len(content):
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        assert kind == 1, "a record in more than one block"
+        record = Record.FromString(content[at + 7 : at + 7 + length])
+        if record.HasField("history"):
+            items = record.history.item
+            found.append(
+                {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+            )
+        at += 7 + length
+    return found
 
 
 def test_mlflow_goes_on_in_the_run_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,12 @@ class WandbTracker:
             config=dict(config),
             settings=wandb.Settings(console="off", silent=True),  # its chatter goes to its own log files
         )
+        # By our step and not by its own counter, which goes up only: a run may go back to a checkpoint.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
+        self._run.log({**metrics, "step": step})
 
     def close(self) -> None:
         self._run.finish()
