@@ -74,7 +74,7 @@ def test_a_hanging_answer_is_killed_while_others_are_graded(behave):
         [verdict] = hanging.result(timeout=10)
         assert verdict.outcome is Outcome.TIMEOUT
         assert "1.5 s" in verdict.detail
-        assert 1.5 <= time.monotonic() - started < 10
+        assert 1.5 <= time.monotonic() - started < 4
         assert pool.num_replaced == 1
 
 
@@ -157,7 +157,7 @@ def test_close_ends_everything_and_answers_whoever_waits(behave):
     time.sleep(0.5)
     started = time.monotonic()
     pool.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 2
     assert [verdict.outcome for verdict in future.result(timeout=1)] == [Outcome.ERROR] * 5
     assert children() == []
     with pytest.raises(RuntimeError, match="closed"):

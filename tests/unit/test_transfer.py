@@ -109,7 +109,7 @@ def test_the_sender_reads_no_further_than_one_bucket_ahead(point) -> None:
 
 
 @pytest.mark.parametrize("silent", ["never_came", "stopped_taking_part"])
-def test_called_off_means_everybody_gives_up_at_once(point, silent: str) -> None:
+def test_called_off_means_everybody_gives_up_within_a_second(point, silent: str) -> None:
     meeting = point.open(3, "gloo")
 
     def sending() -> None:
@@ -130,7 +130,7 @@ def test_called_off_means_everybody_gives_up_at_once(point, silent: str) -> None
             waiting[0].result(10)
         if waiting[1].exception(10) is not None:  # it may have received everything
             assert isinstance(waiting[1].exception(), TransferBroken)
-        assert time.monotonic() - begin < 5.0, "the limit of a meeting is 30 s"
+        assert time.monotonic() - begin < 1.0
 
 
 def test_a_sender_can_leave_a_group_that_hangs_and_join_the_next(point) -> None:
@@ -146,7 +146,7 @@ def test_a_sender_can_leave_a_group_that_hangs_and_join_the_next(point) -> None:
         receiver = threads.submit(lambda: received(member(next_one, 1)))
         begin = time.monotonic()
         sender.join(next_one)
-        assert time.monotonic() - begin < 10.0
+        assert time.monotonic() - begin < 2.0
         sender.send(METAS, tensors(7), bucket_bytes=1000, num_buffers=2, keep=False)
         assert all(map(torch.equal, receiver.result(10), tensors(7)))
         silent.result(10).close()
