@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine, versions, write
+from machine import machine, process_bytes, versions, write
 from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, rounds_of, weighed
 
 from hpt_ray.batch.pack import WeighedRow
@@ -280,8 +280,7 @@ def _resident_bytes(name: str, reset: bool = False) -> int:
     if reset:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[name].split()[0]) * 1024
+    return process_bytes(name)
 
 
 # -- the report ------------------------------------------------------------------------------------

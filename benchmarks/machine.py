@@ -45,3 +45,9 @@ def write(out: Path, report: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(report["result"], indent=2, ensure_ascii=False))
+
+
+def process_bytes(name: str) -> int:
+    """Memory of this process as the kernel counts it, such as VmRSS (now) or VmHWM (at its highest). Linux only."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[name].split()[0]) * 1024

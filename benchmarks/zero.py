@@ -19,7 +19,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from machine import machine, versions, write
+from machine import machine, process_bytes, versions, write
 from material import Lengths, ModelShape, Rows
 
 from hpt_ray.cluster.runtime import Cluster, Need
@@ -60,8 +60,7 @@ def configured(folder: Path, stage: int, dtype: str) -> Config:
 
 def peak_bytes(_: Any) -> int:
     """The most memory that this actor's process has held."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
+    return process_bytes("VmHWM")
 
 
 async def row(stage: int, dtype: str, updates: int, folder: Path) -> dict[str, Any]:
