@@ -36,7 +36,7 @@ test: lint
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 docs: install
-	@$(BIN)/python -m hpt_ray.config.reference
+	@$(BIN)/python -m hpt_ray.config.docs
 	@$(BIN)/python -m hpt_ray.observe.metrics
 
 audit: install

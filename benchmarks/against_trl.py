@@ -42,12 +42,12 @@ import torch
 from machine import machine, versions, write
 from transformers import AutoModelForCausalLM
 
-from hpt_ray.data.cache import cache_dir
 from hpt_ray.data.mini import resolve
 from hpt_ray.data.mini.model import init_weights, model_config
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.sources import read_rows
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.utils.cache import cache_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 TRL_SIDE = Path(__file__).with_name("trl_grpo.py")

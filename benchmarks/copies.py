@@ -27,9 +27,9 @@ from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.cluster.runtime import Cluster, Need
-from hpt_ray.cluster.topology import start_ranks
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
-from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
+from hpt_ray.driver.actors import start_ranks
+from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
 
 LIMIT_S = 300.0
 RANKS = 2

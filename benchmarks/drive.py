@@ -7,13 +7,14 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from hpt_ray.cli.mini_base import model_folder
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import load_config
-from hpt_ray.driver import Driver
-from hpt_ray.mini_base import model_folder
+from hpt_ray.data.mini.base import tokenizer_path
+from hpt_ray.driver.driver import Driver
+from hpt_ray.driver.setup import prepare
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.setup import prepare, tokenizer_path
 
 Measuring = TypeVar("Measuring", bound=Driver)
 

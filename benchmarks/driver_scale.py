@@ -45,15 +45,15 @@ from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
 from hpt_ray.data.mini import resolve
 from hpt_ray.data.schema import make_row, write_rows
-from hpt_ray.driver import Driver
-from hpt_ray.learner.rank import UpdateReport
+from hpt_ray.driver.driver import Driver
+from hpt_ray.driver.setup import prepare
+from hpt_ray.learner.base import UpdateReport
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.records import FinishReason, Outcome, Pack, Rollout, Verdict
 from hpt_ray.reward.service import GradeItem
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
 from hpt_ray.rollout.worker import Progress as EngineProgress
-from hpt_ray.setup import prepare
+from hpt_ray.types import FinishReason, Outcome, Pack, Rollout, Verdict
 
 PUBLISHED_STEP_S = 77 * 3600 / 500
 NUM_ROLLOUTS = 8

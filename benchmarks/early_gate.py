@@ -34,21 +34,21 @@ import numpy as np
 from machine import machine, versions, write
 from rich.console import Console
 
+from hpt_ray.algorithms.gates import is_certain, switch, threshold
+from hpt_ray.cli.mini_base import model_folder
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import ClusterConfig
+from hpt_ray.data.dataset import load_questions
 from hpt_ray.data.mini import is_mini
-from hpt_ray.data.questions import load_questions
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.evaluation.plan import Plan, load_evaluation, make_plan
 from hpt_ray.evaluation.run import Workers, start_workers
-from hpt_ray.mini_base import model_folder
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.records import FinishReason, Group, Question
 from hpt_ray.reward.groups import graded_groups
-from hpt_ray.rollout.pool import RolloutPool
 from hpt_ray.rollout.requests import request_for
-from hpt_ray.selection.gate import is_certain, switch, threshold
+from hpt_ray.rollout.router import RolloutPool
+from hpt_ray.types import FinishReason, Group, Question
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROLLOUTS = 8

@@ -19,7 +19,7 @@ import torch
 from machine import machine, versions, write
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpt_ray.estimators import BatchShape, Estimator, RowWeights, TokenRows, make_estimator
+from hpt_ray.algorithms import BatchShape, Estimator, RowWeights, TokenRows, make_estimator
 
 HIDDEN, MLP, LAYERS, KV, VOCABULARY = 1536, 8960, 28, 256, 151_936  # Qwen2.5-Math-1.5B
 LAYER_PRODUCTS = [(HIDDEN, HIDDEN + 2 * KV), (HIDDEN, HIDDEN), (HIDDEN, 2 * MLP), (MLP, HIDDEN)]

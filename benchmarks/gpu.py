@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM
 
 from hpt_ray.learner.attention import NAME as SEGMENTS
 from hpt_ray.learner.attention import Segments, segment_attention
-from hpt_ray.learner.logprob import logprob_and_entropy
+from hpt_ray.learner.logprobs import logprob_and_entropy
 from hpt_ray.learner.scorer import ScorerInput, TokenScorer
 
 LIMIT_S = 420.0  # no part begins later
@@ -84,7 +84,7 @@ def learner(scale: Scale) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"
     from hpt_ray.cluster.network import listen
     from hpt_ray.config.schema import LearnerConfig
-    from hpt_ray.learner.engine import DeepSpeedEngine, join_ranks
+    from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
 
     gpu = scale.device == "cuda"
     listener = listen("127.0.0.1")
@@ -106,7 +106,7 @@ def train(scale: Scale, tokens: int, attention: str) -> dict[str, Any]:
     """Tokens per second of updates of packs of `tokens`, from arrays on the host to new weights."""
     if attention != SEGMENTS and not HAS_FLASH:
         raise Skipped("flash-attn is not installed")
-    from hpt_ray.estimators import make_estimator
+    from hpt_ray.algorithms import make_estimator
     from hpt_ray.learner.loss import pack_loss
 
     engine, estimator = learner(scale), make_estimator("grpo")

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from machine import machine, versions, write
 
-from hpt_ray.reward.extract import last_boxed
+from hpt_ray.reward.graders.extract import last_boxed
 from hpt_ray.reward.pool import Pool, Task
 
 NUM_PROCESSES = 2

@@ -29,8 +29,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
+from hpt_ray.data.dataset import load_questions
 from hpt_ray.data.prepare import prepare_gsm8k
-from hpt_ray.data.questions import load_questions
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.observe.run_folder import RunFolder

@@ -32,15 +32,15 @@ import torch
 from machine import machine, process_bytes, versions, write
 from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, rounds_of, weighed
 
-from hpt_ray.batch.pack import WeighedRow
+from hpt_ray.algorithms import make_estimator
 from hpt_ray.cluster.process import prepare_process
 from hpt_ray.cluster.runtime import Cluster, Need
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
-from hpt_ray.estimators import make_estimator
 from hpt_ray.learner.group import LearnerGroup
-from hpt_ray.learner.logprob import logprob_and_entropy
-from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
-from hpt_ray.records import Pack
+from hpt_ray.learner.logprobs import logprob_and_entropy
+from hpt_ray.learner.packing import WeighedRow
+from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
+from hpt_ray.types import Pack
 
 LIMIT_S = 300.0
 RATE = 1e-4

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import Qwen2Config
 
-from hpt_ray.batch.pack import Packer, WeighedRow, dummy_pack, make_pack
-from hpt_ray.estimators import BatchShape, Estimator
+from hpt_ray.algorithms import BatchShape, Estimator
+from hpt_ray.learner.packing import Packer, WeighedRow, dummy_pack, make_pack
 from hpt_ray.learner.weighing import weigh_rows
-from hpt_ray.records import Pack, Row
+from hpt_ray.types import Pack, Row
 
 VOCABULARY = 151_936  # of Qwen2
 

@@ -23,11 +23,11 @@ from typing import Any
 from drive import drive
 from machine import machine, versions, write
 
-from hpt_ray.driver import Driver
-from hpt_ray.observe.step import Pairs
-from hpt_ray.records import Group
+from hpt_ray.driver.batches import Batch
+from hpt_ray.driver.driver import Driver
+from hpt_ray.driver.step_metrics import Pairs
 from hpt_ray.reward.groups import GroupStream
-from hpt_ray.stream import Batch
+from hpt_ray.types import Group
 
 WARM_UP = 2  # steps that are not counted
 # Half of all answers are right, whatever the model does: nearly every group has something to learn from.

@@ -30,9 +30,9 @@ from drive import drive
 from machine import machine, versions, write
 from ray._private.internal_api import get_memory_info_reply
 
-from hpt_ray.driver import Driver
-from hpt_ray.observe.step import Pairs
-from hpt_ray.stream import Batch
+from hpt_ray.driver.batches import Batch
+from hpt_ray.driver.driver import Driver
+from hpt_ray.driver.step_metrics import Pairs
 
 # By how much a figure may grow between the middle fifth and the last one.
 BOUNDS = {"memory_mb": 16.0, "handles": 4, "threads": 4, "processes": 1, "store_mb": 4.0, "store_objects": 32}

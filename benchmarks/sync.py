@@ -220,7 +220,7 @@ async def vllm_row(size: str, *, bucket_mb: int, repeats: int, folder: Path) -> 
         RolloutConfig,
         WeightSyncConfig,
     )
-    from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
+    from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
     from hpt_ray.rollout.engine import EngineSpec
     from hpt_ray.rollout.worker import RolloutWorker
     from hpt_ray.weight_sync.transaction import WeightSync

@@ -22,15 +22,15 @@ from typing import Any
 from machine import machine, process_bytes, versions, write
 from material import Lengths, ModelShape, Rows
 
+from hpt_ray.algorithms import make_estimator
 from hpt_ray.cluster.runtime import Cluster, Need
-from hpt_ray.cluster.topology import start_ranks
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig, Config
-from hpt_ray.estimators import make_estimator
+from hpt_ray.driver.actors import start_ranks
 from hpt_ray.learner.group import LearnerGroup
-from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
-from hpt_ray.plan.memory import learner_memory
-from hpt_ray.plan.shape import find_shape
+from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
+from hpt_ray.tools.plan.memory import learner_memory
+from hpt_ray.tools.plan.shape import find_shape
 
 LIMIT_S = 600.0
 RATE = 1e-4

@@ -25,24 +25,25 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402  (after the environment is set)
+from hpt_ray.cli.mini_base import model_folder  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
-from hpt_ray.config.load import dump_config, load_config  # noqa: E402
+from hpt_ray.config.load import QUICKSTART, dump_config, load_config  # noqa: E402
 from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
-from hpt_ray.driver import Driver  # noqa: E402
+from hpt_ray.data.mini.base import parse_name, tokenizer_path  # noqa: E402
+from hpt_ray.driver.driver import Driver  # noqa: E402
+from hpt_ray.driver.setup import Prepared, prepare  # noqa: E402
 from hpt_ray.errors import STOPPED, Stopped, UserError, exit_code  # noqa: E402
-from hpt_ray.lock import alone  # noqa: E402
-from hpt_ray.mini_base import model_folder, parse_name  # noqa: E402
 from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
-from hpt_ray.observe.tables import not_checked, plan_summary, start_summary  # noqa: E402
-from hpt_ray.plan import Plan, plan_run, survey  # noqa: E402
-from hpt_ray.setup import Prepared, prepare, tokenizer_path  # noqa: E402
+from hpt_ray.observe.tables import start_summary  # noqa: E402
+from hpt_ray.tools.plan import Plan, plan_run, survey  # noqa: E402
+from hpt_ray.tools.plan.show import not_checked, plan_summary  # noqa: E402
+from hpt_ray.utils.lock import alone  # noqa: E402
 
 HANDOVER_S = 900.0  # for a driver to save and end after SIGTERM, as in deploy/runtime_env.yaml
-QUICKSTART = Path(__file__).resolve().parent / "configs" / "quickstart.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:

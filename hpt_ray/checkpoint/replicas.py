@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hpt_ray.checkpoint.state import RunState
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.errors import LearnerFailed, WaitExpired, in_one_line
 
 ANSWER_S = 30.0  # for a replica to say whether it has a part

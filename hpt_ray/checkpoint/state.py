@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpt_ray.algorithms.gates import Visit
 from hpt_ray.checkpoint.manifest import CheckpointDamaged
 from hpt_ray.checkpoint.store import STATE, load_state
 from hpt_ray.errors import UserError
-from hpt_ray.selection.gate import Visit
 
 # 1: step, version, sampler, best, failures; it has no `format`. 2: history, skipped_in_a_row, wall_s.
 # 3: visits. 4: owes_evaluation.

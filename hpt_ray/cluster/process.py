@@ -60,3 +60,7 @@ def interface_of(host: str) -> str | None:
         if any(address.address == host for address in addresses):
             return name
     return None
+
+
+def log_file(logs: Path, kind: str, i: int) -> str:
+    return str((logs / f"{kind}-{i}.log").resolve())

@@ -30,8 +30,8 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.address import address_to_join
-from hpt_ray.cluster.groups import ActorGroup
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.errors import UserError, WaitExpired
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.placement import PLACEMENT_RULES
-from hpt_ray.config.schema import Config
+from hpt_ray.config.schema import TRACKERS, Config
 from hpt_ray.errors import UserError
-from hpt_ray.observe.trackers import TRACKERS
 
 Rule = Callable[[Config], str | None]
 

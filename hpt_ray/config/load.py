@@ -29,6 +29,7 @@ from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 
 COMMAND_LINE = "command line"
+QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"  # where no file is named
 Root = TypeVar("Root")
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 _NEAREST_CUTOFF = 0.6  # below this likeness a suggestion would confuse more than help

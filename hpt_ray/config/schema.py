@@ -307,6 +307,9 @@ class EvaluationConfig:
     demonstration_loss: bool = key(False, "Also report the loss on the sets' demonstrations.")
 
 
+TRACKERS = ("tensorboard", "prometheus", "wandb", "mlflow", "trackio")
+
+
 @dataclass
 class ObserveConfig:
     """What a person sees."""

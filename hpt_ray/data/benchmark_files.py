@@ -25,9 +25,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hpt_ray.data.benchmarks import Benchmark
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.benchmarks import Benchmark
 
 QUESTION = ("prompt", "problem", "question")
 ANSWER = ("answer", "final_answer", "expected_answer")

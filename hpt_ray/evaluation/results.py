@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.journal import Tally
-from hpt_ray.records import Outcome, Question
+from hpt_ray.types import Outcome, Question
 
 QUESTIONS = "questions.parquet"
 
@@ -103,5 +103,7 @@ def read_results(path: Path) -> list[QuestionResult]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: cannot be read as parquet ({error}).") from error
     if table.schema.names != SCHEMA.names:
-        raise UserError(f"{file}: no result file of hpt_ray.evaluate (its columns are {table.schema.names}).")
+        raise UserError(
+            f"{file}: no result file of hpt_ray.cli.evaluate (its columns are {table.schema.names})."
+        )
     return [QuestionResult(**row) for row in table.to_pylist()]

@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster, Need
-from hpt_ray.cluster.topology import make_fleet, make_verifier
 from hpt_ray.evaluation.journal import Journal
 from hpt_ray.evaluation.plan import Plan, Task, model_section
-from hpt_ray.records import FinishReason, Question
+from hpt_ray.reward.actor import make_verifier
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.engine import EngineSpec
-from hpt_ray.rollout.fleet import Fleet
-from hpt_ray.rollout.pool import RolloutPool
+from hpt_ray.rollout.fleet import Fleet, make_fleet
 from hpt_ray.rollout.requests import GenerateRequest, sampling_seed
+from hpt_ray.rollout.router import RolloutPool
+from hpt_ray.types import FinishReason, Question
 
 CHUNKS_UNDER_WAY = 2
 

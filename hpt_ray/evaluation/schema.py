@@ -1,4 +1,4 @@
-"""The keys of `python -m hpt_ray.evaluate`: its own, and sections of training under the names they have there.
+"""The keys of `python -m hpt_ray.cli.evaluate`: its own, and sections of training under the names they have there.
 
 What an evaluation has no use for in those sections, such as `data.train`, is refused and not passed over.
 """

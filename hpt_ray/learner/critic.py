@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from hpt_ray.config.schema import Config, LearnerConfig, ModelConfig
-from hpt_ray.learner.rank import RankWorker
-from hpt_ray.records import Pack, ValueTargets
+from hpt_ray.learner.base import RankWorker
+from hpt_ray.types import Pack, ValueTargets
 
 
 def optimizer_of(config: Config) -> LearnerConfig:
@@ -58,7 +58,7 @@ class CriticWorker(RankWorker[CriticSpec]):
         """Forward and backward of Σ scale · clipped value loss of one pack. Collective (equal counts)."""
         import torch
 
-        from hpt_ray.estimators import clipped_value_loss
+        from hpt_ray.algorithms import clipped_value_loss
 
         with self._span("backward"):
             values = self._forward(pack)

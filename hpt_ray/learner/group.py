@@ -13,39 +13,20 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from hpt_ray.batch.pack import Packer, dummy_pack
-from hpt_ray.cluster.groups import ActorGroup, wait_all
-from hpt_ray.estimators import BatchShape, Estimator
-from hpt_ray.learner.rank import UpdateReport
+from hpt_ray.algorithms import BatchShape, Estimator
+from hpt_ray.cluster.actor_group import ActorGroup, wait_all
+from hpt_ray.learner.base import UpdateReport
+from hpt_ray.learner.packing import Packer, dummy_pack
+from hpt_ray.learner.policy import OldPolicy
 from hpt_ray.learner.scoring import RowScoring
 from hpt_ray.learner.sums import Sums, means, peaks
 from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weigh_rows
-from hpt_ray.learner.worker import OldPolicy
-from hpt_ray.records import Pack, Row
-
-Spans = dict[str, list[tuple[str, float, float]]]  # actor -> (name, start, end) in seconds of time.time()
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """One optimizer step, over all ranks."""
-
-    metrics: dict[str, float | None]
-    num_tokens: int
-    num_rows: int
-    num_demo_rows: int
-    num_skipped_rows: int  # rows whose terms are all exactly zero: never sent
-    seconds: float  # from the first pack to the step
-    busy_s: float  # of the policy's busiest rank
-    skipped: str | None  # why no weight was changed: "not_finite" or "grad_norm"
-    critic_skipped: str | None
-    spans: Spans  # of all ranks, since the update before
+from hpt_ray.types import Pack, Row, UpdateResult
 
 
 class LearnerGroup:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpt_ray.estimators import Estimator, RowWeights, TokenRows
-from hpt_ray.records import Pack
+from hpt_ray.algorithms import Estimator, RowWeights, TokenRows
+from hpt_ray.types import Pack
 
 
 def pack_loss(

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from hpt_ray.errors import UserError
 from hpt_ray.learner.attention import NAME as SEGMENTS
 from hpt_ray.learner.attention import Segments
-from hpt_ray.learner.logprob import LogProbHead
-from hpt_ray.records import Pack
+from hpt_ray.learner.logprobs import LogProbHead
+from hpt_ray.types import Pack
 
 # Keys of model configurations whose logits are more than the output layer's.
 OTHER_SCALES = ("logit_scale", "logits_scaling")

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from hpt_ray.batch.pack import Packer, WeighedRow, dummy_pack
-from hpt_ray.cluster.groups import ActorGroup, wait_all
-from hpt_ray.records import Pack, Row, ValueTargets
+from hpt_ray.cluster.actor_group import ActorGroup, wait_all
+from hpt_ray.learner.packing import Packer, WeighedRow, dummy_pack
+from hpt_ray.types import Pack, Row, ValueTargets
 
 # A pack that is only scored has no policy term.
 NO_TERMS = np.zeros((0, 1)), np.zeros(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from hpt_ray.estimators import effective_sample_size
+from hpt_ray.algorithms import effective_sample_size
 
 Sums = dict[str, tuple[float, float]]  # name -> (sum, count)
 

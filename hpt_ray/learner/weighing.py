@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpt_ray.batch.pack import WeighedRow
-from hpt_ray.estimators import BatchShape, Estimator, kl_token_rewards
-from hpt_ray.estimators.advantages import ADVANTAGES
+from hpt_ray.algorithms import BatchShape, Estimator, kl_token_rewards
+from hpt_ray.algorithms.advantages import ADVANTAGES
+from hpt_ray.learner.packing import WeighedRow
 from hpt_ray.learner.sums import Sums
-from hpt_ray.records import Row
+from hpt_ray.types import Row
 
 
 @dataclass(frozen=True)

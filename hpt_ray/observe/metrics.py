@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpt_ray.config.reference import DOCS, write_or_check
-from hpt_ray.records import Decision
+from hpt_ray.config.docs import DOCS, write_or_check
+from hpt_ray.types import Decision
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.metrics import branch_of
-from hpt_ray.records import Decision, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import Decision, FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 SCHEMA = pa.schema(
     [

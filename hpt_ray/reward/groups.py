@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hpt_ray.cluster.groups import ActorGroup
-from hpt_ray.records import FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.reward.service import GradeItem
+from hpt_ray.types import FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 IsCertain = Callable[[Question, int, int], bool]  # question, solved, graded
 NOT_GRADED = Verdict(0.0, Outcome.NO_ANSWER, detail="aborted: the decision was certain without it")

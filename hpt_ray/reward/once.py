@@ -10,9 +10,9 @@ import threading
 from typing import Any
 
 from hpt_ray.errors import UserError
-from hpt_ray.records import Verdict
 from hpt_ray.reward.graders.table import check_ground_truth
 from hpt_ray.reward.pool import Pool, Task
+from hpt_ray.types import Verdict
 
 _lock = threading.Lock()
 _pool: Pool | None = None

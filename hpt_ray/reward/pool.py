@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import hpt_ray
-from hpt_ray.records import Outcome, Verdict
 from hpt_ray.reward.worker import LOAD_TIMEOUT_S, OUT_OF_MEMORY
+from hpt_ray.types import Outcome, Verdict
 
 NUM_TRIES = 2  # of an answer whose process dies
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
-from hpt_ray.records import Outcome, Verdict
 from hpt_ray.reward.graders.table import check_grader
 from hpt_ray.reward.pool import Pool, Task
 from hpt_ray.reward.terms import check_terms, extra_reward
+from hpt_ray.types import Outcome, Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
-from hpt_ray.reward.extract import last_boxed
+from hpt_ray.reward.graders.extract import last_boxed
 
 
 def format_reward(response: str) -> float:

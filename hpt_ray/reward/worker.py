@@ -21,8 +21,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from hpt_ray.records import Outcome, Verdict
 from hpt_ray.reward.graders.table import Grade, build
+from hpt_ray.types import Outcome, Verdict
 
 OUT_OF_MEMORY = 77
 ORPHAN_GRACE_S = 5.0  # the parent's kill comes first

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from hpt_ray.config.schema import ModelConfig, RolloutConfig
-from hpt_ray.records import FinishReason
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
 from hpt_ray.rollout.torch_match import wrong_torch
+from hpt_ray.types import FinishReason
 
 ENVIRONMENT = {
     # One process: commands run between two engine steps, so nothing needs a lock or a pause protocol.

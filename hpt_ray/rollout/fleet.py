@@ -12,17 +12,22 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.cluster.process import log_file
+from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import RolloutConfig
 from hpt_ray.errors import NoWorkerLeft, WaitExpired, in_one_line
 from hpt_ray.observe.trace import SpanRecord
+from hpt_ray.rollout.engine import EngineSpec
 from hpt_ray.rollout.health import Event, Health, State
+from hpt_ray.rollout.worker import RolloutWorker
 from hpt_ray.weight_sync.transaction import WeightSync
 
 CHECK_EVERY_S = 5.0  # how often the engines are asked for their progress
@@ -305,3 +310,26 @@ class Fleet:
 
 def _group(workers: list[Worker]) -> ActorGroup:
     return ActorGroup([worker.name for worker in workers], [worker.actor for worker in workers])
+
+
+ROLLOUT_CONCURRENCY = 100
+
+
+def make_fleet(
+    cluster: Cluster,
+    spec: EngineSpec,
+    sync: WeightSync | None,
+    logs: Path,
+    gpus: Sequence[str] | None = None,
+) -> Fleet:
+    """The rollout workers, coming up; each on its own of `gpus`, where others reserved them."""
+    count = range(spec.rollout.num_workers)
+    own: Sequence[str | None] = gpus or [None] * len(count)
+    make = cluster.maker(
+        "rollout",
+        RolloutWorker,
+        # Engines that share a seed would draw the same answers to unseeded requests.
+        [(replace(spec, seed=spec.seed + i, gpus=own[i]), log_file(logs, "rollout", i)) for i in count],
+        max_concurrency=ROLLOUT_CONCURRENCY,
+    )
+    return Fleet(make, len(count), spec.rollout, sync)

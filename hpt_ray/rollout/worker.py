@@ -21,9 +21,9 @@ from typing import Any
 
 from hpt_ray.cluster.process import memory_mb, prepare_process
 from hpt_ray.observe.trace import SpanLog, SpanRecord
-from hpt_ray.records import Rollout
 from hpt_ray.rollout.engine import EngineSpec, Finished, VllmEngine, environment
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
+from hpt_ray.types import Rollout
 
 
 @dataclass(frozen=True, slots=True)

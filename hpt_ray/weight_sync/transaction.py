@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.config.schema import WeightSyncConfig
 from hpt_ray.errors import LearnerFailed, in_one_line
 from hpt_ray.weight_sync.buckets import TensorMeta, size_of

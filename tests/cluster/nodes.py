@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from command import child_environment
 
-from hpt_ray.data.cache import cache_dir
+from hpt_ray.utils.cache import cache_dir
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HOST = "127.0.0.2"  # Ray would replace 127.0.0.1 by the address of a network card

@@ -14,12 +14,12 @@ import torch
 from plain import PlainLearner, distance, norm
 from probe import LIMIT_S, call, room_for, start_learners
 
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.algorithms import BatchShape, Estimator, make_estimator
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import LearnerConfig
-from hpt_ray.estimators import BatchShape, Estimator, make_estimator
-from hpt_ray.learner.group import LearnerGroup, UpdateResult
-from hpt_ray.records import Row
+from hpt_ray.learner.group import LearnerGroup
+from hpt_ray.types import Row, UpdateResult
 
 TEMPERATURE = 0.7
 RATE = 1e-3

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hpt_ray.config.schema import LearnerConfig
-from hpt_ray.records import Row
+from hpt_ray.types import Row
 
 VOCABULARY = 82
 

@@ -12,13 +12,13 @@ from uuid import uuid4
 
 import numpy as np
 
-from hpt_ray.batch.pack import WeighedRow, make_pack
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.algorithms import Estimator
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster, Need
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
-from hpt_ray.estimators import Estimator
-from hpt_ray.learner.worker import LearnerSpec, LearnerWorker
-from hpt_ray.records import Pack, Row
+from hpt_ray.learner.packing import WeighedRow, make_pack
+from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
+from hpt_ray.types import Pack, Row
 from hpt_ray.weight_sync.buckets import TensorMeta
 
 LIMIT_S = 120.0

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from hpt_ray.observe.trace import SpanRecord
-from hpt_ray.records import FinishReason, Rollout
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
 from hpt_ray.rollout.worker import Progress
+from hpt_ray.types import FinishReason, Rollout
 
 ANSWER, DIE, HANG = range(3)
 

@@ -156,10 +156,10 @@ def test_nobody_generates_while_the_learner_has_the_gpus(folders):
 DEAL = """
 import asyncio, os
 from hpt_ray.cluster.runtime import Cluster, Need
-from hpt_ray.cluster.topology import needs
+from hpt_ray.driver.actors import needs
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig
-from hpt_ray.setup import demand_of
+from hpt_ray.driver.setup import demand_of
 
 class Rank:
     def visible_gpus(self):
@@ -173,7 +173,7 @@ config = load_config(None, [
 cluster = Cluster.connect(ClusterConfig(address="local"))
 asked = needs(config, demand_of(config))
 asyncio.run(cluster.reserve(asked, timeout_s=20, name="t"))
-from hpt_ray.cluster.topology import gpus_of_engines
+from hpt_ray.driver.actors import gpus_of_engines
 ranks = cluster.create("learner", Rank, [()] * 4)
 engines = cluster.create("rollout", Rank, [()] * 2)
 print("GPUS", *asyncio.run(gpus_of_engines(config, ranks)))

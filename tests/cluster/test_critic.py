@@ -19,21 +19,21 @@ from probe import LIMIT_S, call, pack_of, room_for, start_learners
 from ray._private import state as ray_state
 from transformers import AutoModelForTokenClassification
 
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.algorithms import BatchShape, make_estimator
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig, ReferenceConfig
-from hpt_ray.driver import Driver
-from hpt_ray.estimators import BatchShape, make_estimator
+from hpt_ray.data.mini.base import fresh_model, tokenizer_path
+from hpt_ray.driver.driver import Driver
+from hpt_ray.driver.setup import prepare
 from hpt_ray.learner.critic import CriticSpec, CriticWorker
-from hpt_ray.learner.group import LearnerGroup, UpdateResult
-from hpt_ray.mini_base import fresh_model
+from hpt_ray.learner.group import LearnerGroup
+from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
 from hpt_ray.observe.metrics import unknown_metrics
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.records import Row, ValueTargets
-from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
-from hpt_ray.setup import prepare, tokenizer_path
+from hpt_ray.types import Row, UpdateResult, ValueTargets
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -31,7 +31,16 @@ def test_a_job_saves_before_its_head_ends(tmp_path: Path) -> None:
             [*command, str(script), str(started), str(saved)], env=environment, check=True, timeout=LIMIT_S
         )
         wait_for(started.exists, LIMIT_S)
-        drain = [sys.executable, "-m", "hpt_ray.deploy", "drain", "--job-server", server, "--timeout", "60"]
+        drain = [
+            sys.executable,
+            "-m",
+            "hpt_ray.tools.deploy",
+            "drain",
+            "--job-server",
+            server,
+            "--timeout",
+            "60",
+        ]
         done = subprocess.run(drain, env=environment, cwd=ROOT, timeout=LIMIT_S)
         assert saved.exists()
         assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""`python -m hpt_ray.evaluate` as a person runs it: stopped, killed, resumed with other workers."""
+"""`python -m hpt_ray.cli.evaluate` as a person runs it: stopped, killed, resumed with other workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def words(out: Path, grader: str, workers: int) -> list[str]:
         *(
             sys.executable,
             "-m",
-            "hpt_ray.evaluate",
+            "hpt_ray.cli.evaluate",
             "model=mini:t-fresh",
             "benchmarks=[mini-geo, mini-boxes]",
         ),

@@ -17,12 +17,12 @@ from scripted import ANSWER, DIE, HANG, ScriptedWorker
 
 from hpt_ray.config.schema import RolloutConfig
 from hpt_ray.errors import NoWorkerLeft, WaitExpired
-from hpt_ray.records import FinishReason, Rollout
 from hpt_ray.rollout import fleet as fleet_module
 from hpt_ray.rollout.fleet import Fleet
 from hpt_ray.rollout.health import State
-from hpt_ray.rollout.pool import MAX_TRIES, WINDOW, Draw, RolloutPool
 from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
+from hpt_ray.rollout.router import MAX_TRIES, WINDOW, Draw, RolloutPool
+from hpt_ray.types import FinishReason, Rollout
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

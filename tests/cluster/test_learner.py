@@ -34,14 +34,14 @@ from pair import (
 from plain import PlainLearner, distance, make_rows, norm
 from probe import LIMIT_S, call, pack_of, room_for
 
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.algorithms import BatchShape, Estimator, TokenRows, make_estimator
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.config.schema import LearnerConfig, ModelConfig, ReferenceConfig
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.tokenizer import load_tokenizer
-from hpt_ray.estimators import BatchShape, Estimator, TokenRows, make_estimator
-from hpt_ray.learner.group import LearnerGroup, UpdateResult
-from hpt_ray.records import Row
-from hpt_ray.reference.worker import ReferenceSpec, ReferenceWorker
+from hpt_ray.learner.group import LearnerGroup
+from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
+from hpt_ray.types import Row, UpdateResult
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -17,10 +17,10 @@ from pair import DEMONSTRATIONS, ZERO, Pair, hpt_loss, starting
 from plain import distance, make_rows, norm
 from probe import LIMIT_S, call, pack_of
 
+from hpt_ray.algorithms import make_estimator
 from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState
-from hpt_ray.estimators import make_estimator
-from hpt_ray.records import Row
+from hpt_ray.types import Row
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

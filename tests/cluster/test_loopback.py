@@ -17,7 +17,7 @@ import psutil
 import pytest
 from command import LIMIT_S, MAIN, ROOT, TINY, child_environment, write_grader
 
-from hpt_ray.data.cache import cache_dir
+from hpt_ray.utils.cache import cache_dir
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 

@@ -118,7 +118,7 @@ def test_ended_at_the_boundary_and_struck_in_the_second_phase_it_is_the_same_run
 
 def test_the_first_step_of_a_phase_is_replayed_from_the_end_of_the_one_before(whole):
     finished = subprocess.run(
-        [sys.executable, "-m", "hpt_ray.replay", str(whole.root), f"step={BOUNDARY + 1}"],
+        [sys.executable, "-m", "hpt_ray.cli.replay", str(whole.root), f"step={BOUNDARY + 1}"],
         cwd=ROOT,
         env=child_environment(),
         capture_output=True,

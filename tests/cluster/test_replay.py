@@ -1,4 +1,4 @@
-"""`python -m hpt_ray.replay` as a person runs it, on runs of a few steps: HPT with both streams, and SFT."""
+"""`python -m hpt_ray.cli.replay` as a person runs it, on runs of a few steps: HPT with both streams, and SFT."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def train(folder: Path, *words: str) -> RunFolder:
 
 def replay(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "hpt_ray.replay", str(folder), *words],
+        [sys.executable, "-m", "hpt_ray.cli.replay", str(folder), *words],
         cwd=ROOT,
         env=child_environment(),
         capture_output=True,

@@ -101,7 +101,7 @@ def reports(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def write_report(runs: list[Path], out: Path) -> Path:
-    command = [sys.executable, "-m", "hpt_ray.report", *map(str, runs), "--out", str(out)]
+    command = [sys.executable, "-m", "hpt_ray.tools.report", *map(str, runs), "--out", str(out)]
     finished = subprocess.run(
         command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=120
     )

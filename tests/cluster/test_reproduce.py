@@ -34,7 +34,7 @@ paper: {{table2: [t]}}
 
 
 def command(suite: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "hpt_ray.reproduce", str(suite), *words]
+    return [sys.executable, "-m", "hpt_ray.tools.suite", str(suite), *words]
 
 
 def run_suite(suite: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -104,4 +104,4 @@ def wait_until_second_job(process: subprocess.Popen, out: Path) -> list[int]:
 def children_of(pid: int) -> list[int]:
     """The runs among the children of a suite."""
     mine = psutil.Process(pid).children()
-    return [child.pid for child in mine if "hpt_ray.reproduce.child" in child.cmdline()]
+    return [child.pid for child in mine if "hpt_ray.tools.suite.child" in child.cmdline()]

@@ -95,7 +95,7 @@ def start(nodes: Nodes, suite: Path, printed: Path, **environment: str) -> Itera
     words = ["--jobs", "ray", "--address", f"http://{HOST}:{nodes.dashboard}", "--working-dir", str(ROOT)]
     with printed.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hpt_ray.reproduce", str(suite), *words],
+            [sys.executable, "-m", "hpt_ray.tools.suite", str(suite), *words],
             cwd=suite.parent,
             env=child_environment(**nodes.environment | environment),
             stdout=output,

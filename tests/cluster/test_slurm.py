@@ -21,7 +21,7 @@ import pytest
 from command import LIMIT_S, ROOT, TINY, child_environment
 from nodes import wait_for
 
-from hpt_ray.data.cache import cache_dir
+from hpt_ray.utils.cache import cache_dir
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 

@@ -14,18 +14,18 @@ from command import write_grader
 from identical import check_identical
 
 from hpt_ray.cluster.runtime import Cluster
-from hpt_ray.cluster.topology import Actors
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig
-from hpt_ray.driver import Driver
+from hpt_ray.data.mini.base import fresh_model, tokenizer_path
+from hpt_ray.driver.actors import Actors
+from hpt_ray.driver.batches import Batch
+from hpt_ray.driver.driver import Driver
+from hpt_ray.driver.setup import prepare
+from hpt_ray.driver.step_metrics import Pairs
 from hpt_ray.errors import Stopped
-from hpt_ray.learner.group import UpdateResult
-from hpt_ray.mini_base import fresh_model
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.step import Pairs
-from hpt_ray.setup import prepare, tokenizer_path
-from hpt_ray.stream import Batch
+from hpt_ray.types import UpdateResult
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

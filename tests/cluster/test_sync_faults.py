@@ -16,7 +16,7 @@ import ray
 from probe import call
 from wired import Wired, start_ranks, start_wired
 
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.errors import LearnerFailed
 from hpt_ray.weight_sync.transaction import WeightSync
 

@@ -5,8 +5,8 @@ import pytest
 import ray
 
 from hpt_ray.config.schema import RewardConfig
-from hpt_ray.records import Outcome
 from hpt_ray.reward import GradeItem, VerifierService
+from hpt_ray.types import Outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 

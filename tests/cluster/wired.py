@@ -15,15 +15,15 @@ import ray
 from plain import VOCABULARY
 from probe import CPUS, LIMIT_S, ProbedWorker, call, pack_of, room_for
 
-from hpt_ray.cluster.groups import ActorGroup
+from hpt_ray.algorithms import BatchShape, make_estimator
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.config.schema import LearnerConfig, ModelConfig, RolloutConfig, WeightSyncConfig
-from hpt_ray.estimators import BatchShape, make_estimator
 from hpt_ray.learner.group import LearnerGroup
-from hpt_ray.learner.worker import LearnerSpec
-from hpt_ray.records import Rollout, Row
+from hpt_ray.learner.policy import LearnerSpec
 from hpt_ray.rollout.engine import EngineSpec
 from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
 from hpt_ray.rollout.worker import RolloutWorker
+from hpt_ray.types import Rollout, Row
 from hpt_ray.weight_sync.transaction import WeightSync
 
 MAX_TOKENS, SAMPLES = 16, 4

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from hpt_ray.config.docs import DOCS, render_configuration, write_or_check
 from hpt_ray.config.load import known_keys
-from hpt_ray.config.reference import DOCS, render_configuration, write_or_check
 from hpt_ray.observe.metrics import METRICS, render_metrics
 
 
-@pytest.mark.parametrize("module", ["hpt_ray.config.reference", "hpt_ray.observe.metrics"])
+@pytest.mark.parametrize("module", ["hpt_ray.config.docs", "hpt_ray.observe.metrics"])
 def test_the_written_tables_are_up_to_date(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", module, "--check"], capture_output=True, text=True, timeout=60

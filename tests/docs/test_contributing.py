@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.estimators import ALGORITHMS
-from hpt_ray.explain import main
+from hpt_ray.algorithms import ALGORITHMS
+from hpt_ray.cli.explain import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

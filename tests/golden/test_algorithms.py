@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpt_ray.estimators import ALGORITHMS, BatchShape, TokenRows, gae, make_estimator
+from hpt_ray.algorithms import ALGORITHMS, BatchShape, TokenRows, gae, make_estimator
 
 TOLERANCE = 1e-10
 VOCABULARY, HIDDEN, C = 7, 5, 24.0

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.records import Outcome
-from hpt_ray.reward.extract import last_boxed
+from hpt_ray.reward.graders.extract import last_boxed
 from hpt_ray.reward.graders.math import normalise
 from hpt_ray.reward.graders.table import check_ground_truth
 from hpt_ray.reward.pool import Pool, Task
+from hpt_ray.types import Outcome
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 BENCHMARKS = {"AIME24": 30, "AIME25": 30, "AMC23": 40, "MATH-500": 500, "Olympiad-Bench": 674}

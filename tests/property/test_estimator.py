@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpt_ray.estimators import ALGORITHMS, BatchShape, RowWeights, TokenRows, make_estimator
+from hpt_ray.algorithms import ALGORITHMS, BatchShape, RowWeights, TokenRows, make_estimator
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
 BATCH = BatchShape(num_questions=4, num_rollouts=3, max_response_tokens=6)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpt_ray.records import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
-from hpt_ray.selection.gate import FEEDBACK, GATES, NEGLIGIBLE, Visit, posterior
+from hpt_ray.algorithms.gates import FEEDBACK, GATES, NEGLIGIBLE, Visit, posterior
+from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 TOKENS = np.array([5, 2], np.int32), np.zeros(2, np.float32)

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpt_ray.batch.pack import Packer, WeighedRow, dummy_pack
-from hpt_ray.records import Pack, Row
+from hpt_ray.learner.packing import Packer, WeighedRow, dummy_pack
+from hpt_ray.types import Pack, Row
 
 BUDGET = 16
 QUESTIONS = st.lists(

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from hpt_ray.config.load import dump_config, load_config
+from hpt_ray.driver.step_metrics import Pairs, rollout_metrics
 from hpt_ray.evaluation.results import QuestionResult, write_results
+from hpt_ray.observe.feedback import FeedbackLog
 from hpt_ray.observe.metrics import complete_line, summarize_evaluations
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.step import Pairs, rollout_metrics
-from hpt_ray.records import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
-from hpt_ray.selection.feedback import FeedbackLog
+from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 NUM_QUESTIONS, PER_STEP, N = 12, 4, 4
 NASTY = "</pre><script>alert('x')</script> \x00\x1b[31m \ud800 ‮ $\\boxed{4}$ & \"q\" "

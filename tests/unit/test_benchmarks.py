@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpt_ray.records import Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 from hpt_ray.rollout.worker import RolloutWorker
+from hpt_ray.types import Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from hpt_ray.algorithms.gates import Visit
 from hpt_ray.checkpoint.manifest import CheckpointDamaged
 from hpt_ray.checkpoint.state import FORMAT, RunState, read_state
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.errors import UserError
-from hpt_ray.selection.gate import Visit
 
 SAMPLER = {"epoch": 1, "position": 7, "seed": 0, "num_questions": 32, "shuffle": True}
 STATE = RunState(

@@ -10,7 +10,7 @@ from hpt_ray.config.load import dump_config, known_keys, load_as, load_config, n
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.schema import EvaluateConfig
-from hpt_ray.reproduce.suite import MethodKeys, ModelKeys, SuiteKeys
+from hpt_ray.tools.suite.suite import MethodKeys, ModelKeys, SuiteKeys
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,9 +9,10 @@ import pytest
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import dump_config, known_keys, load_config
 from hpt_ray.config.phases import PER_PHASE, phases_of
+from hpt_ray.data.mini.base import tokenizer_path
+from hpt_ray.driver.setup import demand_of, prepare
 from hpt_ray.errors import UserError
 from hpt_ray.learner.schedule import learning_rates
-from hpt_ray.setup import demand_of, prepare, tokenizer_path
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 GOOD = ("model.path=m", "data.train=[a.parquet]")

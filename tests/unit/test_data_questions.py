@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hpt_ray.config.schema import DataConfig
-from hpt_ray.data.cache import cached_folder
+from hpt_ray.data.dataset import load_questions
 from hpt_ray.data.mini.tokenizer import build_tokenizer
-from hpt_ray.data.questions import load_questions
 from hpt_ray.data.template import Template
 from hpt_ray.errors import UserError
+from hpt_ray.utils.cache import cached_folder
 
 TEMPLATE = Template(DataConfig(template="plain", add_bos=True), build_tokenizer())
 
@@ -236,7 +236,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from hpt_ray.config.schema import DataConfig
-from hpt_ray.data.questions import load_questions
+from hpt_ray.data.dataset import load_questions
 from hpt_ray.data.template import Template
 words = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1}, unk_token="<unk>"))
 words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -16,7 +16,7 @@ WORD = "It has become the command"
 
 
 def check(*words: str, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [python, "-m", "hpt_ray.deploy.check", *words, sys.executable, "-c", f"print({WORD!r})"]
+    command = [python, "-m", "hpt_ray.tools.deploy.check", *words, sys.executable, "-c", f"print({WORD!r})"]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -87,7 +87,7 @@ def test_gpus_that_are_not_there() -> None:
 
 
 def test_too_few_open_files() -> None:
-    command = f"ulimit -n 1000; exec {sys.executable} -m hpt_ray.deploy.check true"
+    command = f"ulimit -n 1000; exec {sys.executable} -m hpt_ray.tools.deploy.check true"
     finished = subprocess.run(
         ["sh", "-c", command],
         cwd=ROOT,
@@ -120,7 +120,7 @@ def test_the_wheel_in_a_fresh_environment(tmp_path: Path) -> None:
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python = str(tmp_path / "venv" / "bin" / "python")
     code = "import hpt_ray; print(hpt_ray.__file__)"
-    command = [python, "-P", "-m", "hpt_ray.deploy.check", "--shm-gib", "0", python, "-P", "-c", code]
+    command = [python, "-P", "-m", "hpt_ray.tools.deploy.check", "--shm-gib", "0", python, "-P", "-c", code]
     finished = subprocess.run(
         command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=120
     )

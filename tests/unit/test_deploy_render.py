@@ -1,4 +1,4 @@
-"""`hpt_ray.deploy`: the pods are those that the run asks for, at every size of node."""
+"""`hpt_ray.tools.deploy`: the pods are those that the run asks for, at every size of node."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from manifests import KUBERAY, ROOT, Object, build, check, cluster_of, groups
 
 from hpt_ray.cluster.runtime import Need, lay_out
-from hpt_ray.cluster.topology import needs
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
-from hpt_ray.deploy.__main__ import main
-from hpt_ray.deploy.drain import actors, drain
-from hpt_ray.deploy.pods import HEAD, NodeSize, Pods, plan_pods
-from hpt_ray.deploy.render import Target, differences, image_parts, object_name, on_the_volume, render
+from hpt_ray.driver.actors import needs
+from hpt_ray.driver.setup import demand_of
 from hpt_ray.errors import UserError
-from hpt_ray.setup import demand_of
+from hpt_ray.tools.deploy.__main__ import main
+from hpt_ray.tools.deploy.drain import actors, drain
+from hpt_ray.tools.deploy.pods import HEAD, NodeSize, Pods, plan_pods
+from hpt_ray.tools.deploy.render import Target, differences, image_parts, object_name, on_the_volume, render
 
 CONFIGS = ROOT / "configs"
 PAPER = sorted(path for path in (CONFIGS / "paper").glob("*.yaml") if path.name != "suite.yaml")

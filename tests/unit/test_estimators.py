@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpt_ray.estimators import (
+from hpt_ray.algorithms import (
     ALGORITHMS,
     BatchShape,
     RowWeights,
@@ -18,9 +18,9 @@ from hpt_ray.estimators import (
     kl_token_rewards,
     make_estimator,
 )
-from hpt_ray.estimators.official import virtual_microbatches
-from hpt_ray.estimators.rows import token_view
-from hpt_ray.estimators.shapings import SHAPINGS
+from hpt_ray.algorithms.batch import token_view
+from hpt_ray.algorithms.official import virtual_microbatches
+from hpt_ray.algorithms.shapings import SHAPINGS
 
 
 def rollouts(rewards, logp_now=None, logp_old=None, lengths=None, demo=()):

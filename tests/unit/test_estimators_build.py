@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
+from hpt_ray.algorithms import estimator_from_config, make_estimator
+from hpt_ray.algorithms.build import FAMILIES, PREFIX
+from hpt_ray.algorithms.corrections import CORRECTIONS
+from hpt_ray.algorithms.table import ALGORITHMS
 from hpt_ray.config.schema import AlgorithmConfig
 from hpt_ray.errors import UserError
-from hpt_ray.estimators import estimator_from_config, make_estimator
-from hpt_ray.estimators.algorithms import ALGORITHMS
-from hpt_ray.estimators.build import FAMILIES, PREFIX
-from hpt_ray.estimators.corrections import CORRECTIONS
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpt_ray.estimators import BatchShape, RowWeights, TokenRows, make_estimator
+from hpt_ray.algorithms import BatchShape, RowWeights, TokenRows, make_estimator
 
 MU = 0.7
 NUM = 5

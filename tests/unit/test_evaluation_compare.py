@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from hpt_ray.cli.evaluate import main
 from hpt_ray.errors import UserError
-from hpt_ray.evaluate import main
 from hpt_ray.evaluation.compare import compare, comparison_table
 from hpt_ray.evaluation.results import QuestionResult, write_results
 

@@ -12,7 +12,7 @@ import pytest
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.journal import Journal
 from hpt_ray.evaluation.results import read_results, result_of, write_results
-from hpt_ray.records import FinishReason, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import FinishReason, Outcome, Question, Rollout, Verdict
 
 QUESTIONS = [
     Question(f"s/{i}", np.array([1], np.int32), f"q{i}", str(i), "s", extra={"level": i % 3})

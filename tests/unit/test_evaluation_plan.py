@@ -12,11 +12,11 @@ from rich.console import Console
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.config.load import dump_config, known_keys
 from hpt_ray.config.schema import Config
+from hpt_ray.data.benchmarks import BENCHMARKS, GROUPS, PAPER, expand
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.benchmarks import BENCHMARKS, GROUPS, PAPER, expand
 from hpt_ray.evaluation.plan import load_evaluation, make_plan
 from hpt_ray.evaluation.report import results_table, summarise, versions
 from hpt_ray.evaluation.results import QuestionResult

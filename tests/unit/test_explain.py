@@ -1,15 +1,16 @@
-"""What `python -m hpt_ray.explain` prints is what is trained; and each algorithm has a configuration."""
+"""What `python -m hpt_ray.cli.explain` prints is what is trained; and each algorithm has a configuration."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from hpt_ray.algorithms import ALGORITHMS, estimator_from_config
+from hpt_ray.cli.explain import main
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_config
-from hpt_ray.estimators import ALGORITHMS, estimator_from_config
-from hpt_ray.explain import main
-from hpt_ray.setup import prepare, tokenizer_path
+from hpt_ray.data.mini.base import tokenizer_path
+from hpt_ray.driver.setup import prepare
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "algorithm"
 

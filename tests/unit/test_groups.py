@@ -7,8 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from hpt_ray.records import FinishReason, Group, Outcome, Question, Rollout, Verdict
 from hpt_ray.reward.groups import GroupStream, graded_groups, in_order
+from hpt_ray.types import FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 
 class LocalVerifier:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.deploy.check import FOLDERS
+from hpt_ray.tools.deploy.check import FOLDERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -204,7 +204,7 @@ def test_a_pod_that_ends_has_time_for_a_save(overlay: Path) -> None:
         assert container["lifecycle"]["preStop"]["exec"]["command"] == [
             "python",
             "-m",
-            "hpt_ray.deploy",
+            "hpt_ray.tools.deploy",
             "drain",
         ]
         variables = {variable["name"]: variable["value"] for variable in container["env"]}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hpt_ray.errors import UserError
-from hpt_ray.learner.layout import Layout
+from hpt_ray.learner.deepspeed_state import Layout
 
 
 def test_a_layout_is_read_as_it_was_written(tmp_path: Path) -> None:

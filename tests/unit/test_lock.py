@@ -13,13 +13,13 @@ from rich.console import Console
 
 from hpt_ray import main
 from hpt_ray.errors import UserError
-from hpt_ray.lock import alone
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.reproduce.__main__ import holding as holding_suite
+from hpt_ray.tools.suite.__main__ import holding as holding_suite
+from hpt_ray.utils.lock import alone
 
 HOLD = """
 import pathlib, sys, time
-from hpt_ray.lock import alone
+from hpt_ray.utils.lock import alone
 with alone(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -77,7 +77,7 @@ def test_a_file_system_without_locks_keeps_nobody_out(
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("hpt_ray.lock.fcntl.flock", no_locks)
+    monkeypatch.setattr("hpt_ray.utils.lock.fcntl.flock", no_locks)
     with alone(tmp_path):
         pass
     assert "cannot be locked ([Errno 95]" in caplog.text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpt_ray.learner.logprob import TILE_LOGITS, LogProbHead, logprob_and_entropy
+from hpt_ray.learner.logprobs import TILE_LOGITS, LogProbHead, logprob_and_entropy
 
 HIDDEN, VOCABULARY = 5, 23
 TILES = [1, 7, 23, 64, 10_000]  # one logit, parts of a row, one row, some rows, everything

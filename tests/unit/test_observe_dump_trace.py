@@ -21,7 +21,7 @@ from hpt_ray.observe.rollout_dump import (
     write_rollouts,
 )
 from hpt_ray.observe.trace import Span, TraceWriter, busy_share, read_trace
-from hpt_ray.records import (
+from hpt_ray.types import (
     Decision,
     Demonstration,
     FinishReason,

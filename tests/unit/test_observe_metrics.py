@@ -10,7 +10,7 @@ from hpt_ray.observe.metrics import (
     summarize_evaluations,
     unknown_metrics,
 )
-from hpt_ray.records import Decision
+from hpt_ray.types import Decision
 
 
 def test_placeholders_stand_for_one_part_of_a_name() -> None:

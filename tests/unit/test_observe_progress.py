@@ -11,7 +11,7 @@ from hpt_ray.config.load import known_keys
 from hpt_ray.config.schema import Config
 from hpt_ray.observe.progress import Progress, ProgressState, progress_line, short_count, short_time
 from hpt_ray.observe.tables import batch_facts, end_summary, shorten, start_summary, table_of_samples
-from hpt_ray.records import Decision, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import Decision, FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 STATE = ProgressState(100, "rollout", 12, 0.4234, 0.311, 12345, 754)
 

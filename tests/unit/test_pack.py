@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hpt_ray.batch.pack import Packer, WeighedRow, dummy_pack, make_pack
-from hpt_ray.records import Row
+from hpt_ray.learner.packing import Packer, WeighedRow, dummy_pack, make_pack
+from hpt_ray.types import Row
 
 DUMMY = dummy_pack(2)
 

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 import torch
 
+from hpt_ray.algorithms import estimator_from_config
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_config
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.data.mini.model import create_model
+from hpt_ray.driver.setup import check_choices
 from hpt_ray.errors import UserError
-from hpt_ray.estimators import estimator_from_config
 from hpt_ray.evaluation.plan import load_evaluation
 from hpt_ray.learner.model import load_policy
 from hpt_ray.main import main
-from hpt_ray.plan import check_plan, find_shape, make_plan
-from hpt_ray.plan.paper_table import METHODS, MODELS, PAGE, PLACEMENTS, load_recipe, render_page
-from hpt_ray.setup import check_choices
+from hpt_ray.tools.plan import check_plan, find_shape, make_plan
+from hpt_ray.tools.plan.paper_table import METHODS, MODELS, PAGE, PLACEMENTS, load_recipe, render_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -301,7 +301,7 @@ def test_an_override_that_nothing_reads_is_refused(qwen_as_published: Path) -> N
 
 
 def test_the_cost_tables_of_the_page_are_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == render_page(), "run `python -m hpt_ray.plan.paper_table`"
+    assert PAGE.read_text(encoding="utf-8") == render_page(), "run `python -m hpt_ray.tools.plan.paper_table`"
 
 
 def test_the_page_names_files_that_exist() -> None:

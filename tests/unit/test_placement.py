@@ -3,11 +3,11 @@
 import pytest
 
 from hpt_ray.cluster.runtime import POOL_SHARE, Need, lay_out, missing_pools
-from hpt_ray.cluster.topology import carrier_of, needs, with_one_thread
 from hpt_ray.config.load import load_config
 from hpt_ray.config.placement import colocated_groups_match
+from hpt_ray.driver.actors import carrier_of, needs, with_one_thread
+from hpt_ray.driver.setup import Demand
 from hpt_ray.rollout.engine import EngineSpec, engine_arguments
-from hpt_ray.setup import Demand
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
 

@@ -16,10 +16,10 @@ from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 from hpt_ray.main import main
-from hpt_ray.observe.tables import plan_summary, two_digits
-from hpt_ray.plan import DataFacts, Plan, check_plan, find_shape, make_plan
-from hpt_ray.plan.cost import forward_flops
-from hpt_ray.plan.shape import NAMED, shape_of
+from hpt_ray.tools.plan import DataFacts, Plan, check_plan, find_shape, make_plan
+from hpt_ray.tools.plan.cost import forward_flops
+from hpt_ray.tools.plan.shape import NAMED, shape_of
+from hpt_ray.tools.plan.show import plan_summary, two_digits
 
 SEVEN_B = (
     "model.path=Qwen/Qwen2.5-Math-7B",

@@ -17,10 +17,10 @@ from hpt_ray.cluster.network import listen
 from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.data.mini.model import create_model, model_config
 from hpt_ray.learner.attention import Segments
-from hpt_ray.learner.engine import DeepSpeedEngine, join_ranks
+from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
 from hpt_ray.learner.scorer import ScorerInput, TokenScorer
-from hpt_ray.plan.memory import layer_bytes, training_states
-from hpt_ray.plan.shape import shape_of
+from hpt_ray.tools.plan.memory import layer_bytes, training_states
+from hpt_ray.tools.plan.shape import shape_of
 
 TOLERANCE = 0.05
 BUCKET = 500_000  # numbers; smaller than the model, or buffers of the default size would be all there is

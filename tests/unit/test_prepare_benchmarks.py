@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.prepare import SINGLE_FILES, main
 from hpt_ray.data.sources import read_rows
-from hpt_ray.evaluation.benchmarks import BENCHMARKS
 from hpt_ray.reward import check_ground_truth
 
 EVAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "eval"

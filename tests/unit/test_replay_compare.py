@@ -7,11 +7,11 @@ import pytest
 
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
+from hpt_ray.cli.replay import Difference, compare, parse, verdict
 from hpt_ray.config.load import dump_config, load_config
 from hpt_ray.errors import UserError
 from hpt_ray.observe.rollout_dump import dump_of, write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.replay import Difference, compare, parse, verdict
 
 TINY = Path(__file__).parents[1] / "cluster" / "tiny.yaml"
 

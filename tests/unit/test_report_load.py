@@ -8,8 +8,8 @@ import yaml
 from report_material import PER_STEP, N, evaluate, make_run
 
 from hpt_ray.errors import UserError
-from hpt_ray.report.load import Visit, flat_keys, load_run
-from hpt_ray.report.methods import differing_keys, group_runs, shown
+from hpt_ray.tools.report.load import Visit, flat_keys, load_run
+from hpt_ray.tools.report.methods import differing_keys, group_runs, shown
 
 
 def test_a_run_is_read_as_it_was_written_and_left_as_it_was(tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ import pytest
 from report_material import evaluate, make_run
 from scipy import stats
 
-from hpt_ray.report.curves import aligned, curves_of
-from hpt_ray.report.load import Series, Visit, load_run
-from hpt_ray.report.methods import group_runs
-from hpt_ray.report.pass_at_k import pass_curve
-from hpt_ray.report.results import difference, final_scores
-from hpt_ray.report.run_figures import marks_of, mean_over_sets
-from hpt_ray.report.stacks import MOST_BARS, stack_figure
-from hpt_ray.report.stats import BANDS, rolling_mean, smoothing_window, spread_of
-from hpt_ray.report.style import move_apart, short
-from hpt_ray.report.visits import BRANCHES, blocks, moves, visit_map
+from hpt_ray.evaluation.seed_stats import BANDS, rolling_mean, smoothing_window, spread_of
+from hpt_ray.tools.report.curves import aligned, curves_of
+from hpt_ray.tools.report.load import Series, Visit, load_run
+from hpt_ray.tools.report.methods import group_runs
+from hpt_ray.tools.report.pass_at_k import pass_curve
+from hpt_ray.tools.report.results import difference, final_scores
+from hpt_ray.tools.report.run_figures import marks_of, mean_over_sets
+from hpt_ray.tools.report.stacks import MOST_BARS, stack_figure
+from hpt_ray.tools.report.style import move_apart, short
+from hpt_ray.tools.report.visits import BRANCHES, blocks, moves, visit_map
 
 
 def visit(step: int, question: str, solved: int, n: int = 4) -> Visit:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from report_material import NASTY, evaluate, make_run
 
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.report import Html, Pictures, Section, escape, figure_html, page, table_html
-from hpt_ray.report.__main__ import main
+from hpt_ray.tools.report import Html, Pictures, Section, escape, figure_html, page, table_html
+from hpt_ray.tools.report.__main__ import main
 
 VOID = {"meta", "link", "img", "br"}
 

@@ -9,11 +9,11 @@ from hpt_ray.config.load import load_as
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.schema import EvaluateConfig
-from hpt_ray.reproduce.matrix import reported_runs, untuned
-from hpt_ray.reproduce.passes import evaluations_of, write_configurations
-from hpt_ray.reproduce.ray_jobs import RayLauncher
-from hpt_ray.reproduce.state import fingerprint
-from hpt_ray.reproduce.suite import Suite, load_suite
+from hpt_ray.tools.suite.matrix import reported_runs, untuned
+from hpt_ray.tools.suite.passes import evaluations_of, write_configurations
+from hpt_ray.tools.suite.ray_jobs import RayLauncher
+from hpt_ray.tools.suite.state import fingerprint
+from hpt_ray.tools.suite.suite import Suite, load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = f"""

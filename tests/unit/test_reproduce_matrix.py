@@ -6,9 +6,9 @@ import pytest
 
 from hpt_ray.config.load import dump_config, load_config
 from hpt_ray.errors import UserError
-from hpt_ray.reproduce.__main__ import main
-from hpt_ray.reproduce.matrix import matching, nested, reported_runs, sweep_runs, untuned
-from hpt_ray.reproduce.suite import Suite, load_suite
+from hpt_ray.tools.suite.__main__ import main
+from hpt_ray.tools.suite.matrix import matching, nested, reported_runs, sweep_runs, untuned
+from hpt_ray.tools.suite.suite import Suite, load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = f"""

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from hpt_ray.reproduce.jobs import Job, LocalLauncher, last_words
-from hpt_ray.reproduce.queue import Journal, Queue
+from hpt_ray.tools.suite.jobs import Job, LocalLauncher, last_words
+from hpt_ray.tools.suite.queue import Journal, Queue
 
 SLEEP = ("timeit", "-n", "1", "-r", "1", "import time; time.sleep(50)")
 

@@ -11,18 +11,18 @@ import pytest
 from hpt_ray.config.load import dump_config
 from hpt_ray.evaluation.results import QuestionResult, write_results
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.reproduce import tables
-from hpt_ray.reproduce.collect import ALL, ID, collect
-from hpt_ray.reproduce.dynamics import findings
-from hpt_ray.reproduce.jobs import Outcome
-from hpt_ray.reproduce.matrix import RunSpec, reported_runs, sweep_runs
-from hpt_ray.reproduce.paper_tables import MATH, TABLES
-from hpt_ray.reproduce.passes import evaluations_of
-from hpt_ray.reproduce.report import write_report
-from hpt_ray.reproduce.runner import Done, done_folders
-from hpt_ray.reproduce.solved import read_passes
-from hpt_ray.reproduce.suite import Suite, load_suite
-from hpt_ray.reproduce.sweep import Try, best_of, choose
+from hpt_ray.tools.suite import tables
+from hpt_ray.tools.suite.collect import ALL, ID, collect
+from hpt_ray.tools.suite.dynamics import findings
+from hpt_ray.tools.suite.jobs import Outcome
+from hpt_ray.tools.suite.matrix import RunSpec, reported_runs, sweep_runs
+from hpt_ray.tools.suite.paper_tables import MATH, TABLES
+from hpt_ray.tools.suite.passes import evaluations_of
+from hpt_ray.tools.suite.report import write_report
+from hpt_ray.tools.suite.runner import Done, done_folders
+from hpt_ray.tools.suite.solved import read_passes
+from hpt_ray.tools.suite.suite import Suite, load_suite
+from hpt_ray.tools.suite.sweep import Try, best_of, choose
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = """

@@ -7,8 +7,8 @@ import pytest
 
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.results import QuestionResult, write_results
-from hpt_ray.reproduce.passes import PASS, Evaluation
-from hpt_ray.reproduce.solved import Solved, read_passes
+from hpt_ray.tools.suite.passes import PASS, Evaluation
+from hpt_ray.tools.suite.solved import Solved, read_passes
 
 BENCHMARK = "chain"
 

@@ -9,8 +9,8 @@ import yaml
 
 from hpt_ray.config.load import dump_config
 from hpt_ray.config.schema import Config
-from hpt_ray.reproduce.matrix import RunSpec, flat
-from hpt_ray.reproduce.state import Action, differences, state_of
+from hpt_ray.tools.suite.matrix import RunSpec, flat
+from hpt_ray.tools.suite.state import Action, differences, state_of
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hpt_ray.errors import UserError
-from hpt_ray.records import Outcome
-from hpt_ray.reward.extract import alternatives, last_boxed
+from hpt_ray.reward.graders.extract import alternatives, last_boxed
 from hpt_ray.reward.graders.table import GRADERS, build, check_grader, check_ground_truth
+from hpt_ray.types import Outcome
 
 CORRECT, WRONG = Outcome.CORRECT, Outcome.WRONG
 NO_ANSWER, UNPARSABLE = Outcome.NO_ANSWER, Outcome.UNPARSABLE
@@ -199,7 +199,7 @@ def test_python_grader_sync_async_and_results(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "import asyncio, beside\n"
-        "from hpt_ray.records import Outcome, Verdict\n"
+        "from hpt_ray.types import Outcome, Verdict\n"
         "def truth_value(response, truth): return response == truth\n"
         "async def score(response, truth):\n"
         "    await asyncio.sleep(0)\n"

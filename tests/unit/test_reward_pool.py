@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpt_ray.records import Outcome
 from hpt_ray.reward.pool import Pool, Task
+from hpt_ray.types import Outcome
 
 GRADER = """
 import os, signal, subprocess, time
-from hpt_ray.records import Outcome, Verdict
+from hpt_ray.types import Outcome, Verdict
 
 def behave(response, truth):
     word, _, argument = response.partition(" ")

@@ -8,9 +8,9 @@ import pytest
 
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
-from hpt_ray.records import Outcome
 from hpt_ray.reward import GradeItem, VerifierService, grade
 from hpt_ray.reward.terms import format_reward, overlong_penalty
+from hpt_ray.types import Outcome
 
 
 def run_service(config, items, **arguments):

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpt_ray.rollout.pool import longest_first
 from hpt_ray.rollout.requests import request_for, sampling_seed, unique_ids
+from hpt_ray.rollout.router import longest_first
 
 
 def test_a_seed_depends_on_everything_it_should_and_nothing_else() -> None:

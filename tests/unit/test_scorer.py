@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, PreTrainedModel
 
-import hpt_ray.learner.logprob as logprob_module
+import hpt_ray.learner.logprobs as logprob_module
 import hpt_ray.learner.scorer as scorer_module
-from hpt_ray.batch.pack import WeighedRow, make_pack
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.errors import UserError
+from hpt_ray.learner.packing import WeighedRow, make_pack
 from hpt_ray.learner.scorer import ScorerInput, TokenScorer
-from hpt_ray.records import Pack, Row
+from hpt_ray.types import Pack, Row
 
 VOCABULARY = 82
 TEMPERATURE = 0.7

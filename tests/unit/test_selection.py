@@ -8,13 +8,13 @@ from math import comb
 import numpy as np
 import pytest
 
-from hpt_ray.estimators import BatchShape, make_estimator
+from hpt_ray.algorithms import BatchShape, make_estimator
+from hpt_ray.algorithms.gates import FEEDBACK, GATES, Visit, is_certain, posterior, threshold, visit_of
+from hpt_ray.algorithms.rows import rows_of
+from hpt_ray.driver.step_metrics import selection_metrics
 from hpt_ray.learner.weighing import weigh_rows
-from hpt_ray.observe.step import selection_metrics
-from hpt_ray.records import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
-from hpt_ray.selection.feedback import FeedbackLog
-from hpt_ray.selection.gate import FEEDBACK, GATES, Visit, is_certain, posterior, threshold, visit_of
-from hpt_ray.selection.rows import rows_of
+from hpt_ray.observe.feedback import FeedbackLog
+from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 
 def make_group(num_solved: int, n: int = 8, *, with_demo: bool = True) -> Group:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpt_ray.algorithms import estimator_from_config
+from hpt_ray.algorithms.gates import Visit
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.config.load import load_config
-from hpt_ray.estimators import estimator_from_config
-from hpt_ray.records import Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.driver.batches import Batch, BatchStream
+from hpt_ray.driver.setup import PreparedPhase
 from hpt_ray.reward.groups import GroupStream
-from hpt_ray.selection.gate import Visit
-from hpt_ray.setup import PreparedPhase
-from hpt_ray.stream import Batch, BatchStream
+from hpt_ray.types import Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
 
 N = 8
 

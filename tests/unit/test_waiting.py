@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hpt_ray.cluster.groups import wait_all
+from hpt_ray.cluster.actor_group import wait_all
 from hpt_ray.errors import WaitExpired
 
 

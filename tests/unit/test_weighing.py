@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hpt_ray.estimators import BatchShape, make_estimator
+from hpt_ray.algorithms import BatchShape, make_estimator
 from hpt_ray.learner.weighing import needs_scores, weigh_rows
-from hpt_ray.records import Row
+from hpt_ray.types import Row
 
 BATCH = BatchShape(num_questions=2, num_rollouts=2, max_response_tokens=8)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = {"configs": "hpt_ray/configs", "deploy/kuberay": "hpt_ray/deploy/kuberay"}
+PARTS = {"configs": "hpt_ray/configs", "deploy/kuberay": "hpt_ray/tools/deploy/kuberay"}
 
 
 def test_a_wheel_has_every_configuration_and_base(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpt_ray.data.cache import cache_dir, cached_folder
 from hpt_ray.data.mini.corpus import draw_base_corpus, draw_splits
 from hpt_ray.data.mini.families import FAMILIES, Problem, Style, solution
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
+from hpt_ray.utils.cache import cache_dir, cached_folder
 
 VERSION = 1
 PREFIX = "mini:"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpt_ray.records import Outcome, Verdict
-from hpt_ray.reward.extract import alternatives, last_boxed, without_blanks
+from hpt_ray.reward.graders.extract import alternatives, last_boxed, without_blanks
+from hpt_ray.types import Outcome, Verdict
 
 
 def references(ground_truth: Any) -> list[str]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hpt_ray.records import Outcome, Verdict
-from hpt_ray.reward.extract import alternatives, last_boxed
+from hpt_ray.reward.graders.extract import alternatives, last_boxed
+from hpt_ray.types import Outcome, Verdict
 
 _WRAPPING = re.compile(r"\\(?:text|textbf|mathrm|mathbf|rm|bf)\b|[\s${}*\\]")
 _ALONE = re.compile(r"\(?([A-Ja-j1-9])[).:]*")

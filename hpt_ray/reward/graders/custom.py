@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpt_ray.records import Outcome, Verdict
+from hpt_ray.types import Outcome, Verdict
 
 
 def check_argument(argument: str) -> None:

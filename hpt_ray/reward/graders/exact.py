@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpt_ray.records import Outcome, Verdict
-from hpt_ray.reward.extract import alternatives
+from hpt_ray.reward.graders.extract import alternatives
+from hpt_ray.types import Outcome, Verdict
 
 
 def references(ground_truth: Any) -> list[str]:

@@ -12,8 +12,8 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from hpt_ray.records import Outcome, Verdict
-from hpt_ray.reward.extract import alternatives, last_boxed
+from hpt_ray.reward.graders.extract import alternatives, last_boxed
+from hpt_ray.types import Outcome, Verdict
 
 _NUMBER = re.compile(r"[-+−]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _MARK = "####"

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from hpt_ray.records import Outcome, Verdict
-from hpt_ray.reward.extract import alternatives, last_boxed, without_blanks
+from hpt_ray.reward.graders.extract import alternatives, last_boxed, without_blanks
+from hpt_ray.types import Outcome, Verdict
 
 MAX_ANSWER_CHARS = 2000  # a longer one that is not the reference letter by letter is not read
 LENIENT_TAIL_CHARS = 1000  # where an answer without a box is looked for

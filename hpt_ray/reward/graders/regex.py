@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hpt_ray.records import Outcome, Verdict
 from hpt_ray.reward.graders import exact
+from hpt_ray.types import Outcome, Verdict
 
 
 def check_argument(pattern: str) -> None:

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlparse
 
-from hpt_ray.records import Outcome, Verdict
 from hpt_ray.reward.graders.custom import to_verdict
+from hpt_ray.types import Outcome, Verdict
 
 NUM_TRIES = 4
 TRY_TIMEOUT_S = 2.0

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.errors import UserError
-from hpt_ray.records import Verdict
 from hpt_ray.reward.graders import boxed, choice, custom, exact, gsm8k, math, regex, remote
+from hpt_ray.types import Verdict
 
 Grade = Callable[[str, Any], Verdict]
 

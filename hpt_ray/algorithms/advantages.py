@@ -1,0 +1,126 @@
+"""Advantages Â: how hard, and in which direction, a response is pushed.
+
+In: a `RowView` (rewards and groups of one optimizer step, numpy float64). Out: [rows], or [R] for
+the one that is per token (`gae`). Values on rows of the other stream are meaningless; the caller
+zeroes them. A group is all rollouts of one question; a union is the group with its demonstration.
+A group of one has no baseline: its centred advantage is 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpt_ray.algorithms.base import Part, Stream
+from hpt_ray.algorithms.batch import Array, RowView
+from hpt_ray.algorithms.values import gae
+
+STD_EPSILON = 1e-6  # added to the standard deviation, as GRPO and its descendants do
+
+
+def one(view: RowView) -> Array:
+    return np.ones(len(view.rewards))
+
+
+def reward(view: RowView) -> Array:
+    return view.rewards
+
+
+def signed(view: RowView) -> Array:
+    return 2 * view.rewards - 1
+
+
+def correct(view: RowView) -> Array:
+    return np.maximum(signed(view), 0)
+
+
+def wrong(view: RowView) -> Array:
+    return np.minimum(signed(view), 0)
+
+
+def centred(view: RowView, groups: Array, members: Array) -> tuple[Array, Array, Array]:
+    """R − mean over the row's group, with the group's unbiased std and size, all [rows].
+
+    Only `members` count in mean, std and size. Rewards are first measured from the group's least,
+    so that equal rewards give exactly 0.
+    """
+    num_groups = int(groups.max(initial=-1)) + 1
+    least = np.full(num_groups, np.inf)
+    np.minimum.at(least, groups[members], view.rewards[members])
+    least = np.where(np.isfinite(least), least, 0.0)
+    shifted = view.rewards - least[groups]
+    size = np.bincount(groups[members], minlength=num_groups)
+    mean = np.bincount(groups[members], shifted[members], num_groups) / np.maximum(size, 1)
+    deviation = np.where(size[groups] > 1, shifted - mean[groups], 0.0)
+    squares = np.bincount(groups[members], deviation[members] ** 2, num_groups)
+    std = np.sqrt(squares / np.maximum(size - 1, 1))
+    return deviation, std[groups], size[groups]
+
+
+def group_mean(view: RowView) -> Array:
+    return centred(view, view.groups, ~view.is_demo)[0]
+
+
+def group_std(view: RowView) -> Array:
+    deviation, std, _ = centred(view, view.groups, ~view.is_demo)
+    return deviation / (std + STD_EPSILON)
+
+
+def leave_one_out(view: RowView) -> Array:
+    deviation, _, size = centred(view, view.groups, ~view.is_demo)
+    return deviation * size / np.maximum(size - 1, 1)
+
+
+def batch_std(view: RowView) -> Array:
+    deviation, std, _ = centred(view, np.zeros_like(view.groups), ~view.is_demo)
+    return deviation / (std + STD_EPSILON)
+
+
+def union_mean(view: RowView) -> Array:
+    return centred(view, view.groups, np.ones_like(view.is_demo))[0]
+
+
+def union_std(view: RowView) -> Array:
+    deviation, std, _ = centred(view, view.groups, np.ones_like(view.is_demo))
+    return deviation / (std + STD_EPSILON)
+
+
+def token_gae(view: RowView) -> Array:
+    """[R] generalised advantage estimation; the reward stands at the row's last token."""
+    if view.values is None:
+        raise ValueError("advantage gae needs the critic's values of every response token")
+    rewards = np.zeros(len(view.values)) if view.token_rewards is None else view.token_rewards.copy()
+    rewards[np.cumsum(view.lengths) - 1] += view.rewards
+    settings = view.settings
+    return gae(rewards, view.values, view.lengths, discount=settings.discount, lam=settings.gae_lambda)
+
+
+_NO_GROUP = "a demonstration is not one of the group's rollouts; use union_mean, union_std, reward or one"
+_ROLLOUTS_ONLY: dict[Stream, str] = {"demonstrations": _NO_GROUP}
+
+ADVANTAGES: dict[str, Part] = {
+    "one": Part(
+        one,
+        "Â = 1",
+        not_for={"rollouts": "on the policy's own samples E[∇log π] = 0, so Â = 1 is noise without signal"},
+    ),
+    "reward": Part(reward, "Â = R"),
+    "signed": Part(signed, "Â = 2R − 1"),
+    "correct": Part(correct, "Â = max(2R − 1, 0)"),
+    "wrong": Part(wrong, "Â = min(2R − 1, 0)"),
+    "group_mean": Part(group_mean, "Â = R − mean_G R", not_for=_ROLLOUTS_ONLY),
+    "group_std": Part(group_std, "Â = (R − mean_G R)/(std_G R + 1e-6)", not_for=_ROLLOUTS_ONLY),
+    "leave_one_out": Part(leave_one_out, "Â_i = R_i − mean_{j≠i} R_j", not_for=_ROLLOUTS_ONLY),
+    "batch_std": Part(
+        batch_std, "Â = (R − mean_batch R)/(std_batch R + 1e-6)", frozenset({"all_rows"}), _ROLLOUTS_ONLY
+    ),
+    "union_mean": Part(union_mean, "Â = R − mean_{G ∪ demo} R", frozenset({"union"})),
+    "union_std": Part(
+        union_std, "Â = (R − mean_{G ∪ demo} R)/(std_{G ∪ demo} R + 1e-6)", frozenset({"union"})
+    ),
+    "gae": Part(
+        token_gae,
+        "Â_t = Σ_k (γλ)^k δ_{t+k},  δ_t = r_t + γ V_{t+1} − V_t",
+        frozenset({"values"}),
+        {"demonstrations": "the critic estimates returns of the policy's own responses"},
+    ),
+}

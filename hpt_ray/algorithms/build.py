@@ -1,0 +1,191 @@
+"""From a name and overrides to an `Estimator`, or to a refusal that says why.
+
+Overrides are the keys of `AlgorithmConfig`; None leaves the row's own choice. What cannot work is
+refused here, before anything is started.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from hpt_ray.algorithms.advantages import ADVANTAGES
+from hpt_ray.algorithms.base import Algorithm, Part, Recipe, Stream, Term, check_name
+from hpt_ray.algorithms.batch import Settings
+from hpt_ray.algorithms.corrections import CORRECTIONS
+from hpt_ray.algorithms.denominators import DENOMINATORS
+from hpt_ray.algorithms.estimator import Estimator, parts_of
+from hpt_ray.algorithms.kl import KL_ESTIMATORS
+from hpt_ray.algorithms.normalizers import NORMALIZERS
+from hpt_ray.algorithms.shapings import SHAPINGS
+from hpt_ray.algorithms.table import ALGORITHMS
+from hpt_ray.algorithms.token_parts import MASKS
+from hpt_ray.config.schema import AlgorithmConfig
+from hpt_ray.errors import UserError
+
+FAMILIES: dict[str, dict[str, Part]] = {
+    "advantage": ADVANTAGES,
+    "denominator": DENOMINATORS,
+    "mask": MASKS,
+    "shaping": SHAPINGS,
+    "normalizer": NORMALIZERS,
+}
+PREFIX: dict[Stream, str] = {"rollouts": "rollout", "demonstrations": "demo"}  # of configuration keys
+
+
+def make_estimator(name: str, **overrides: Any) -> Estimator:
+    """The named algorithm with single choices replaced.
+
+    Example: `make_estimator("grpo", rollout_advantage="group_mean", clip_high=0.28)`.
+    UserError: an unknown name or key (with the nearest ones), or a combination without sense.
+    """
+    known = {f.name: f for f in fields(AlgorithmConfig)}
+    for option in overrides:
+        check_name("key", option, known)
+    return estimator_from_config(AlgorithmConfig(name=name, **overrides))
+
+
+def estimator_from_config(config: AlgorithmConfig) -> Estimator:
+    """The same, from the `algorithm` section of a configuration."""
+    algorithm = ALGORITHMS[check_name("name", config.name, ALGORITHMS)]
+    recipe = algorithm.recipe(config.mode)
+    terms = _replace_parts(algorithm, _branch_terms(algorithm, recipe, config), config)
+    check_name("kl_estimator", config.kl_estimator, KL_ESTIMATORS)
+    check_name("kl_in", config.kl_in, {"loss": None, "reward": None})
+    check_name("correction", config.correction, CORRECTIONS)
+    for term in terms:
+        _check_term(algorithm, term)
+    _check_whole(algorithm, terms, config)
+    settings = Settings(
+        clip_low=_own(config.clip_low, recipe.clip_low),
+        clip_high=_own(config.clip_high, recipe.clip_high),
+        length_constant=config.length_constant,
+        shaping_gamma=config.shaping_gamma,
+        discount=config.discount,
+        gae_lambda=config.gae_lambda,
+        correction_low=config.correction_low,
+        correction_high=config.correction_high,
+    )
+    _check_numbers(settings)
+    return Estimator(
+        name=algorithm.name,
+        mode=config.mode,
+        offline_branch=config.offline_branch or "sft",
+        gate=algorithm.gate,
+        terms=terms,
+        settings=settings,
+        entropy_coef=_own(config.entropy_coef, recipe.entropy_coef),
+        entropy_normalizer=recipe.entropy_normalizer,
+        kl_coef=config.kl_coef,
+        kl_estimator=config.kl_estimator,
+        kl_in=config.kl_in,
+        correction=config.correction,
+        demonstration_in_group=recipe.demonstration_in_group,
+    )
+
+
+def _own(override: float | None, recipe: float) -> float:
+    return recipe if override is None else override
+
+
+def _branch_terms(algorithm: Algorithm, recipe: Recipe, config: AlgorithmConfig) -> tuple[Term, ...]:
+    if config.offline_branch is None:
+        return recipe.terms
+    if not recipe.offline:
+        raise UserError(
+            f"algorithm.offline_branch: {algorithm.name} has none; leave the key out, or use hpt."
+        )
+    check_name("offline_branch", config.offline_branch, {"sft": None, **recipe.offline})
+    return recipe.terms_of(config.offline_branch)
+
+
+def _replace_parts(
+    algorithm: Algorithm, terms: tuple[Term, ...], config: AlgorithmConfig
+) -> tuple[Term, ...]:
+    """Put in the parts that the configuration names, stream by stream, and multiply in ρ and λ."""
+    result = []
+    counts = {stream: sum(term.rows == stream for term in terms) for stream in PREFIX}
+    for stream, prefix in PREFIX.items():
+        named = {family: getattr(config, f"{prefix}_{family}") for family in FAMILIES}
+        named = {family: part for family, part in named.items() if part is not None}
+        for family, part in named.items():
+            option = f"{prefix}_{family}"
+            check_name(option, part, FAMILIES[family])
+            if counts[stream] == 0:
+                raise UserError(
+                    f"algorithm.{option}: {algorithm.name} has no term on {stream}; leave the key out, or "
+                    "take an algorithm with such a term (hpt has both)."
+                )
+            if counts[stream] > 1 and family not in ("normalizer", "mask"):
+                raise UserError(
+                    f"algorithm.{option}: {algorithm.name} has {counts[stream]} terms on {stream}, and one "
+                    f"{family} for all of them would make them the same; take another algorithm."
+                )
+        coef = getattr(config, f"{prefix}_coef")
+        result += [replace(t, **named, coef=t.coef * coef) for t in terms if t.rows == stream]
+    return tuple(result)
+
+
+def _check_term(algorithm: Algorithm, term: Term) -> None:
+    prefix, parts = PREFIX[term.rows], parts_of(term)
+    for family, part in parts.items():
+        if term.rows in part.not_for:
+            raise UserError(
+                f"algorithm.{prefix}_{family}={getattr(term, family)} makes no sense on {term.rows}: "
+                f"{part.not_for[term.rows]}."
+            )
+    if "ratio" in parts["mask"].needs and "old" not in parts["denominator"].needs:
+        raise UserError(
+            f"algorithm.{prefix}_mask={term.mask} needs the ratio π_θ/π_old, but {prefix}_denominator="
+            f"{term.denominator} has none ({parts['denominator'].formula}); use {prefix}_mask=none or, on "
+            "rollouts, rollout_denominator=old or sequence."
+        )
+    if "union" in parts["advantage"].needs and algorithm.gate != "both":
+        raise UserError(
+            f"algorithm.{prefix}_advantage={term.advantage} compares rollouts with their demonstration, but "
+            f"{algorithm.name} never trains both on one question (gate: {algorithm.gate}); use group_mean or "
+            "group_std on rollouts, reward or one on demonstrations, or take luffy or srft."
+        )
+    if term.normalizer.startswith("union") and algorithm.gate != "both":
+        raise UserError(
+            f"algorithm.{prefix}_normalizer={term.normalizer} counts both kinds of rows together, but "
+            f"{algorithm.name} never trains both on one question; use constant, row_mean or token_mean."
+        )
+
+
+def _check_whole(algorithm: Algorithm, terms: tuple[Term, ...], config: AlgorithmConfig) -> None:
+    rollouts = [term for term in terms if term.rows == "rollouts"]
+    if config.kl_coef and not rollouts:
+        raise UserError(
+            f"algorithm.kl_coef: KL(π_θ‖π_ref) is an average over the policy's own rollouts, and "
+            f"{algorithm.name} has none; set kl_coef=0."
+        )
+    if config.correction == "none":
+        return
+    if not rollouts:
+        raise UserError(
+            f"algorithm.correction={config.correction} re-weights rollouts, and {algorithm.name} trains on "
+            "none; set correction=none."
+        )
+    for term in rollouts:
+        if term.denominator == "sequence" or term.mask == "cap":
+            raise UserError(
+                f"algorithm.correction={config.correction} would replace the weight that {algorithm.name} "
+                "bounds in its own way (GSPO's s_i, CISPO's cap); set correction=none."
+            )
+
+
+def _check_numbers(settings: Settings) -> None:
+    rules = {
+        "length_constant must be above 0": settings.length_constant is None or settings.length_constant > 0,
+        "shaping_gamma must be above 0": settings.shaping_gamma > 0,
+        "discount must be in 0 … 1": 0 <= settings.discount <= 1,
+        "gae_lambda must be in 0 … 1": 0 <= settings.gae_lambda <= 1,
+        "clip_low and clip_high must be at least 0": settings.clip_low >= 0 and settings.clip_high >= 0,
+        "correction_low must be above 0 and below correction_high": 0
+        < settings.correction_low
+        < settings.correction_high,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise UserError(f"algorithm: {rule}.")

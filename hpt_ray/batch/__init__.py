@@ -1,1 +1,0 @@
-"""Rows to packs: fill micro-batches by tokens and deal them to learner ranks."""

@@ -1,0 +1,179 @@
+"""`python -m hpt_ray.cli.evaluate [--config FILE] [--dry-run] model=… benchmarks=[…] [key=value …]`
+`python -m hpt_ray.cli.evaluate compare A B [--json FILE]`
+
+Answers benchmarks with a model and grades the answers, or compares two results. Exit code 0: done. 2: the
+user must change something. 1: a failure; 75: stopped by SIGTERM; 130: interrupted by Ctrl-C. After these three
+the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hpt_ray.cluster.process import QUIET
+
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+from hpt_ray.cli.mini_base import model_folder  # noqa: E402
+from hpt_ray.cluster.runtime import Cluster  # noqa: E402  (after the environment is set)
+from hpt_ray.config.load import dump_config  # noqa: E402
+from hpt_ray.data import mini  # noqa: E402
+from hpt_ray.data.mini.base import parse_name  # noqa: E402
+from hpt_ray.errors import STOPPED, exit_code  # noqa: E402
+from hpt_ray.evaluation import compare  # noqa: E402
+from hpt_ray.evaluation.journal import Journal  # noqa: E402
+from hpt_ray.evaluation.model import fingerprint  # noqa: E402
+from hpt_ray.evaluation.plan import Plan, load_evaluation, make_plan  # noqa: E402
+from hpt_ray.evaluation.report import results_table, summarise  # noqa: E402
+from hpt_ray.evaluation.results import read_results, result_of, write_results  # noqa: E402
+from hpt_ray.evaluation.run import answer_missing, start_workers  # noqa: E402
+from hpt_ray.observe.run_folder import write_atomic  # noqa: E402
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate or compare, and turn what went wrong into an exit code and a message."""
+    words = sys.argv[1:] if arguments is None else arguments
+    console = Console()
+    try:
+        if words[:1] == ["compare"]:
+            show_comparison(words[1:], console)
+            return 0
+        plan, dry_run = parse(words)
+        console.print(describe(plan), highlight=False, soft_wrap=True)
+        if not dry_run:
+            asyncio.run(evaluate(plan, console))
+        return 0
+    except (KeyboardInterrupt, asyncio.CancelledError) as end:
+        print("stopped: the same command goes on where this one stopped", file=sys.stderr)
+        return 130 if isinstance(end, KeyboardInterrupt) else STOPPED
+    except Exception as error:
+        return exit_code(error)
+
+
+def parse(words: list[str]) -> tuple[Plan, bool]:
+    """The plan, and whether only the plan is wanted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hpt_ray.cli.evaluate",
+        description="Evaluate a model on benchmarks. `compare A B` compares two results.",
+        epilog="Keys and benchmarks: docs/evaluation.md.",
+    )
+    parser.add_argument("--config", help="a YAML file of keys")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to set")
+    options = parser.parse_args(words)
+    config = load_evaluation(options.config, options.overrides)
+    if mini.is_mini(config.model):
+        parse_name(config.model)
+    return make_plan(config), options.dry_run
+
+
+def describe(plan: Plan) -> str:
+    """What will be asked of which model, in a few lines."""
+    lines = [f"Evaluating {plan.model.path} → {plan.out}"]
+    for task in plan.tasks:
+        sampling, version = task.sampling, ""
+        if task.benchmark.published:
+            version = f" ({task.version or 'no published version with this many is known'})"
+        lines.append(
+            f"  {task.name}: {len(task.questions):,} questions{version} × {task.num_samples}, "
+            f"T {sampling.temperature:g}, top-p {sampling.top_p:g}, {sampling.max_tokens:,} tokens, "
+            f"graded by {', '.join(dict.fromkeys(task.graders.values()))}"
+        )
+    return "\n".join(lines)
+
+
+async def evaluate(plan: Plan, console: Console) -> dict[str, Any]:
+    """Answer what is missing, then write questions.parquet and results.json. Returns the latter."""
+    cluster = None
+    try:
+        model_path = plan.model.path
+        if mini.is_mini(model_path):
+            cluster = connect(plan)
+            model_path = str(await model_folder(model_path, cluster, console))
+        journal = Journal(plan.out, plan.identity(fingerprint(model_path)), plan.num_samples)
+        dump_config(plan.config, plan.out / "config.yaml")
+        if journal.num_missing:
+            cluster = cluster or connect(plan)
+            await _answer(plan, journal, cluster, model_path, console)
+        summary = finish(plan, journal)
+        console.print(results_table(summary))
+        console.print(f"Results: {plan.out}", highlight=False, soft_wrap=True)
+        return summary
+    finally:
+        if cluster is not None:
+            cluster.close()
+
+
+def connect(plan: Plan) -> Cluster:
+    """Join Ray, or start it. From then on SIGTERM ends the work under way as Ctrl-C does."""
+    cluster = Cluster.connect(plan.config.cluster)
+    work = asyncio.current_task()
+    assert work is not None
+    # After Ray, which has a handler of its own.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+    return cluster
+
+
+async def _answer(plan: Plan, journal: Journal, cluster: Cluster, model_path: str, console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(
+            "answers", completed=journal.num_done, total=journal.num_done + journal.num_missing
+        )
+        workers = await start_workers(cluster, plan, model_path, plan.out / "logs")
+        try:
+            num_lost = await answer_missing(plan, journal, workers, lambda: progress.advance(bar))
+        finally:
+            workers.stop()
+    if num_lost:
+        raise RuntimeError(f"{num_lost} answers were lost with their workers. Run the same command again.")
+
+
+def finish(plan: Plan, journal: Journal) -> dict[str, Any]:
+    """Write the result files of a journal that misses nothing."""
+    results = [
+        result_of(task.name, question, task.benchmark.level, journal.tallies[task.name, question.id])
+        for task in plan.tasks
+        for question in task.questions
+    ]
+    write_results(plan.out, results)
+    summary = summarise(plan, results)
+    write_atomic(plan.out / "results.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    journal.close()
+    return summary
+
+
+def show_comparison(words: list[str], console: Console) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpt_ray.cli.evaluate compare",
+        description="Compare two results on the questions both have.",
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="folder of a result, or its questions.parquet")
+    parser.add_argument("b", type=Path, metavar="B", help="the same")
+    parser.add_argument("--json", type=Path, help="write the comparison to this file too")
+    options = parser.parse_args(words)
+    rows, unshared = compare.compare(read_results(options.a), read_results(options.b))
+    console.print(compare.comparison_table(rows, unshared, a=str(options.a), b=str(options.b)))
+    if options.json is not None:
+        content = {
+            "a": str(options.a),
+            "b": str(options.b),
+            "unshared": unshared,
+            "rows": compare.as_json(rows),
+        }
+        write_atomic(options.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

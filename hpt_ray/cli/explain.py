@@ -1,0 +1,263 @@
+"""`python -m hpt_ray.cli.explain [--config FILE …] [key=value …]`
+
+Prints what the algorithm of a configuration computes: its four parts with their formulas, the normalizers,
+which rows get which data, the mode, and every number of one small group, by the gate and the estimator that
+train. Reads no data and starts nothing. Exit code 2: the user must change something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hpt_ray.algorithms import BatchShape, Estimator, RowWeights, TokenRows, describe
+from hpt_ray.algorithms.gates import FEEDBACK, GATES, threshold
+from hpt_ray.algorithms.rows import rows_of
+from hpt_ray.config.checks import check_config
+from hpt_ray.config.load import QUICKSTART, load_config
+from hpt_ray.config.phases import Phase, phases_of
+from hpt_ray.config.schema import Config
+from hpt_ray.driver.setup import choose_algorithm
+from hpt_ray.errors import UserError
+from hpt_ray.learner.packing import WeighedRow
+from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weigh_rows
+from hpt_ray.types import (
+    Decision,
+    Demonstration,
+    FinishReason,
+    Group,
+    Outcome,
+    Question,
+    Rollout,
+    Row,
+    Verdict,
+)
+
+# The example: one question with four rollouts of these lengths and a demonstration. Tokens have the
+# log-probs of this list in turn; the policy has moved a little since it sampled, up and down in turn.
+LENGTHS, DEMO_LENGTH = (3, 2, 4, 2), 3
+LOGPS = (-0.1, -0.5, -1.2, -0.3, -2.0)
+MOVES = (0.05, -0.05, 0.3, -0.3)
+ENTROPIES = (0.4, 0.9, 1.5)
+VALUES = (0.2, 0.4, 0.6, 0.7)
+REFERENCE_GAP = -0.1  # log π_frozen − log π_old
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the explanation, or what is wrong; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hpt_ray.cli.explain", description="Explain the algorithm of a configuration."
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        help="a YAML file; of several, later ones win; default: configs/quickstart.yaml",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config or str(QUICKSTART), options.overrides)
+        check_config(config)
+        print(explain(config))
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def explain(config: Config) -> str:
+    """The whole text, phase by phase. Raises `UserError` for a combination that makes no sense."""
+    phases = phases_of(config)
+    if len(phases) == 1:
+        return _explain(phases[0])
+    heads = [f"Phase {phase.number}, steps {phase.before + 1} to {phase.last}" for phase in phases]
+    return "\n\n".join(f"{head}\n\n{_explain(phase)}" for head, phase in zip(heads, phases, strict=True))
+
+
+def _explain(phase: Phase) -> str:
+    config = phase.config
+    estimator, gate, _ = choose_algorithm(phase)
+    parts = [describe(estimator), *_sizes(config, estimator), *_data(config, estimator, gate)]
+    for rewards in ((1, 0, 0, 1), (0, 0, 0, 0)):
+        count = 0 if gate == "demonstrations" else estimator.num_rollouts(len(rewards))
+        group = _group(rewards[:count])
+        parts += ["", *_example(config, estimator, group, GATES[gate](group, config.selection.gamma, ()))]
+        if gate not in FEEDBACK:
+            break
+    return "\n".join(parts)
+
+
+def _sizes(config: Config, estimator: Estimator) -> list[str]:
+    n = estimator.num_rollouts(config.rollouts_per_question)
+    c = estimator.settings.length_constant or config.data.max_response_tokens
+    questions = config.questions_per_step // config.updates_per_step
+    lines = [f"  sizes        N = {questions} questions per update, n = {n} rollouts each, C = {c:g}"]
+    if estimator.needs_values:
+        critic = config.critic
+        lines.append(
+            f"  critic       its own actors; ½ max((V − G)², (clip(V, V_old ± {critic.value_clip:g}) − G)²) "
+            f"/ Z, G = Â + V, learning rate {critic.learning_rate:g}"
+        )
+    if estimator.needs_reference:
+        lines.append(f"  reference    its own actors; {config.reference.path or config.model.path}, frozen")
+    return lines
+
+
+def _data(config: Config, estimator: Estimator, gate: str) -> list[str]:
+    """Which rows get which data, by the counts that the gate compares."""
+    n = estimator.num_rollouts(config.rollouts_per_question)
+    if gate == "switch":
+        gamma = config.selection.gamma
+        most = threshold(gamma, n)
+        rule = f"γ = {gamma:g}: "
+        if most < 0:
+            rule += "rollouts always"
+        else:
+            rule += f"at most {most} of {n} solved → demonstration, more → rollouts; none there → rollouts"
+    else:
+        rule = {
+            "rollouts": "rollouts of every question, no demonstration",
+            "demonstrations": "the demonstration of every question, no rollouts",
+            "both": f"{n} rollouts and the demonstration of every question",
+            "posterior": f"both, α = 1 − β, β = Pr(solve rate ≤ {config.selection.gamma:g} | verdicts so far)",
+            "linear": "both, α = P, β = 1 − P",
+            "official_soft": "both, α and β from the official code's table by solved count",
+        }[gate]
+    return [f"  gate {gate:<7} {rule}" if len(gate) <= 7 else f"  gate         {gate}: {rule}"]
+
+
+# -- the worked example --------------------------------------------------------------------------------
+
+
+def _group(rewards: Sequence[int]) -> Group:
+    question = Question(
+        id="example",
+        prompt_ids=np.zeros(1, np.int32),
+        prompt="",
+        ground_truth="",
+        data_source="",
+        demonstration=Demonstration(np.zeros(DEMO_LENGTH, np.int32), ""),
+    )
+    rollouts = [
+        Rollout("example", i, np.zeros(length, np.int32), _cycle(LOGPS, length, i), FinishReason.STOP, 0, "")
+        for i, length in enumerate(LENGTHS[: len(rewards)])
+    ]
+    verdicts = [Verdict(float(r), Outcome.CORRECT if r else Outcome.WRONG) for r in rewards]
+    return Group(question, rollouts, verdicts)
+
+
+def _cycle(values: Sequence[float], length: int, start: int) -> np.ndarray:
+    return np.array([values[(start + t) % len(values)] for t in range(length)], np.float32)
+
+
+def _example(config: Config, estimator: Estimator, group: Group, decision: Decision) -> list[str]:
+    rows = rows_of(group, decision, index=0)
+    names = {id(row): "demonstration" if row.is_demo else f"rollout {i}" for i, row in enumerate(rows, 1)}
+    rewards = ", ".join(f"{verdict.score:g}" for verdict in group.verdicts)
+    lines = [
+        "Example: one question (N = 1), "
+        + (f"rewards [{rewards}], a demonstration. " if rewards else "a demonstration. ")
+        + f"α = {decision.rollout_weight:g}, β = {decision.demo_weight:g} ({decision.reason})."
+    ]
+    for row in rows:
+        if not row.is_demo and needs_scores(estimator):
+            row.values = _cycle(VALUES, row.response_length, 0)
+            row.logp_ref = row.logp_old + np.float32(REFERENCE_GAP)
+    batch = BatchShape(1, max(len(group.rollouts), 1), config.data.max_response_tokens)
+    weighed = weigh_rows(estimator, rows, batch).rows
+    kept = [item.row for item in weighed]
+    if kept:
+        lines += _table_of(estimator, kept, _weights_of(weighed), [names[id(row)] for row in kept])
+    skipped = [names[id(row)] for row in rows if all(row is not other for other in kept)]
+    if skipped:
+        lines.append(f"  Not sent to the learner, for all their terms are exactly 0: {', '.join(skipped)}.")
+    return lines
+
+
+def _weights_of(weighed: list[WeighedRow]) -> RowWeights:
+    """The weights as a pack carries them, one column of advantages a token."""
+    return RowWeights(
+        advantages=np.concatenate([item.advantages for item in weighed], axis=1),
+        scales=np.stack([item.scales for item in weighed], axis=1),
+        entropy_scales=np.array([item.entropy_scale for item in weighed]),
+        kl_scales=np.array([item.kl_scale for item in weighed]),
+    )
+
+
+def _table_of(estimator: Estimator, rows: list[Row], weights: RowWeights, names: list[str]) -> list[str]:
+    """One line per row and term, and what they add up to."""
+    tokens = _token_rows(rows)
+    coefficients = estimator.term_coefficients(tokens, weights).numpy()
+    advantages, scales = np.asarray(weights.advantages), np.asarray(weights.scales)
+    cells = [("row", "reward", "term", "Â", "log π", "π/π_old", "c", "scale", "contribution")]
+    policy_loss, start = 0.0, 0
+    for i, row in enumerate(rows):
+        span = slice(start, start + row.response_length)
+        start = span.stop
+        logp = tokens.logp_now[span].numpy()
+        for k, term in enumerate(estimator.terms):
+            if (term.rows == "demonstrations") != row.is_demo:
+                continue
+            c, advantage = coefficients[k, span], advantages[k, span]
+            contribution = 0.0 - float(scales[k, i] * (c * logp).sum())
+            policy_loss += contribution
+            cells.append(
+                (
+                    names[i],
+                    f"{row.reward:g}",
+                    f"{k + 1}",
+                    _numbers(advantage if estimator.needs_values else advantage[:1]),
+                    _numbers(logp),
+                    "none" if row.is_demo else _numbers(np.exp(logp - row.logp_old)),
+                    _numbers(c),
+                    f"{scales[k, i]:.4g}",
+                    f"{contribution:+.4f}",
+                )
+            )
+    loss = float(estimator.loss(tokens, weights)[0])
+    lines = [*_table(cells), "  scale = coefficient · gate weight / Z,  contribution = −scale · Σ c · log π"]
+    if kl_in_reward(estimator):
+        lines.append("  The reward is shown as graded; the KL is taken off before the advantage.")
+    others = (
+        f", entropy and KL {loss - policy_loss:+.4f}" if estimator.entropy_coef or estimator.kl_coef else ""
+    )
+    return [*lines, f"  policy terms {policy_loss:+.4f}{others}, loss {loss:+.4f}"]
+
+
+def _token_rows(rows: list[Row]) -> TokenRows:
+    """The rows as a forward pass would give them."""
+    lengths = [row.response_length for row in rows]
+    logp_now = [
+        _cycle(LOGPS, length, 2)
+        if row.is_demo
+        else np.minimum(row.logp_old + _cycle(MOVES, length, i), -0.01)
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True))
+    ]
+    logp_old = np.concatenate([row.logp_old for row in rows])
+    return TokenRows(
+        logp_now=torch.from_numpy(np.concatenate(logp_now).astype(np.float64)),
+        logp_old=torch.from_numpy(logp_old.astype(np.float64)),
+        row_lengths=torch.tensor(lengths),
+        group_ids=torch.zeros(len(rows), dtype=torch.long),
+        rewards=torch.tensor([row.reward for row in rows]),
+        is_demo=torch.tensor([row.is_demo for row in rows]),
+        entropy=torch.from_numpy(_cycle(ENTROPIES, sum(lengths), 0).astype(np.float64)),
+        logp_ref=torch.from_numpy(logp_old.astype(np.float64) + REFERENCE_GAP),
+    )
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(f"{value + 0.0:.3g}" for value in values)  # + 0.0: no −0
+
+
+def _table(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

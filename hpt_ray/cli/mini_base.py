@@ -1,0 +1,107 @@
+"""The weak base models of the small task: `mini:SIZE` and `mini:SIZE-llama` as `model.path`.
+
+A base is trained on first use, by the learner and the driver of every other run: supervised, on a corpus
+with slips and unboxed endings, so that it knows four of six families and half forgets to answer. It is
+kept in the cache; `mini:SIZE-fresh` is the untrained model. `python -m hpt_ray.cli.mini_base mini:t mini:xs …`
+builds bases ahead of the runs that need them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from hpt_ray.checkpoint.store import CheckpointStore
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.config.load import dump_config
+from hpt_ray.config.schema import ClusterConfig, Config
+from hpt_ray.data.mini.base import RECIPES, base_folder, fresh_model, parse_name
+from hpt_ray.driver.driver import Driver
+from hpt_ray.driver.setup import prepare
+from hpt_ray.errors import exit_code
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.utils.cache import cache_dir, cached_folder
+
+
+def base_recipe(size: str, architecture: str) -> Config:
+    """The run that trains a base. One base a size: the seed is not that of the runs that start from it."""
+    steps, learning_rate = RECIPES[size]
+    config = Config(questions_per_step=32, rollouts_per_question=0, tokens_per_microbatch=4096)
+    config.run = replace(config.run, name=f"base-{size}-{architecture}", steps=steps, seed=0)
+    config.model = replace(config.model, path=f"mini:{size}-{architecture}-fresh")
+    config.data = replace(
+        config.data,
+        train=["mini:base"],
+        template="plain",
+        add_bos=True,
+        max_prompt_tokens=40,
+        max_response_tokens=64,
+    )
+    config.algorithm = replace(config.algorithm, name="sft", demo_normalizer="token_mean")
+    config.learner = replace(
+        config.learner,
+        learning_rate=learning_rate,
+        schedule="linear",
+        warmup_steps=10,
+        betas=[0.9, 0.95],
+        weight_decay=0.0,
+    )
+    config.observe = replace(config.observe, samples_every=0, rollouts_every=0)
+    return config
+
+
+async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
+    """The folder of `mini:…`, trained now if it is not in the cache."""
+    size, architecture, fresh = parse_name(uri)
+    if fresh:
+        return fresh_model(size, architecture)
+    config = base_recipe(size, architecture)
+    folder = base_folder(size, architecture)
+    if folder.is_dir():
+        return folder
+    # Nothing else runs now. Not part of the recipe, which is the same on every machine.
+    config.learner.num_cpus = min(2, cluster.num_cpus)
+    console.print(f"Building the weak base model {uri} (once; kept in {folder})")
+    prepared = prepare(config, str(fresh_model(size, architecture)))
+    run = RunFolder.create(cache_dir() / "runs", config.run.name)
+    dump_config(config, run.config)
+    with Progress(config.run.steps, console=console) as progress:
+        await Driver(config, prepared, run, progress, quiet=True).run(cluster)
+    checkpoint = CheckpointStore(run.checkpoints, keep=1).latest().path
+    assert checkpoint is not None
+
+    def adopt(target: Path) -> None:
+        shutil.copytree(checkpoint / "hf", target, dirs_exist_ok=True)
+
+    return cached_folder(folder, adopt)
+
+
+async def build(uris: list[str]) -> None:
+    """Build the bases that are missing, one after another."""
+    cluster = Cluster.connect(ClusterConfig())
+    try:
+        for uri in uris:
+            print(await model_folder(uri, cluster, Console()))
+    finally:
+        cluster.close()
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0: all are there."""
+    try:
+        for uri in arguments:
+            parse_name(uri)
+        asyncio.run(build(arguments))
+        return 0
+    except Exception as error:
+        return exit_code(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

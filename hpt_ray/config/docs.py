@@ -1,0 +1,89 @@
+"""The table of configuration keys in docs/configuration.md, made from the schema.
+
+`python -m hpt_ray.config.docs` writes the file; with `--check` it writes nothing and exits with
+code 1 where the file is not up to date. A test does the same, so a new or changed key is always visible
+in a review.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import typing
+from pathlib import Path
+
+import yaml
+
+from hpt_ray.config.load import KnownKey, known_keys
+from hpt_ray.config.schema import Config
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+INTRODUCTION = """\
+# Configuration keys
+
+Made from `hpt_ray/config/schema.py` by `python -m hpt_ray.config.docs`. Do not edit by hand.
+
+Set a key in a YAML file (`--config FILE`) or on the command line (`run.steps=20`); the command line wins.
+A file may begin with `defaults: [other.yaml]` to build on other files; paths are relative to that file.
+A key whose default is *required* must be set. A dict takes any keys below it, and `{}` empties it.
+"""
+
+
+def render_configuration() -> str:
+    """The whole text of docs/configuration.md."""
+    parts = [INTRODUCTION]
+    hints = typing.get_type_hints(Config)
+    for section, keys in itertools.groupby(
+        known_keys().values(), lambda known: known.name.rpartition(".")[0]
+    ):
+        if section:
+            parts.append(f"## {section}\n\n{hints[section].__doc__}\n")
+        else:
+            parts.append(f"## Top level\n\n{Config.__doc__}\n")
+        parts.append(_table(list(keys)))
+    return "\n".join(parts)
+
+
+def write_or_check(path: Path, text: str, command: str, check: bool) -> int:
+    """Write `text` to `path`, or with `check` compare only. Returns the exit code of the command."""
+    if not check:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
+        return 0
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{path} is not up to date: run `{command}`", file=sys.stderr)
+    return 1
+
+
+def _table(keys: list[KnownKey]) -> str:
+    lines = ["| key | type | default | meaning | allowed |", "|---|---|---|---|---|"]
+    for known in keys:
+        cells = (f"`{known.name}`", f"`{known.type_name}`", _default(known), known.doc, _allowed(known))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(known: KnownKey) -> str:
+    if known.default == "???":
+        return "*required*"
+    text = yaml.safe_dump(known.default, default_flow_style=True, width=1000, allow_unicode=True)
+    return f"`{text.removesuffix('...' + chr(10)).strip()}`"
+
+
+def _allowed(known: KnownKey) -> str:
+    if known.choices:
+        return ", ".join(f"`{choice}`" for choice in known.choices)
+    return "" if known.minimum is None else f"≥ {known.minimum:g}"
+
+
+if __name__ == "__main__":
+    sys.exit(
+        write_or_check(
+            DOCS / "configuration.md",
+            render_configuration(),
+            "python -m hpt_ray.config.docs",
+            check="--check" in sys.argv[1:],
+        )
+    )

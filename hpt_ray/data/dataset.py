@@ -1,0 +1,139 @@
+"""A set of questions on disk: tokenised once, drawn one by one, never in memory as a whole.
+
+`load_questions` sends the source files through `intake` in one pass and writes the result to a
+memory-mapped Arrow file in the cache; `QuestionSet[i]` reads one question of it. Which rows are
+dropped, and why, is said there and counted here.
+
+Costs: about 4 bytes per token plus the texts on disk, and one pass of the tokenizer on first use. In
+memory: during that pass a batch of rows, a few pages of the file (parquet writers put about a thousand
+rows on a page) and one hash per question; afterwards what a draw copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from hpt_ray.data.intake import SCHEMA, Demonstrations, Intake, Tally
+from hpt_ray.data.mini import is_mini, resolve
+from hpt_ray.data.sources import list_files
+from hpt_ray.data.template import Template
+from hpt_ray.errors import UserError
+from hpt_ray.types import Demonstration, Question
+from hpt_ray.utils.cache import cache_dir, cached_folder
+
+VERSION = 1  # goes up with every change of what is stored
+
+
+class QuestionSet:
+    """Questions of one or more files, by position in file order. Reads from disk, holds no texts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tally = Tally(**json.loads((folder / "tally.json").read_text(encoding="utf-8")))
+        reader = pa.ipc.open_file(pa.memory_map(str(folder / "questions.arrow")))
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]  # mapped, not loaded
+        self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+
+    def __len__(self) -> int:
+        return self._tally.kept
+
+    def __getitem__(self, i: int) -> Question:
+        if not 0 <= i < len(self):
+            raise IndexError(f"question {i} of {len(self)}")
+        batch_index = bisect_right(self._ends, i)
+        batch = self._batches[batch_index]
+        row = i - self._ends[batch_index] + batch.num_rows
+
+        def ids(column: str) -> np.ndarray:
+            return batch.column(column)[row].values.to_numpy().copy()
+
+        text = batch.column("demonstration")[row].as_py()
+        return Question(
+            id=batch.column("id")[row].as_py(),
+            prompt_ids=ids("prompt_ids"),
+            prompt=batch.column("prompt")[row].as_py(),
+            ground_truth=json.loads(batch.column("ground_truth")[row].as_py()),
+            data_source=batch.column("data_source")[row].as_py(),
+            demonstration=None if text is None else Demonstration(ids("demonstration_ids"), text),
+            extra=json.loads(batch.column("extra")[row].as_py()),
+        )
+
+    def __iter__(self) -> Iterator[Question]:
+        return map(self.__getitem__, range(len(self)))
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Number of rows dropped, by reason."""
+        return dict(self._tally.dropped)
+
+    def report(self) -> dict[str, int | float]:
+        """The counts for the table at the start and for the run's summary, in reading order."""
+        tally = self._tally
+        return {
+            "rows": tally.rows,
+            "kept": tally.kept,
+            **{f"dropped/{reason}": count for reason, count in sorted(tally.dropped.items())},
+            "demonstrations": tally.demonstrations,
+            **{
+                f"demonstrations_left_out/{reason}": count
+                for reason, count in sorted(tally.demonstrations_left_out.items())
+            },
+            "prompt_tokens_mean": tally.prompt_tokens / max(tally.kept, 1),
+            "prompt_tokens_max": tally.prompt_tokens_max,
+            "demonstration_tokens_mean": tally.demonstration_tokens / max(tally.demonstrations, 1),
+            "demonstration_tokens_max": tally.demonstration_tokens_max,
+        }
+
+
+def load_questions(
+    paths: Sequence[str],
+    template: Template,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    demonstrations: Demonstrations,
+    on_progress: Callable[[int], None] | None = None,
+) -> QuestionSet:
+    """The questions of files, folders of files, or names `mini:…`, in the order given.
+
+    The first call with these files, this template and these limits tokenises everything, calling
+    `on_progress(rows_done)` now and then; later calls open what is in the cache. A changed file is
+    noticed by its size and time. Raises UserError for files that cannot be used, and for a set in
+    which nothing is left.
+    """
+    if not paths:
+        raise UserError("No question file is given. Name one or more in data.train.")
+    files = [file for path in paths for file in list_files(resolve(path) if is_mini(path) else path)]
+    intake = Intake(template, max_prompt_tokens, max_response_tokens, demonstrations)
+
+    def build(folder: Path) -> None:
+        with pa.ipc.new_file(str(folder / "questions.arrow"), SCHEMA) as writer:
+            for batch in intake.record_batches(files):
+                writer.write_batch(batch)
+                if on_progress:
+                    on_progress(intake.tally.rows)
+        (folder / "tally.json").write_text(json.dumps(asdict(intake.tally)), encoding="utf-8")
+
+    versions = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = json.dumps(
+        [VERSION, versions, template.fingerprint, max_prompt_tokens, max_response_tokens, demonstrations]
+    )
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    questions = QuestionSet(cached_folder(cache_dir() / "questions" / name, build))
+    if not len(questions):
+        counts = [f"{count} {reason}" for reason, count in questions.dropped.items()] or [
+            "the files are empty"
+        ]
+        raise UserError(
+            f"{', '.join(paths)}: no question is left ({', '.join(counts)}). Correct the data, or raise "
+            "data.max_prompt_tokens and data.max_response_tokens."
+        )
+    return questions

@@ -1,5 +1,0 @@
-"""From a run's configuration to the pods it needs on Kubernetes, and their orderly end.
-
-`python -m hpt_ray.deploy render` writes a kustomize overlay on `deploy/kuberay`; `python -m hpt_ray.deploy
-drain` is what a pod runs before it ends. Neither talks to Kubernetes.
-"""

@@ -1,0 +1,250 @@
+"""Which actors a run has, where they stand and how they are wired: the topology in one place.
+
+    rollout-0 … (vLLM)   learner-0 … (DeepSpeed)   verifier-0
+    reference-0 … (only for KL terms)   critic-0 … (DeepSpeed, only for values)
+
+Everything starts at the same time, but for ranks that share their GPUs with engines (`cluster.colocate`):
+those start once the engines have measured their memory and sleep. Who hangs together fails together: the ranks
+of learner and critic start again as one group, a rollout worker starts again by itself (see
+`hpt_ray.rollout.fleet`), and the verifier and the reference, which hold nothing that a fresh process does not
+have, are started again by Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hpt_ray.algorithms import BatchShape
+from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.cluster.process import log_file
+from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.config.phases import phases_of
+from hpt_ray.config.schema import Config
+from hpt_ray.driver.setup import Demand, PreparedPhase
+from hpt_ray.driver.turns import Turns
+from hpt_ray.learner.critic import CriticSpec, CriticWorker, optimizer_of
+from hpt_ray.learner.group import LearnerGroup
+from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
+from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
+from hpt_ray.reward.actor import STATELESS, make_verifier
+from hpt_ray.rollout.engine import EngineSpec
+from hpt_ray.rollout.fleet import Fleet, make_fleet
+from hpt_ray.weight_sync.transaction import WeightSync
+
+
+@dataclass(frozen=True)
+class Actors:
+    """The running actor groups. Those that a run does not need are None."""
+
+    learners: ActorGroup
+    turns: Turns
+    fleet: Fleet | None
+    verifier: ActorGroup | None
+    reference: ActorGroup | None
+    critic: ActorGroup | None
+
+    @property
+    def ranks(self) -> list[ActorGroup]:
+        """The groups that train."""
+        return [group for group in (self.learners, self.critic) if group is not None]
+
+    async def restart_ranks(self, cluster: Cluster, config: Config) -> None:
+        """Fresh processes for learner and critic, with the model as training starts.
+
+        Raises `UserError` where their room was lost with a node and does not come back.
+        """
+        await self.turns.free_engines()
+        for group in self.ranks:
+            group.restart()
+        for group in self.ranks:
+            await cluster.place(group, timeout_s=config.cluster.placement_timeout_s)
+        await asyncio.gather(*(start_ranks(group, config.learner.timeout_s) for group in self.ranks))
+
+    def stop(self) -> None:
+        if self.fleet is not None:
+            self.fleet.stop()
+        for group in (*self.ranks, self.verifier, self.reference):
+            if group is not None:
+                group.kill()
+
+
+def needs(config: Config, demand: Demand) -> list[Need]:
+    """The room a run asks for, group by group.
+
+    With `cluster.colocate` the GPUs are reserved for the ranks, and an engine uses those of its bundle.
+    """
+    learner, rollout = config.learner, config.rollout
+    shared = config.cluster.colocate and demand.rollouts
+    room = [
+        Need(
+            "learner",
+            learner.num_ranks,
+            learner.num_cpus,
+            learner.num_gpus,
+            beside="rollout" if shared else None,
+        )
+    ]
+    if demand.rollouts:
+        gpus = 0.0 if shared else rollout.num_gpus
+        room.append(Need("rollout", rollout.num_workers, rollout.num_cpus, gpus))
+        room.append(Need("verifier", 1, config.reward.num_cpus, 0.0))
+    if demand.reference:
+        reference = config.reference
+        room.append(Need("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
+    if demand.critic:
+        critic = config.critic
+        room.append(Need("critic", critic.num_ranks, critic.num_cpus, critic.num_gpus))
+    return [replace(need, pool=config.cluster.pools.get(need.kind)) for need in room]
+
+
+async def start_actors(
+    cluster: Cluster,
+    config: Config,
+    *,
+    model_path: str,
+    demand: Demand,
+    logs: Path,
+) -> Actors:
+    """Reserve room, start every actor, load every model. The ranks train once a phase is begun.
+
+    Raises `UserError` where there is no room or a model cannot be used, `WaitExpired` where an actor
+    does not come up in time.
+    """
+    await cluster.reserve(
+        needs(config, demand),
+        timeout_s=config.cluster.placement_timeout_s,
+        name=f"hpt_ray:{config.run.name}",
+    )
+    if config.run.deterministic:
+        config = with_one_thread(config)
+    seed, temperature, limit = config.run.seed, config.rollout.temperature, config.learner.timeout_s
+    learner_spec = LearnerSpec(config.model, model_path, config.learner, None, temperature, seed)
+    num_ranks = config.learner.num_ranks
+    learners = cluster.create(
+        "learner",
+        LearnerWorker,
+        [(rank, num_ranks, learner_spec, log_file(logs, "learner", rank)) for rank in range(num_ranks)],
+    )
+    fleet = verifier = reference = critic = None
+    starting: list[Awaitable[Any]] = []
+    if demand.rollouts:
+        spec = EngineSpec(
+            model=config.model,
+            model_path=model_path,
+            rollout=config.rollout,
+            max_model_len=config.data.max_prompt_tokens + config.data.max_response_tokens,
+            seed=seed,
+            sleeps=config.cluster.colocate,
+        )
+        sync = WeightSync(
+            learners,
+            config.weight_sync,
+            carrier_of(config),
+            workers_per_engine=config.rollout.tensor_parallel,
+            # Where the learner may have stepped before a restarted worker asks for what is committed.
+            keep_committed=config.rollout.max_staleness > 0
+            or any(phase.config.updates_per_step > 1 for phase in phases_of(config)),
+        )
+        gpus = await gpus_of_engines(config, learners) if config.cluster.colocate else None
+        fleet = make_fleet(cluster, spec, sync, logs, gpus)
+        verifier = make_verifier(cluster, config.reward, config.data.max_response_tokens)
+        starting.append(verifier.call("counts", timeout_s=config.rollout.start_timeout_s, what="start"))
+    turns = Turns(learners, fleet, shared=config.cluster.colocate, timeout_s=limit)
+    starting.append(start_sides(learners, fleet, turns, limit))
+    if demand.reference:
+        # A reference of its own is read as it is; else it is the policy as training starts.
+        reference_model = config.model
+        if config.reference.path is not None:
+            reference_model = replace(config.model, path=config.reference.path, random_init=False)
+        reference_spec = ReferenceSpec(
+            reference_model, config.reference.path or model_path, config.reference, temperature, seed
+        )
+        reference = cluster.create(
+            "reference",
+            ReferenceWorker,
+            [(reference_spec, log_file(logs, "reference", i)) for i in range(config.reference.num_workers)],
+            **STATELESS,
+        )
+        starting.append(reference.call("start", timeout_s=limit, what="load the model"))
+    if demand.critic:
+        optimizer = optimizer_of(config)
+        critic_spec = CriticSpec(config.model, model_path, optimizer, config.critic.value_clip, seed)
+        num_critics = optimizer.num_ranks
+        critic = cluster.create(
+            "critic",
+            CriticWorker,
+            [(rank, num_critics, critic_spec, log_file(logs, "critic", rank)) for rank in range(num_critics)],
+        )
+        starting.append(start_ranks(critic, limit))
+    await asyncio.gather(*starting)
+    return Actors(learners, turns, fleet, verifier, reference, critic)
+
+
+def with_one_thread(config: Config) -> Config:
+    """Actors told of no more than one CPU: with several threads not every start computes the same bits."""
+    sections = {name: getattr(config, name) for name in ("learner", "critic", "reference", "rollout")}
+    limited = {name: replace(part, num_cpus=min(1.0, part.num_cpus)) for name, part in sections.items()}
+    return replace(config, **limited)
+
+
+async def gpus_of_engines(config: Config, learners: ActorGroup) -> list[str] | None:
+    """For each rollout worker the GPUs of the ranks in its bundle, as CUDA names them; None without GPUs."""
+    if config.rollout.num_gpus == 0:
+        return None
+    seen = await learners.call("visible_gpus", timeout_s=config.learner.timeout_s, what="come up")
+    size = config.rollout.tensor_parallel
+    return [",".join(seen[i : i + size]) for i in range(0, len(seen), size)]
+
+
+async def start_sides(learners: ActorGroup, fleet: Fleet | None, turns: Turns, timeout_s: float) -> None:
+    """Ranks and engines with their models: at the same time, or where they share GPUs, one after the other."""
+    if fleet is None:
+        await start_ranks(learners, timeout_s)
+    elif turns.shared:
+        await fleet.start()
+        await turns.free_engines()
+        await start_ranks(learners, timeout_s)
+    else:
+        await asyncio.gather(start_ranks(learners, timeout_s), fleet.start())
+
+
+async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> LearnerGroup:
+    """The ranks as one optimizer of the phase's algorithm; its state is empty where the phase `begins`."""
+    config, limit = phase.config, phase.config.learner.timeout_s
+    await actors.learners.call("train_with", phase.estimator, timeout_s=limit)
+    if begins:
+        for ranks in actors.ranks:
+            await ranks.call("forget_optimizer", timeout_s=limit)
+    return LearnerGroup(
+        actors.learners,
+        phase.estimator,
+        batch=BatchShape(
+            num_questions=config.questions_per_step // config.updates_per_step,
+            num_rollouts=phase.num_rollouts,
+            max_response_tokens=config.data.max_response_tokens,
+        ),
+        tokens_per_microbatch=config.tokens_per_microbatch,
+        timeout_s=limit,
+        reference=actors.reference if phase.estimator.needs_reference else None,
+        critic=actors.critic if phase.estimator.needs_values else None,
+        updates_per_step=config.updates_per_step,
+        recompute_old_logps=config.learner.recompute_old_logps,
+    )
+
+
+async def start_ranks(ranks: ActorGroup, timeout_s: float) -> None:
+    """Let the ranks meet and load their model."""
+    host, port = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
+    await ranks.call("start", host, port, timeout_s=timeout_s, what="load the model")
+
+
+def carrier_of(config: Config) -> str:
+    """The carrier `auto` stands for: NCCL where both ends have GPUs of their own; gloo copies through the host."""
+    if config.weight_sync.carrier != "auto":
+        return config.weight_sync.carrier
+    apart = not config.cluster.colocate and config.rollout.num_gpus > 0 and config.learner.num_gpus > 0
+    return "nccl" if apart else "gloo"

@@ -1,0 +1,472 @@
+"""The loop.
+
+     data ──prompts──▶ rollout ──groups──▶ reward ──verdicts──▶ selection ──rows──▶ learner ──▶ new weights
+      ▲                vLLM actors         verifier             the gate            DeepSpeed        │
+      │                    ▲                                                                         │
+      └─ sampler           └────────────────────────── weight_sync ◀─────────────────────────────────┘
+
+One step: draw questions, roll out, grade, decide per question between rollouts and demonstration, pack,
+back-propagate, step, sync the new weights, report. Groups flow through one by one: while some are being
+generated, others are graded and back-propagated. The weights do not change until the last group is in, so
+this is exactly on-policy, and the gradient is that of a step that waits for everything.
+
+Steps fall into phases, such as SFT and then GRPO; most runs have one. A phase changes what is trained on and
+how, not the actors.
+
+A rollout worker that fails is replaced beside the loop. When a learner rank dies, the ranks start again
+from the newest checkpoint and the loop goes back to its step: the same questions, the same seeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from hpt_ray.algorithms.gates import GATES
+from hpt_ray.algorithms.rows import rows_of
+from hpt_ray.checkpoint.mirror import Mirror
+from hpt_ray.checkpoint.state import RunState
+from hpt_ray.checkpoint.store import CheckpointStore
+from hpt_ray.cluster.process import memory_mb
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.config.schema import Config
+from hpt_ray.driver.actors import Actors, learner_of, start_actors
+from hpt_ray.driver.batches import Batch, BatchStream
+from hpt_ray.driver.keeper import Keeper, Saved
+from hpt_ray.driver.reporter import Reporter
+from hpt_ray.driver.setup import Prepared, PreparedPhase, demand_of
+from hpt_ray.driver.step_metrics import Pairs, StepReport, failures_of
+from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged, UserError
+from hpt_ray.evaluation.held_out import HeldOut
+from hpt_ray.learner.schedule import learning_rates
+from hpt_ray.observe.metrics import complete_line, summarize_evaluations
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.rollout_dump import write_rollouts
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.tables import end_summary
+from hpt_ray.observe.timeline import Timeline
+from hpt_ray.rollout.requests import Sampling
+from hpt_ray.rollout.router import RolloutPool
+from hpt_ray.types import UpdateResult
+
+T = TypeVar("T")
+DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
+
+
+class Driver:
+    """One run, from prepared data and model to its summary."""
+
+    def __init__(
+        self,
+        config: Config,
+        prepared: Prepared,
+        folder: RunFolder,
+        progress: Progress,
+        *,
+        quiet: bool = False,
+    ):
+        self.config, self.folder, self.progress, self.quiet = config, folder, progress, quiet
+        self.prepared = prepared
+        self.pool: RolloutPool | None = None
+        self._set_phase(prepared.phase_of(1))
+        evaluation = config.evaluation
+        self.held_out = HeldOut(
+            sets=prepared.held_out,
+            samples=evaluation.samples,
+            sampling=Sampling(
+                temperature=evaluation.temperature,
+                top_p=evaluation.top_p,
+                top_k=-1,
+                max_tokens=evaluation.max_response_tokens or config.data.max_response_tokens,
+                stop_token_ids=prepared.stop_token_ids,
+            ),
+            seed=config.run.seed,
+            timeout_s=config.rollout.timeout_s,
+        )
+        mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
+        store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
+        self.keeper = Keeper(store, timeout_s=config.learner.timeout_s, say=progress.show)
+        self.reporter = Reporter(config, folder, progress)
+        self.timeline = Timeline(folder.trace, on_phase=progress.phase)
+        self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
+        self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
+        self.saved_at: int | None = None  # the step that the newest checkpoint on disk is of
+        self.stopping = asyncio.Event()
+        self.is_updating = False  # the weights of this step have begun to change, and it is not done
+        self.began_s = time.perf_counter()
+        self._set_state(RunState(step=0, version=0, sampler=self.batches.position))
+
+    def _set_phase(self, phase: PreparedPhase) -> None:
+        """What the phase trains on, from its beginning; only the actors stay."""
+        self.phase, self.gate = phase, GATES[phase.gate]
+        self.batches = BatchStream(phase, self.prepared.stop_token_ids)
+        if self.pool is not None and self.actors.verifier is not None:
+            self.batches.connect(self.pool, self.actors.verifier)
+
+    def _set_state(self, state: RunState) -> None:
+        self.step, self.version = state.step, state.version  # steps done; version of the learner's weights
+        self.best = state.best  # score on checkpoint.best_of, and its step
+        self.failures = Counter(state.failures)  # of the steps done
+        self.skipped_in_a_row = state.skipped_in_a_row
+        self.owes_evaluation = state.owes_evaluation  # of the last step: a stop broke it off
+        self.wall_s = state.wall_s  # of the processes before this one
+
+    def _state(self) -> RunState:
+        return RunState(
+            step=self.step,
+            version=self.version,
+            sampler=self.batches.position,
+            best=self.best,
+            failures=dict(self.failures),
+            history=self.batches.lengths,
+            visits=self.batches.visits,
+            skipped_in_a_row=self.skipped_in_a_row,
+            owes_evaluation=self.owes_evaluation,
+            wall_s=self.wall_s + time.perf_counter() - self.began_s,
+        )
+
+    # -- the run -----------------------------------------------------------------------------------
+
+    async def run(self, cluster: Cluster) -> dict[str, Any]:
+        """Train to the last step; returns the summary, which is also in the folder.
+
+        After SIGTERM what is done is saved, and `Stopped` is raised.
+        """
+        config = self.config
+        self.progress.phase("starting")
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        saved = await self._newest_checkpoint()
+        self.actors = await self._start(cluster)
+        try:
+            await self._go_to(saved, cut_after=-1)
+            started = time.perf_counter()
+            if self.step == 0 and self.held_out.sets and config.evaluation.before_training:
+                line = complete_line({"weights/version": self.version})
+                await self._report(0, line, [], force_evaluation=True)
+            while self.step < config.run.steps and not self.stopping.is_set():
+                try:
+                    await self._one_step()
+                except Exception as error:
+                    await self._recover(cluster, error)
+            if self.step < config.run.steps or self.owes_evaluation:
+                await self._stop()
+            await self.keeper.settle()
+            times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
+            return self._finish(times)
+        finally:
+            self.reporter.close()
+            self.timeline.close()
+            await self.batches.close()
+            self.keeper.replicas.close()
+            self.actors.stop()
+            cluster.release()
+
+    async def _one_step(self) -> None:
+        """Train one step and report it; or, where the run is to stop, leave it before the weights change."""
+        if self.step == self.phase.last:
+            await self._enter_phase()
+        batch = self.batches.begin(self.step + 1)
+        step = await self._until_stopped(self.train_step(batch))
+        if not step.done() and not self.is_updating:
+            step.cancel()
+            await asyncio.wait({step})
+            self.batches.put_back(batch)
+            return
+        metrics, pairs = await step
+        await self._report(self.step, metrics, pairs)
+        self._check_progress(pairs)
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """The work, done or failed; or under way, and the run is to stop."""
+        task = asyncio.create_task(work)
+        stopping = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        return task
+
+    async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
+        """One batch of questions, `updates_per_step` optimizer steps, one weight sync."""
+        config = self.phase.config
+        report = StepReport(self.version, self._aborted_tokens())
+        per_update = config.questions_per_step // config.updates_per_step
+        updates: list[UpdateResult] = []
+        pairs: Pairs = []
+        with self.timeline.phase("rollout"):
+            async for group in self.actors.turns.groups(batch.groups()):
+                history = self.batches.visits.get(group.question.id, [])
+                decision = self.gate(group, config.selection.gamma, history)
+                pairs.append((group, decision))
+                rows = rows_of(group, decision, index=len(pairs))
+                self.learner.add(rows, update=(len(pairs) - 1) // per_update)
+                report.rollouts_done()
+                # With log π_old of the learner, all rows are scored before the weights change.
+                if len(pairs) % per_update == 0 and not config.learner.recompute_old_logps:
+                    updates.append(await self._update(len(updates)))
+            while len(updates) < config.updates_per_step:
+                updates.append(await self._update(len(updates)))
+        with self.timeline.phase("sync"):
+            sync_s = await self._sync()
+        self.step = batch.step
+        self.batches.done(batch, [group for group, _ in pairs])
+        metrics = report.metrics(pairs, updates, self._aborted_tokens())
+        metrics |= {"weights/version": self.version, "time/sync_s": sync_s}
+        metrics |= {"phase": self.phase.number}
+        metrics |= {"optim/lr": learning_rates(self.phase, self.step, config.updates_per_step - 1)[0]}
+        spans = [update.spans for update in updates]
+        if self.actors.fleet is not None:
+            spans.append(await self.actors.fleet.spans())
+            metrics["memory/rollout_mb"] = self.actors.fleet.memory_mb
+        metrics |= self.timeline.add_step(spans, report.begin_s, time.time())
+        metrics |= {"memory/driver_mb": memory_mb()}
+        for update in updates:
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
+        self.is_updating = False  # not before: a step whose weights have changed must be reported
+        return metrics, pairs
+
+    async def _update(self, number: int) -> UpdateResult:
+        """One optimizer step, the `number`-th of this step."""
+        self.is_updating = True
+        if self.actors.fleet is not None:
+            self.actors.fleet.weights_move()
+        with self.timeline.phase("learn"):
+            return await self.learner.finish(*learning_rates(self.phase, self.step + 1, number))
+
+    async def _sync(self) -> float:
+        """The learner's weights, under a new version, to every rollout worker; seconds it took."""
+        self.version += 1
+        if self.actors.fleet is None:
+            return 0.0
+        if self.config.run.deterministic:
+            await self.batches.drain()  # no rollout of two versions
+        return await self.actors.turns.push(self.version)
+
+    def _aborted_tokens(self) -> int:
+        return 0 if self.pool is None else self.pool.aborted_tokens
+
+    # -- start, resume, recover --------------------------------------------------------------------
+
+    async def _start(self, cluster: Cluster) -> Actors:
+        config = self.config
+        actors = await start_actors(
+            cluster,
+            config,
+            model_path=self.prepared.model_path,
+            demand=demand_of(config),
+            logs=self.folder.logs,
+        )
+        if actors.fleet is not None:
+            assert actors.verifier is not None
+            actors.fleet.say = self.progress.show
+            self.pool = RolloutPool(
+                actors.fleet,
+                max_num_seqs=config.rollout.max_num_seqs,
+                timeout_s=config.rollout.timeout_s,
+                in_advance=config.run.deterministic,
+            )
+        return actors
+
+    async def _newest_checkpoint(self) -> Saved | None:
+        """The newest whole checkpoint of this folder, or of its mirror."""
+        saved, rejected = await self.keeper.newest()
+        for path, why in rejected.items():
+            self.faults["checkpoint_damaged"] += 1
+            self.progress.show(f"Checkpoint {path.name} is damaged ({why}); the one before is used.")
+        if saved is not None and saved.state.step > self.config.run.steps:
+            raise UserError(
+                f"{saved.path} is at step {saved.state.step}, past run.steps={self.config.run.steps}: "
+                "raise run.steps."
+            )
+        return saved
+
+    async def _go_to(self, saved: Saved | None, *, cut_after: int) -> None:
+        """Be where a checkpoint was made; without one, at the beginning, with metrics up to `cut_after`."""
+        if saved is not None:
+            self._set_state(saved.state)
+            self.saved_at = None if saved.in_memory else self.step
+            await self.keeper.load(self.actors, saved)
+            self.progress.show(f"Continuing from step {self.step} ({saved.name}).")
+            cut_after = self.step
+        else:
+            self._set_state(RunState(step=0, version=0, sampler={}))
+        await self._enter_phase(saved)
+        self.reporter.go_to(cut_after)
+        if self.actors.fleet is not None:
+            await self.actors.turns.push(self.version)
+        if self.owes_evaluation and (scores := await self._evaluate()):
+            self.owes_evaluation = False
+            self.reporter.amend(self.step, scores)
+            self._is_best(self.step, scores)
+
+    async def _enter_phase(self, saved: Saved | None = None) -> None:
+        """Be in the phase of the next step: at its beginning, or in the middle where a checkpoint was made."""
+        phase = self.prepared.phase_of(self.step + 1)
+        begins = self.step == phase.before
+        await self.batches.close()
+        self._set_phase(phase)
+        if saved is not None and not begins:
+            self.batches.restart(saved.state, saved.ahead)
+        self.learner = await learner_of(phase, self.actors, begins=begins)
+
+    async def _recover(self, cluster: Cluster, error: Exception) -> None:
+        """Start learner and critic again, at the newest checkpoint, where one of their ranks was lost.
+
+        Once more where another one is lost meanwhile. Raises the error where it is a different one, or there
+        were too many since that checkpoint.
+        """
+        while True:
+            lost = [n for ranks in self.actors.ranks for n in await ranks.lost(error, DEATH_IS_KNOWN_S)]
+            again_at = self.keeper.newest_step
+            self.restarts = self.restarts + 1 if again_at == self.restarted_at else 1
+            self.restarted_at = again_at
+            is_loss = bool(lost) or isinstance(error, LearnerFailed)
+            if not is_loss or self.restarts > self.config.learner.max_restarts:
+                raise error
+            self.faults["learner_restarted"] += 1
+            who = ", ".join(lost) or "The learner"
+            self.progress.show(f"{who} failed at step {self.step + 1}; starting again.")
+            try:
+                with self.timeline.phase("recover"):
+                    await self.batches.close()
+                    await self.actors.restart_ranks(cluster, self.config)
+                    self.learner.reset()
+                    self.is_updating = False
+                    await self._go_to(await self._newest_checkpoint(), cut_after=0)
+                return
+            except Exception as again:
+                error = again
+
+    def _on_sigterm(self) -> None:
+        """Save and stop; at the second signal, end at once."""
+        if self.stopping.is_set():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        self.stopping.set()
+
+    async def _stop(self) -> NoReturn:
+        if self.step == 0:
+            raise Stopped("Stopped on request before the first step was done.")
+        if self.saved_at != self.step:
+            await self._write_checkpoint()
+            self._commit_checkpoint()
+        await self.keeper.settle()
+        raise Stopped(f"Stopped on request after step {self.step}, which is saved; resume=auto continues.")
+
+    # -- report, save, finish ----------------------------------------------------------------------
+
+    async def _report(
+        self, step: int, metrics: dict[str, Any], pairs: Pairs, *, force_evaluation: bool = False
+    ) -> None:
+        """Evaluate and save where it is due, then write the step's line and show it."""
+        config = self.config
+        is_last = step == self.phase.last
+        every = config.evaluation.every
+        if self.held_out.sets and (force_evaluation or is_last or (every and step % every == 0)):
+            metrics |= await self._evaluate()
+            self.owes_evaluation = step > 0 and "time/evaluation_s" not in metrics
+        is_due = config.checkpoint.every and step % config.checkpoint.every == 0
+        is_best = self._is_best(step, metrics)
+        saves = step and (is_last or is_due or is_best)
+        self.failures.update(failures_of(pairs))
+        if saves:
+            metrics["time/checkpoint_s"] = await self._write_checkpoint()
+        self.reporter.write(step, metrics, pairs, self._faults())
+        if saves:  # last, so that a checkpoint never knows of a step that the metrics do not
+            self._commit_checkpoint()
+        copies = config.checkpoint.in_memory_every
+        if step and copies and step % copies == 0 and step < config.run.steps:
+            await self.keeper.copy(self.actors, self._state(), self._batches_to_keep)
+
+    async def _evaluate(self) -> dict[str, float]:
+        """The held-out sets' scores; nothing, at once, where the run is to stop: it may have little time."""
+        evaluation = await self._until_stopped(self._scores())
+        if evaluation.done():
+            return await evaluation
+        evaluation.cancel()
+        await asyncio.wait({evaluation})
+        return {}
+
+    async def _scores(self) -> dict[str, float]:
+        begin = time.perf_counter()
+        assert self.pool is not None
+        assert self.actors.verifier is not None
+        with self.timeline.phase("evaluate"):
+            values = await self.held_out.scores(self.pool, self.actors.verifier)
+            if self.config.evaluation.demonstration_loss:
+                values |= await self.held_out.demonstration_losses(
+                    self.actors.learners,
+                    tokens_per_microbatch=self.phase.config.tokens_per_microbatch,
+                    num_terms=len(self.phase.estimator.terms),
+                )
+        return {**values, "time/evaluation_s": time.perf_counter() - begin}
+
+    def _is_best(self, step: int, metrics: dict[str, Any]) -> bool:
+        """Whether the declared validation set came out better than ever; of equals the earliest stays."""
+        score = metrics.get(f"eval/{self.config.checkpoint.best_of}/mean")
+        if not step or score is None or (self.best is not None and score <= self.best[0]):
+            return False
+        self.best = (score, step)
+        return True
+
+    async def _write_checkpoint(self) -> float:
+        """The files of a checkpoint: learner state, Hugging Face export, batches ahead. Seconds it took."""
+        begin = time.perf_counter()
+        with self.timeline.phase("save"):
+            await self.keeper.write(self.actors, self.step, self._batches_to_keep)
+        return time.perf_counter() - begin
+
+    @property
+    def _batches_to_keep(self) -> BatchStream | None:
+        """What was generated ahead, where it must be the same after a restart."""
+        return self.batches if self.config.run.deterministic else None
+
+    def _commit_checkpoint(self) -> None:
+        self.keeper.commit(self._state(), keep_also=self.best[1] if self.best else None)
+        self.saved_at = self.step
+
+    def _check_progress(self, pairs: Pairs) -> None:
+        """Stop a run whose updates come out as nothing again and again, and keep what they came from."""
+        limit = self.config.learner.max_skipped_updates
+        if self.skipped_in_a_row > limit:
+            dump = write_rollouts(self.folder.rollouts, self.step, pairs)
+            raise TrainingDiverged(
+                f"{self.skipped_in_a_row} updates in a row were skipped, more than "
+                f"learner.max_skipped_updates={limit}: their gradient was not finite, or above "
+                f"learner.skip_grad_norm. The rows of the last step are in {dump}."
+            )
+
+    def _faults(self) -> Counter[str]:
+        """What failed around the training, and was mended, since this process began."""
+        faults = Counter(self.faults)
+        if self.actors.fleet is not None:
+            faults += self.actors.fleet.faults
+        if self.pool is not None:
+            faults += self.pool.faults
+        faults["checkpoint_mirror"] += len(self.keeper.mirror_problems)
+        faults["checkpoint_in_memory"] += len(self.keeper.replicas.problems)
+        return +faults
+
+    def _finish(self, times: dict[str, float]) -> dict[str, Any]:
+        lines = self.folder.read_metrics()
+        newest = self.keeper.store.latest().path
+        summary = {
+            "name": self.config.run.name,
+            "steps": self.step,
+            "evaluations": summarize_evaluations(lines),
+            "wall_s": self._state().wall_s,
+            **times,
+            "dropped_rows": self.prepared.dropped,
+            "failures": dict(self.failures)
+            | {f"tracker/{name}": why for name, why in self.reporter.tracker_failures.items()},
+            "faults": dict(self._faults()),
+            "best": self.best
+            and {"mean": self.best[0], "checkpoint": f"checkpoints/step-{self.best[1]:06d}"},
+            "checkpoint": str(newest.relative_to(self.folder.root)) if newest else None,
+        }
+        self.folder.write_summary(summary)
+        if not self.quiet:
+            self.progress.show(end_summary(summary, self.folder.root))
+        return summary

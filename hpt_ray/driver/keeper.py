@@ -1,0 +1,130 @@
+"""Saving and finding a run's checkpoints: the learner's files, the batches ahead, and the run's state.
+
+    step-000012/learner/   weights, optimizer and random states, one file a rank
+               critic/     the same for the critic, and its value model; only where there is one
+               hf/         the policy as a Hugging Face folder
+               ahead/      groups of the steps that were generated ahead (deterministic runs only)
+               state.json  RunState
+
+The actors write their files between two steps; hashing, syncing to disk and mirroring go on in a thread
+beside the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpt_ray.checkpoint.replicas import Replicas
+from hpt_ray.checkpoint.state import RunState, read_state
+from hpt_ray.checkpoint.store import CheckpointStore, Committed
+from hpt_ray.driver.actors import Actors
+from hpt_ray.driver.batches import BatchStream
+from hpt_ray.errors import UserError
+
+LEARNER, CRITIC, EXPORT, AHEAD = "learner", "critic", "hf", "ahead"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint and the state that is in it; or the copy in memory, with what is beside it on disk."""
+
+    path: Path
+    state: RunState
+    in_memory: bool = False
+
+    @property
+    def ahead(self) -> Path:
+        return self.path / AHEAD
+
+    @property
+    def name(self) -> str:
+        return "the copy in memory" if self.in_memory else self.path.name
+
+
+class Keeper:
+    """The checkpoints of one run. One save is under way at a time."""
+
+    def __init__(
+        self, store: CheckpointStore, *, timeout_s: float, say: Callable[[str], None] = lambda text: None
+    ):
+        self.store, self._timeout_s, self._say = store, timeout_s, say
+        self.replicas = Replicas(timeout_s=timeout_s)
+        self._committing: asyncio.Task[Committed] | None = None
+        self.mirror_problems: list[str] = []  # why copies to the mirror failed, save by save
+
+    async def write(self, actors: Actors, step: int, ahead: BatchStream | None) -> None:
+        """Write the actors' files of a checkpoint, and the batches ahead where they are given."""
+        await self.settle()
+        folder = self.store.begin(step)
+        try:
+            await self._write_ranks(actors, folder.resolve())
+            if ahead is not None:
+                await ahead.save(folder / AHEAD)
+        except OSError as error:
+            raise self.store.failed(step, error) from error
+
+    def commit(self, state: RunState, *, keep_also: int | None) -> None:
+        """Let what was written become a whole checkpoint, in the background; see `settle`."""
+        self._committing = asyncio.create_task(
+            asyncio.to_thread(self.store.commit, state.step, state.to_json(), keep_also=keep_also)
+        )
+
+    async def copy(self, actors: Actors, state: RunState, ahead: BatchStream | None) -> None:
+        """Let the ranks copy what they have into memory, in the background; see `checkpoint.replicas`."""
+        await self.replicas.settle()
+        folder = tempfile.TemporaryDirectory(prefix="hpt_ray-")
+        if ahead is not None:
+            await ahead.save(Path(folder.name) / AHEAD)
+        self.replicas.begin(actors.ranks, state, folder)
+
+    async def settle(self) -> None:
+        """Wait until the last save is whole. Raises `CheckpointFailed` where it could not be."""
+        if self._committing is not None:
+            committing, self._committing = self._committing, None
+            problem = (await committing).mirror_problem
+            if problem is not None:
+                self.mirror_problems.append(problem)
+                self._say(f"The mirror failed, and the run goes on: {problem}")
+
+    @property
+    def newest_step(self) -> int:
+        """What the ranks would start again from, if it is whole; 0: the beginning."""
+        return max([self.replicas.step, *self.store.steps()])
+
+    async def newest(self) -> tuple[Saved | None, dict[Path, str]]:
+        """The newest whole checkpoint or copy in memory, and those that were rejected: path → why."""
+        await self.settle()
+        copy = await self.replicas.newest()
+        if copy is not None and all(step <= copy[0].step for step in self.store.steps()):
+            return Saved(copy[1], copy[0], in_memory=True), {}
+        found = self.store.latest(checksums=True)
+        return (None if found.path is None else Saved(found.path, read_state(found.path))), found.rejected
+
+    async def load(self, actors: Actors, saved: Saved) -> None:
+        """The checkpoint's weights and optimizer into the ranks."""
+        if saved.in_memory:
+            return await self.replicas.restore(actors.ranks)
+        folder = saved.path.resolve()
+        await actors.learners.call("load", str(folder / LEARNER), timeout_s=self._timeout_s)
+        if actors.critic is None:
+            return
+        if not (folder / CRITIC).is_dir():
+            raise UserError(
+                f"{saved.path} was written without a critic, which this algorithm needs: start a new run from "
+                f"its {saved.path / EXPORT} (model.path), or continue with the algorithm it was made with."
+            )
+        await actors.critic.call("load", str(folder / CRITIC / "state"), timeout_s=self._timeout_s)
+
+    async def _write_ranks(self, actors: Actors, folder: Path) -> None:
+        limit = self._timeout_s
+        (folder / LEARNER).mkdir()
+        await actors.learners.call("save", str(folder / LEARNER), timeout_s=limit)
+        await actors.learners.call("export", str(folder / EXPORT), timeout_s=limit)
+        if actors.critic is not None:
+            (folder / CRITIC / "state").mkdir(parents=True)
+            await actors.critic.call("save", str(folder / CRITIC / "state"), timeout_s=limit)
+            await actors.critic.call("export", str(folder / CRITIC), timeout_s=limit)

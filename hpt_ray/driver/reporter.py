@@ -1,0 +1,70 @@
+"""What is written and shown of each step: metrics, trackers, the visits of questions, rollouts, samples, progress."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from hpt_ray.config.schema import Config
+from hpt_ray.driver.step_metrics import Pairs
+from hpt_ray.observe.feedback import FeedbackLog
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.rollout_dump import write_rollouts
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.tables import table_of_samples
+from hpt_ray.observe.trackers import TrackerGroup, start_trackers
+
+
+class Reporter:
+    """One run's lines. Each step is in every file once, also when the run goes back to an earlier one."""
+
+    def __init__(self, config: Config, folder: RunFolder, progress: Progress):
+        self._config, self._folder, self._progress = config, folder, progress
+        self._feedback = FeedbackLog(folder.root / "feedback.jsonl")
+        self._trackers: TrackerGroup | None = None
+        self.faults: Counter[str] = Counter()  # that are in the lines written so far
+
+    def go_to(self, step: int) -> None:
+        """What follows is the line after `step`; what was written of later steps is taken back."""
+        self._folder.cut_after(step)
+        self._feedback.cut_after(step)
+        self.close()
+        names = self._config.observe.trackers
+        self._trackers = start_trackers(names, self._folder, asdict(self._config), first_step=step + 1)
+
+    def write(self, step: int, metrics: dict[str, Any], pairs: Pairs, faults: Counter[str]) -> None:
+        """The line of `step`. `faults` are all that happened since the run began."""
+        assert self._trackers is not None, "go somewhere first"
+        observe = self._config.observe
+        new = faults - self.faults
+        self.faults = Counter(faults)
+        metrics |= {f"faults/{kind}": count for kind, count in new.items()}
+        metrics |= {"step": step, "observe/trackers_disabled": len(self._trackers.failures)}
+        written = self._folder.append_metrics(metrics)
+        self._trackers.log(step, written)
+        self._feedback.append(step, pairs)
+        if pairs and observe.rollouts_every and step % observe.rollouts_every == 0:
+            write_rollouts(self._folder.rollouts, step, pairs)
+        if pairs and observe.samples_every and step % observe.samples_every == 0:
+            self._progress.show(table_of_samples(pairs[:3], step=step))
+        if step:
+            self._progress.finish_step(
+                step,
+                reward=metrics["reward/mean"],
+                demo_ratio=metrics["selection/demo_share"],
+                tokens_per_s=metrics["rollout/tokens_per_s"] or metrics["learner/tokens_per_s"],
+            )
+
+    def amend(self, step: int, metrics: dict[str, Any]) -> None:
+        """Put more into the line of `step`, which is the last one."""
+        assert self._trackers is not None, "go somewhere first"
+        self._trackers.log(step, self._folder.amend_metrics(metrics))
+
+    @property
+    def tracker_failures(self) -> dict[str, str]:
+        return {} if self._trackers is None else self._trackers.failures
+
+    def close(self) -> None:
+        if self._trackers is not None:
+            self._trackers.close()

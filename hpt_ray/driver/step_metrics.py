@@ -1,0 +1,139 @@
+"""What a step came to: the numbers of its line in metrics.jsonl, from its groups, decisions and updates."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from hpt_ray.types import Decision, FinishReason, Group, Outcome, UpdateResult
+
+Pairs = list[tuple[Group, Decision]]
+BAD_OUTCOMES = {Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.ERROR}
+
+
+class StepReport:
+    """The clock of one step, and its line. `version` is that of the learner's weights as the step begins."""
+
+    def __init__(self, version: int, aborted_tokens: int = 0):
+        self.begin_s = time.time()
+        self._version, self._aborted_tokens = version, aborted_tokens
+        self._rollout_s = 0.0
+
+    def rollouts_done(self) -> None:
+        """One more group is in; the last call counts."""
+        self._rollout_s = time.time() - self.begin_s
+
+    def metrics(self, pairs: Pairs, updates: list[UpdateResult], aborted_tokens: int = 0) -> dict[str, Any]:
+        """All that the groups, the decisions and the updates say. `aborted_tokens`: see `tokens_saved`."""
+        staleness = staleness_metrics(pairs, self._version)
+        step_s = time.time() - self.begin_s
+        # What was generated ahead took as long as the step, not as long as the wait for it.
+        rollout_s = step_s if staleness["rollout/staleness_mean"] else self._rollout_s
+        return {
+            **rollout_metrics(pairs, rollout_s),
+            **staleness,
+            **selection_metrics(pairs, updates),
+            "selection/tokens_saved": tokens_saved(pairs, aborted_tokens - self._aborted_tokens),
+            **learner_metrics(updates),
+            "time/rollout_s": self._rollout_s,
+            "time/step_s": step_s,
+        }
+
+
+def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
+    """Rewards, outcomes and lengths of the step's rollouts; None where there were none.
+
+    Rollouts that were aborted or lost are counted as such and are in no mean.
+    """
+    everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.verdicts, strict=True)]
+    finishes = Counter(rollout.finish.value for rollout, _ in everything)
+    graded = [(r, v) for r, v in everything if r.finish.is_answer]
+    rollouts, verdicts = [r for r, _ in graded], [v for _, v in graded]
+    outcomes = Counter(verdict.outcome.value for verdict in verdicts)
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    return {
+        "reward/mean": float(np.mean([verdict.score for verdict in verdicts])) if verdicts else None,
+        **{f"reward/outcome/{name}": count for name, count in outcomes.items()},
+        **{f"rollout/finish/{name}": count for name, count in finishes.items()},
+        "rollout/length_mean": float(np.mean(lengths)) if lengths else None,
+        "rollout/truncated_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else None,
+        "rollout/tokens_per_s": sum(lengths) / rollout_s if lengths else None,
+    }
+
+
+def staleness_metrics(pairs: Pairs, version: int) -> dict[str, Any]:
+    """How many versions behind the learner's weights each rollout began, as mean and histogram."""
+    behind = Counter(
+        version - rollout.weight_version
+        for group, _ in pairs
+        for rollout in group.rollouts
+        if rollout.finish.is_answer
+    )
+    total = behind.total()
+    mean = sum(steps * count for steps, count in behind.items()) / total if total else None
+    histogram = {f"rollout/staleness/{steps}": count for steps, count in sorted(behind.items()) if mean}
+    return {"rollout/staleness_mean": mean, **histogram}
+
+
+def tokens_saved(pairs: Pairs, aborted_tokens: int) -> float:
+    """Tokens that early decisions kept from being sampled, estimated.
+
+    An aborted rollout is taken to have become as long as the mean of those that finished; what had been
+    sampled of it when it was aborted (`aborted_tokens` in all) was not saved.
+    """
+    rollouts = [rollout for group, _ in pairs for rollout in group.rollouts]
+    lengths = [len(r.token_ids) for r in rollouts if r.finish.is_answer]
+    num_aborted = sum(r.finish is FinishReason.ABORT for r in rollouts)
+    return max(0.0, num_aborted * float(np.mean(lengths)) - aborted_tokens) if lengths else 0.0
+
+
+def selection_metrics(pairs: Pairs, updates: list[UpdateResult]) -> dict[str, Any]:
+    """The gate's decisions, as shares of questions and of training rows, and its reasons."""
+    num_rows = sum(update.num_rows for update in updates)
+    reasons = Counter(decision.reason for _, decision in pairs)
+    alpha = sum(decision.rollout_weight for _, decision in pairs)
+    beta = sum(decision.demo_weight for _, decision in pairs)
+    return {
+        "selection/demo_share": beta / (alpha + beta) if alpha + beta else None,
+        "selection/demo_question_ratio": float(np.mean([d.demo_weight > 0 for _, d in pairs])),
+        "selection/demo_row_ratio": sum(u.num_demo_rows for u in updates) / num_rows if num_rows else None,
+        **{f"selection/reason/{reason}": count for reason, count in reasons.items()},
+    }
+
+
+def learner_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
+    """What the first update (whose weights are the sampler's) and the last one of the step came to."""
+    first, last = updates[0].metrics, updates[-1].metrics
+    seconds = sum(update.seconds for update in updates)
+    tokens = sum(update.num_tokens for update in updates)
+    of_first = ("policy/entropy", "policy/logp_gap_mean", "policy/logp_gap_max")
+    return {
+        **last,
+        **{name: first.get(name) for name in of_first},
+        "learner/tokens_per_s": tokens / seconds if tokens else None,
+        "learner/skipped_rows": sum(update.num_skipped_rows for update in updates),
+        "learner/skipped_updates": sum(update.skipped is not None for update in updates),
+        **_critic_metrics(updates),
+        "time/learner_s": seconds,
+    }
+
+
+def _critic_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
+    if "critic/grad_norm" not in updates[-1].metrics:
+        return {}
+    return {"critic/skipped_updates": sum(update.critic_skipped is not None for update in updates)}
+
+
+def failures_of(pairs: Pairs) -> Counter[str]:
+    """What did not go as it should, by name: verifier outcomes and lost rollouts."""
+    failures: Counter[str] = Counter()
+    for group, _ in pairs:
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            if rollout.finish is FinishReason.LOST:
+                failures[f"rollout/{rollout.finish.value}"] += 1
+            elif verdict.outcome in BAD_OUTCOMES:
+                failures[f"verifier/{verdict.outcome.value}"] += 1
+    return failures

@@ -1,0 +1,272 @@
+"""One rank of a DeepSpeed group as a Ray actor: what the policy's and the critic's ranks have in common.
+
+Comes up, joins the other ranks, holds a module with its optimizer, steps, exports, saves and loads. What
+the module is and what a pack does to it is the subclass's. All ranks get the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from hpt_ray.cluster.network import listen
+from hpt_ray.cluster.process import memory_mb, prepare_process
+from hpt_ray.config.schema import LearnerConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from hpt_ray.learner.local_state import LocalState
+
+
+class RankSpec(Protocol):
+    """What every rank is made from; frozen dataclasses of the subclasses hold it."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def model_path(self) -> str: ...
+    @property
+    def learner(self) -> LearnerConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+Spec = TypeVar("Spec", bound=RankSpec)
+
+
+@dataclass(slots=True)
+class UpdateReport:
+    """What one rank has to say about one update: sums to be added over ranks, and its own times.
+
+    `spans` hold all its work since the report before: (name, start, end) in seconds of `time.time()`.
+    """
+
+    stats: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (sum, count)
+    peaks: dict[str, float] = field(default_factory=dict)  # name -> maximum
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    num_tokens: int = 0
+    grad_norm: float = 0.0
+    skipped: str | None = None  # why the weights were left as they were: "not_finite" or "grad_norm"
+
+    @property
+    def busy_s(self) -> float:
+        return sum(end - start for _, start, end in self.spans)
+
+    def count(self, name: str, total: float, count: float) -> None:
+        """Add a sum over `count` things to the name's."""
+        old_total, old_count = self.stats.get(name, (0.0, 0.0))
+        self.stats[name] = (old_total + total, old_count + count)
+
+
+class RankWorker(Generic[Spec]):
+    """One rank. Subclasses make the module, whose `model` is a `PreTrainedModel`, and feed it packs."""
+
+    def __init__(self, rank: int, world_size: int, spec: Spec, log_file: str | None):
+        self._gpu = spec.learner.num_gpus > 0
+        prepare_process(
+            threads=spec.learner.num_cpus,
+            log_file=log_file,
+            environment={} if self._gpu else {"DS_ACCELERATOR": "cpu"},
+        )
+        self._rank, self._world_size, self._spec = rank, world_size, spec
+        self._report = UpdateReport()
+        self._listener: socket.socket | None = None
+
+    @contextmanager
+    def _span(self, name: str) -> Iterator[None]:
+        """Tell the next report of this work."""
+        start = time.time()
+        try:
+            yield
+        finally:
+            self._report.spans.append((name, start, time.time()))
+
+    def _module(self) -> Any:
+        """The module that is trained, as training starts."""
+        raise NotImplementedError
+
+    def rendezvous(self) -> tuple[str, int] | None:
+        """Where the ranks are to meet: rank 0 listens there from now on, the others have nothing to say."""
+        import ray
+
+        if self._rank > 0:
+            return None
+        host = ray.util.get_node_ip_address()
+        self._listener = listen(host)
+        return host, self._listener.getsockname()[1]
+
+    def start(self, host: str, port: int) -> None:
+        """Join the other ranks and load the model. Collective."""
+        import torch
+
+        from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
+
+        spec = self._spec
+        torch.set_num_threads(max(1, int(spec.learner.num_cpus)))
+        _seed(spec.seed)
+        join_ranks(
+            host,
+            port,
+            rank=self._rank,
+            world_size=self._world_size,
+            gpu=self._gpu,
+            timeout_s=spec.learner.timeout_s,
+            listener=self._listener,
+        )
+        module = self._module()
+        if spec.learner.gradient_checkpointing:
+            module.model.gradient_checkpointing_enable({"use_reentrant": False})
+        module.train()
+        self._engine = DeepSpeedEngine(
+            module, spec.learner, dtype=spec.model.dtype, world_size=self._world_size
+        )
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def step(self, learning_rate: float) -> UpdateReport:
+        """Reduce, clip, step; what the packs since the last step came to. Collective."""
+        with self._span("step"):
+            self._engine.reduce()
+            self._report.grad_norm, self._report.skipped = self._engine.step(learning_rate)
+        report, self._report = self._report, UpdateReport()
+        report.peaks["memory/learner_mb"] = memory_mb()
+        return report
+
+    def forget_optimizer(self) -> None:
+        """Empty the optimizer's state; the weights stay."""
+        self._engine.forget_optimizer()
+
+    def reduced_gradients(self) -> dict[str, Any] | None:
+        """Reduce and return the step's full gradient by parameter name (rank 0), as numpy. Collective.
+
+        For tests and replay; `step` may follow.
+        """
+        self._engine.reduce()
+        gradients = self._engine.gradients()
+        return {hf_name(n): g.float().numpy() for n, g in gradients.items()} if self._rank == 0 else None
+
+    # -- on a GPU that an engine uses too ----------------------------------------------------------
+
+    def visible_gpus(self) -> str:
+        """What Ray lets this rank see, as CUDA names it."""
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+    def offload(self) -> None:
+        """Optimizer state to host memory until `reload`; saving and sending weights go on as they do."""
+        with self._span("offload"):
+            self._engine.offload()
+
+    def reload(self) -> None:
+        with self._span("reload"):
+            self._engine.reload()
+
+    # -- weights and checkpoints -------------------------------------------------------------------
+
+    def export(self, folder: str) -> None:
+        """Write the Hugging Face folder (rank 0). Collective."""
+        from hpt_ray.learner.model import export_policy
+
+        with self._span("export"):
+            state = {}
+            for name, tensor in self._engine.full_parameters():
+                if self._rank == 0:
+                    state[hf_name(name)] = tensor.to("cpu", copy=True)
+            if self._rank == 0:
+                export_policy(self._engine.module.model, state, self._spec.model_path, Path(folder))
+
+    def save(self, folder: str) -> None:
+        """Weights, optimizer state and random state of every rank. Collective."""
+        import torch
+
+        with self._span("save"):
+            self._engine.save(Path(folder))
+            torch.save(_random_state(), Path(folder) / f"random-{self._rank}.pt")
+
+    def load(self, folder: str) -> None:
+        """What `save` wrote, with as many ranks or with others. Collective.
+
+        Raises `UserError` where it was written with a ZeRO stage that this one cannot continue.
+        """
+        import torch
+
+        with self._span("load"):
+            self._engine.load(Path(folder))
+            file = Path(folder) / f"random-{self._rank}.pt"
+            if file.exists():
+                _set_random_state(torch.load(file, weights_only=False))
+            else:  # a rank that was not there when this was saved
+                _seed(self._spec.seed + self._rank)
+
+    def node_id(self) -> str:
+        """Of the node that this rank is on, as Ray names it."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+    def copy_to(self, replicas: list[Any], step: int) -> None:
+        """All that this rank has after `step` to each of `replicas` (`checkpoint.replicas`), piece by piece.
+
+        What is the same on all ranks is copied by the first. Local.
+        """
+        import ray
+
+        limit = self._spec.learner.timeout_s / 2  # sooner than those who wait for this rank give up
+        under_way: list[Any] = []
+        with self._span("copy"):
+            for name, piece in self._named_pieces(self._engine.local_state()):
+                shared = ray.put(piece.read().numpy())
+                ray.get(under_way, timeout=limit)  # one piece on its way while the next is read
+                under_way = [replica.put.remote(step, name, shared) for replica in replicas]
+            under_way += [replica.put.remote(step, "random", _random_state()) for replica in replicas]
+            ray.get(under_way, timeout=limit)
+
+    def restore_from(self, replica: Any, step: int) -> None:
+        """What `copy_to` copied, into a rank of the same number and layout. Collective."""
+        import ray
+        import torch
+
+        limit = self._spec.learner.timeout_s
+        with self._span("load"), self._engine.restoring() as state:
+            for name, piece in self._named_pieces(state):
+                part = ray.get(replica.get.remote(step, name), timeout=limit)
+                piece.write(torch.from_numpy(part.copy()))  # torch warns of an array that it may not write
+            _set_random_state(ray.get(replica.get.remote(step, "random"), timeout=limit))
+
+    def _named_pieces(self, state: LocalState) -> Iterator[tuple[str, Any]]:
+        pieces = state.pieces(is_first=self._rank == 0)
+        return ((f"piece-{i}", piece) for i, piece in enumerate(pieces))
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _random_state() -> dict[str, Any]:
+    import torch
+
+    return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
+
+
+def _set_random_state(states: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+
+
+def hf_name(name: str) -> str:
+    """The name without the scorer's own prefix."""
+    return name.removeprefix("model.")

@@ -1,0 +1,320 @@
+"""The DeepSpeed adapter: accumulate gradients over any number of packs, then one optimizer step.
+
+Only this file, `layout.py` and `offload.py` import DeepSpeed. The gradient of a step is the sum over all packs
+of all ranks: each loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by
+`world_size`. With ZeRO 0 and 1 each rank holds a whole gradient and ranks meet once a step; with ZeRO 2 and 3 they
+meet in every pack, which leaves each its share of the sum, so they must run equal numbers of packs. An update whose
+loss or gradient is not finite, or whose gradient is too large, changes nothing, on all ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hpt_ray.cluster.network import rendezvous_store
+from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.learner.deepspeed_state import Layout, converted
+from hpt_ray.learner.local_state import LocalState
+from hpt_ray.learner.offload import offload, reload
+
+ENVIRONMENT_CPU = {"DS_ACCELERATOR": "cpu"}
+GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where the reader does not say
+
+
+def join_ranks(
+    host: str,
+    port: int,
+    *,
+    rank: int,
+    world_size: int,
+    gpu: bool,
+    timeout_s: float,
+    listener: socket.socket | None = None,
+) -> None:
+    """Make the default process group of the learner ranks. Rank 0 has a `listener` at `host` and `port`."""
+    # DeepSpeed reads its place from here. A rank sees one GPU, so it is always local rank 0.
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    import deepspeed
+    from deepspeed import ops
+
+    # A shared-memory all-reduce that DeepSpeed would compile for a minute and leave behind on a kill.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    store = rendezvous_store(host, port, world_size=world_size, timeout_s=timeout_s, listener=listener)
+    backend = "nccl" if gpu else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
+    deepspeed.init_distributed(backend)
+
+
+def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's own configuration; `learner.deepspeed` has the last word."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW also where the state is offloaded: no compiler needed, the same numbers.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    if dtype == "bfloat16":
+        # Ranks' gradients are summed in float32, or the error would grow with the number of ranks.
+        ours["communication_data_type"] = "fp32"
+        if (
+            config.zero_stage >= 2
+        ):  # below, DeepSpeed answers this key with an optimizer of one reduction a pack
+            ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _merge(ours, config.deepspeed)
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW that can be held still while DeepSpeed goes through its step, which clears the gradient."""
+
+    is_held = False
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        return None if self.is_held else super().step(closure)
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in extra.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if nested else value
+    return merged
+
+
+class DeepSpeedEngine:
+    """One rank's half of the collective optimizer."""
+
+    def __init__(self, module: torch.nn.Module, config: LearnerConfig, *, dtype: str, world_size: int):
+        import deepspeed
+
+        self._config = config
+        self._world_size = world_size
+        self._optimizer = _AdamW(
+            [p for p in module.parameters() if p.requires_grad],
+            lr=0.0,  # each step brings its own; DeepSpeed may step once while it starts
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+        )
+        settings = deepspeed_config(config, dtype=dtype)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=settings)
+        sums_short = settings.get("data_types", {}).get("grad_accum_dtype") == "bf16"
+        if dtype == "bfloat16" and config.zero_stage < 2 and not sums_short:
+            # The packs of a step add up in float32: in bfloat16 the error grows with their number.
+            for parameter in module.parameters():
+                parameter.grad_dtype = torch.float32
+        self._accumulation: contextlib.ExitStack | None = None  # open while packs add up
+        self._is_reduced = False
+        self._is_offloaded = False
+        self.device = self._engine.device
+        self._loss = torch.zeros((), device=self.device)
+
+    @property
+    def module(self) -> Any:
+        """The wrapped module; call `forward` on the engine, not on this."""
+        return self._engine.module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss` (this pack's share of the step's sum) to the step's gradient."""
+        assert not self._is_reduced, "the reduced gradient waits for its step"
+        assert not self._is_offloaded, "the optimizer state is in host memory"
+        if self._accumulation is None:
+            self._accumulation = self._accumulate()
+        self._loss += loss.detach()
+        self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
+
+    def _accumulate(self) -> contextlib.ExitStack:
+        """Let packs add up until it is closed, which leaves the gradient as the step wants it."""
+        stack = contextlib.ExitStack()
+        match self._config.zero_stage:
+            case 0:
+                stack.callback(self._engine.allreduce_gradients)
+                stack.enter_context(self._engine.no_sync())
+            case 1:
+                stack.enter_context(self._engine.coalesce_grad_reduction())
+            case _:  # each backward pass adds to the share that DeepSpeed keeps
+                self._engine.set_gradient_accumulation_boundary(False)
+                stack.callback(self._engine.optimizer.finalize_gradient_accumulation_boundary)
+                stack.callback(self._engine.set_gradient_accumulation_boundary, True)
+        return stack
+
+    def reduce(self) -> None:
+        """The step's gradient, summed over packs and ranks; a second call does nothing. Collective."""
+        if self._is_reduced:
+            return
+        assert self._accumulation is not None, "a step needs at least one (dummy) pack on every rank"
+        self._accumulation.close()
+        self._accumulation = None
+        self._is_reduced = True
+
+    def step(self, learning_rate: float) -> tuple[float, str | None]:
+        """Clip, step, clear. The global gradient norm before clipping, and why the update was skipped.
+
+        `not_finite`: the loss of some pack or the gradient is not; `grad_norm`: the norm is above
+        `skip_grad_norm`. A skipped update clears the gradient; weights and optimizer state, step counts
+        too, stay as they are. Collective.
+        """
+        norm = self._grad_norm()
+        skipped = self._reason_to_skip(norm)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.is_held = skipped is not None
+        self._engine.step()
+        self._is_reduced = False
+        self._loss.zero_()
+        return norm, skipped
+
+    def forget_optimizer(self) -> None:
+        """Moments and step counts as before the first step. In place: DeepSpeed holds on to the tensors."""
+        assert self._accumulation is None, "gradients wait for their step"
+        for state in self._optimizer.state.values():
+            for name, value in state.items():
+                state[name] = value.zero_() if isinstance(value, torch.Tensor) else 0
+
+    def _reason_to_skip(self, norm: float) -> str | None:
+        """One answer on all ranks, whose losses differ, and whose norms may in the last bit."""
+        is_finite = math.isfinite(norm) and bool(self._loss.isfinite())
+        worst = torch.tensor(norm if is_finite else math.inf, device=self.device)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        if not worst.isfinite():
+            return "not_finite"
+        return "grad_norm" if 0 < self._config.skip_grad_norm < float(worst) else None
+
+    def _grad_norm(self) -> float:
+        """Of the reduced gradient; inf where that is not finite. Collective."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        optimizer = self._engine.optimizer
+        match self._config.zero_stage:
+            case 0:
+                grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+                norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
+                return float(torch.linalg.vector_norm(torch.stack(norms)))
+            case 3:
+                return float(combine_grad_norm_groups(optimizer._get_norm_groups()))
+            case _:
+                return float(optimizer.scaled_global_norm())
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """The full, reduced gradient by parameter name, between `reduce` and `step`. Collective."""
+        from deepspeed.utils import safe_get_full_grad
+
+        return {
+            name: safe_get_full_grad(p).detach().cpu().clone() for name, p in self.module.named_parameters()
+        }
+
+    def full_parameters(self, gather_bytes: int = GATHER_BYTES) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every parameter, whole, in the order of `named_parameters`. Collective: all ranks iterate.
+
+        Under ZeRO 3 at most `gather_bytes` (or one larger parameter) are gathered at a time, as many as
+        `weight_sync.buckets.cut` puts into a bucket; a tensor is valid until those after them are asked for.
+        """
+        from deepspeed.runtime.zero import GatheredParameters
+
+        batch: list[tuple[str, torch.nn.Parameter]] = []
+        size = 0
+        for name, parameter in [*self.module.named_parameters(), (None, None)]:
+            full = 0 if parameter is None else _numel(parameter) * parameter.element_size()
+            if batch and (parameter is None or size + full > gather_bytes):
+                if self._config.zero_stage == 3:
+                    with GatheredParameters([p for _, p in batch], modifier_rank=None):
+                        yield from ((n, p.detach()) for n, p in batch)
+                else:
+                    yield from ((n, p.detach()) for n, p in batch)
+                batch, size = [], 0
+            batch.append((name, parameter))
+            size += full
+
+    def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, dtype and full shape of every parameter, in order. Local."""
+        return [
+            (n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self.module.named_parameters()
+        ]
+
+    def offload(self) -> None:
+        """All but the parameters to host memory, between two steps; a second call does nothing. ZeRO 1 to 3."""
+        if not self._is_offloaded:
+            assert self._accumulation is None, "gradients wait for their step"
+            offload(self._engine)
+            self._is_offloaded = True
+
+    def reload(self) -> None:
+        """Be ready to train again."""
+        if self._is_offloaded:
+            reload(self._engine)
+            self._is_offloaded = False
+
+    def save(self, folder: Path) -> None:
+        """Optimizer and partitioned weights, one file a rank. Collective."""
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        if dist.get_rank() == 0:
+            self._layout.write(folder)
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote, also with another number of ranks. Collective.
+
+        Raises `UserError` where the ZeRO stages do not go together.
+        """
+        assert not self._is_offloaded, "what is loaded belongs on the device"
+        saved = Layout.read(folder)
+        if not self._layout.needs_conversion(saved, folder):
+            return self._load(folder)
+        with converted(folder) as universal:
+            self._engine._config.load_universal_checkpoint = True
+            try:
+                self._load(universal)
+            finally:
+                self._engine._config.load_universal_checkpoint = False
+
+    def local_state(self) -> LocalState:
+        """What this rank's training state is made of, between two steps. Local."""
+        assert self._accumulation is None, "gradients wait for their step"
+        return LocalState.of(self._engine, self._optimizer, zero_stage=self._config.zero_stage)
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[LocalState]:
+        """The state to be written into; afterwards what all ranks have is the first one's. Collective."""
+        assert not self._is_offloaded, "what is restored belongs on the device"
+        is_cut = self._config.zero_stage == 3
+        if is_cut:  # parameters that are whole here would be what they were
+            self._engine.optimizer.checkpoint_event_prologue()
+        state = self.local_state()
+        yield state
+        state.spread(self.device)
+        if is_cut:
+            self._engine.optimizer.checkpoint_event_epilogue()
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout(num_ranks=self._world_size, zero_stage=self._config.zero_stage)
+
+    def _load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no state in {folder}")
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())

@@ -1,0 +1,58 @@
+"""The reference scorer: a Ray actor that holds a frozen policy and scores packs, forward only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpt_ray.cluster.process import prepare_process
+from hpt_ray.config.schema import ModelConfig, ReferenceConfig
+from hpt_ray.types import Pack
+
+
+@dataclass(frozen=True)
+class ReferenceSpec:
+    """What a scorer is made from. `temperature` is that of the rollouts, as in the learner."""
+
+    model: ModelConfig
+    model_path: str
+    reference: ReferenceConfig
+    temperature: float
+    seed: int
+
+
+class ReferenceWorker:
+    """Scores whole packs; several workers share the packs between them."""
+
+    def __init__(self, spec: ReferenceSpec, log_file: str | None):
+        prepare_process(threads=spec.reference.num_cpus, log_file=log_file)
+        self._spec = spec
+        self._scorer: Any = None
+
+    def start(self) -> None:
+        """Load the model, once."""
+        if self._scorer is not None:
+            return
+        import torch
+
+        from hpt_ray.learner.model import load_policy
+        from hpt_ray.learner.scorer import TokenScorer
+
+        torch.set_num_threads(max(1, int(self._spec.reference.num_cpus)))
+        model = load_policy(self._spec.model, self._spec.model_path, seed=self._spec.seed).eval()
+        self._device = "cuda" if self._spec.reference.num_gpus > 0 else "cpu"
+        self._scorer = TokenScorer(model).to(self._device)
+
+    def logprobs(self, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
+        """log π_ref and its entropy [R] on the pack's response tokens, float32."""
+        import torch
+
+        from hpt_ray.learner.scorer import ScorerInput
+
+        self.start()  # a scorer that Ray has started again is asked at once
+        with torch.inference_mode():
+            rows = ScorerInput.from_pack(pack, temperature=self._spec.temperature, device=self._device)
+            logp, entropy = self._scorer(rows)
+        return logp.float().cpu().numpy(), entropy.float().cpu().numpy()

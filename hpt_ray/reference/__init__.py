@@ -1,1 +1,0 @@
-"""The frozen policy of KL terms, in actors of its own; started only when a term asks for it."""

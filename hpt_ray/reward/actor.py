@@ -1,0 +1,23 @@
+"""The reward service as an actor. Apart from the service, which grading processes import without Ray."""
+
+from __future__ import annotations
+
+from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.config.schema import RewardConfig
+from hpt_ray.reward.service import VerifierService
+
+# The verifier grades many small batches at the same time in one actor.
+VERIFIER_CONCURRENCY = 1000
+
+
+# Ray starts such an actor again by itself, and asks it again what was not answered.
+STATELESS = {"max_restarts": -1, "max_task_retries": -1}
+
+
+def make_verifier(cluster: Cluster, reward: RewardConfig, max_response_tokens: int) -> ActorGroup:
+    """The verifier service, coming up."""
+    arguments = [(reward, max_response_tokens)]
+    return cluster.create(
+        "verifier", VerifierService, arguments, max_concurrency=VERIFIER_CONCURRENCY, **STATELESS
+    )

@@ -1,1 +1,0 @@
-"""The gate: per question, which data trains."""

@@ -1,0 +1,80 @@
+"""`python -m hpt_ray.tools.deploy render --config FILE --image IMAGE [options] [key=value …]`
+`python -m hpt_ray.tools.deploy drain`
+
+`render` writes the Kubernetes manifests of a run; `kubectl create -k DIR` starts it. `drain` runs in a pod before
+it ends. Exit code 0: done. 2: the user must change something. 1: not everything had ended in time (`drain`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpt_ray.errors import UserError
+from hpt_ray.tools.deploy.drain import JOB_SERVER, drain
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the commands; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hpt_ray.tools.deploy", description="Runs on Kubernetes.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("render", help="write the manifests of a run as a kustomize overlay")
+    command.add_argument(
+        "--config", required=True, action="append", help="a YAML file; of several, later ones win"
+    )
+    command.add_argument("--image", required=True, help="image of all pods, e.g. registry/hpt_ray:gpu")
+    command.add_argument("--kind", choices=["RayJob", "RayCluster"], default="RayJob")
+    command.add_argument("--out", type=Path, help="folder to write; default: build/kuberay/NAME")
+    command.add_argument("--gpus-per-node", type=int, default=8, help="GPUs of a node (8)")
+    command.add_argument("--cpus-per-node", type=int, default=96, help="CPU cores of a node (96)")
+    command.add_argument("--gpu-resource", default="nvidia.com/gpu", help="what Kubernetes calls a GPU")
+    command.add_argument(
+        "--with",
+        dest="components",
+        action="append",
+        default=[],
+        metavar="COMPONENT",
+        help="a folder of deploy/kuberay/components, e.g. kueue; may be repeated",
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
+    command.set_defaults(run=_render)
+    command = commands.add_parser("drain", help="in a pod that ends: stop the run and wait for its save")
+    command.add_argument("--job-server", default=JOB_SERVER, metavar="URL", help=f"the head's ({JOB_SERVER})")
+    command.add_argument("--timeout", type=float, default=950.0, help="seconds to wait at most (950)")
+    command.set_defaults(run=_drain)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _render(options: argparse.Namespace) -> int:
+    # Not above: `drain` must come up fast, and the run's modules import torch.
+    from hpt_ray.config.checks import check_config
+    from hpt_ray.config.load import load_config
+    from hpt_ray.tools.deploy.pods import NodeSize
+    from hpt_ray.tools.deploy.render import Target, object_name, render
+
+    config = load_config(options.config, options.overrides)
+    check_config(config)
+    out = options.out or Path("build", "kuberay", object_name(config.run.name))
+    node = NodeSize(options.cpus_per_node, options.gpus_per_node)
+    target = Target(options.image, options.kind, node, options.gpu_resource, tuple(options.components))
+    files = render(config, target, out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (out / name).write_text(content, encoding="utf-8")
+    print(f"{out}: {', '.join(files)}\nkubectl create -k {out}")
+    return 0
+
+
+def _drain(options: argparse.Namespace) -> int:
+    return 0 if drain(options.job_server, options.timeout) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""A run's configuration → a kustomize overlay on `deploy/kuberay`.
+
+In: the checked configuration, an image, the size of a node. Out: the files of the overlay by name.
+
+    kustomization.yaml   which base, components, image and name
+    run.yaml             the configuration, as far as it differs from the defaults
+    pods.yaml            what the head and the groups of workers are, derived from run.yaml
+    fields.yaml          where in Ray's objects kustomize finds labels and the name of the ConfigMap
+
+What all pods have in common, such as security and volumes, stands once, in `deploy/kuberay/cluster`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from hpt_ray.config.schema import Config
+from hpt_ray.data import mini
+from hpt_ray.errors import UserError
+from hpt_ray.tools.deploy.memory import pod_memory_gib, shared_memory_gib
+from hpt_ray.tools.deploy.pods import RAY_CPUS, NodeSize, PodGroup, Pods, plan_pods
+
+BASES = (Path(__file__).parent / "kuberay").resolve()
+SHARED = "/shared"  # where deploy/kuberay/cluster mounts the volume of data and run folders
+HEADER = """\
+# Made by `python -m hpt_ray.tools.deploy render`, which writes all files here anew. Change run.yaml and render it again
+# with --config run.yaml, or build your own kustomization on this folder.
+"""
+# KubeRay's limit of 47 for the name of a RayJob, less `hpt-ray-`.
+NAME_LENGTH = 39
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of KubeRay's objects: its base, and where in it the cluster is."""
+
+    base: str
+    cluster: str
+
+
+KINDS = {"RayJob": Kind("job", "/spec/rayClusterSpec"), "RayCluster": Kind("cluster", "/spec")}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a manifest is made for."""
+
+    image: str
+    kind: str = "RayJob"
+    node: NodeSize = NodeSize(cpus=96, gpus=8)
+    gpu_resource: str = "nvidia.com/gpu"
+    components: tuple[str, ...] = ()  # folders of deploy/kuberay/components
+
+
+def render(config: Config, target: Target, out: Path) -> dict[str, str]:
+    """File name → content of the overlay at `out`. Raises `UserError` where the run does not fit on the nodes."""
+    known = sorted(folder.name for folder in (BASES / "components").iterdir())
+    if unknown := sorted(set(target.components) - set(known)):
+        raise UserError(f"--with {', '.join(unknown)}: components are {', '.join(known)}.")
+    pods = plan_pods(on_the_volume(config), target.node)
+    if "object-store" in target.components and (pods.workers or not config.checkpoint.mirror):
+        raise UserError(
+            "--with object-store leaves checkpoints in checkpoint.mirror alone: set it, and use it for a run that is "
+            f"one pod (this one has {len(pods.workers)} groups of workers, which need a shared volume)."
+        )
+    name = object_name(config.run.name)
+
+    def at(folder: str) -> str:
+        return os.path.relpath(BASES / folder, out.resolve())
+
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "hpt-ray",
+        "nameSuffix": f"-{name}",
+        "resources": [at(KINDS[target.kind].base)],
+        "components": [at(f"components/{component}") for component in target.components],
+        "images": [{"name": "hpt-ray", **image_parts(target.image)}],
+        "labels": [{"pairs": {"hpt-ray/run": name}, "includeSelectors": True}],
+        "configMapGenerator": [{"name": "run", "files": ["run.yaml"]}],
+        "configurations": ["fields.yaml"],
+        "patches": [{"path": "pods.yaml", "target": {"kind": target.kind}}],
+    }
+    return {
+        "kustomization.yaml": HEADER + _dump(kustomization),
+        "run.yaml": _dump(differences(pods.config)),
+        "pods.yaml": _dump(patch(pods, target)),
+        "fields.yaml": _dump(fields(target.kind)),
+    }
+
+
+def on_the_volume(config: Config) -> Config:
+    """The configuration with relative paths below the volume, and one that resumes.
+
+    A pod has no working directory that lasts: what is relative here is meant relative to the volume.
+    """
+
+    def place(path: str) -> str:
+        return path if mini.is_mini(path) or "://" in path else str(Path(SHARED, path))
+
+    def placed(section: Any) -> Any:
+        """A phase's `data` section."""
+        return (
+            {**section, "train": [place(path) for path in section["train"]]}
+            if "train" in section
+            else section
+        )
+
+    evaluation, data, checkpoint = config.evaluation, config.data, config.checkpoint
+    return replace(
+        config,
+        phases=[
+            {**phase, "data": placed(phase["data"])} if "data" in phase else phase for phase in config.phases
+        ],
+        resume="auto" if config.resume == "never" else config.resume,
+        run=replace(config.run, dir=place(config.run.dir)),
+        data=replace(data, train=[place(path) for path in data.train]),
+        checkpoint=replace(checkpoint, mirror=checkpoint.mirror and place(checkpoint.mirror)),
+        evaluation=replace(evaluation, sets={name: place(path) for name, path in evaluation.sets.items()}),
+    )
+
+
+def object_name(run_name: str) -> str:
+    """The run's name as Kubernetes takes it: `Qwen_1.5B` → `qwen-1-5b`."""
+    name = slug(run_name)
+    if not name or len(name) > NAME_LENGTH:
+        raise UserError(
+            f"run.name={run_name}: as a name for Kubernetes it is `{name}`; use 1 to {NAME_LENGTH} letters, digits "
+            "and hyphens."
+        )
+    return name
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def image_parts(image: str) -> dict[str, str]:
+    """`host:5000/x:1` as kustomize wants it: `{"newName": "host:5000/x", "newTag": "1"}`."""
+    name, _, digest = image.partition("@")
+    head, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:
+        head, tag = name, ""
+    parts = {"newName": head, "newTag": tag, "digest": digest}
+    return {key: value for key, value in parts.items() if value and not (key == "newTag" and digest)}
+
+
+def differences(config: Config) -> dict[str, Any]:
+    """What of `config` differs from the defaults, as nested keys. Reading it gives the same configuration."""
+    defaults = OmegaConf.to_container(OmegaConf.structured(Config))
+    assert isinstance(defaults, dict)
+    return _differences(dataclasses.asdict(config), defaults)
+
+
+def _differences(values: Mapping[str, Any], defaults: Mapping[Any, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _differences(value, default), {}
+        if value != default:
+            found[key] = value
+    return found
+
+
+def patch(pods: Pods, target: Target) -> list[dict[str, Any]]:
+    """The JSON patch (RFC 6902) that makes the base's cluster into these pods."""
+    root = KINDS[target.kind].cluster
+    memory = pod_memory_gib(pods)
+    operations = _pod_operations(f"{root}/headGroupSpec", pods.head, memory, target)
+    if not pods.workers:
+        return [*operations, {"op": "remove", "path": f"{root}/workerGroupSpecs"}]
+    first = f"{root}/workerGroupSpecs/0"
+    for _ in pods.workers[1:]:
+        operations.append({"op": "copy", "from": first, "path": f"{root}/workerGroupSpecs/-"})
+    for i, group in enumerate(pods.workers):
+        path = f"{root}/workerGroupSpecs/{i}"
+        operations.append({"op": "replace", "path": f"{path}/groupName", "value": slug(group.name)})
+        operations += [
+            {"op": "replace", "path": f"{path}/{key}", "value": group.replicas}
+            for key in ("replicas", "minReplicas", "maxReplicas")
+        ]
+        operations += _pod_operations(path, group, memory, target)
+    return operations
+
+
+def _pod_operations(
+    path: str, group: PodGroup, memory_gib: Mapping[str, int], target: Target
+) -> list[dict[str, Any]]:
+    spec = f"{path}/template/spec"
+    limits = {"memory": f"{memory_gib[group.name]}Gi"}
+    requests = {"cpu": str(group.cpus + RAY_CPUS), **limits}
+    start = {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)}
+    if group.pool is not None:
+        # KubeRay puts this into a shell's command line as it is.
+        start["resources"] = f"'{{\"{group.pool}\": 1}}'"
+    operations: list[dict[str, Any]] = [
+        {"op": "add", "path": f"{path}/rayStartParams/{key}", "value": value} for key, value in start.items()
+    ]
+    if group.gpus:
+        requests[target.gpu_resource] = limits[target.gpu_resource] = str(group.gpus)
+        toleration = {"key": target.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
+        operations.append({"op": "add", "path": f"{spec}/tolerations", "value": [toleration]})
+    resources = {"requests": requests, "limits": limits}
+    shm = f"{shared_memory_gib(group)}Gi"
+    return [
+        *operations,
+        {"op": "replace", "path": f"{spec}/containers/0/resources", "value": resources},
+        {"op": "replace", "path": f"{spec}/volumes/4/emptyDir/sizeLimit", "value": shm},
+    ]
+
+
+def fields(kind: str) -> dict[str, Any]:
+    """Where in KubeRay's objects kustomize finds labels of pods and names of ConfigMaps."""
+    root = KINDS[kind].cluster.strip("/")
+    templates = [f"{root}/headGroupSpec/template", f"{root}/workerGroupSpecs/template"]
+    labelled = [*templates, "spec/submitterPodTemplate"] if kind == "RayJob" else templates
+    return {
+        "nameReference": [
+            {
+                "kind": "ConfigMap",
+                "version": "v1",
+                "fieldSpecs": [
+                    {"kind": kind, "path": f"{path}/spec/volumes/configMap/name"} for path in templates
+                ],
+            }
+        ],
+        "commonLabels": [
+            {"kind": kind, "path": f"{path}/metadata/labels", "create": False} for path in labelled
+        ],
+    }
+
+
+def _dump(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)

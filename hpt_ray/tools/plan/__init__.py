@@ -1,0 +1,16 @@
+"""What a run will need, before it starts: placement, memory, cost. No Ray calls, no network.
+
+`survey` reads files and `find_shape` a config.json; all else is a pure function.
+"""
+
+from hpt_ray.tools.plan.cost import Cost, DataFacts
+from hpt_ray.tools.plan.make import Group, Plan, check_plan, host_gib_of, make_plan
+from hpt_ray.tools.plan.memory import GroupMemory, Term
+from hpt_ray.tools.plan.shape import ModelShape, find_shape, local_folder
+from hpt_ray.tools.plan.survey import plan_run, survey
+
+__all__ = [
+    "Cost", "DataFacts", "Group", "GroupMemory", "ModelShape", "Plan", "Term",
+    "check_plan", "find_shape", "host_gib_of", "local_folder", "make_plan",
+    "plan_run", "survey",
+]  # fmt: skip

@@ -1,0 +1,127 @@
+"""The size of a model: from its config.json, or from a small table of named models.
+
+In: the `model` section. Out: a `ModelShape`, the few numbers that memory and time follow from, or None where
+nothing on this machine says what the model looks like. Parameters are counted on a model without memory
+(PyTorch's `meta` device), so the count is exact for every architecture. No weights are read, no network is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+
+from hpt_ray.config.schema import ModelConfig
+from hpt_ray.data import mini
+from hpt_ray.learner.model import load_model_config, override
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Numbers of a decoder. Example: Llama-3.1-8B has `key_width` 8 heads · 128 = 1024."""
+
+    num_parameters: int
+    num_embedding: int  # parameters of an input embedding that no product uses: 0 where it is the head too
+    num_layers: int
+    width: int  # of the hidden states
+    mlp_width: int
+    query_width: int  # heads · head size
+    key_width: int  # heads of keys (and values) · head size
+    vocabulary: int
+
+    @property
+    def kv_numbers(self) -> int:
+        """Numbers that the cache keeps of one token."""
+        return 2 * self.num_layers * self.key_width
+
+
+def _qwen2(vocabulary: int, width: int, mlp: int, layers: int, heads: int, kv: int, tied: bool) -> Any:
+    return Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        tie_word_embeddings=tied,
+    )
+
+
+def _llama_31_8b() -> PreTrainedConfig:
+    return LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+
+
+# Models that a plan can be made for before they are here, by the last part of their Hub name.
+NAMED = {
+    "Qwen2.5-Math-7B": lambda: _qwen2(152064, 3584, 18944, 28, 28, 4, tied=False),
+    "Qwen2.5-Math-1.5B": lambda: _qwen2(151936, 1536, 8960, 28, 12, 2, tied=True),
+    "Qwen2.5-0.5B": lambda: _qwen2(151936, 896, 4864, 24, 14, 2, tied=True),
+    "Llama-3.1-8B": _llama_31_8b,
+}
+
+
+def find_shape(model: ModelConfig, path: str) -> ModelShape | None:
+    """The shape of the model at `path` (a folder, a `mini:` or a Hub name), with `model.config_overrides`.
+
+    None where there is no folder of it here and its name is not in `NAMED`. Raises `UserError` for a
+    config.json that cannot be used, and for an override of a key that it does not have.
+    """
+    if mini.is_mini(path):
+        from hpt_ray.data.mini.base import parse_name
+        from hpt_ray.data.mini.model import model_config
+
+        size, architecture, _ = parse_name(path)
+        config = model_config(size, architecture)  # type: ignore[arg-type]
+    elif (folder := local_folder(path)) is not None and (folder / "config.json").is_file():
+        return shape_of(load_model_config(model, str(folder)), trust_remote_code=model.trust_remote_code)
+    elif (name := Path(path).name) in NAMED:
+        config = NAMED[name]()
+    else:
+        return None
+    override(config, model.config_overrides)
+    return shape_of(config, trust_remote_code=model.trust_remote_code)
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder of a model that is on this machine, also in the Hub's cache. Uses no network."""
+    if Path(path).expanduser().is_dir():
+        return Path(path).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):  # no Hub name at all, or not in the cache
+        return None
+
+
+def shape_of(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> ModelShape:
+    """The shape that a configuration of transformers describes."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    return ModelShape(
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_embedding=0 if tied else embedding.weight.numel(),
+        num_layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        mlp_width=text.intermediate_size,
+        query_width=heads * head_size,
+        key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
+        vocabulary=text.vocab_size,
+    )

@@ -1,0 +1,81 @@
+"""A plan as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hpt_ray.observe.tables import two_columns
+from hpt_ray.tools.plan.make import Plan
+
+SHOWN_GIB = 0.05  # a smaller part of the memory is not listed
+
+
+def plan_summary(plan: Plan) -> RenderableType:
+    """Who stands where with how much memory, what a weight sync moves, and the expected GPU hours."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    table.add_column("actors")
+    table.add_column("each")
+    table.add_column("fullest moment", justify="right")
+    table.add_column("of which, GiB", overflow="fold")
+    for group in plan.groups:
+        gpus = f", {group.gpus:g} GPU" if group.gpus else ""
+        memory = group.memory
+        each = f"{group.cpus:g} CPU{gpus}" if group.cpus or gpus else "no core of its own"
+        if memory is None:
+            table.add_row(f"{group.count} × {group.kind}", each, "", "")
+            continue
+        parts = sorted(memory.terms, key=lambda term: -term.gib)
+        words = [f"{term.name} {term.gib:.1f}" for term in parts if term.gib >= SHOWN_GIB]
+        if memory.host_gib:
+            words.append(f"and {memory.host_gib:.1f} of host memory")
+        if memory.note:
+            words.append(memory.note)
+        of = f" of {plan.gpu_gib:g} GiB" if group.gpus else " GiB"
+        table.add_row(f"{group.count} × {group.kind}", each, f"{memory.gib:.1f}{of}", ", ".join(words))
+    facts = two_columns()
+    if all(group.memory is None for group in plan.groups):
+        facts.add_row("memory", "not planned: the model's config.json is not here, and its name is not known")
+    if plan.sync_bytes is not None:
+        facts.add_row(
+            "weights per sync",
+            f"{plan.sync_bytes / 1e6:,.3g} MB"
+            if plan.sync_bytes < 1e9
+            else f"{plan.sync_bytes / 1e9:.3g} GB",
+        )
+    if plan.costs is not None:
+        facts.add_row("expected cost", _cost_in_words(plan))
+    return Lines(table, facts)
+
+
+def _cost_in_words(plan: Plan) -> str:
+    assert plan.costs is not None
+    least, expected, most = plan.costs
+    busy = sum(expected.busy.values()) or 1.0
+    shares = ", ".join(f"{name} {amount / busy:.0%}" for name, amount in expected.busy.items() if amount)
+    gpus = f"{plan.num_gpus:g} GPU" if plan.num_gpus == 1 else f"{plan.num_gpus:g} GPUs"
+    return (
+        f"{two_digits(expected.gpu_hours)} GPU hours of an A100 ({two_digits(least.gpu_hours)} to "
+        f"{two_digits(most.gpu_hours)}): {two_digits(expected.wall / 3600)} hours on {gpus}; {shares}"
+    )
+
+
+def not_checked(absent: Sequence[str]) -> RenderableType:
+    """What a dry run could not look at, or that there was nothing of the kind."""
+    if not absent:
+        return Text("Everything was checked.")
+    return Lines(
+        Text("Not checked, because it is not on this machine:", style="bold"),
+        *(Text(f"  {line}", overflow="fold") for line in absent),
+        Text("Everything else was checked."),
+    )
+
+
+def two_digits(number: float) -> str:
+    """Rounded to what an estimate is worth: 1,234 is 1,200."""
+    return f"{float(f'{number:.2g}'):,.10g}"

@@ -1,0 +1,104 @@
+"""`python -m hpt_ray.tools.report RUN… [--out DIR]`
+
+One run: its dashboard. Several: their comparison, the seeds of one configuration together. RUN is a run folder,
+or the folder of a finished evaluation of the model of one of them. Writes index.html, one file with everything
+in it, and figures/*.png. Exit code 0: written. 2: the user must change something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from hpt_ray.errors import UserError, exit_code
+from hpt_ray.evaluation.results import QUESTIONS
+from hpt_ray.observe.run_folder import write_atomic
+from hpt_ray.tools.report.comparison import comparison_page
+from hpt_ray.tools.report.dashboard import run_page
+from hpt_ray.tools.report.html import Pictures, page
+from hpt_ray.tools.report.load import RunData, load_run
+from hpt_ray.tools.report.methods import group_runs
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the report, and say where it is."""
+    options = parse(arguments)
+    try:
+        print(write_report(load_all(options.runs), options.out))
+        return 0
+    except Exception as error:
+        return exit_code(error)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpt_ray.tools.report",
+        description="A page about one run, or a comparison of several.",
+        epilog="How to read it: docs/report.md.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or an evaluation of one"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write to (default: report/ in the run, of several beside the first)",
+    )
+    return parser.parse_args(arguments)
+
+
+def load_all(paths: Sequence[Path]) -> list[RunData]:
+    """The runs among `paths`, each with those evaluations among them that are of its model."""
+    folders = list(dict.fromkeys(path.resolve() for path in paths))
+    evaluations = [path for path in folders if (path / QUESTIONS).is_file()]
+    roots = [path for path in folders if path not in evaluations]
+    if not roots:
+        raise UserError("Only evaluations were given. Give the run folders of their models too.")
+    of_run: defaultdict[Path, list[Path]] = defaultdict(list)
+    for evaluation in evaluations:
+        of_run[_run_of(evaluation, roots)].append(evaluation)
+    return [load_run(root, of_run[root]) for root in roots]
+
+
+def write_report(runs: Sequence[RunData], out: Path | None = None) -> Path:
+    """Write index.html and the figures to `out`; returns the page. Raises `UserError` where it cannot."""
+    out = out or (runs[0].root if len(runs) == 1 else runs[0].root.parent) / "report"
+    if len(runs) > 1 and not any(run.num_steps for run in runs):
+        raise UserError("None of the runs has done a step yet.")
+    try:
+        pictures = Pictures(out / "figures")
+        if len(runs) == 1:
+            content = run_page(runs[0], pictures)
+        else:
+            # A run that has only just begun has nothing to compare.
+            begun = [run for run in runs if run.num_steps]
+            rest = [run for run in runs if not run.num_steps]
+            content = comparison_page(group_runs(begun), pictures, left_out=rest)
+        write_atomic(out / "index.html", page(*content))
+    except OSError as error:
+        raise UserError(f"{out}: the report cannot be written there: {error}.") from error
+    return out / "index.html"
+
+
+def _run_of(evaluation: Path, roots: Sequence[Path]) -> Path:
+    """The run whose model an evaluation is of, by the path in its configuration."""
+    try:
+        config = yaml.safe_load((evaluation / "config.yaml").read_text(encoding="utf-8"))
+        model = Path(config["model"]).resolve()
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{evaluation}: its config.yaml does not say which model it is of: {error}"
+        ) from error
+    for root in roots:
+        if root in (model, *model.parents):
+            return root
+    raise UserError(f"{evaluation}: an evaluation of {model}, which is in none of the runs given.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""From a run folder to plain tables: configuration, metrics, visits of questions, finished evaluations.
+
+In: the folder of a run that is done, still going or was killed. Out: `RunData`. What a run has not written
+is empty, not an error; only a folder that is no run is. Nothing is written, and `latest` stays where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from hpt_ray.errors import UserError
+from hpt_ray.evaluation.results import QUESTIONS, QuestionResult, read_results
+from hpt_ray.observe.metrics import branch_of
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.types import Decision
+
+Results = dict[str, list[QuestionResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric over a run: where it has a value. `steps` [N] int, `values` [N] float, all finite."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One line of feedback.jsonl: what a question came to at a step. `rollouts` counts aborted ones too."""
+
+    step: int
+    question_id: str
+    solved: int
+    rollouts: int
+    reason: str
+    rollout_weight: float
+    demo_weight: float
+    aborted: int = 0  # older files do not say
+
+    @property
+    def solve_rate(self) -> float:
+        """Share of the graded rollouts that are right; NaN where none was graded."""
+        graded = self.rollouts - self.aborted
+        return self.solved / graded if graded > 0 else math.nan
+
+    @property
+    def branch(self) -> str:
+        """What it trained on: see `observe.metrics.branch_of`."""
+        weights = self.rollout_weight, self.demo_weight
+        return branch_of(Decision(*weights, self.solved, self.rollouts, self.reason))
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run folder says. `config` has flat keys: `run.config["algorithm.name"]`."""
+
+    root: Path
+    config: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]] = ()
+    visits: Sequence[Visit] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    results: Results = field(default_factory=dict)  # by benchmark, of the finished model
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("run.seed")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps done."""
+        return int(self.lines[-1]["step"]) if self.lines else 0
+
+    @property
+    def state(self) -> str:
+        """`done`, or `not finished`: the folder cannot tell a run that goes on from one that was killed."""
+        return (
+            "done" if self.summary and self.num_steps >= self.config.get("run.steps", 0) else "not finished"
+        )
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The metrics that have a value somewhere, in the order of the lines."""
+        return list(dict.fromkeys(k for line in self.lines for k, v in line.items() if _is_number(v)))
+
+    def series(self, name: str) -> Series:
+        """Where `name` has a value; empty where it never has."""
+        points = [(line["step"], line[name]) for line in self.lines if _is_number(line.get(name))]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        return Series(np.array(steps, int), np.array(values, float))
+
+    def matching(self, pattern: str) -> dict[str, Series]:
+        """The series whose whole name matches, by the first group: `matching(r"eval/(.+)/mean")`."""
+        found = {name: m[1] for name in self.names if (m := re.fullmatch(pattern, name))}
+        return {key: self.series(name) for name, key in found.items()}
+
+    def evaluations(self, value: str = "mean") -> dict[str, Series]:
+        """`eval/<set>/<value>` by set."""
+        return self.matching(rf"eval/([^/]+)/{re.escape(value)}")
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of the run; of one that is not finished, of its steps, evaluations and checkpoints."""
+        parts = ("time/step_s", "time/evaluation_s", "time/checkpoint_s")
+        return float(self.summary.get("wall_s") or sum(self.series(name).values.sum() for name in parts))
+
+    @property
+    def tokens_sampled(self) -> int:
+        """Tokens of the graded rollouts."""
+        return round(
+            sum(
+                line["rollout/length_mean"] * sum(_values(line, "reward/outcome/"))
+                for line in self.lines
+                if _is_number(line.get("rollout/length_mean"))
+            )
+        )
+
+    @property
+    def tokens_trained(self) -> int:
+        """Tokens that went through the learner, prompts included."""
+        rate, seconds = "learner/tokens_per_s", "time/learner_s"
+        with_both = (x for x in self.lines if _is_number(x.get(rate)) and _is_number(x.get(seconds)))
+        return round(sum(line[rate] * line[seconds] for line in with_both))
+
+
+def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
+    """Read a run folder, and the evaluations of its model: those given and those in its `evaluation*` folders.
+
+    Raises `UserError` where `path` is no run folder, or a file of it cannot be read.
+    """
+    folder = RunFolder(Path(path).resolve())
+    if not folder.config.is_file():
+        raise UserError(f"{path}: not a run folder (no config.yaml in it). Give the folder of a run.")
+    try:
+        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
+        visits = [_visit(line) for line in _json_lines(folder.root / "feedback.jsonl")]
+        lines = folder.read_metrics()
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: a file of the run cannot be read: {error}") from error
+    results: Results = {}
+    for file in [*_evaluations_in(folder.root), *evaluations]:
+        for row in read_results(file):
+            results.setdefault(row.benchmark, []).append(row)
+    return RunData(folder.root, flat_keys(config or {}), lines, visits, summary, results)
+
+
+def flat_keys(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"run": {"seed": 1}}` as `{"run.seed": 1}`. A dict without keys is None."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = flat_keys(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {}
+        flat |= inner or {f"{prefix}{name}": None if value == {} else value}
+    return flat
+
+
+def _visit(line: Mapping[str, Any]) -> Visit:
+    """What else a line says is not needed here."""
+    names = (field.name for field in fields(Visit))
+    return Visit(**{name: line[name] for name in names if name in line})
+
+
+def _evaluations_in(root: Path) -> list[Path]:
+    found = {*root.glob(f"evaluation*/{QUESTIONS}"), *root.glob(f"evaluation*/*/{QUESTIONS}")}
+    return sorted(path.parent for path in found)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; a run that goes on may be writing the last one."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _values(line: Mapping[str, Any], prefix: str) -> list[float]:
+    return [value for name, value in line.items() if name.startswith(prefix) and _is_number(value)]

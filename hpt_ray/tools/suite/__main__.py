@@ -1,0 +1,161 @@
+"""`python -m hpt_ray.tools.suite SUITE.yaml [--only PATTERN] [--dry-run] [--report] [--jobs local|ray] [key=value …]`
+
+Carry a suite out and write one report. The same command goes on where it was stopped. Exit code 0: everything
+is there. 1: something failed; the report says what. 2: the user must change something. 75: stopped by
+SIGTERM; 130: by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hpt_ray.cluster.process import QUIET
+
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+from hpt_ray.errors import STOPPED, UserError, exit_code  # noqa: E402  (after the environment is set)
+from hpt_ray.tools.suite.jobs import Launcher, LocalLauncher  # noqa: E402
+from hpt_ray.tools.suite.matrix import RunSpec  # noqa: E402
+from hpt_ray.tools.suite.ray_jobs import RayLauncher  # noqa: E402
+from hpt_ray.tools.suite.report import write_report  # noqa: E402
+from hpt_ray.tools.suite.runner import Done, Runner  # noqa: E402
+from hpt_ray.tools.suite.state import Action, state_of  # noqa: E402
+from hpt_ray.tools.suite.suite import Suite, load_suite  # noqa: E402
+from hpt_ray.utils.lock import alone  # noqa: E402
+
+LAUNCHERS: dict[str, Callable[[argparse.Namespace], Launcher]] = {
+    "local": lambda options: LocalLauncher(),
+    "ray": lambda options: RayLauncher(options.address, options.working_dir),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, and turn what went wrong into an exit code and a message."""
+    console = Console()
+    try:
+        options = parser().parse_intermixed_args(arguments)
+        suite = load_suite(options.suite, options.overrides)
+        if options.dry_run:
+            show_plan(suite, options.only, console)
+            return 0
+        with holding(suite.out):
+            return carry_out(suite, options, console)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except asyncio.CancelledError:
+        print("stopped on request: the same command goes on where this one stopped", file=sys.stderr)
+        return STOPPED
+    except Exception as error:
+        return exit_code(error)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m hpt_ray.tools.suite",
+        description="Carry a suite of runs out and write one report.",
+        epilog="Keys of a suite: docs/reproduce.md.",
+    )
+    made.add_argument("suite", help="a suite file, such as configs/mini/small.yaml")
+    made.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="runs by name, as in 't.hpt.*'; may be repeated",
+    )
+    made.add_argument(
+        "--dry-run", action="store_true", help="check everything, show what is missing and stop"
+    )
+    made.add_argument("--report", action="store_true", help="start nothing; report about what is there")
+    made.add_argument("--jobs", choices=LAUNCHERS, default="local", help="processes here, or Ray jobs")
+    made.add_argument("--address", help="with --jobs ray: http://HOST:8265 of the cluster's dashboard")
+    made.add_argument("--working-dir", help="with --jobs ray: folder sent to the cluster with each job")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the suite to replace")
+    return made
+
+
+def carry_out(suite: Suite, options: argparse.Namespace, console: Console) -> int:
+    runner = Runner(suite, LAUNCHERS[options.jobs](options), console, options.only)
+    done = runner.gather() if options.report else asyncio.run(stoppable(runner))
+    page = write_report(done)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    for name, why in done.missing.items():
+        console.print(f"missing: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if done.missing else 0
+
+
+async def stoppable(runner: Runner) -> Done:
+    """At SIGTERM as at Ctrl-C: what the launcher does then, it says."""
+    runner.launcher.open()
+    task = asyncio.ensure_future(runner.run())
+    # After Ray, which has a handler of its own.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        runner.console.print(runner.launcher.when_stopped, soft_wrap=True)
+        raise
+    finally:
+        runner.launcher.close()
+
+
+@contextlib.contextmanager
+def holding(out: Path) -> Iterator[None]:
+    """Be alone in the suite's folder. UserError where somebody else is there, or it cannot be written."""
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(out))
+        except TimeoutError as error:
+            raise UserError(
+                f"Another process carries out a suite in {out}. Wait for it, or use out=OTHER."
+            ) from error
+        except OSError as error:
+            raise UserError(f"Cannot write to {out}: {error}. Name another folder with out=…") from error
+        yield
+
+
+def show_plan(suite: Suite, only: list[str], console: Console) -> None:
+    """What is there and what is missing, by model and method; nothing is started or written."""
+    tries, runs = Runner(suite, LocalLauncher(), console, only).plan()
+    table = Table(title=suite.keys.title)
+    for name in ("model", "method", "tries", "runs", "questions visited a run"):
+        table.add_column(name, justify="left" if name in ("model", "method") else "right")
+    for model, method in suite.pairs():
+        of_pair = [run for run in runs if (run.model, run.method) == (model, method)]
+        if of_pair:
+            tried = [run for run in tries if (run.model, run.method) == (model, method)]
+            note = " *" if suite.methods[method].budget else ""
+            visits = f"{of_pair[0].visits:,}{note}"
+            table.add_row(model, suite.methods[method].title, _counts(tried), _counts(of_pair), visits)
+    console.print(table)
+    console.print(
+        f"{_counts(tries)} tries and {_counts(runs)} runs are done. Output: {suite.out}", highlight=False
+    )
+    for run in (*tries, *runs):
+        state = state_of(run)
+        if state.action in (Action.CHANGED, Action.CONTINUE):
+            why = "; ".join(state.differences)
+            console.print(f"{run.id}: {state.action.value} {why}", markup=False, highlight=False)
+
+
+def _counts(runs: list[RunSpec]) -> str:
+    done = Counter(state_of(run).action for run in runs)[Action.DONE]
+    return f"{done} of {len(runs)}" if runs else "–"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The records that travel through a step, in the order of the data flow.
+
+    Question ─▶ Rollout ─▶ Verdict ─▶ Group ─▶ Decision ─▶ Row ─▶ Pack
+
+Token ids are the truth (`numpy` int32); text is a view for graders and for people. Nothing here
+imports Ray, vLLM or DeepSpeed, so every record can be made by hand in a test.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """τ*: a worked answer. `token_ids` ends with the same end-of-turn token a rollout ends with."""
+
+    token_ids: np.ndarray  # [L] int32
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """q: one prompt, its reference answer and, where the data has one, its demonstration.
+
+    Example: `Question(id="gsm8k/17", prompt_ids=[1, 9, 4], prompt="What is 2+2?", ground_truth="4",
+    data_source="openai/gsm8k", demonstration=Demonstration([7, 2], "4"))`
+    """
+
+    id: str  # unique within a run: "<data_source>/<index>"
+    prompt_ids: np.ndarray  # [P] int32, ends where the response begins
+    prompt: str  # as rendered, for people
+    ground_truth: str | float | list
+    data_source: str  # chooses the grader
+    demonstration: Demonstration | None = None
+    extra: dict = field(default_factory=dict)  # `extra_info` of the data row
+
+
+class FinishReason(enum.StrEnum):
+    """Why a rollout ended."""
+
+    STOP = "stop"  # the model ended its turn
+    LENGTH = "length"  # the token limit cut it
+    ABORT = "abort"  # no longer needed
+    LOST = "lost"  # its worker failed and no retry was left
+
+    @property
+    def is_answer(self) -> bool:
+        """There is a whole answer: not one that was aborted or lost."""
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """τ_i: one sampled answer. `logps[t]` is log π_old(token_ids[t]) as the sampler drew it."""
+
+    question_id: str
+    sample: int  # 0 … n−1 within its group
+    token_ids: np.ndarray  # [L] int32, with the end token where finish is STOP
+    logps: np.ndarray  # [L] float32
+    finish: FinishReason
+    weight_version: int
+    text: str  # decoded without special tokens
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish is not FinishReason.STOP
+
+    @classmethod
+    def missing(cls, question_id: str, sample: int, finish: FinishReason) -> Rollout:
+        """What stands in a group for an answer that was aborted or lost: no tokens, no version."""
+        return cls(question_id, sample, np.zeros(0, np.int32), np.zeros(0, np.float32), finish, -1, "")
+
+
+class Outcome(enum.StrEnum):
+    """What grading one answer came to. Every value is counted in the metrics."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"  # nothing that could be an answer was found
+    UNPARSABLE = "unparsable"  # an answer was found and could not be read
+    TIMEOUT = "timeout"  # grading took longer than its limit and was killed
+    ERROR = "error"  # the grader itself failed
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """R(τ): the score of one answer, how it came about, and what was read as the answer."""
+
+    score: float
+    outcome: Outcome
+    extracted: str | None = None
+    detail: str | None = None  # for ERROR and UNPARSABLE: what went wrong
+
+    @property
+    def solved(self) -> bool:
+        return self.outcome is Outcome.CORRECT
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All n rollouts of one question with their verdicts: what the gate decides on."""
+
+    question: Question
+    rollouts: list[Rollout]
+    verdicts: list[Verdict]
+
+    @property
+    def num_solved(self) -> int:
+        return sum(verdict.solved for verdict in self.verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """α, β: how much the rollouts and the demonstration of one question count (paper, Eq 9 and 10).
+
+    `reason` is a word for the metrics: "solved", "unsolved", "no_demonstration", …
+    """
+
+    rollout_weight: float  # α = f(P)
+    demo_weight: float  # β = g(P)
+    num_solved: int
+    num_rollouts: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence the learner trains on: a rollout or a demonstration of one question.
+
+    The policy terms of the estimator act on the response tokens only. `logp_old` is the sampler's
+    for a rollout and NaN for a demonstration: no policy of ours sampled it.
+    """
+
+    question_id: str
+    token_ids: np.ndarray  # [P+L] int32, prompt then response
+    prompt_length: int  # P
+    logp_old: np.ndarray  # [L] float32
+    is_demo: bool
+    reward: float
+    group: int  # index of the question within the optimizer step
+    weight: float = 1.0  # α or β of the gate
+    # Filled in on rollouts where the algorithm asks for it, the first two before the row is weighed:
+    values: np.ndarray | None = None  # [L] float32, the critic's V of what stands before each token
+    logp_ref: np.ndarray | None = None  # [L] float32, log-prob under the frozen policy (KL in the reward)
+    returns: np.ndarray | None = None  # [L] float32, G = Â + V, what the critic learns
+    value_scale: float = 0.0  # gate weight / Z of the value loss
+
+    @property
+    def response_length(self) -> int:
+        return len(self.token_ids) - self.prompt_length
+
+
+@dataclass(slots=True)
+class Pack:
+    """Rows laid end to end for one forward pass; what one learner rank gets as one micro-batch.
+
+    With rows of T tokens in all, of which R are response tokens, and K policy terms:
+
+    `token_ids`, `position_ids`   [T] int32, positions start again at 0 with every row
+    `row_lengths`                 [rows] int32, prompt and response together
+    `response_lengths`            [rows] int32
+    `logp_old`                    [R] float32, NaN on demonstrations
+    `advantages`                  [K, R] float32, term by term (0 where a term does not apply)
+    `scales`                      [K, rows] float32, coefficient · gate weight / Z, term by term
+    `entropy_scales`, `kl_scales` [rows] float32, the same for the entropy bonus and the KL loss
+    `group_ids`, `is_demo`        [rows]
+
+    A dummy pack (no row that counts) has scales of zero: it runs the same collectives as the
+    others and adds exactly nothing.
+    """
+
+    token_ids: np.ndarray
+    position_ids: np.ndarray
+    row_lengths: np.ndarray
+    response_lengths: np.ndarray
+    logp_old: np.ndarray
+    advantages: np.ndarray
+    scales: np.ndarray
+    entropy_scales: np.ndarray
+    kl_scales: np.ndarray
+    group_ids: np.ndarray
+    is_demo: np.ndarray
+    is_dummy: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTargets:
+    """What the critic learns on one pack with R response tokens.
+
+    `values`   [R] float32, V as the rows were scored; the clip of the value loss starts from it
+    `returns`  [R] float32, G = Â + V
+    `scales`   [rows] float32, gate weight / Z, where Z is that of the rollouts' policy term
+    """
+
+    values: np.ndarray
+    returns: np.ndarray
+    scales: np.ndarray
+
+
+Spans = dict[str, list[tuple[str, float, float]]]  # actor -> (name, start, end) in seconds of time.time()
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """One optimizer step, over all ranks."""
+
+    metrics: dict[str, float | None]
+    num_tokens: int
+    num_rows: int
+    num_demo_rows: int
+    num_skipped_rows: int  # rows whose terms are all exactly zero: never sent
+    seconds: float  # from the first pack to the step
+    busy_s: float  # of the policy's busiest rank
+    skipped: str | None  # why no weight was changed: "not_finite" or "grad_norm"
+    critic_skipped: str | None
+    spans: Spans  # of all ranks, since the update before
