@@ -2,17 +2,17 @@
 
     python benchmarks/against_trl.py --out benchmarks/results/against_trl.json
 
-The same on both sides: a 0.8M-parameter model, prompts and their order, 8 rollouts of a question, samples a step,
+The same on both sides: a 0.8M-parameter model, prompts and their order, 8 rollouts of a prompt, samples a step,
 one update a step, temperature 1, float32, AdamW, GRPO's loss without KL, the reward, and all cores of the
 machine. hpt_ray uses one for a rollout worker and one for a learner rank; TRL, where generation and training
 take turns, is run with one thread and with as many as there are cores, and its best counts. TRL generates with
 `generate` of transformers. `--continuous-batching` runs its other way on a CPU too; its vLLM mode needs a GPU.
 Nothing is trained in earnest: the learning rate is so small that lengths and rewards stay what they are.
 
-Two length distributions: `even`, 32 questions of which no answer ends before its 64 tokens, and `long_tail`, 8
-questions where every token ends the answer with the same probability: mean 170, a tenth above 390, at most
+Two length distributions: `even`, 32 prompts of which no answer ends before its 64 tokens, and `long_tail`, 8
+prompts where every token ends the answer with the same probability: mean 170, a tenth above 390, at most
 1,024. The model's end token has that probability by construction, whatever came before. The reward is a coin
-that depends on the text. The long tail has fewer questions so that the benchmark takes minutes.
+that depends on the text. The long tail has fewer prompts so that the benchmark takes minutes.
 
 TRL is installed into an environment of its own, `--trl-env`, with pip and its configuration. The first step
 of every run is a warm-up and not counted. Writes one JSON with versions, machine, settings, raw figures of every
@@ -62,25 +62,27 @@ LIMIT_S = 240.0  # of one run
 class Lengths:
     """A length distribution, and how much of it is measured."""
 
-    questions: int  # of a step
+    prompts: int  # of a step
     end_probability: float  # of every token
     max_tokens: int
     steps: int  # the first is a warm-up
     max_num_seqs: (
         int  # ours: below the number of samples, so that the learner has work before the last is done
     )
-    tokens_per_microbatch: int  # ours
-    rows_per_microbatch: int  # TRL's
+    max_tokens_per_micro_batch: int  # ours
+    samples_per_micro_batch: int  # TRL's
 
     @property
     def samples(self) -> int:
-        return self.questions * ROLLOUTS
+        return self.prompts * ROLLOUTS
 
 
 LENGTHS = {
-    "even": Lengths(32, 1e-9, 64, 6, max_num_seqs=64, tokens_per_microbatch=4096, rows_per_microbatch=64),
+    "even": Lengths(
+        32, 1e-9, 64, 6, max_num_seqs=64, max_tokens_per_micro_batch=4096, samples_per_micro_batch=64
+    ),
     "long_tail": Lengths(
-        8, 1 / 170, 1024, 3, max_num_seqs=32, tokens_per_microbatch=4096, rows_per_microbatch=32
+        8, 1 / 170, 1024, 3, max_num_seqs=32, max_tokens_per_micro_batch=4096, samples_per_micro_batch=32
     ),
 }
 
@@ -171,8 +173,8 @@ def write_model(folder: Path, lengths: Lengths) -> None:
     """A random model whose end token has the same probability everywhere, nearly.
 
     One residual channel holds the same value at every token: no layer writes to it, and it is large, so that it
-    is still nearly the same behind the last norm. The output row of the end token reads that channel alone;
-    all other rows are small and leave it out.
+    is still nearly the same behind the last norm. The output sample of the end token reads that channel alone;
+    all other samples are small and leave it out.
     """
     config = model_config("s")
     config.tie_word_embeddings = False
@@ -199,9 +201,9 @@ def write_model(folder: Path, lengths: Lengths) -> None:
 
 def run_ours(lengths: Lengths, folder: Path) -> dict[str, Any]:
     config = {
-        "questions_per_step": lengths.questions,
-        "rollouts_per_question": ROLLOUTS,
-        "tokens_per_microbatch": lengths.tokens_per_microbatch,
+        "prompts_per_step": lengths.prompts,
+        "group_size": ROLLOUTS,
+        "max_tokens_per_micro_batch": lengths.max_tokens_per_micro_batch,
         "run": {"dir": str(folder / "runs"), "steps": lengths.steps, "seed": SEED},
         "model": {"path": str(folder / "model")},
         "data": {
@@ -212,7 +214,7 @@ def run_ours(lengths: Lengths, folder: Path) -> dict[str, Any]:
             "shuffle": False,
         },
         "rollout": {"kv_cache_gib": 1.0, "max_num_seqs": lengths.max_num_seqs},
-        "reward": {"grader": f"python:{TRL_SIDE}:coin", "require_finished": False},
+        "reward": {"reward_function": f"python:{TRL_SIDE}:coin", "require_finished": False},
         "algorithm": {"name": "grpo"},
         "learner": {"learning_rate": LEARNING_RATE, "weight_decay": 0.0},
         "observe": {"samples_every": 0, "rollouts_every": 0},
@@ -252,12 +254,12 @@ def run_trl(
     settings = {
         "model": str(folder / "model"),
         "folder": str(folder / "trl"),
-        "prompts": prompts(lengths.questions * lengths.steps),
-        "questions": lengths.questions,
+        "texts": prompts(lengths.prompts * lengths.steps),
+        "prompts": lengths.prompts,
         "rollouts": ROLLOUTS,
         "steps": lengths.steps,
         "max_tokens": lengths.max_tokens,
-        "rows_per_microbatch": lengths.rows_per_microbatch,
+        "samples_per_micro_batch": lengths.samples_per_micro_batch,
         "learning_rate": LEARNING_RATE,
         "threads": threads,
         "continuous_batching": continuous_batching,
@@ -293,8 +295,8 @@ def run_trl(
 
 def prompts(count: int) -> list[str]:
     """The first `count` prompts, as the template `plain` renders them."""
-    rows = read_rows(resolve("mini:train"))
-    return [row.messages[-1]["content"] for row, _ in zip(rows, range(count), strict=False)]
+    samples = read_rows(resolve("mini:train"))
+    return [sample.messages[-1]["content"] for sample, _ in zip(samples, range(count), strict=False)]
 
 
 def figures(

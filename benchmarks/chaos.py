@@ -8,7 +8,7 @@ verifier and its grading processes, and the driver, which is then started again 
 run folder: steps, what was counted as mended, and for each fault the time to recover: from the fault until a step
 is written that was not there before. "Twice" are steps that were written and, after a fault, computed again; the
 one under way at the fault is not among them. "Lost" are steps that are missing from the metrics or there twice in
-the end, and questions of a step that were not visited exactly once.
+the end, and prompts of a step that were not visited exactly once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FAULTS = {
     "learner": Fault("ray::LearnerWorker", 4),
     "reference": Fault("ray::ReferenceWorker", 2),
     "verifier": Fault("ray::VerifierService", 2),
-    "grader": Fault("hpt_ray.reward.worker", 4),
+    "reward_function": Fault("hpt_ray.reward.worker", 4),
     "driver": Fault("", 2),
     "frozen engine": Fault("ray::RolloutWorker", 1, signal.SIGSTOP),
     "frozen learner": Fault("ray::LearnerWorker", 1, signal.SIGSTOP),
@@ -64,7 +64,7 @@ ENVIRONMENT = {
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
 PAUSE_S = (20.0, 40.0)  # between two faults
-QUESTIONS = 32
+PROMPTS = 32
 
 
 def main() -> None:
@@ -106,7 +106,7 @@ def words() -> list[str]:
     """More steps than time; two engines, so that one can be missed; a reference, so that there is one to lose."""
     return [
         "run.steps=100000",
-        f"questions_per_step={QUESTIONS}",
+        f"prompts_per_step={PROMPTS}",
         "algorithm.kl_coef=0.001",
         "rollout.num_workers=2",
         "rollout.num_cpus=0.5",
@@ -200,9 +200,9 @@ class Run:
     def figures(self) -> dict[str, Any]:
         lines = self._lines()
         steps = Counter(line["step"] for line in lines)
-        visits: Counter[int] = Counter()
-        for text in (self._folder / "latest" / "feedback.jsonl").read_text().splitlines():
-            visits[json.loads(text)["step"]] += 1
+        attempts: Counter[int] = Counter()
+        for text in (self._folder / "latest" / "prompt_history.jsonl").read_text().splitlines():
+            attempts[json.loads(text)["step"]] += 1
         mended: Counter[str] = Counter()
         for line in lines:
             mended.update({k: v for k, v in line.items() if k.startswith("faults/")})
@@ -211,7 +211,7 @@ class Run:
             "seconds": self._seconds,
             "steps": last,
             "steps_missing_or_twice": sum(steps[step] != 1 for step in range(1, last + 1)),
-            "steps_with_other_than_all_questions": sum(visits[s] != QUESTIONS for s in range(1, last + 1)),
+            "steps_with_other_than_all_prompts": sum(attempts[s] != PROMPTS for s in range(1, last + 1)),
             "faults": self._faults,
             "mended_in_lines": dict(mended),
         }
@@ -242,7 +242,7 @@ def result(undisturbed: dict[str, Any], disturbed: dict[str, Any]) -> dict[str, 
             for kind in sorted({fault["kind"] for fault in done})
         },
         "nothing_lost": not (
-            disturbed["steps_missing_or_twice"] or disturbed["steps_with_other_than_all_questions"]
+            disturbed["steps_missing_or_twice"] or disturbed["steps_with_other_than_all_prompts"]
         ),
     }
 

@@ -26,7 +26,7 @@ from material import ModelShape
 from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
-from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
 from hpt_ray.driver.actors import start_ranks
 from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
@@ -36,7 +36,7 @@ RANKS = 2
 SHAPES = {"10M": ModelShape(256, 1024, 8, 4, 2, 8192), "100M": ModelShape(768, 3072, 12, 12, 4, 8192)}
 
 
-async def row(size: str, repeats: int, folder: Path) -> dict[str, Any]:
+async def sample(size: str, repeats: int, folder: Path) -> dict[str, Any]:
     model = SHAPES[size].save(folder / "model")
     learner = LearnerConfig(num_ranks=RANKS, num_cpus=1, zero_stage=2)
     spec = LearnerSpec(
@@ -45,7 +45,7 @@ async def row(size: str, repeats: int, folder: Path) -> dict[str, Any]:
     cluster = Cluster.connect(ClusterConfig(address="local"))
     replicas = Replicas(timeout_s=LIMIT_S)
     try:
-        await cluster.reserve([Need("learner", RANKS, 1, 0.0)], timeout_s=LIMIT_S, name="copies")
+        await cluster.reserve([ResourceRequest("learner", RANKS, 1, 0.0)], timeout_s=LIMIT_S, name="copies")
         ranks = cluster.create("learner", LearnerWorker, [(i, RANKS, spec, None) for i in range(RANKS)])
         await start_ranks(ranks, LIMIT_S)
         times: dict[str, list[float]] = {
@@ -100,19 +100,19 @@ def main() -> None:
         "machine": machine(),
         "settings": settings,
     }
-    rows = []
+    samples = []
     for size in arguments.sizes:
         with TemporaryDirectory() as folder:
-            rows.append(asyncio.run(row(size, arguments.repeats, Path(folder))))
+            samples.append(asyncio.run(sample(size, arguments.repeats, Path(folder))))
     result = {
         found["model"]: {
             "copy_over_checkpoint": found["copy_s"] / found["checkpoint_s"],
             "copy_over_memcpy": found["copy_s"] / found["memcpy_s"],
             "restore_over_load": found["restore_s"] / found["load_s"],
         }
-        for found in rows
+        for found in samples
     }
-    write(arguments.out, report | {"rows": rows, "result": result})
+    write(arguments.out, report | {"samples": samples, "result": result})
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python benchmarks/driver_scale.py --out benchmarks/results/driver_scale.json
 
-The paper's size: 128 questions × 8 rollouts × 8,192 tokens, two updates a step, packs of 32,768 tokens. Larger
-sizes have more questions. `Driver.run` is the real one, on a real Ray with real records: drawing, requests, groups,
-gate, rows, weighing, packing, weight sync, metrics, feedback log. Stand-ins replace only the remote actors: a
+The paper's size: 128 prompts × 8 rollouts × 8,192 tokens, two updates a step, micro-batches of 32,768 tokens. Larger
+sizes have more prompts. `Driver.run` is the real one, on a real Ray with real records: drawing, requests, groups,
+gate, samples, weighing, packing, weight sync, metrics, feedback log. Stand-ins replace only the remote actors: a
 rollout worker returns answers of full length at once and one by one, which is most work for the driver; the
-verifier and the learner ranks answer at once. A third of the questions are unsolved.
+verifier and the learner ranks answer at once. A third of the prompts are unsolved.
 
 The driver's own time is the CPU time of its process, Ray's threads in it included, between the ends of two steps.
 The first step of a run is not counted. Writes one JSON with versions, machine, settings, raw figures by step,
@@ -53,12 +53,12 @@ from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.reward.service import GradeItem
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
 from hpt_ray.rollout.worker import Progress as EngineProgress
-from hpt_ray.types import FinishReason, Outcome, Pack, Rollout, Verdict
+from hpt_ray.types import FinishReason, MicroBatch, Outcome, RewardResult, Rollout
 
 PUBLISHED_STEP_S = 77 * 3600 / 500
 NUM_ROLLOUTS = 8
 CHARS_PER_TOKEN = 4
-UNSOLVED = "0"  # reference answer of a question that no rollout solves
+UNSOLVED = "0"  # reference answer of a prompt that no rollout solves
 SEED = 0
 
 
@@ -68,7 +68,7 @@ class RecordedAnswers:
     def __init__(self, num_tokens: int):
         random = np.random.default_rng(SEED)
         self._token_ids = random.integers(0, 80, num_tokens, dtype=np.int32)
-        self._logps = -random.random(num_tokens, dtype=np.float32)
+        self._logprobs = -random.random(num_tokens, dtype=np.float32)
         self._text = "x" * (CHARS_PER_TOKEN * num_tokens)
         self._ready: asyncio.Queue[Rollout] = asyncio.Queue()
         self._version = 0
@@ -81,10 +81,10 @@ class RecordedAnswers:
             for sample in request.samples:
                 self._ready.put_nowait(
                     Rollout(
-                        question_id=request.question_id,
+                        prompt_id=request.prompt_id,
                         sample=sample,
                         token_ids=self._token_ids,
-                        logps=self._logps,
+                        logprobs=self._logprobs,
                         finish=FinishReason.STOP,
                         weight_version=self._version,
                         text=f"{sample}{self._text}",
@@ -95,7 +95,7 @@ class RecordedAnswers:
         while True:
             yield [await self._ready.get()]
 
-    async def abort(self, question_ids: set[str]) -> int:
+    async def abort(self, prompt_ids: set[str]) -> int:
         return 0
 
     async def progress(self) -> EngineProgress:
@@ -124,19 +124,22 @@ class RecordedAnswers:
         return []
 
 
-class RecordedVerdicts:
-    """In place of the verifier: every second answer to a question that can be solved is right."""
+class RecordedResults:
+    """In place of the verifier: every second answer to a prompt that can be solved is right."""
 
     async def counts(self) -> dict[str, int]:
         return {}
 
-    async def grade(self, items: list[GradeItem]) -> list[Verdict]:
+    async def grade(self, items: list[GradeItem]) -> list[RewardResult]:
         solved = [item.ground_truth != UNSOLVED and int(item.response[0]) % 2 == 0 for item in items]
-        return [Verdict(1.0, Outcome.CORRECT, "1") if s else Verdict(0.0, Outcome.WRONG, "2") for s in solved]
+        return [
+            RewardResult(1.0, Outcome.CORRECT, "1") if s else RewardResult(0.0, Outcome.WRONG, "2")
+            for s in solved
+        ]
 
 
 class RecordedUpdates:
-    """In place of a learner rank: takes packs, and steps, at once."""
+    """In place of a learner rank: takes micro-batches, and steps, at once."""
 
     def __init__(self) -> None:
         self._num_tokens = 0
@@ -153,8 +156,8 @@ class RecordedUpdates:
     def forget_optimizer(self) -> None:
         pass
 
-    def accumulate(self, pack: Pack, *_: Any) -> None:
-        self._num_tokens += pack.num_tokens
+    def accumulate(self, micro_batch: MicroBatch, *_: Any) -> None:
+        self._num_tokens += micro_batch.num_tokens
 
     def step(self, learning_rate: float) -> UpdateReport:
         report = UpdateReport(num_tokens=self._num_tokens, grad_norm=1.0)
@@ -164,7 +167,7 @@ class RecordedUpdates:
     def weight_metas(self) -> list[Any]:
         return []
 
-    def join_transfer(self, meeting: Any) -> None:
+    def join_transfer(self, rendezvous: Any) -> None:
         pass
 
     def send_weights(self, bucket_bytes: int, keep: bool) -> None:
@@ -188,7 +191,7 @@ class RecordedCluster(Cluster):
     ) -> Callable[[int], Any]:
         stand_ins: dict[str, tuple[type, tuple]] = {
             "rollout": (RecordedAnswers, (self.num_tokens,)),
-            "verifier": (RecordedVerdicts, ()),
+            "verifier": (RecordedResults, ()),
             "learner": (RecordedUpdates, ()),
         }
         stand_in, its_arguments = stand_ins[kind]
@@ -225,7 +228,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--questions", type=int, default=128, help="questions of a step at size 1")
+    parser.add_argument("--prompts", type=int, default=128, help="prompts of a step at size 1")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of an answer")
     parser.add_argument("--workers", type=int, default=8, help="stand-ins for rollout workers")
     parser.add_argument("--ranks", type=int, default=8, help="stand-ins for learner ranks")
@@ -238,7 +241,7 @@ def main() -> None:
         "machine": machine(),
         "settings": {
             **{name: value for name, value in vars(arguments).items() if name != "out"},
-            "rollouts_per_question": NUM_ROLLOUTS,
+            "group_size": NUM_ROLLOUTS,
             "published_step_s": PUBLISHED_STEP_S,
             "seed": SEED,
         },
@@ -251,9 +254,9 @@ def main() -> None:
 
 def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": arguments.workers + arguments.ranks})
-    data = folder / "questions.parquet"
+    data = folder / "prompts.parquet"
     wanted = sizes(arguments.factors)
-    write_questions(data, max(size.factor for size in wanted) * arguments.questions)
+    write_prompts(data, max(size.factor for size in wanted) * arguments.prompts)
     RecordedCluster.num_tokens = arguments.tokens
     configs = [config_of(arguments, size, data, folder / "runs") for size in wanted]
     cluster = RecordedCluster.connect(configs[0].cluster)
@@ -268,9 +271,9 @@ def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"raw": {"runs": raw, "profile": profile}, "result": result(raw)}
 
 
-def write_questions(path: Path, count: int) -> None:
-    """Prompts of about 150 tokens and demonstrations of about 1,000; every third question is unsolved."""
-    rows = (
+def write_prompts(path: Path, count: int) -> None:
+    """Prompts of about 150 tokens and demonstrations of about 1,000; every third prompt is unsolved."""
+    samples = (
         make_row(
             f"Start with {i}. " + "Add 12. Subtract 9. " * 14,
             "58+12=70. 70-9=61. " * 50,
@@ -280,14 +283,14 @@ def write_questions(path: Path, count: int) -> None:
         )
         for i in range(count)
     )
-    write_rows(path, rows, {"index": pa.int64()})
+    write_rows(path, samples, {"index": pa.int64()})
 
 
 def config_of(arguments: argparse.Namespace, size: Size, data: Path, runs: Path) -> Config:
     words = {
-        "questions_per_step": arguments.questions * size.factor,
-        "rollouts_per_question": NUM_ROLLOUTS,
-        "tokens_per_microbatch": max(32768, 2 * arguments.tokens),
+        "prompts_per_step": arguments.prompts * size.factor,
+        "group_size": NUM_ROLLOUTS,
+        "max_tokens_per_micro_batch": max(32768, 2 * arguments.tokens),
         "updates_per_step": 2,
         "run.steps": size.steps,
         "run.seed": SEED,
@@ -297,7 +300,7 @@ def config_of(arguments: argparse.Namespace, size: Size, data: Path, runs: Path)
         "data.template": "plain",
         "data.max_response_tokens": max(1024, arguments.tokens),
         "rollout.num_workers": arguments.workers,
-        "reward.grader": "boxed",
+        "reward.function": "boxed",
         "algorithm.name": "hpt",
         "learner.num_ranks": arguments.ranks,
         "observe.samples_every": 0,
@@ -317,7 +320,7 @@ def measure(config: Config, cluster: Cluster) -> dict[str, Any]:
         raise RuntimeError(f"not an undisturbed run: {summary}")
     pairs = list(pairwise(clock.ends))
     return {
-        "questions": config.questions_per_step,
+        "prompts": config.prompts_per_step,
         "driver_s": [after[0] - before[0] for before, after in pairs],
         "wall_s": [after[1] - before[1] for before, after in pairs],
         "memory_gib": psutil.Process().memory_info().rss / 2**30,

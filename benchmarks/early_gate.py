@@ -3,14 +3,14 @@
     python benchmarks/early_gate.py --out benchmarks/results/early_gate.json
 
 The solve rates are those of the small task's models: untrained, the weak base, and checkpoints of one
-quickstart run that this script makes first. Each model answers the same questions with the same seeds and
+quickstart run that this script makes first. Each model answers the same prompts with the same seeds and
 weights four times, side by side: once waiting for all rollouts, then once for each γ with early decisions.
 vLLM, the verifier, `graded_groups` and the switch are those of a run; there is no learner. What was sampled
 is read from vLLM's own counter, so tokens of aborted rollouts count as spent.
 
 Writes one JSON with versions, machine, settings, raw figures by batch, and `result`: `tokens_saved` and
 `time_saved` as shares of what waiting costs, by γ and solve rate, `tokens_avoidable`, what would be saved were
-the samples of a question drawn one after another, and `decisions_equal`. The engine decodes 64 sequences at a
+the samples of a prompt drawn one after another, and `decisions_equal`. The engine decodes 64 sequences at a
 time, a sixteenth of a batch: where all of a batch runs at the same time, an aborted rollout makes room for
 nobody, and tokens are saved but little time.
 """
@@ -38,7 +38,7 @@ from hpt_ray.algorithms.gates import is_certain, switch, threshold
 from hpt_ray.cli.mini_base import model_folder
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import ClusterConfig
-from hpt_ray.data.dataset import load_questions
+from hpt_ray.data.dataset import load_prompts
 from hpt_ray.data.mini import is_mini
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
@@ -47,8 +47,8 @@ from hpt_ray.evaluation.run import Workers, start_workers
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.requests import request_for
-from hpt_ray.rollout.router import RolloutPool
-from hpt_ray.types import FinishReason, Group, Question
+from hpt_ray.rollout.router import Router
+from hpt_ray.types import FinishReason, Group, Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROLLOUTS = 8
@@ -61,9 +61,9 @@ TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Pass:
-    """One way through one batch of questions."""
+    """One way through one batch of prompts."""
 
-    groups: dict[str, Group]  # by question
+    groups: dict[str, Group]  # by prompt
     sampled_tokens: int
     seconds: float
 
@@ -73,7 +73,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--questions", type=int, default=128, help="questions of a batch")
+    parser.add_argument("--prompts", type=int, default=128, help="prompts of a batch")
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--max-num-seqs", type=int, default=64, help="sequences decoded at a time")
     parser.add_argument("--train-steps", type=int, default=100)
@@ -85,7 +85,7 @@ def main() -> None:
         "machine": machine(),
         "settings": {
             **{name: value for name, value in vars(arguments).items() if name != "out"},
-            "rollouts_per_question": NUM_ROLLOUTS,
+            "group_size": NUM_ROLLOUTS,
             "max_response_tokens": MAX_RESPONSE_TOKENS,
             "temperature": 1.0,
             "seed": SEED,
@@ -139,7 +139,7 @@ async def measure_all(
 async def measure(model: str, arguments: argparse.Namespace, cluster: Cluster, logs: Path) -> dict[str, Any]:
     """All batches of one model, each waiting and with early decisions at every γ; what each came to."""
     plan = plan_for(model, arguments.max_num_seqs)
-    questions = load_questions(
+    prompts = load_prompts(
         ["mini:train"],
         Template(plan.config.data, load_tokenizer(model)),
         max_prompt_tokens=plan.config.data.max_prompt_tokens,
@@ -149,20 +149,20 @@ async def measure(model: str, arguments: argparse.Namespace, cluster: Cluster, l
     logs.mkdir(exist_ok=True)
     workers = await start_workers(cluster, plan, model, logs)
     try:
-        pool = RolloutPool(workers.fleet, max_num_seqs=arguments.max_num_seqs, timeout_s=TIMEOUT_S)
-        ask = partial(one_pass, workers, pool, plan)
-        await ask([questions[i] for i in range(32)], batch=-1, gamma=None)  # warm-up
+        router = Router(workers.engines, max_num_seqs=arguments.max_num_seqs, timeout_s=TIMEOUT_S)
+        ask = partial(one_pass, workers, router, plan)
+        await ask([prompts[i] for i in range(32)], batch=-1, gamma=None)  # warm-up
         batches = []
         for batch in range(arguments.batches):
-            first = batch * arguments.questions
-            asked = [questions[i % len(questions)] for i in range(first, first + arguments.questions)]
+            first = batch * arguments.prompts
+            asked = [prompts[i % len(prompts)] for i in range(first, first + arguments.prompts)]
             passes = {}
             for name in rotated([WAITED, *GAMMAS], batch):  # so that no setting is always the first
                 passes[name] = await ask(asked, batch=batch, gamma=GAMMAS.get(name))
             waited = passes.pop(WAITED)
             batches.append(
                 {
-                    "solved": sum(group.num_solved for group in waited.groups.values()),
+                    "solved": sum(group.num_correct for group in waited.groups.values()),
                     "waited": figures(waited),
                     "avoidable_tokens": {name: avoidable(waited, gamma) for name, gamma in GAMMAS.items()},
                     "early": {
@@ -174,7 +174,7 @@ async def measure(model: str, arguments: argparse.Namespace, cluster: Cluster, l
     finally:
         workers.stop()
         cluster.release()
-    num_rollouts = arguments.batches * arguments.questions * NUM_ROLLOUTS
+    num_rollouts = arguments.batches * arguments.prompts * NUM_ROLLOUTS
     return {"solve_rate": sum(batch["solved"] for batch in batches) / num_rollouts, "batches": batches}
 
 
@@ -189,7 +189,7 @@ def plan_for(model: str, max_num_seqs: int) -> Plan:
         "max_response_tokens": MAX_RESPONSE_TOKENS,
         "data.template": "plain",
         "data.add_bos": "true",
-        "reward.grader": "boxed",
+        "reward.function": "boxed",
         "rollout.max_num_seqs": max_num_seqs,
         "rollout.kv_cache_gib": 0.25,
         "rollout.engine": "{disable_log_stats: false}",  # its counter of sampled tokens
@@ -199,33 +199,33 @@ def plan_for(model: str, max_num_seqs: int) -> Plan:
 
 async def one_pass(
     workers: Workers,
-    pool: RolloutPool,
+    router: Router,
     plan: Plan,
-    questions: list[Question],
+    prompts: list[Prompt],
     *,
     batch: int,
     gamma: float | None,
 ) -> Pass:
-    """Generate, grade and group one batch; with `gamma`, stop for a question once its decision is certain."""
+    """Generate, grade and group one batch; with `gamma`, stop for a prompt once its decision is certain."""
     held = 0 if gamma is None else threshold(gamma, NUM_ROLLOUTS)  # as a run holds them
     requests = [
         request_for(q.id, q.prompt_ids, num_samples=NUM_ROLLOUTS, run_seed=SEED, step=batch, num_held=held)
-        for q in questions
+        for q in prompts
     ]
 
-    def certain(_: Question, num_solved: int, num_graded: int) -> bool:
+    def certain(_: Prompt, num_correct: int, num_graded: int) -> bool:
         return gamma is not None and is_certain(
-            gamma, num_solved=num_solved, num_graded=num_graded, num_rollouts=NUM_ROLLOUTS
+            gamma, num_correct=num_correct, num_graded=num_graded, num_rollouts=NUM_ROLLOUTS
         )
 
     tokens = await sampled_tokens(workers)
     begin = time.perf_counter()
-    draw = pool.generate(requests, plan.tasks[0].sampling)
+    draw = router.generate(requests, plan.tasks[0].sampling)
     groups = {
-        group.question.id: group
+        group.prompt.id: group
         async for group in graded_groups(
             draw,
-            {question.id: question for question in questions},
+            {prompt.id: prompt for prompt in prompts},
             num_samples=NUM_ROLLOUTS,
             verifier=workers.verifier,
             timeout_s=TIMEOUT_S,
@@ -246,7 +246,7 @@ async def sampled_tokens(workers: Workers) -> int:
 
         return sum(m.value for m in get_metrics_snapshot() if m.name == "vllm:generation_tokens")
 
-    (worker,) = workers.fleet.serving
+    (worker,) = workers.engines.serving
     return await worker.actor.__ray_call__.remote(read)
 
 
@@ -268,19 +268,19 @@ def figures(found: Pass) -> dict[str, Any]:
 
 
 def avoidable(waited: Pass, gamma: float) -> int:
-    """Tokens of the samples behind the one that settles its question, were samples drawn one after another."""
+    """Tokens of the samples behind the one that settles its prompt, were samples drawn one after another."""
     tokens = 0
     for group in waited.groups.values():
         solved = 0
-        for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
-            if is_certain(gamma, num_solved=solved, num_graded=i, num_rollouts=NUM_ROLLOUTS):
+        for i, (rollout, result) in enumerate(zip(group.rollouts, group.results, strict=True)):
+            if is_certain(gamma, num_correct=solved, num_graded=i, num_rollouts=NUM_ROLLOUTS):
                 tokens += len(rollout.token_ids)
-            solved += verdict.solved
+            solved += result.correct
     return tokens
 
 
 def compared(found: Pass, waited: Pass, gamma: float) -> dict[str, int]:
-    """Questions decided otherwise than by waiting, and finished rollouts that are not the same."""
+    """Prompts decided otherwise than by waiting, and finished rollouts that are not the same."""
     other_decisions = other_rollouts = 0
     for key, group in found.groups.items():
         full = waited.groups[key]
@@ -295,7 +295,7 @@ def compared(found: Pass, waited: Pass, gamma: float) -> dict[str, int]:
 
 
 def result(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Shares saved by γ and solve rate, over all batches; whether every question was decided the same."""
+    """Shares saved by γ and solve rate, over all batches; whether every prompt was decided the same."""
 
     def saved(name: str, stage: dict[str, Any], gamma: str) -> float:
         early = sum(batch["early"][gamma][name] for batch in stage["batches"])

@@ -1,4 +1,4 @@
-"""What the estimator costs: `weigh` and `loss` for 1,024 rows × 8,192 tokens against a forward pass.
+"""What the estimator costs: `weigh` and `loss` for 1,024 samples × 8,192 tokens against a forward pass.
 
     python benchmarks/estimator.py --out estimator.json
 
@@ -19,7 +19,7 @@ import torch
 from machine import machine, versions, write
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpt_ray.algorithms import BatchShape, Estimator, RowWeights, TokenRows, make_estimator
+from hpt_ray.algorithms import BatchShape, Estimator, SampleWeights, TokenBatch, make_estimator
 
 HIDDEN, MLP, LAYERS, KV, VOCABULARY = 1536, 8960, 28, 256, 151_936  # Qwen2.5-Math-1.5B
 LAYER_PRODUCTS = [(HIDDEN, HIDDEN + 2 * KV), (HIDDEN, HIDDEN), (HIDDEN, 2 * MLP), (MLP, HIDDEN)]
@@ -40,58 +40,60 @@ class CountElements(TorchDispatchMode):
         return result
 
 
-def make_rows(num_rows: int, num_tokens: int, seed: int) -> TokenRows:
+def make_samples(num_samples: int, num_tokens: int, seed: int) -> TokenBatch:
     """Groups of three rollouts and their demonstration."""
     random = torch.Generator().manual_seed(seed)
-    size = num_rows * num_tokens
-    logp = -torch.rand(size, generator=random) * 2
-    return TokenRows(
-        logp_now=logp.requires_grad_(),
-        logp_old=logp.detach() + 0.1 * torch.randn(size, generator=random),
-        row_lengths=torch.full((num_rows,), num_tokens),
-        group_ids=torch.arange(num_rows) // 4,
-        rewards=torch.randint(0, 2, (num_rows,), generator=random).double(),
-        is_demo=torch.arange(num_rows) % 4 == 3,
+    size = num_samples * num_tokens
+    logprob = -torch.rand(size, generator=random) * 2
+    return TokenBatch(
+        logprobs=logprob.requires_grad_(),
+        old_logprobs=logprob.detach() + 0.1 * torch.randn(size, generator=random),
+        sample_lengths=torch.full((num_samples,), num_tokens),
+        group_ids=torch.arange(num_samples) // 4,
+        rewards=torch.randint(0, 2, (num_samples,), generator=random).double(),
+        is_demo=torch.arange(num_samples) % 4 == 3,
         entropy=torch.rand(size, generator=random),
     )
 
 
-def loss_and_backward(estimator: Estimator, rows: TokenRows, weights: RowWeights) -> None:
-    loss, _ = estimator.loss(rows, weights)
+def loss_and_backward(estimator: Estimator, samples: TokenBatch, weights: SampleWeights) -> None:
+    loss, _ = estimator.loss(samples, weights)
     loss.backward()
 
 
-def measure(name: str, num_rows: int, num_tokens: int, rows_per_microbatch: int) -> dict:
-    """Seconds for the whole step's rows, micro-batch by micro-batch, and operations per token."""
+def measure(name: str, num_samples: int, num_tokens: int, samples_per_micro_batch: int) -> dict:
+    """Seconds for the whole step's samples, micro-batch by micro-batch, and operations per token."""
     estimator = make_estimator(name)
-    batch = BatchShape(num_rows // 4, 3, num_tokens)
-    lengths = np.full(num_rows, num_tokens)
-    rewards = np.random.default_rng(0).integers(0, 2, num_rows)
-    index = np.arange(num_rows)
+    batch = BatchShape(num_samples // 4, 3, num_tokens)
+    lengths = np.full(num_samples, num_tokens)
+    rewards = np.random.default_rng(0).integers(0, 2, num_samples)
+    index = np.arange(num_samples)
     begin = time.perf_counter()
-    estimator.weigh(lengths, index // 4, rewards, index % 4 == 3, np.ones(num_rows), batch)
+    estimator.weigh(lengths, index // 4, rewards, index % 4 == 3, np.ones(num_samples), batch)
     weigh_s = time.perf_counter() - begin
-    rows = make_rows(rows_per_microbatch, num_tokens, seed=1)
-    gate = np.ones(rows_per_microbatch)
-    weights = estimator.weigh(rows.row_lengths, rows.group_ids, rows.rewards, rows.is_demo, gate, batch)
-    loss_and_backward(estimator, rows, weights)
+    samples = make_samples(samples_per_micro_batch, num_tokens, seed=1)
+    gate = np.ones(samples_per_micro_batch)
+    weights = estimator.weigh(
+        samples.sample_lengths, samples.group_ids, samples.rewards, samples.is_demo, gate, batch
+    )
+    loss_and_backward(estimator, samples, weights)
     with CountElements() as counter:
-        loss_and_backward(estimator, rows, weights)
-    num_microbatches = -(-num_rows // rows_per_microbatch)
+        loss_and_backward(estimator, samples, weights)
+    num_micro_batches = -(-num_samples // samples_per_micro_batch)
     seconds = []
-    for _ in range(num_microbatches):
+    for _ in range(num_micro_batches):
         begin = time.perf_counter()
-        loss_and_backward(estimator, rows, weights)
+        loss_and_backward(estimator, samples, weights)
         seconds.append(time.perf_counter() - begin)
-    tokens = num_microbatches * rows_per_microbatch * num_tokens
+    tokens = num_micro_batches * samples_per_micro_batch * num_tokens
     return {
         "algorithm": name,
         "weigh_s": weigh_s,
         "loss_s": sum(seconds),
-        "microbatch_s": {"min": min(seconds), "median": float(np.median(seconds)), "max": max(seconds)},
+        "micro_batch_s": {"min": min(seconds), "median": float(np.median(seconds)), "max": max(seconds)},
         "tokens": tokens,
         "ns_per_token": 1e9 * (sum(seconds) + weigh_s) / tokens,
-        "operations_per_token": counter.elements / (rows_per_microbatch * num_tokens),
+        "operations_per_token": counter.elements / (samples_per_micro_batch * num_tokens),
     }
 
 
@@ -123,15 +125,15 @@ def measure_forward(num_tokens: int, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a row")
-    parser.add_argument("--microbatch-rows", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a sample")
+    parser.add_argument("--micro_batch-samples", type=int, default=4)
     parser.add_argument("--algorithms", nargs="+", default=["hpt", "grpo", "gspo", "luffy", "srft"])
     parser.add_argument("--forward-tokens", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    raw = [measure(name, args.rows, args.tokens, args.microbatch_rows) for name in args.algorithms]
+    raw = [measure(name, args.samples, args.tokens, args.micro_batch_samples) for name in args.algorithms]
     forward = measure_forward(args.forward_tokens, repeats=3)
     slowest = max(raw, key=lambda figures: figures["ns_per_token"])
     most = max(raw, key=lambda figures: figures["operations_per_token"])

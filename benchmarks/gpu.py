@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from gpu_buckets import cuda_ipc, pinned
 from machine import machine, versions
-from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, full_pack
+from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, full_micro_batch
 from measuring import Skipped, cost, errors, seconds
 from transformers import AutoModelForCausalLM
 
@@ -50,8 +50,8 @@ class Scale:
 
     device: str
     model: ModelShape
-    rows: Rows
-    packs: tuple[int, ...]  # tokens of a pack
+    samples: Rows
+    micro_batches: tuple[int, ...]  # tokens of a micro-batch
     tokens_per_update: int
     attention_tokens: int
     logprob_tokens: int
@@ -65,11 +65,11 @@ def scale_of(small: bool) -> Scale:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if small:
         model = ModelShape(64, 176, 2, 2, 1, 1000)
-        rows = Rows(1, 8, Lengths(8, 0.5, 32), Lengths(32, 1.0, 128), model.vocabulary)
-        return Scale(device, model, rows, (128, 256, 512), 512, 256, 64, 5000, 256, 256, 2)
-    rows = Rows(1, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), VOCABULARY)
-    packs = (2048, 8192, 16_384)
-    return Scale(device, QWEN2_05B, rows, packs, 32_768, 8192, 4096, VOCABULARY, 8192, 8192, 5)
+        samples = Rows(1, 8, Lengths(8, 0.5, 32), Lengths(32, 1.0, 128), model.vocabulary)
+        return Scale(device, model, samples, (128, 256, 512), 512, 256, 64, 5000, 256, 256, 2)
+    samples = Rows(1, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), VOCABULARY)
+    micro_batches = (2048, 8192, 16_384)
+    return Scale(device, QWEN2_05B, samples, micro_batches, 32_768, 8192, 4096, VOCABULARY, 8192, 8192, 5)
 
 
 # -- learner ---------------------------------------------------------------------------------------
@@ -103,33 +103,40 @@ def random_model(scale: Scale, dtype: torch.dtype) -> Any:
 
 
 def train(scale: Scale, tokens: int, attention: str) -> dict[str, Any]:
-    """Tokens per second of updates of packs of `tokens`, from arrays on the host to new weights."""
+    """Tokens per second of updates of micro-batches of `tokens`, from arrays on the host to new weights."""
     if attention != SEGMENTS and not HAS_FLASH:
         raise Skipped("flash-attn is not installed")
     from hpt_ray.algorithms import make_estimator
-    from hpt_ray.learner.loss import pack_loss
+    from hpt_ray.learner.loss import micro_batch_loss
 
     engine, estimator = learner(scale), make_estimator("grpo")
     engine.module.model.set_attn_implementation(attention)
     count = max(1, scale.tokens_per_update // tokens)
-    packs = [full_pack(tokens, scale.rows, len(estimator.terms), SEED + i) for i in range(count)]
+    micro_batches = [
+        full_micro_batch(tokens, scale.samples, len(estimator.terms), SEED + i) for i in range(count)
+    ]
 
     def update() -> None:
-        for pack in packs:
-            rows = ScorerInput.from_pack(pack, temperature=1.0, device=engine.device)
-            logp, entropy = engine.forward(rows)
-            loss, _ = pack_loss(estimator, pack, logp, entropy, torch.from_numpy(pack.logp_old))
+        for micro_batch in micro_batches:
+            samples = ScorerInput.from_micro_batch(micro_batch, temperature=1.0, device=engine.device)
+            logprob, entropy = engine.forward(samples)
+            loss, _ = micro_batch_loss(
+                estimator, micro_batch, logprob, entropy, torch.from_numpy(micro_batch.old_logprobs)
+            )
             engine.backward(loss)
         engine.reduce()
         engine.step(1e-6)
 
     figures = cost(update, scale.repeats)
-    flops = sum(model_flops(scale.model, pack.row_lengths, pack.response_lengths) for pack in packs)
+    flops = sum(
+        model_flops(scale.model, micro_batch.sample_lengths, micro_batch.response_lengths)
+        for micro_batch in micro_batches
+    )
     per_s = flops / figures["seconds"]
     peak = next((p for name, p in PEAK_FLOPS.items() if name in device_name(scale)), None)
     return figures | {
-        "packs": count,
-        "rows": sum(len(pack.row_lengths) for pack in packs),
+        "micro_batches": count,
+        "samples": sum(len(micro_batch.sample_lengths) for micro_batch in micro_batches),
         "tokens_per_s": count * tokens / figures["seconds"],
         "flops_per_s": per_s,
         "mfu": None if peak is None else per_s / peak,
@@ -137,14 +144,14 @@ def train(scale: Scale, tokens: int, attention: str) -> dict[str, Any]:
     }
 
 
-def model_flops(model: ModelShape, row_lengths: np.ndarray, response_lengths: np.ndarray) -> float:
-    """Forward and backward of rows, nothing computed twice: 6 per weight and token (of the output layer
+def model_flops(model: ModelShape, sample_lengths: np.ndarray, response_lengths: np.ndarray) -> float:
+    """Forward and backward of samples, nothing computed twice: 6 per weight and token (of the output layer
     on responses only), and attention's two products over the causal half.
     """
     kv = model.hidden * model.num_kv_heads // model.num_heads
     weights = model.hidden * (2 * model.hidden + 2 * kv + 3 * model.mlp)
-    squares = np.square(row_lengths.astype(np.float64)).sum()
-    layer = 6.0 * weights * row_lengths.sum() + 6.0 * model.hidden * squares
+    squares = np.square(sample_lengths.astype(np.float64)).sum()
+    layer = 6.0 * weights * sample_lengths.sum() + 6.0 * model.hidden * squares
     return float(
         model.num_layers * layer + 6.0 * model.hidden * model.vocabulary * float(response_lengths.sum())
     )
@@ -166,11 +173,11 @@ def device_name(scale: Scale) -> str:
 
 
 def attention(scale: Scale, form: str) -> dict[str, Any]:
-    """Forward and backward of one layer's attention over a pack, and its error against a T × T mask."""
+    """Forward and backward of one layer's attention over a micro-batch, and its error against a T × T mask."""
     if form == "flash" and not HAS_FLASH:
         raise Skipped("flash-attn is not installed")
     model, total = scale.model, scale.attention_tokens
-    lengths = full_pack(total, scale.rows, 1, SEED).row_lengths
+    lengths = full_micro_batch(total, scale.samples, 1, SEED).sample_lengths
     size = model.hidden // model.num_heads
     torch.manual_seed(SEED)
     tensors = [
@@ -190,13 +197,13 @@ def attention(scale: Scale, form: str) -> dict[str, Any]:
     exact = run("plain", [x.detach().float().requires_grad_() for x in tensors])
     found = errors(run(form, tensors), exact)
     del exact
-    return cost(lambda: run(form, tensors), scale.repeats) | {"rows": len(lengths), "errors": found}
+    return cost(lambda: run(form, tensors), scale.repeats) | {"samples": len(lengths), "errors": found}
 
 
 def masked_attention(lengths: np.ndarray, scale: Scale) -> Callable[..., torch.Tensor]:
-    """The plain form: one attention over all tokens, masked to the own row and the past."""
-    row = torch.repeat_interleave(torch.arange(len(lengths)), torch.from_numpy(lengths)).to(scale.device)
-    mask = (row[:, None] == row[None, :]).tril()
+    """The plain form: one attention over all tokens, masked to the own sample and the past."""
+    sample = torch.repeat_interleave(torch.arange(len(lengths)), torch.from_numpy(lengths)).to(scale.device)
+    mask = (sample[:, None] == sample[None, :]).tril()
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
@@ -231,8 +238,8 @@ def logprob(scale: Scale, form: str) -> dict[str, Any]:
     targets = torch.randint(0, vocabulary, (scale.logprob_tokens,), device=scale.device)
 
     def run(which: str, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        logp, entropy = forms[which](*inputs, targets)
-        return [logp.detach(), entropy, *torch.autograd.grad(logp.mean(), inputs)]
+        logprob, entropy = forms[which](*inputs, targets)
+        return [logprob.detach(), entropy, *torch.autograd.grad(logprob.mean(), inputs)]
 
     exact = run("full", [x.detach().float().requires_grad_() for x in inputs])
     found = errors(run(form, inputs), exact)
@@ -246,12 +253,12 @@ def logprob(scale: Scale, form: str) -> dict[str, Any]:
 
 def bfloat16_gap(scale: Scale) -> dict[str, Any]:
     """|log π in bfloat16 − log π in float32| of the response tokens, the same weights rounded or not."""
-    pack = full_pack(scale.gap_tokens, scale.rows, 1, SEED)
-    rows = ScorerInput.from_pack(pack, temperature=1.0, device=scale.device)
+    micro_batch = full_micro_batch(scale.gap_tokens, scale.samples, 1, SEED)
+    samples = ScorerInput.from_micro_batch(micro_batch, temperature=1.0, device=scale.device)
     model = random_model(scale, torch.float32)
     with torch.no_grad():
-        exact = TokenScorer(model)(rows)[0]
-        rounded = TokenScorer(model.bfloat16())(rows)[0]
+        exact = TokenScorer(model)(samples)[0]
+        rounded = TokenScorer(model.bfloat16())(samples)[0]
     gap = (exact - rounded).abs().cpu().numpy()
     return {
         "tokens": len(gap),
@@ -274,7 +281,7 @@ def parts(scale: Scale) -> dict[str, Callable[[], dict[str, Any]]]:
         **{
             f"train/{name}/{tokens}": partial(train, scale, tokens, name)
             for name in (SEGMENTS, "flash_attention_2")
-            for tokens in scale.packs
+            for tokens in scale.micro_batches
         },
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from measuring import Skipped, seconds
 
-from hpt_ray.weight_sync.buckets import pack
+from hpt_ray.weight_sync.buckets import micro_batch
 
 BUCKET_BYTES = 64 << 20
 WAIT_S = 60.0
@@ -22,7 +22,7 @@ def pinned(repeats: int) -> dict[str, Any]:
         raise Skipped("needs CUDA")
     weights = [torch.randn(BUCKET_BYTES // 64, dtype=torch.bfloat16, device="cuda") for _ in range(32)]
     bucket = torch.empty(BUCKET_BYTES, dtype=torch.uint8, device="cuda")
-    figures = {"pack": BUCKET_BYTES / seconds(lambda: pack(weights, bucket), repeats)}
+    figures = {"micro_batch": BUCKET_BYTES / seconds(lambda: micro_batch(weights, bucket), repeats)}
     for name, is_pinned in (("pinned", True), ("pageable", False)):
         host = torch.empty(BUCKET_BYTES, dtype=torch.uint8, pin_memory=is_pinned)
         figures[f"{name}_to_host"] = BUCKET_BYTES / seconds(partial(host.copy_, bucket, True), repeats)
@@ -40,22 +40,22 @@ def cuda_ipc(repeats: int) -> dict[str, Any]:
     receiver.start()
     try:
         bucket = torch.arange(BUCKET_BYTES, device="cuda").to(torch.uint8)
-        answered = []
+        num_responses = []
         for _ in range(repeats + 1):
             torch.cuda.synchronize()
             begin = time.perf_counter()
             handles.put(bucket)
             copy_s, is_equal = answers.get(timeout=WAIT_S)
-            answered.append((time.perf_counter() - begin, copy_s, is_equal))
+            num_responses.append((time.perf_counter() - begin, copy_s, is_equal))
     finally:
         handles.put(None)
         receiver.join(WAIT_S)
         receiver.kill()
-    whole_s, copy_s, _ = (statistics.median(column) for column in zip(*answered[1:], strict=True))
+    whole_s, copy_s, _ = (statistics.median(column) for column in zip(*num_responses[1:], strict=True))
     return {
         "bucket_bytes": BUCKET_BYTES,
         "bytes_per_s": {"handle_and_copy": BUCKET_BYTES / whole_s, "copy": BUCKET_BYTES / copy_s},
-        "equal": all(is_equal for *_, is_equal in answered),
+        "equal": all(is_equal for *_, is_equal in num_responses),
     }
 
 

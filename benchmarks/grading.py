@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from machine import machine, versions, write
 
-from hpt_ray.reward.graders.extract import last_boxed
+from hpt_ray.reward.functions.extract import last_boxed
 from hpt_ray.reward.pool import Pool, Task
 
 NUM_PROCESSES = 2
@@ -68,8 +68,8 @@ def long_tasks(answers: list[str], text: str, count: int) -> list[Task]:
 
 def seconds(pool: Pool, tasks: list[Task]) -> tuple[float, Counter[str]]:
     started = time.perf_counter()
-    verdicts = pool.grade(tasks)
-    return time.perf_counter() - started, Counter(verdict.outcome.value for verdict in verdicts)
+    results = pool.grade(tasks)
+    return time.perf_counter() - started, Counter(result.outcome.value for result in results)
 
 
 def resident_mb() -> float:
@@ -85,11 +85,11 @@ def startup() -> dict:
         with Pool(1) as pool:
             figures.setdefault("construct_s", time.perf_counter() - started)
             pool.grade([task])
-            figures[f"first_verdict_{name}_s"] = time.perf_counter() - started
+            figures[f"first_result_{name}_s"] = time.perf_counter() - started
     return figures
 
 
-def cost_per_grader(text: str) -> dict:
+def cost_per_reward_function(text: str) -> dict:
     """Milliseconds per answer of 8,000 tokens, through one process, transport included."""
     body = text[: RESPONSE_TOKENS * CHARS_PER_TOKEN]
     tasks = {
@@ -102,7 +102,7 @@ def cost_per_grader(text: str) -> dict:
     }
     figures = {}
     for name, task in tasks.items():
-        with Pool(1, preload=[task.grader]) as pool:
+        with Pool(1, preload=[task.reward_function]) as pool:
             pool.grade([task] * 10)
             count = 300 if "verify" in name else 3000
             figures[name] = [seconds(pool, [task] * count)[0] / count * 1000 for _ in range(REPEATS)]
@@ -188,16 +188,16 @@ def fuzz(answers: list[str]) -> dict:
         )
         @given(st.lists(RESPONSES, min_size=FUZZ_BATCH, max_size=FUZZ_BATCH), st.sampled_from(truths))
         def grade_batch(responses: list[str], truth: str) -> None:
-            graders = ["math", "math:lenient"]
-            tasks = [Task(graders[i % 2], response, truth) for i, response in enumerate(responses)]
+            reward_functions = ["math", "math:lenient"]
+            tasks = [Task(reward_functions[i % 2], response, truth) for i, response in enumerate(responses)]
             began = time.perf_counter()
-            verdicts = pool.grade([*tasks, CONTROL])
+            results = pool.grade([*tasks, CONTROL])
             figures["longest_batch_s"] = max(figures["longest_batch_s"], time.perf_counter() - began)
             figures["resident_mb"] = max(figures["resident_mb"], resident_mb())
-            figures["control_failures"] += not verdicts.pop().solved
-            figures["answers"] += len(verdicts)
-            outcomes.update(verdict.outcome.value for verdict in verdicts)
-            figures["errors"] += [v.detail for v in verdicts if v.outcome.value == "error"]
+            figures["control_failures"] += not results.pop().correct
+            figures["answers"] += len(results)
+            outcomes.update(result.outcome.value for result in results)
+            figures["errors"] += [v.detail for v in results if v.outcome.value == "error"]
 
         grade_batch()
         figures["processes_replaced"] = pool.num_replaced
@@ -212,7 +212,7 @@ def fuzz(answers: list[str]) -> dict:
 def targets(raw: dict) -> dict:
     """Each target with the figure it is about, and whether it is met."""
     median_s = statistics.median(raw["throughput"]["seconds"])
-    boxed_ms = statistics.median(raw["cost_ms_per_grader"]["boxed"])
+    boxed_ms = statistics.median(raw["cost_ms_per_reward_function"]["boxed"])
     costs = [figure["ms_per_answer"] for figure in raw["flatness"]]
     fuzz_figures = raw["fuzz"]
     return {
@@ -256,7 +256,7 @@ def main() -> None:
     }
     raw = {
         "startup": startup(),
-        "cost_ms_per_grader": cost_per_grader(text),
+        "cost_ms_per_reward_function": cost_per_reward_function(text),
         "throughput": throughput(answers, text),
         "flatness": flatness(answers),
         "fuzz": fuzz(answers),

@@ -2,8 +2,8 @@
 
     python benchmarks/gsm8k_tiny.py --source ../shared/data/gsm8k --out benchmarks/results/gsm8k_tiny.json
 
-Reads `train.jsonl` and `test.jsonl` from the source folder. Prepares the question files, trains a byte-level
-BPE tokenizer on the training questions and demonstrations, writes a Qwen2 configuration to go with it, and
+Reads `train.jsonl` and `test.jsonl` from the source folder. Prepares the prompt files, trains a byte-level
+BPE tokenizer on the training prompts and demonstrations, writes a Qwen2 configuration to go with it, and
 runs `python -m hpt_ray.main --config configs/gsm8k_tiny.yaml`: the model starts from random weights, so HPT
 trains on demonstrations. Writes one JSON with versions, machine, settings, the loss on held-out
 demonstrations at each evaluation, what became of every row, and `result`. Downloads nothing.
@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
-from hpt_ray.data.dataset import load_questions
+from hpt_ray.data.dataset import load_prompts
 from hpt_ray.data.prepare import prepare_gsm8k
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
@@ -41,7 +41,7 @@ VOCAB_SIZE = 2000
 SPECIAL = ["<pad>", "<eos>"]
 MODEL = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}  # of 32 dimensions: vLLM takes no less on a CPU
-HELD_OUT = 256  # the first questions of the test split
+HELD_OUT = 256  # the first prompts of the test split
 METRIC = "eval/test/demonstration_loss"
 
 
@@ -51,27 +51,27 @@ def main() -> None:
     )
     parser.add_argument("--source", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="questions of the test split")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="prompts of the test split")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run to replace")
     arguments = parser.parse_args()
     head = {"benchmark": "gsm8k_tiny", "versions": versions(), "machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
-        report = head | measure(arguments.source, Path(folder), arguments.held_out, arguments.overrides)
+        report = head | measure(arguments.source, Path(folder), arguments.eval_sets, arguments.overrides)
     write(arguments.out, report)
 
 
-def measure(source: Path, folder: Path, num_held_out: int, overrides: list[str]) -> dict[str, Any]:
+def measure(source: Path, folder: Path, num_eval_sets: int, overrides: list[str]) -> dict[str, Any]:
     """Prepare everything in `folder`, run, and put together what came of it."""
     counts = prepare_gsm8k(source, folder)
-    held_out = pq.read_table(folder / "test.parquet").slice(0, num_held_out)
-    pq.write_table(held_out, folder / "held_out.parquet")
+    eval_sets = pq.read_table(folder / "test.parquet").slice(0, num_eval_sets)
+    pq.write_table(eval_sets, folder / "eval_sets.parquet")
     model = folder / "model"
     write_tokenizer(folder / "train.parquet", model)
     write_model_config(model)
     words = [
         f"model.path={model}",
         f"data.train=[{folder}/train.parquet]",
-        f"evaluation.sets={{test: {folder}/held_out.parquet}}",
+        f"evaluation.sets={{test: {folder}/eval_sets.parquet}}",
         f"run.dir={folder}/runs",
         *overrides,
     ]
@@ -87,10 +87,10 @@ def measure(source: Path, folder: Path, num_held_out: int, overrides: list[str])
     config = load_config(CONFIG, words)
     accounts = {
         "train": account_of(config, folder / "train.parquet", model),
-        "test": account_of(config, folder / "held_out.parquet", model),
+        "test": account_of(config, folder / "eval_sets.parquet", model),
     }
     losses = [{"step": line["step"], "loss": line[METRIC]} for line in lines if METRIC in line]
-    expected = {"train": counts["train"], "test": min(num_held_out, counts["test"])}
+    expected = {"train": counts["train"], "test": min(num_eval_sets, counts["test"])}
     return {
         "settings": {
             "config": str(CONFIG.relative_to(ROOT)),
@@ -98,16 +98,16 @@ def measure(source: Path, folder: Path, num_held_out: int, overrides: list[str])
             "vocab_size": VOCAB_SIZE,
             "model": MODEL | HEADS,
             "steps": config.run.steps,
-            "questions_per_step": config.questions_per_step,
-            "rollouts_per_question": config.rollouts_per_question,
+            "prompts_per_step": config.prompts_per_step,
+            "group_size": config.group_size,
             "max_prompt_tokens": config.data.max_prompt_tokens,
             "max_response_tokens": config.data.max_response_tokens,
             "learning_rate": config.learner.learning_rate,
         },
         "rows": accounts,
-        "held_out_demonstration_loss": losses,
+        "eval_demonstration_loss": losses,
         "training_demonstration_loss": [line.get("learner/demo_loss") for line in lines if line["step"]],
-        "demo_question_ratio": [line["selection/demo_question_ratio"] for line in lines if line["step"]],
+        "demo_prompt_ratio": [line["selection/demo_prompt_ratio"] for line in lines if line["step"]],
         "seconds": {"wall": wall_s, "startup": summary["startup_s"], "training": summary["training_s"]},
         "result": {
             "falls_steadily": len(losses) > 1 and all(b["loss"] < a["loss"] for a, b in pairwise(losses)),
@@ -120,8 +120,8 @@ def measure(source: Path, folder: Path, num_held_out: int, overrides: list[str])
     }
 
 
-def write_tokenizer(questions: Path, folder: Path) -> None:
-    """A byte-level BPE tokenizer of `VOCAB_SIZE` entries, trained on the questions and demonstrations."""
+def write_tokenizer(prompts: Path, folder: Path) -> None:
+    """A byte-level BPE tokenizer of `VOCAB_SIZE` entries, trained on the prompts and demonstrations."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -131,13 +131,13 @@ def write_tokenizer(questions: Path, folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(questions), trainer)
+    tokenizer.train_from_iterator(texts(prompts), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[1])
     fast.save_pretrained(folder)
 
 
-def texts(questions: Path) -> Iterator[str]:
-    for row in pq.read_table(questions, columns=["prompt", "target"]).to_pylist():
+def texts(prompts: Path) -> Iterator[str]:
+    for row in pq.read_table(prompts, columns=["prompt", "target"]).to_pylist():
         yield from (message["content"] for message in [*row["prompt"], *row["target"]])
 
 
@@ -157,10 +157,10 @@ def write_model_config(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def account_of(config: Config, questions: Path, model: Path) -> dict[str, int | float]:
+def account_of(config: Config, prompts: Path, model: Path) -> dict[str, int | float]:
     """What became of the rows of one file; the run has read it before, so this opens the cache."""
-    return load_questions(
-        [str(questions)],
+    return load_prompts(
+        [str(prompts)],
         Template(config.data, load_tokenizer(str(model))),
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_response_tokens=config.data.max_response_tokens,

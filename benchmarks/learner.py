@@ -3,11 +3,11 @@
     python benchmarks/learner.py --out benchmarks/results/learner.json
 
 Speed: whole updates of the real learner, one DeepSpeed rank in a Ray actor, timed by its caller from the
-first pack sent to the step's report (from the first row, weighing and packing included, among the raw
-figures); against a loop of model, cross-entropy on the response tokens, clip and AdamW on the same packs,
+first micro-batch sent to the step's report (from the first sample, weighing and packing included, among the raw
+figures); against a loop of model, cross-entropy on the response tokens, clip and AdamW on the same micro-batches,
 which it already holds and which it times itself. Both have as many threads, take turns update by update,
 and use the same attention.
-Padding: the packs of a streaming step at the paper's size, with long-tailed lengths.
+Padding: the micro-batches of a streaming step at the paper's size, with long-tailed lengths.
 Memory: peak resident memory (VmHWM) of a new process for each figure, beyond what stands before and the
 gradients of hidden states and weight; that counts everything, scratch memory of libraries too. Linux only.
 About four minutes on two cores. Writes one JSON with versions, machine, settings, raw figures and `result`.
@@ -34,18 +34,18 @@ from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logi
 
 from hpt_ray.algorithms import make_estimator
 from hpt_ray.cluster.process import prepare_process
-from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
 from hpt_ray.learner.group import LearnerGroup
 from hpt_ray.learner.logprobs import logprob_and_entropy
-from hpt_ray.learner.packing import WeighedRow
+from hpt_ray.learner.packing import WeightedSample
 from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
-from hpt_ray.types import Pack
+from hpt_ray.types import MicroBatch
 
 LIMIT_S = 300.0
 RATE = 1e-4
-# Name: model, rows of an update, tokens of a pack, counted updates. The first is the model and about the batch
-# of the quickstart; the second, a larger one, is mostly arithmetic.
+# Name: model, samples of an update, tokens of a micro-batch, counted updates. The first is the model and about the
+# batch of the quickstart; the second, a larger one, is mostly arithmetic.
 SPEED = {
     "quickstart": (
         ModelShape(64, 176, 2, 2, 1, 82),
@@ -61,7 +61,7 @@ SPEED = {
     ),
 }
 PACKING = Rows(128, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), 82)
-PACK_TOKENS = 32_768
+MICRO_BATCH_TOKENS = 32_768
 RANKS = (1, 2, 4, 8)
 # Hidden size and tokens. Against full logits; and the growth, with a narrow model to be quick.
 COMPARED = ((QWEN2_05B.hidden, 1024), (32, 1024), (32, 2048))
@@ -82,22 +82,24 @@ class BareLoop:
         self.model: Any = load_policy(ModelConfig(random_init=True), model_path, seed=seed).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE)
 
-    def update(self, packs: list[Pack]) -> float:
+    def update(self, micro_batches: list[MicroBatch]) -> float:
         """One optimizer step; its seconds."""
         from hpt_ray.learner.scorer import ScorerInput
 
         begin = time.perf_counter()
-        for pack in packs:
-            rows = ScorerInput.from_pack(pack, temperature=1.0, device="cpu")
+        for micro_batch in micro_batches:
+            samples = ScorerInput.from_micro_batch(micro_batch, temperature=1.0, device="cpu")
             hidden = self.model.model(
-                input_ids=rows.token_ids,
-                position_ids=rows.position_ids,
-                segments=rows.segments,
+                input_ids=samples.token_ids,
+                position_ids=samples.position_ids,
+                segments=samples.segments,
                 use_cache=False,
             ).last_hidden_state[0]
-            logits = self.model.lm_head(hidden[rows.before])
-            loss = torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
-            scales = np.repeat(pack.scales[0], pack.response_lengths) * pack.advantages[0]
+            logits = self.model.lm_head(hidden[samples.before])
+            loss = torch.nn.functional.cross_entropy(logits, samples.targets, reduction="none")
+            scales = (
+                np.repeat(micro_batch.scales[0], micro_batch.response_lengths) * micro_batch.advantages[0]
+            )
             (loss * torch.from_numpy(scales)).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -118,13 +120,13 @@ def measure_speed(threads: int, seed: int) -> dict[str, Any]:
 
 
 async def _speed_of(cluster: Cluster, name: str, folder: Path, threads: int, seed: int) -> dict[str, Any]:
-    shape, rows, tokens_per_microbatch, num_updates = SPEED[name]
+    shape, samples, max_tokens_per_micro_batch, num_updates = SPEED[name]
     path = str(shape.save(folder))
     estimator = make_estimator("hpt")
     spec = LearnerSpec(
         ModelConfig(random_init=True), path, LearnerConfig(num_cpus=threads), estimator, 1.0, seed
     )
-    needs = [Need(kind, 1, 0.5, 0.0) for kind in ("learner", "bare")]
+    needs = [ResourceRequest(kind, 1, 0.5, 0.0) for kind in ("learner", "bare")]
     await cluster.reserve(needs, timeout_s=LIMIT_S, name="benchmark")
     ranks = cluster.create("learner", LearnerWorker, [(0, 1, spec, None)])
     bare = cluster.create("bare", BareLoop, [(path, threads, seed)])
@@ -133,25 +135,27 @@ async def _speed_of(cluster: Cluster, name: str, folder: Path, threads: int, see
     learner = LearnerGroup(
         ranks,
         estimator,
-        batch=rows.batch,
-        tokens_per_microbatch=tokens_per_microbatch,
+        batch=samples.batch,
+        max_tokens_per_micro_batch=max_tokens_per_micro_batch,
         timeout_s=LIMIT_S,
     )
-    seconds: dict[str, list[float]] = {"learner": [], "learner_from_rows": [], "bare": []}
+    seconds: dict[str, list[float]] = {"learner": [], "learner_from_samples": [], "bare": []}
     tokens = []
     for update in range(-2, num_updates):  # the first two are not counted
-        questions = rows.draw(seed + update + 2)
-        packs = _packs(weighed(estimator, rows, seed + update + 2), tokens_per_microbatch)
+        prompts = samples.draw(seed + update + 2)
+        micro_batches = _micro_batches(
+            weighed(estimator, samples, seed + update + 2), max_tokens_per_micro_batch
+        )
         if update % 2:  # neither always finds the machine as the other left it
-            bare_s = (await bare.call("update", packs, timeout_s=LIMIT_S))[0]
+            bare_s = (await bare.call("update", micro_batches, timeout_s=LIMIT_S))[0]
         begin = time.perf_counter()
-        for question in questions:
-            learner.add(question)
+        for prompt in prompts:
+            learner.add(prompt)
         result = await learner.finish(RATE)
         elapsed = time.perf_counter() - begin
         if not update % 2:
-            bare_s = (await bare.call("update", packs, timeout_s=LIMIT_S))[0]
-        assert result.num_tokens == sum(pack.num_tokens for pack in packs)
+            bare_s = (await bare.call("update", micro_batches, timeout_s=LIMIT_S))[0]
+        assert result.num_tokens == sum(micro_batch.num_tokens for micro_batch in micro_batches)
         if update >= 0:
             for name, value in zip(seconds, (result.seconds, elapsed, bare_s), strict=True):
                 seconds[name].append(value)
@@ -160,9 +164,9 @@ async def _speed_of(cluster: Cluster, name: str, folder: Path, threads: int, see
     return {"tokens": tokens, "seconds": seconds} | _rates(tokens, seconds)
 
 
-def _packs(questions: list[list[WeighedRow]], tokens_per_microbatch: int) -> list[Pack]:
-    rounds = rounds_of(questions, num_ranks=1, tokens_per_microbatch=tokens_per_microbatch)
-    return [pack for (pack,) in rounds]
+def _micro_batches(prompts: list[list[WeightedSample]], max_tokens_per_micro_batch: int) -> list[MicroBatch]:
+    rounds = rounds_of(prompts, num_ranks=1, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
+    return [micro_batch for (micro_batch,) in rounds]
 
 
 def _rates(tokens: list[int], seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -184,38 +188,38 @@ def _rates(tokens: list[int], seconds: dict[str, list[float]]) -> dict[str, Any]
 
 def measure_packing(seed: int) -> list[dict[str, Any]]:
     """By number of ranks: what a step of the paper's size sends through forward."""
-    questions = weighed(make_estimator("hpt"), PACKING, seed)
-    return [_packing_of(questions, num_ranks) for num_ranks in RANKS]
+    prompts = weighed(make_estimator("hpt"), PACKING, seed)
+    return [_packing_of(prompts, num_ranks) for num_ranks in RANKS]
 
 
-def _packing_of(questions: list[list[WeighedRow]], num_ranks: int) -> dict[str, Any]:
+def _packing_of(prompts: list[list[WeightedSample]], num_ranks: int) -> dict[str, Any]:
     from hpt_ray.learner.attention import Segments
 
-    rounds = rounds_of(questions, num_ranks=num_ranks, tokens_per_microbatch=PACK_TOKENS)
-    packs = [pack for packs in rounds for pack in packs]
-    sent = sum(pack.num_tokens for pack in packs)
-    real = sum(item.num_tokens for question in questions for item in question)
+    rounds = rounds_of(prompts, num_ranks=num_ranks, max_tokens_per_micro_batch=MICRO_BATCH_TOKENS)
+    micro_batches = [micro_batch for micro_batches in rounds for micro_batch in micro_batches]
+    sent = sum(micro_batch.num_tokens for micro_batch in micro_batches)
+    real = sum(item.num_tokens for prompt in prompts for item in prompt)
     blocks = [
         block
-        for pack in packs
-        for block in Segments.from_lengths(pack.row_lengths).blocks
-        if not pack.is_dummy
+        for micro_batch in micro_batches
+        for block in Segments.from_lengths(micro_batch.sample_lengths).blocks
+        if not micro_batch.is_dummy
     ]
     positions = sum(block.gather.numel() for block in blocks)
-    longest = sum(max(pack.num_tokens for pack in packs) for packs in rounds)
+    longest = sum(max(micro_batch.num_tokens for micro_batch in micro_batches) for micro_batches in rounds)
     return {
         "num_ranks": num_ranks,
-        "rows": sum(map(len, questions)),
+        "samples": sum(map(len, prompts)),
         "rounds": len(rounds),
-        "dummy_packs": sum(pack.is_dummy for pack in packs),
+        "dummy_micro_batches": sum(micro_batch.is_dummy for micro_batch in micro_batches),
         "tokens_sent": sent,
         "tokens_real": real,
         "padding_waste": 1 - real / sent,
-        # Not tokens sent through the model: rows of a block of attention `segments` are as long as its longest.
+        # Not tokens sent through the model: samples of a block of attention `segments` are as long as its longest.
         "padding_within_segments": 1 - real / positions,
-        # What ranks in lockstep wait for the fullest pack of a round.
+        # What ranks in lockstep wait for the fullest micro-batch of a round.
         "imbalance": 1 - real / (longest * num_ranks),
-        "mean_fill_of_packs": real / (len(packs) * PACK_TOKENS),
+        "mean_fill_of_micro_batches": real / (len(micro_batches) * MICRO_BATCH_TOKENS),
     }
 
 
@@ -234,7 +238,7 @@ def measure_memory(seed: int) -> dict[str, Any]:
 
 
 def _growth(peaks: dict[tuple[str, int, int], int]) -> dict[str, float]:
-    """Bytes for each further token of a sequence, from the shortest to the longest; one logit row beside it."""
+    """Bytes for each further token of a sequence, from the shortest to the longest; one logit sample beside it."""
     (hidden, short), (_, long) = GROWTH[0], GROWTH[-1]
     per_token = (peaks["tiled", hidden, long] - peaks["tiled", hidden, short]) / (long - short)
     return {
@@ -254,8 +258,8 @@ def _peak_of(form: str, hidden: int, tokens: int, seed: int) -> dict[str, Any]:
     targets = torch.randint(0, VOCABULARY, (tokens,))
 
     def forward_backward(count: int) -> int:
-        logp, _ = FORMS[form](states[:count], weight, targets[:count])
-        gradients = torch.autograd.grad(logp.sum(), [states, weight])
+        logprob, _ = FORMS[form](states[:count], weight, targets[:count])
+        gradients = torch.autograd.grad(logprob.sum(), [states, weight])
         return sum(gradient.numel() * gradient.element_size() for gradient in gradients)
 
     forward_backward(1)  # libraries make their room
@@ -323,10 +327,19 @@ def main() -> None:
             "threads": arguments.threads,
             "seed": arguments.seed,
             "speed": {
-                name: {"model": asdict(m), "rows": asdict(r), "tokens_per_microbatch": t, "updates": u}
+                name: {
+                    "model": asdict(m),
+                    "samples": asdict(r),
+                    "max_tokens_per_micro_batch": t,
+                    "updates": u,
+                }
                 for name, (m, r, t, u) in SPEED.items()
             },
-            "packing": {"rows": asdict(PACKING), "tokens_per_microbatch": PACK_TOKENS, "ranks": RANKS},
+            "packing": {
+                "samples": asdict(PACKING),
+                "max_tokens_per_micro_batch": MICRO_BATCH_TOKENS,
+                "ranks": RANKS,
+            },
             "memory": {"vocabulary": VOCABULARY, "compared": COMPARED, "growth": GROWTH},
         },
     }

@@ -1,4 +1,4 @@
-"""What the benchmarks of the learner work on: models of random weights, long-tailed rows, plain forms."""
+"""What the benchmarks of the learner work on: models of random weights, long-tailed samples, plain forms."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from transformers import Qwen2Config
 
 from hpt_ray.algorithms import BatchShape, Estimator
-from hpt_ray.learner.packing import Packer, WeighedRow, dummy_pack, make_pack
-from hpt_ray.learner.weighing import weigh_rows
-from hpt_ray.types import Pack, Row
+from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch, make_micro_batch
+from hpt_ray.learner.weighing import weight_samples
+from hpt_ray.types import MicroBatch, Sample
 
 VOCABULARY = 151_936  # of Qwen2
 
@@ -67,33 +67,35 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Rows:
-    """Questions of `num_rollouts` rollouts with mixed rewards, so that every row counts."""
+    """Prompts of `num_rollouts` rollouts with mixed rewards, so that every sample counts."""
 
-    num_questions: int
+    num_prompts: int
     num_rollouts: int
     prompts: Lengths
     responses: Lengths
     vocabulary: int
 
-    def draw(self, seed: int) -> list[list[Row]]:
-        """Question by question; log π_old is that of a uniform policy."""
+    def draw(self, seed: int) -> list[list[Sample]]:
+        """Prompt by prompt; log π_old is that of a uniform policy."""
         random = np.random.default_rng(seed)
-        return [self._question(random, group) for group in range(self.num_questions)]
+        return [self._prompt(random, group) for group in range(self.num_prompts)]
 
-    def _question(self, random: np.random.Generator, group: int) -> list[Row]:
+    def _prompt(self, random: np.random.Generator, group: int) -> list[Sample]:
         prompt = int(self.prompts.draw(random, 1)[0])
         return [
-            self.row(random, prompt, int(response), group, reward=float(sample % 2))
+            self.sample(random, prompt, int(response), group, reward=float(sample % 2))
             for sample, response in enumerate(self.responses.draw(random, self.num_rollouts))
         ]
 
-    def row(self, random: np.random.Generator, prompt: int, response: int, group: int, reward: float) -> Row:
+    def sample(
+        self, random: np.random.Generator, prompt: int, response: int, group: int, reward: float
+    ) -> Sample:
         """A rollout of random tokens."""
-        return Row(
-            question_id=f"random/{group}",
+        return Sample(
+            prompt_id=f"random/{group}",
             token_ids=random.integers(0, self.vocabulary, prompt + response).astype(np.int32),
             prompt_length=prompt,
-            logp_old=np.full(response, -np.log(self.vocabulary), np.float32),
+            old_logprobs=np.full(response, -np.log(self.vocabulary), np.float32),
             is_demo=False,
             reward=reward,
             group=group,
@@ -101,23 +103,23 @@ class Rows:
 
     @property
     def batch(self) -> BatchShape:
-        return BatchShape(self.num_questions, self.num_rollouts, self.responses.limit)
+        return BatchShape(self.num_prompts, self.num_rollouts, self.responses.limit)
 
 
-def weighed(estimator: Estimator, rows: Rows, seed: int) -> list[list[WeighedRow]]:
-    """Rows as the learner packs them, question by question."""
-    return [weigh_rows(estimator, question, rows.batch).rows for question in rows.draw(seed)]
+def weighed(estimator: Estimator, samples: Rows, seed: int) -> list[list[WeightedSample]]:
+    """Samples as the learner micro-batches them, prompt by prompt."""
+    return [weight_samples(estimator, prompt, samples.batch).samples for prompt in samples.draw(seed)]
 
 
 def rounds_of(
-    questions: list[list[WeighedRow]], *, num_ranks: int, tokens_per_microbatch: int
-) -> list[list[Pack]]:
-    """One pack per rank and round, in the order in which a streaming step sends them."""
-    dummy = dummy_pack(len(questions[0][0].scales))
-    packer = Packer(num_ranks=num_ranks, tokens_per_microbatch=tokens_per_microbatch, dummy=dummy)
-    rounds: list[list[Pack]] = []
-    for question in questions:
-        packer.add(question)
+    prompts: list[list[WeightedSample]], *, num_ranks: int, max_tokens_per_micro_batch: int
+) -> list[list[MicroBatch]]:
+    """One micro-batch per rank and round, in the order in which a streaming step sends them."""
+    dummy = dummy_micro_batch(len(prompts[0][0].scales))
+    packer = Packer(num_ranks=num_ranks, max_tokens_per_micro_batch=max_tokens_per_micro_batch, dummy=dummy)
+    rounds: list[list[MicroBatch]] = []
+    for prompt in prompts:
+        packer.add(prompt)
         rounds += packer.full_rounds()
     return [*rounds, *packer.last_rounds()]
 
@@ -128,24 +130,26 @@ def full_logits(
     """log π [R] and entropy [R] (no gradient) by the plain formulas, every logit held in float32."""
     logits = torch.nn.functional.linear(hidden, weight).float()
     log_z = logits.logsumexp(-1)
-    logp = logits.gather(-1, targets[:, None]).squeeze(-1) - log_z
+    logprob = logits.gather(-1, targets[:, None]).squeeze(-1) - log_z
     with torch.no_grad():
         entropy = log_z - ((logits - log_z[:, None]).exp() * logits).sum(-1)
-    return logp, entropy
+    return logprob, entropy
 
 
-def full_pack(num_tokens: int, rows: Rows, num_terms: int, seed: int) -> Pack:
-    """Exactly `num_tokens` tokens of such rows (the last takes what is left), advantages ±1 in every term."""
+def full_micro_batch(num_tokens: int, samples: Rows, num_terms: int, seed: int) -> MicroBatch:
+    """Exactly `num_tokens` tokens of such samples (the last takes what is left), advantages ±1 in every term."""
     random = np.random.default_rng(seed)
-    items: list[WeighedRow] = []
+    items: list[WeightedSample] = []
     left = num_tokens
     while left:
-        prompt, response = (int(lengths.draw(random, 1)[0]) for lengths in (rows.prompts, rows.responses))
+        prompt, response = (
+            int(lengths.draw(random, 1)[0]) for lengths in (samples.prompts, samples.responses)
+        )
         if prompt + response + 2 > left:
             prompt = min(prompt, left - 1)
             response = left - prompt
-        row = rows.row(random, prompt, response, group=len(items), reward=0.0)
+        sample = samples.sample(random, prompt, response, group=len(items), reward=0.0)
         advantage = np.full((num_terms, 1), 1.0 - 2 * (len(items) % 2), np.float32)
-        items.append(WeighedRow(row, advantage, np.full(num_terms, 1 / num_tokens, np.float32)))
+        items.append(WeightedSample(sample, advantage, np.full(num_terms, 1 / num_tokens, np.float32)))
         left -= prompt + response
-    return make_pack(items)
+    return make_micro_batch(items)

@@ -65,7 +65,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--steps", type=int, default=14, help="half of them synchronous")
-    parser.add_argument("--questions", type=int, default=128)
+    parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--model", default="mini:w-fresh")
     parser.add_argument("--max-num-seqs", type=int, default=96)
     parser.add_argument("--response-tokens", type=int, default=64)
@@ -89,13 +89,13 @@ def without(words: list[str], folder: str) -> list[str]:
 
 
 def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    grader = folder / "parity.py"
-    grader.write_text(GRADER, encoding="utf-8")
+    reward_function = folder / "parity.py"
+    reward_function.write_text(GRADER, encoding="utf-8")
     return [
         f"run.steps={arguments.steps}",
-        f"questions_per_step={arguments.questions}",
-        "rollouts_per_question=8",
-        "tokens_per_microbatch=2048",
+        f"prompts_per_step={arguments.prompts}",
+        "group_size=8",
+        "max_tokens_per_micro_batch=2048",
         f"model.path={arguments.model}",
         "data.train=[mini:train]",
         "data.template=plain",
@@ -104,7 +104,7 @@ def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
         f"data.max_response_tokens={arguments.response_tokens}",
         f"rollout.max_num_seqs={arguments.max_num_seqs}",
         "algorithm.name=grpo",
-        f"reward.grader=python:{grader}:grade",
+        f"reward.function=python:{reward_function}:grade",
         "reward.require_finished=false",
         "learner.gradient_checkpointing=true",
         # So small that lengths stay what they are at the start.

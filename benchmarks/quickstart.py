@@ -4,7 +4,7 @@
 
 Runs `python -m hpt_ray.main run.seed=S` once per seed, as `make demo` does. The cache is a new folder, so the
 first run also generates the small task and builds the weak base. Reads the run folders; writes one JSON with
-versions, machine, and for each seed the accuracies, the share of questions sent to demonstrations and the
+versions, machine, and for each seed the accuracies, the share of prompts sent to demonstrations and the
 seconds by part, and `result`: the targets and whether every seed meets them.
 
 Parts of a run: `base` (its own start-up included), `startup` (actors, models, first sync), `rollout` (the
@@ -34,7 +34,7 @@ from hpt_ray.observe.run_folder import RunFolder
 ROOT = Path(__file__).resolve().parents[1]
 WINDOW = 5  # steps that stand for the start and for the end
 OOD_PREFIX = "ood_"
-RATIO = "selection/demo_question_ratio"
+RATIO = "selection/demo_prompt_ratio"
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def accuracies(evaluations: dict[str, dict[str, dict[str, float]]]) -> dict[str,
 
 
 def shares(ratios: Sequence[float]) -> dict[str, float]:
-    """Share of questions sent to demonstrations, step by step, at the start and at the end."""
+    """Share of prompts sent to demonstrations, step by step, at the start and at the end."""
     start, end = ratios[:WINDOW], ratios[-WINDOW:]
     return {"first": ratios[0], "start": fmean(start), "end": fmean(end), "last": ratios[-1]}
 

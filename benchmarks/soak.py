@@ -6,7 +6,7 @@ After every step each process of the run is looked at from outside: resident mem
 the whole: processes, bytes and objects in Ray's object store, what the store has spilled. The benchmark's own
 process is the driver. Growth is the median of the last fifth of the steps minus that of the fifth in the middle,
 so neither the start nor one step decides. "Flat" means growth within `BOUNDS` for all processes of every kind.
-The file has every look as `pack` writes it, so that `result(unpack(raw))` gives the verdict again.
+The file has every look as `micro_batch` writes it, so that `result(unpack(raw))` gives the verdict again.
 The run has two rollout workers, two learner ranks, a reference and checkpoints, and works ahead by one step.
 """
 
@@ -42,7 +42,7 @@ KINDS = {
     "ray::LearnerWorker": "learner",
     "ray::ReferenceWorker": "reference",
     "ray::VerifierService": "verifier",
-    "hpt_ray.reward.worker": "grader",
+    "hpt_ray.reward.worker": "reward_function",
     "ray::IDLE": "idle",
 }
 FORMAT = (
@@ -113,20 +113,20 @@ def main() -> None:
         looks = asyncio.run(train(words, Path(folder)))
     report |= {
         "settings": {"overrides": [word.replace(f"{folder}/", "") for word in words], "bounds": BOUNDS},
-        "raw": pack(looks),
+        "raw": micro_batch(looks),
         "result": result(looks),
     }
     write(arguments.out, report)
 
 
 def settings(steps: int, folder: Path) -> list[str]:
-    grader = folder / "parity.py"
-    grader.write_text(GRADER, encoding="utf-8")
+    reward_function = folder / "parity.py"
+    reward_function.write_text(GRADER, encoding="utf-8")
     return [
         f"run.steps={steps}",
-        "questions_per_step=8",
-        "rollouts_per_question=4",
-        "tokens_per_microbatch=512",
+        "prompts_per_step=8",
+        "group_size=4",
+        "max_tokens_per_micro_batch=512",
         "model.path=mini:t-fresh",
         "data.train=[mini:train]",
         "data.template=plain",
@@ -137,8 +137,8 @@ def settings(steps: int, folder: Path) -> list[str]:
         "rollout.num_workers=2",
         "rollout.num_cpus=0.5",
         "rollout.kv_cache_gib=0.125",
-        "rollout.max_staleness=1",
-        f"reward.grader=python:{grader}:grade",
+        "rollout.max_off_policy_steps=1",
+        f"reward.function=python:{reward_function}:grade",
         "learner.num_ranks=2",
         "learner.num_cpus=0.5",
         "learner.learning_rate=1.0e-7",
@@ -188,7 +188,7 @@ def steady(looks: list[dict[str, Any]]) -> set[str]:
     return {name for name, count in counts.items() if count == len(looks)}
 
 
-def pack(looks: list[dict[str, Any]]) -> dict[str, Any]:
+def micro_batch(looks: list[dict[str, Any]]) -> dict[str, Any]:
     """All looks by figure, as `FORMAT` says. Most stay for many steps: 500 looks at 15 processes are 12 kB."""
     names = dict.fromkeys(process for look in looks for process in look["processes"])
     return {
@@ -205,7 +205,7 @@ def pack(looks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def unpack(raw: dict[str, Any]) -> list[dict[str, Any]]:
-    """The looks that `pack` was given."""
+    """The looks that `micro_batch` was given."""
     total = {name: out_of_runs(text) for name, text in raw["total"].items()}
     looks: list[dict[str, Any]] = [
         dict(zip(total, values, strict=True)) | {"processes": {}}

@@ -3,10 +3,10 @@
     python benchmarks/sync.py --out benchmarks/results/sync.json
 
 One process sends, as the learner's rank 0 does, and 1, 2 or 4 processes receive; all share this machine. Both
-figures of a row are taken in the same processes, in turns, through the same kind of group: `broadcast_s`, one
+figures of a sample are taken in the same processes, in turns, through the same kind of group: `broadcast_s`, one
 bare broadcast of all bytes at once from memory that is ready; `sync_s`, the sync's own `send` and `receive`:
 packing, buckets, loading. A receiver here loads by copying every tensor into one of its own: a stand-in for
-vLLM's model, which would not fit four times. The rows `vllm` are whole transactions (begin, transfer, commit)
+vLLM's model, which would not fit four times. The samples `vllm` are whole transactions (begin, transfer, commit)
 from a real DeepSpeed learner to a real vLLM engine through Ray.
 
 `peak_buckets` is the most memory that either side had beyond its model's tensors and what a group of this size
@@ -33,7 +33,7 @@ import torch
 from machine import machine, versions, write
 
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, size_of, unpack
-from hpt_ray.weight_sync.group import Meeting, MeetingPoint, TransferGroup
+from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferGroup
 from hpt_ray.weight_sync.transfer import receive, send
 
 HOST = "127.0.0.1"
@@ -84,14 +84,14 @@ class PeakMemory:
         return self._peak - self._before
 
 
-def member(pipe: Connection, meeting: Meeting, rank: int, size: str, bucket_bytes: int) -> None:
+def member(pipe: Connection, rendezvous: Rendezvous, rank: int, size: str, bucket_bytes: int) -> None:
     """One process: takes its turns as it is told, and answers with seconds and bytes."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     metas = metas_of(size)
     buckets = list(cut(metas, bucket_bytes))
     tensors = tensors_of(metas, float(rank == 0))
-    group = TransferGroup(meeting, rank, device=CPU)
+    group = TransferGroup(rendezvous, rank, device=CPU)
     own = dict(zip((meta.name for meta in metas), tensors, strict=True))
 
     def load(buffer: torch.Tensor, bucket: list[TensorMeta]) -> None:
@@ -118,10 +118,10 @@ def member(pipe: Connection, meeting: Meeting, rank: int, size: str, bucket_byte
     pipe.send(all(bool((tensor == 1).all()) for tensor in tensors))
 
 
-def row(size: str, num_receivers: int, *, bucket_mb: int, repeats: int) -> dict[str, Any]:
+def sample(size: str, num_receivers: int, *, bucket_mb: int, repeats: int) -> dict[str, Any]:
     """One size and number of receivers."""
-    point = MeetingPoint(HOST, timeout_s=LIMIT_S)
-    meeting = point.open(1 + num_receivers, "gloo")
+    point = RendezvousPoint(HOST, timeout_s=LIMIT_S)
+    rendezvous = point.open(1 + num_receivers, "gloo")
     metas = metas_of(size)
     buckets = list(cut(metas, bucket_mb << 20))
     context = multiprocessing.get_context("spawn")
@@ -130,7 +130,7 @@ def row(size: str, num_receivers: int, *, bucket_mb: int, repeats: int) -> dict[
         here, there = context.Pipe()
         pipes.append(here)
         process = context.Process(
-            target=member, args=(there, meeting, rank, size, bucket_mb << 20), daemon=True
+            target=member, args=(there, rendezvous, rank, size, bucket_mb << 20), daemon=True
         )
         process.start()
         processes.append(process)
@@ -177,9 +177,9 @@ def row(size: str, num_receivers: int, *, bucket_mb: int, repeats: int) -> dict[
 # -- the same with vLLM and DeepSpeed ----------------------------------------------------------------
 
 
-def bare_broadcasts(_: Any, meeting: Meeting, rank: int, num_bytes: int, repeats: int) -> list[float]:
+def bare_broadcasts(_: Any, rendezvous: Rendezvous, rank: int, num_bytes: int, repeats: int) -> list[float]:
     """Run inside an actor: seconds of each broadcast of so many bytes."""
-    group = TransferGroup(meeting, rank, device=CPU)
+    group = TransferGroup(rendezvous, rank, device=CPU)
     whole = torch.full((num_bytes,), 7, dtype=torch.uint8)
     seconds = []
     for _ in range(repeats + 1):  # the first one is not counted
@@ -210,9 +210,9 @@ def save_model(size: str, folder: Path) -> None:
     build_tokenizer().save_pretrained(folder)
 
 
-async def vllm_row(size: str, *, bucket_mb: int, repeats: int, folder: Path) -> dict[str, Any]:
+async def vllm_sample(size: str, *, bucket_mb: int, repeats: int, folder: Path) -> dict[str, Any]:
     """One DeepSpeed rank and one vLLM engine: whole transactions against bare broadcasts between the two."""
-    from hpt_ray.cluster.runtime import Cluster, Need
+    from hpt_ray.cluster.runtime import Cluster, ResourceRequest
     from hpt_ray.config.schema import (
         ClusterConfig,
         LearnerConfig,
@@ -233,7 +233,9 @@ async def vllm_row(size: str, *, bucket_mb: int, repeats: int, folder: Path) -> 
     room = Cluster.connect(ClusterConfig(address="local"))
     try:
         await room.reserve(
-            [Need("learner", 1, 1.0, 0.0), Need("rollout", 1, 1.0, 0.0)], timeout_s=LIMIT_S, name="sync"
+            [ResourceRequest("learner", 1, 1.0, 0.0), ResourceRequest("rollout", 1, 1.0, 0.0)],
+            timeout_s=LIMIT_S,
+            name="sync",
         )
         learners = room.create("learner", LearnerWorker, [(0, 1, learner, None)])
         workers = room.create("rollout", RolloutWorker, [(engine, None)], max_concurrency=100)
@@ -243,11 +245,11 @@ async def vllm_row(size: str, *, bucket_mb: int, repeats: int, folder: Path) -> 
         config = WeightSyncConfig(bucket_mb=bucket_mb, timeout_s=LIMIT_S)
         sync = WeightSync(learners, config, "gloo", workers_per_engine=1, keep_committed=False)
         reports = [await sync.push(version, workers) for version in range(1, repeats + 2)][1:]
-        meeting = (point := MeetingPoint(host, timeout_s=LIMIT_S)).open(2, "gloo")
+        rendezvous = (point := RendezvousPoint(host, timeout_s=LIMIT_S)).open(2, "gloo")
         actors = [*learners.actors, *workers.actors]
         broadcasts = await asyncio.gather(
             *(
-                actor.__ray_call__.remote(bare_broadcasts, meeting, rank, reports[0].num_bytes, repeats)
+                actor.__ray_call__.remote(bare_broadcasts, rendezvous, rank, reports[0].num_bytes, repeats)
                 for rank, actor in enumerate(actors)
             )
         )
@@ -271,10 +273,10 @@ async def vllm_row(size: str, *, bucket_mb: int, repeats: int, folder: Path) -> 
     }
 
 
-def rows(settings: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def samples(settings: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for size in settings.sizes:
         for num_receivers in settings.receivers:
-            yield {"model": size} | row(
+            yield {"model": size} | sample(
                 size, num_receivers, bucket_mb=settings.bucket_mb, repeats=settings.repeats
             )
 
@@ -296,14 +298,14 @@ def main() -> None:
         "machine": machine(),
         "settings": {
             **{key: value for key, value in vars(arguments).items() if key != "out"},
-            "carrier": "gloo over loopback",
-            "receivers_of_rows": "stand-in: every tensor is copied into one of the receiver's own, bfloat16",
+            "backend": "gloo over loopback",
+            "receivers_of_samples": "stand-in: every tensor is copied into one of the receiver's own, bfloat16",
             "receivers_of_vllm": "a real vLLM engine, from one DeepSpeed rank, through Ray, float32",
             "threads": 1,
         },
     }
     measured = []
-    for figures in rows(arguments):
+    for figures in samples(arguments):
         measured.append(figures)
         say(figures)
     engines = []
@@ -311,7 +313,7 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             engines.append(
                 asyncio.run(
-                    vllm_row(
+                    vllm_sample(
                         size,
                         bucket_mb=arguments.bucket_mb,
                         repeats=arguments.repeats,
@@ -320,7 +322,7 @@ def main() -> None:
                 )
             )
         say(engines[-1])
-    report |= {"rows": measured, "vllm": engines, "result": result(measured, engines)}
+    report |= {"samples": measured, "vllm": engines, "result": result(measured, engines)}
     write(arguments.out, report)
 
 

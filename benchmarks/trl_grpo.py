@@ -35,7 +35,7 @@ def main() -> None:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 
-    num_samples = settings["questions"] * settings["rollouts"]
+    num_samples = settings["prompts"] * settings["rollouts"]
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32),
         processing_class=PreTrainedTokenizerFast.from_pretrained(settings["model"]),
@@ -46,8 +46,8 @@ def main() -> None:
             output_dir=settings["folder"],
             max_steps=settings["steps"],
             num_generations=settings["rollouts"],
-            per_device_train_batch_size=settings["rows_per_microbatch"],
-            gradient_accumulation_steps=num_samples // settings["rows_per_microbatch"],
+            per_device_train_batch_size=settings["rows_per_micro_batch"],
+            gradient_accumulation_steps=num_samples // settings["rows_per_micro_batch"],
             max_completion_length=settings["max_tokens"],
             temperature=1.0,
             loss_type="grpo",

@@ -2,11 +2,12 @@
 
     python benchmarks/zero.py --out benchmarks/results/zero.json
 
-Two real DeepSpeed ranks (AdamW) on one machine, fresh ones for each stage, with the same updates of the same packs.
-Stages 0 and 1 sum a whole gradient on each rank and meet once an update; 2 and 3 meet in every pack and keep a share.
-`update_s` is timed by the caller, from the first pack sent to the step's report; `peak_gib` is a rank's most resident
-memory (VmHWM, Linux only), `planned_gib` what the plan of a run says. Buckets are as large beside this model as
-DeepSpeed's default beside 8·10⁹ parameters. No network is between the ranks: gloo copies through memory.
+Two real DeepSpeed ranks (AdamW) on one machine, fresh ones for each stage, with the same updates of the same
+micro-batches. Stages 0 and 1 sum a whole gradient on each rank and meet once an update; 2 and 3 meet in every
+micro-batch and keep a share. `update_s` is timed by the caller, from the first micro-batch sent to the step's
+report; `peak_gib` is a rank's most resident memory (VmHWM, Linux only), `planned_gib` what the plan of a run
+says. Buckets are as large beside this model as DeepSpeed's default beside 8·10⁹ parameters. No network is
+between the ranks: gloo copies through memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from machine import machine, process_bytes, versions, write
 from material import Lengths, ModelShape, Rows
 
 from hpt_ray.algorithms import make_estimator
-from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig, Config
 from hpt_ray.driver.actors import start_ranks
@@ -37,9 +38,9 @@ RATE = 1e-4
 RANKS = 2
 STAGES = (0, 1, 2, 3)
 SHAPE = ModelShape(768, 3072, 12, 12, 4, 8192)  # 10⁸ parameters
-PACK_TOKENS = 512
+MICRO_BATCH_TOKENS = 512
 BUCKET = 6_000_000  # numbers
-ROWS = Rows(4, 8, Lengths(24, 0.3, 48), Lengths(64, 0.7, 256), SHAPE.vocabulary)
+SAMPLES = Rows(4, 8, Lengths(24, 0.3, 48), Lengths(64, 0.7, 256), SHAPE.vocabulary)
 
 
 def configured(folder: Path, stage: int, dtype: str) -> Config:
@@ -53,7 +54,7 @@ def configured(folder: Path, stage: int, dtype: str) -> Config:
             f"learner.num_ranks={RANKS}",
             f"learner.zero_stage={stage}",
             f"learner.deepspeed={{zero_optimization: {{reduce_bucket_size: {BUCKET}}}}}",
-            f"tokens_per_microbatch={PACK_TOKENS}",
+            f"max_tokens_per_micro_batch={MICRO_BATCH_TOKENS}",
         ],
     )
 
@@ -63,7 +64,7 @@ def peak_bytes(_: Any) -> int:
     return process_bytes("VmHWM")
 
 
-async def row(stage: int, dtype: str, updates: int, folder: Path) -> dict[str, Any]:
+async def sample(stage: int, dtype: str, updates: int, folder: Path) -> dict[str, Any]:
     """One stage: its updates, the first of which is not counted."""
     config = configured(SHAPE.save(folder), stage, dtype)
     shape = find_shape(config.model, str(folder))
@@ -72,18 +73,22 @@ async def row(stage: int, dtype: str, updates: int, folder: Path) -> dict[str, A
     spec = LearnerSpec(config.model, str(folder), config.learner, estimator, 1.0, 0)
     cluster = Cluster.connect(ClusterConfig(address="local"))
     try:
-        await cluster.reserve([Need("learner", RANKS, 1, 0.0)], timeout_s=LIMIT_S, name="zero")
+        await cluster.reserve([ResourceRequest("learner", RANKS, 1, 0.0)], timeout_s=LIMIT_S, name="zero")
         ranks = cluster.create("learner", LearnerWorker, [(i, RANKS, spec, None) for i in range(RANKS)])
         await start_ranks(ranks, LIMIT_S)
         learner = LearnerGroup(
-            ranks, estimator, batch=ROWS.batch, tokens_per_microbatch=PACK_TOKENS, timeout_s=LIMIT_S
+            ranks,
+            estimator,
+            batch=SAMPLES.batch,
+            max_tokens_per_micro_batch=MICRO_BATCH_TOKENS,
+            timeout_s=LIMIT_S,
         )
         seconds, tokens = [], []
         for update in range(updates + 1):
-            questions = ROWS.draw(update)
+            prompts = SAMPLES.draw(update)
             begin = time.perf_counter()
-            for question in questions:
-                learner.add(question)
+            for prompt in prompts:
+                learner.add(prompt)
             tokens.append((await learner.finish(RATE)).num_tokens)
             seconds.append(time.perf_counter() - begin)
         peaks = await asyncio.gather(*(rank.__ray_call__.remote(peak_bytes) for rank in ranks.actors))
@@ -110,7 +115,7 @@ def main() -> None:
         "ranks": RANKS,
         "dtype": arguments.dtype,
         "updates": arguments.updates,
-        "tokens_per_microbatch": PACK_TOKENS,
+        "max_tokens_per_micro_batch": MICRO_BATCH_TOKENS,
         "reduce_bucket_size": BUCKET,
     }
     report: dict[str, Any] = {
@@ -119,20 +124,20 @@ def main() -> None:
         "machine": machine(),
         "settings": settings,
     }
-    rows = []
+    samples = []
     for stage in STAGES:
         with TemporaryDirectory() as folder:
-            rows.append(asyncio.run(row(stage, arguments.dtype, arguments.updates, Path(folder))))
-    once = next(found for found in rows if found["zero_stage"] == 1)
+            samples.append(asyncio.run(sample(stage, arguments.dtype, arguments.updates, Path(folder))))
+    once = next(found for found in samples if found["zero_stage"] == 1)
     result = {
         f"stage {found['zero_stage']} over 1": {
             "time": found["update_s"] / once["update_s"],
             "peak_gib": found["peak_gib"] - once["peak_gib"],
             "planned_gib": found["planned_gib"] - once["planned_gib"],
         }
-        for found in rows
+        for found in samples
     }
-    write(arguments.out, report | {"rows": rows, "result": result})
+    write(arguments.out, report | {"samples": samples, "result": result})
 
 
 if __name__ == "__main__":

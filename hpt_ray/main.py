@@ -103,15 +103,15 @@ def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: 
     phases: Sequence[Phase] = prepared.phases if prepared else phases_of(config)
     tables = []
     for i, phase in enumerate(phases):
-        questions = prepared.phases[i].questions if prepared else None
+        prompts = prepared.phases[i].prompts if prepared else None
         which = f": phase {phase.number}, {phase.before + 1} to {phase.last}" if len(phases) > 1 else ""
         tables.append(
             start_summary(
                 phase.config,
                 title=head + which,
                 algorithm_mode=phase.config.algorithm.mode,
-                num_questions=None if questions is None else len(questions),
-                dropped={} if questions is None else questions.dropped,
+                num_prompts=None if prompts is None else len(prompts),
+                dropped={} if prompts is None else prompts.dropped,
                 folder=folder,
             )
         )

@@ -1,8 +1,8 @@
 """The records that travel through a step, in the order of the data flow.
 
-    Question ─▶ Rollout ─▶ Verdict ─▶ Group ─▶ Decision ─▶ Row ─▶ Pack
+    Prompt ─▶ Rollout ─▶ Result ─▶ Group ─▶ Decision ─▶ Sample ─▶ Pack
 
-Token ids are the truth (`numpy` int32); text is a view for graders and for people. Nothing here
+Token ids are the truth (`numpy` int32); text is a view for reward functions and for people. Nothing here
 imports Ray, vLLM or DeepSpeed, so every record can be made by hand in a test.
 """
 
@@ -23,20 +23,20 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Prompt:
     """q: one prompt, its reference answer and, where the data has one, its demonstration.
 
-    Example: `Question(id="gsm8k/17", prompt_ids=[1, 9, 4], prompt="What is 2+2?", ground_truth="4",
+    Example: `Prompt(id="gsm8k/17", token_ids=[1, 9, 4], text="What is 2+2?", ground_truth="4",
     data_source="openai/gsm8k", demonstration=Demonstration([7, 2], "4"))`
     """
 
     id: str  # unique within a run: "<data_source>/<index>"
-    prompt_ids: np.ndarray  # [P] int32, ends where the response begins
-    prompt: str  # as rendered, for people
+    token_ids: np.ndarray  # [P] int32, ends where the response begins
+    text: str  # as rendered, for people
     ground_truth: str | float | list
-    data_source: str  # chooses the grader
+    data_source: str  # chooses the reward function
     demonstration: Demonstration | None = None
-    extra: dict = field(default_factory=dict)  # `extra_info` of the data row
+    extra: dict = field(default_factory=dict)  # `extra_info` of the data's row
 
 
 class FinishReason(enum.StrEnum):
@@ -48,19 +48,19 @@ class FinishReason(enum.StrEnum):
     LOST = "lost"  # its worker failed and no retry was left
 
     @property
-    def is_answer(self) -> bool:
+    def is_response(self) -> bool:
         """There is a whole answer: not one that was aborted or lost."""
         return self in (FinishReason.STOP, FinishReason.LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """τ_i: one sampled answer. `logps[t]` is log π_old(token_ids[t]) as the sampler drew it."""
+    """τ_i: one sampled answer. `logprobs[t]` is log π_old(token_ids[t]) as the sampler drew it."""
 
-    question_id: str
+    prompt_id: str
     sample: int  # 0 … n−1 within its group
     token_ids: np.ndarray  # [L] int32, with the end token where finish is STOP
-    logps: np.ndarray  # [L] float32
+    logprobs: np.ndarray  # [L] float32
     finish: FinishReason
     weight_version: int
     text: str  # decoded without special tokens
@@ -70,9 +70,9 @@ class Rollout:
         return self.finish is not FinishReason.STOP
 
     @classmethod
-    def missing(cls, question_id: str, sample: int, finish: FinishReason) -> Rollout:
+    def missing(cls, prompt_id: str, sample: int, finish: FinishReason) -> Rollout:
         """What stands in a group for an answer that was aborted or lost: no tokens, no version."""
-        return cls(question_id, sample, np.zeros(0, np.int32), np.zeros(0, np.float32), finish, -1, "")
+        return cls(prompt_id, sample, np.zeros(0, np.int32), np.zeros(0, np.float32), finish, -1, "")
 
 
 class Outcome(enum.StrEnum):
@@ -83,11 +83,11 @@ class Outcome(enum.StrEnum):
     NO_ANSWER = "no_answer"  # nothing that could be an answer was found
     UNPARSABLE = "unparsable"  # an answer was found and could not be read
     TIMEOUT = "timeout"  # grading took longer than its limit and was killed
-    ERROR = "error"  # the grader itself failed
+    ERROR = "error"  # the reward function itself failed
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RewardResult:
     """R(τ): the score of one answer, how it came about, and what was read as the answer."""
 
     score: float
@@ -96,56 +96,56 @@ class Verdict:
     detail: str | None = None  # for ERROR and UNPARSABLE: what went wrong
 
     @property
-    def solved(self) -> bool:
+    def correct(self) -> bool:
         return self.outcome is Outcome.CORRECT
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All n rollouts of one question with their verdicts: what the gate decides on."""
+    """All n rollouts of one prompt with their results: what the gate decides on."""
 
-    question: Question
+    prompt: Prompt
     rollouts: list[Rollout]
-    verdicts: list[Verdict]
+    results: list[RewardResult]
 
     @property
-    def num_solved(self) -> int:
-        return sum(verdict.solved for verdict in self.verdicts)
+    def num_correct(self) -> int:
+        return sum(result.correct for result in self.results)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """α, β: how much the rollouts and the demonstration of one question count (paper, Eq 9 and 10).
+    """α, β: how much the rollouts and the demonstration of one prompt count (paper, Eq 9 and 10).
 
     `reason` is a word for the metrics: "solved", "unsolved", "no_demonstration", …
     """
 
     rollout_weight: float  # α = f(P)
     demo_weight: float  # β = g(P)
-    num_solved: int
+    num_correct: int
     num_rollouts: int
     reason: str
 
 
 @dataclass(slots=True)
-class Row:
-    """One sequence the learner trains on: a rollout or a demonstration of one question.
+class Sample:
+    """One sequence the learner trains on: a rollout or a demonstration of one prompt.
 
-    The policy terms of the estimator act on the response tokens only. `logp_old` is the sampler's
+    The policy terms of the estimator act on the response tokens only. `old_logprobs` is the sampler's
     for a rollout and NaN for a demonstration: no policy of ours sampled it.
     """
 
-    question_id: str
+    prompt_id: str
     token_ids: np.ndarray  # [P+L] int32, prompt then response
     prompt_length: int  # P
-    logp_old: np.ndarray  # [L] float32
+    old_logprobs: np.ndarray  # [L] float32
     is_demo: bool
     reward: float
-    group: int  # index of the question within the optimizer step
+    group: int  # index of the prompt within the optimizer step
     weight: float = 1.0  # α or β of the gate
-    # Filled in on rollouts where the algorithm asks for it, the first two before the row is weighed:
+    # Filled in on rollouts where the algorithm asks for it, the first two before the sample is weighed:
     values: np.ndarray | None = None  # [L] float32, the critic's V of what stands before each token
-    logp_ref: np.ndarray | None = None  # [L] float32, log-prob under the frozen policy (KL in the reward)
+    ref_logprobs: np.ndarray | None = None  # [L] float32, log-prob under the frozen policy (KL in the reward)
     returns: np.ndarray | None = None  # [L] float32, G = Â + V, what the critic learns
     value_scale: float = 0.0  # gate weight / Z of the value loss
 
@@ -155,29 +155,29 @@ class Row:
 
 
 @dataclass(slots=True)
-class Pack:
-    """Rows laid end to end for one forward pass; what one learner rank gets as one micro-batch.
+class MicroBatch:
+    """Samples laid end to end for one forward pass; what one learner rank gets as one micro-batch.
 
-    With rows of T tokens in all, of which R are response tokens, and K policy terms:
+    With samples of T tokens in all, of which R are response tokens, and K policy terms:
 
-    `token_ids`, `position_ids`   [T] int32, positions start again at 0 with every row
-    `row_lengths`                 [rows] int32, prompt and response together
-    `response_lengths`            [rows] int32
-    `logp_old`                    [R] float32, NaN on demonstrations
+    `token_ids`, `position_ids`   [T] int32, positions start again at 0 with every sample
+    `sample_lengths`                 [samples] int32, prompt and response together
+    `response_lengths`            [samples] int32
+    `old_logprobs`                    [R] float32, NaN on demonstrations
     `advantages`                  [K, R] float32, term by term (0 where a term does not apply)
-    `scales`                      [K, rows] float32, coefficient · gate weight / Z, term by term
-    `entropy_scales`, `kl_scales` [rows] float32, the same for the entropy bonus and the KL loss
-    `group_ids`, `is_demo`        [rows]
+    `scales`                      [K, samples] float32, coefficient · gate weight / Z, term by term
+    `entropy_scales`, `kl_scales` [samples] float32, the same for the entropy bonus and the KL loss
+    `group_ids`, `is_demo`        [samples]
 
-    A dummy pack (no row that counts) has scales of zero: it runs the same collectives as the
+    A dummy micro-batch (no sample that counts) has scales of zero: it runs the same collectives as the
     others and adds exactly nothing.
     """
 
     token_ids: np.ndarray
     position_ids: np.ndarray
-    row_lengths: np.ndarray
+    sample_lengths: np.ndarray
     response_lengths: np.ndarray
-    logp_old: np.ndarray
+    old_logprobs: np.ndarray
     advantages: np.ndarray
     scales: np.ndarray
     entropy_scales: np.ndarray
@@ -193,11 +193,11 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class ValueTargets:
-    """What the critic learns on one pack with R response tokens.
+    """What the critic learns on one micro-batch with R response tokens.
 
-    `values`   [R] float32, V as the rows were scored; the clip of the value loss starts from it
+    `values`   [R] float32, V as the samples were scored; the clip of the value loss starts from it
     `returns`  [R] float32, G = Â + V
-    `scales`   [rows] float32, gate weight / Z, where Z is that of the rollouts' policy term
+    `scales`   [samples] float32, gate weight / Z, where Z is that of the rollouts' policy term
     """
 
     values: np.ndarray
@@ -214,10 +214,10 @@ class UpdateResult:
 
     metrics: dict[str, float | None]
     num_tokens: int
-    num_rows: int
-    num_demo_rows: int
-    num_skipped_rows: int  # rows whose terms are all exactly zero: never sent
-    seconds: float  # from the first pack to the step
+    num_samples: int
+    num_demo_samples: int
+    num_skipped_samples: int  # samples whose terms are all exactly zero: never sent
+    seconds: float  # from the first micro-batch to the step
     busy_s: float  # of the policy's busiest rank
     skipped: str | None  # why no weight was changed: "not_finite" or "grad_norm"
     critic_skipped: str | None

@@ -1,16 +1,16 @@
 """One estimator for every algorithm: mask · advantage · shaping · π_θ/π_ref, and a table.
 
-    from hpt_ray.algorithms import ALGORITHMS, TokenRows, make_estimator
+    from hpt_ray.algorithms import ALGORITHMS, TokenBatch, make_estimator
 
     estimator = make_estimator("grpo", clip_high=0.28)
-    loss, stats = estimator.loss(TokenRows(logp_now, logp_old, row_lengths, group_ids, rewards, is_demo))
+    loss, stats = estimator.loss(TokenBatch(logprobs, old_logprobs, sample_lengths, group_ids, rewards, is_demo))
 
 `ALGORITHMS["gspo"]` prints its formula, source and parts; `describe(estimator)` prints what was
 chosen. Needs torch and numpy only.
 """
 
 from hpt_ray.algorithms.base import Algorithm, Term
-from hpt_ray.algorithms.batch import BatchShape, RowWeights, TokenRows
+from hpt_ray.algorithms.batch import BatchShape, SampleWeights, TokenBatch
 from hpt_ray.algorithms.build import estimator_from_config, make_estimator
 from hpt_ray.algorithms.describe import describe
 from hpt_ray.algorithms.estimator import Estimator
@@ -24,9 +24,9 @@ __all__ = [
     "Algorithm",
     "BatchShape",
     "Estimator",
-    "RowWeights",
+    "SampleWeights",
     "Term",
-    "TokenRows",
+    "TokenBatch",
     "clipped_value_loss",
     "describe",
     "effective_sample_size",

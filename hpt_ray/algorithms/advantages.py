@@ -1,8 +1,8 @@
 """Advantages Â: how hard, and in which direction, a response is pushed.
 
-In: a `RowView` (rewards and groups of one optimizer step, numpy float64). Out: [rows], or [R] for
-the one that is per token (`gae`). Values on rows of the other stream are meaningless; the caller
-zeroes them. A group is all rollouts of one question; a union is the group with its demonstration.
+In: a `SampleView` (rewards and groups of one optimizer step, numpy float64). Out: [samples], or [R] for
+the one that is per token (`gae`). Values on samples of the other stream are meaningless; the caller
+zeroes them. A group is all rollouts of one prompt; a union is the group with its demonstration.
 A group of one has no baseline: its centred advantage is 0.
 """
 
@@ -11,34 +11,34 @@ from __future__ import annotations
 import numpy as np
 
 from hpt_ray.algorithms.base import Part, Stream
-from hpt_ray.algorithms.batch import Array, RowView
+from hpt_ray.algorithms.batch import Array, SampleView
 from hpt_ray.algorithms.values import gae
 
 STD_EPSILON = 1e-6  # added to the standard deviation, as GRPO and its descendants do
 
 
-def one(view: RowView) -> Array:
+def one(view: SampleView) -> Array:
     return np.ones(len(view.rewards))
 
 
-def reward(view: RowView) -> Array:
+def reward(view: SampleView) -> Array:
     return view.rewards
 
 
-def signed(view: RowView) -> Array:
+def signed(view: SampleView) -> Array:
     return 2 * view.rewards - 1
 
 
-def correct(view: RowView) -> Array:
+def correct(view: SampleView) -> Array:
     return np.maximum(signed(view), 0)
 
 
-def wrong(view: RowView) -> Array:
+def wrong(view: SampleView) -> Array:
     return np.minimum(signed(view), 0)
 
 
-def centred(view: RowView, groups: Array, members: Array) -> tuple[Array, Array, Array]:
-    """R − mean over the row's group, with the group's unbiased std and size, all [rows].
+def centred(view: SampleView, groups: Array, members: Array) -> tuple[Array, Array, Array]:
+    """R − mean over the sample's group, with the group's unbiased std and size, all [samples].
 
     Only `members` count in mean, std and size. Rewards are first measured from the group's least,
     so that equal rewards give exactly 0.
@@ -56,36 +56,36 @@ def centred(view: RowView, groups: Array, members: Array) -> tuple[Array, Array,
     return deviation, std[groups], size[groups]
 
 
-def group_mean(view: RowView) -> Array:
+def group_mean(view: SampleView) -> Array:
     return centred(view, view.groups, ~view.is_demo)[0]
 
 
-def group_std(view: RowView) -> Array:
+def group_std(view: SampleView) -> Array:
     deviation, std, _ = centred(view, view.groups, ~view.is_demo)
     return deviation / (std + STD_EPSILON)
 
 
-def leave_one_out(view: RowView) -> Array:
+def leave_one_out(view: SampleView) -> Array:
     deviation, _, size = centred(view, view.groups, ~view.is_demo)
     return deviation * size / np.maximum(size - 1, 1)
 
 
-def batch_std(view: RowView) -> Array:
+def batch_std(view: SampleView) -> Array:
     deviation, std, _ = centred(view, np.zeros_like(view.groups), ~view.is_demo)
     return deviation / (std + STD_EPSILON)
 
 
-def union_mean(view: RowView) -> Array:
+def union_mean(view: SampleView) -> Array:
     return centred(view, view.groups, np.ones_like(view.is_demo))[0]
 
 
-def union_std(view: RowView) -> Array:
+def union_std(view: SampleView) -> Array:
     deviation, std, _ = centred(view, view.groups, np.ones_like(view.is_demo))
     return deviation / (std + STD_EPSILON)
 
 
-def token_gae(view: RowView) -> Array:
-    """[R] generalised advantage estimation; the reward stands at the row's last token."""
+def token_gae(view: SampleView) -> Array:
+    """[R] generalised advantage estimation; the reward stands at the sample's last token."""
     if view.values is None:
         raise ValueError("advantage gae needs the critic's values of every response token")
     rewards = np.zeros(len(view.values)) if view.token_rewards is None else view.token_rewards.copy()
@@ -111,7 +111,7 @@ ADVANTAGES: dict[str, Part] = {
     "group_std": Part(group_std, "Â = (R − mean_G R)/(std_G R + 1e-6)", not_for=_ROLLOUTS_ONLY),
     "leave_one_out": Part(leave_one_out, "Â_i = R_i − mean_{j≠i} R_j", not_for=_ROLLOUTS_ONLY),
     "batch_std": Part(
-        batch_std, "Â = (R − mean_batch R)/(std_batch R + 1e-6)", frozenset({"all_rows"}), _ROLLOUTS_ONLY
+        batch_std, "Â = (R − mean_batch R)/(std_batch R + 1e-6)", frozenset({"all_samples"}), _ROLLOUTS_ONLY
     ),
     "union_mean": Part(union_mean, "Â = R − mean_{G ∪ demo} R", frozenset({"union"})),
     "union_std": Part(

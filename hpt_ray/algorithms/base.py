@@ -1,7 +1,7 @@
 """What an algorithm is made of: a term names one part of each family, a recipe is a tuple of terms.
 
 A part is a pure function with its formula and what it needs. The families are tables:
-`ADVANTAGES`, `DENOMINATORS`, `MASKS`, `SHAPINGS`, `NORMALIZERS`, `CORRECTIONS`. Terms, recipes and
+`ADVANTAGES`, `DENOMINATORS`, `CLIPS`, `SHAPINGS`, `LOSS_AGGREGATIONS`, `CORRECTIONS`. Terms, recipes and
 algorithms hold names and numbers only, so they can be printed, compared and pickled. Nothing is
 computed here.
 """
@@ -24,7 +24,7 @@ class Part:
     """One entry of a family's table.
 
     `needs` may name: "old" (log-probs of the sampler), "ratio" (a denominator that is an old
-    policy), "entropy", "values", "all_rows" (every row of the optimizer step before the first
+    policy), "entropy", "values", "all_samples" (every sample of the optimizer step before the first
     backward pass), "length_constant", "shaping_gamma", "clip".
     `not_for` says why the part makes no sense on a stream.
     """
@@ -39,22 +39,22 @@ class Part:
 class Term:
     """One policy term: −Σ sg(c)·log π_θ / Z over one stream, c = m · Â · s · π_θ/π_ref.
 
-    Example: `Term("rollouts", advantage="group_std", denominator="old", mask="clip",
-    normalizer="row_mean")` is GRPO.
+    Example: `Term("rollouts", advantage="group_std", denominator="old", clip="ppo",
+    loss_aggregation="seq-mean-token-mean")` is GRPO.
     """
 
-    rows: Stream
+    stream: Stream
     advantage: str
     denominator: str
-    mask: str = "none"
+    clip: str = "none"
     shaping: str = "none"
-    normalizer: str = "constant"
+    loss_aggregation: str = "seq-mean-token-sum-norm"
     coef: float = 1.0
 
     def __str__(self) -> str:
         return (
-            f"{self.coef:g} × {self.rows}: Â {self.advantage}, π_ref {self.denominator}, m {self.mask}, "
-            f"s {self.shaping}, Z {self.normalizer}"
+            f"{self.coef:g} × {self.stream}: Â {self.advantage}, π_ref {self.denominator}, m {self.clip}, "
+            f"s {self.shaping}, Z {self.loss_aggregation}"
         )
 
 
@@ -63,7 +63,7 @@ class Recipe:
     """The terms of one variant of an algorithm, with the numbers that go with them.
 
     `offline` holds other demonstration terms by the name of the offline branch. The entropy bonus
-    is divided like each stream's first term, unless `entropy_normalizer` names one for all rows.
+    is divided like each stream's first term, unless `entropy_aggregation` names one for all samples.
     `demonstration_in_group`: the demonstration takes the place of one of the n rollouts.
     """
 
@@ -71,7 +71,7 @@ class Recipe:
     clip_low: float = 0.2
     clip_high: float = 0.2
     entropy_coef: float = 0.0
-    entropy_normalizer: str | None = None
+    entropy_aggregation: str | None = None
     offline: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
     demonstration_in_group: bool = False
 
@@ -79,14 +79,14 @@ class Recipe:
         """The rollout terms, and the demonstration terms of `offline_branch` ("sft": the recipe's own)."""
         if offline_branch == "sft":
             return self.terms
-        return tuple(t for t in self.terms if t.rows == "rollouts") + self.offline[offline_branch]
+        return tuple(t for t in self.terms if t.stream == "rollouts") + self.offline[offline_branch]
 
 
 @dataclass(frozen=True, repr=False)
 class Algorithm:
     """A row of the table of algorithms; printing it shows what it is.
 
-    `gate` is the selection of data that belongs to it: "switch" (per question, rollouts or the
+    `gate` is the selection of data that belongs to it: "switch" (per prompt, rollouts or the
     demonstration), "rollouts", "demonstrations" or "both". `paper` None: the default is the paper's.
     """
 

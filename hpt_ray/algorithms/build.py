@@ -1,6 +1,6 @@
 """From a name and overrides to an `Estimator`, or to a refusal that says why.
 
-Overrides are the keys of `AlgorithmConfig`; None leaves the row's own choice. What cannot work is
+Overrides are the keys of `AlgorithmConfig`; None leaves the sample's own choice. What cannot work is
 refused here, before anything is started.
 """
 
@@ -16,19 +16,19 @@ from hpt_ray.algorithms.corrections import CORRECTIONS
 from hpt_ray.algorithms.denominators import DENOMINATORS
 from hpt_ray.algorithms.estimator import Estimator, parts_of
 from hpt_ray.algorithms.kl import KL_ESTIMATORS
-from hpt_ray.algorithms.normalizers import NORMALIZERS
+from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
 from hpt_ray.algorithms.shapings import SHAPINGS
 from hpt_ray.algorithms.table import ALGORITHMS
-from hpt_ray.algorithms.token_parts import MASKS
+from hpt_ray.algorithms.token_parts import CLIPS
 from hpt_ray.config.schema import AlgorithmConfig
 from hpt_ray.errors import UserError
 
 FAMILIES: dict[str, dict[str, Part]] = {
     "advantage": ADVANTAGES,
     "denominator": DENOMINATORS,
-    "mask": MASKS,
+    "clip": CLIPS,
     "shaping": SHAPINGS,
-    "normalizer": NORMALIZERS,
+    "loss_aggregation": LOSS_AGGREGATIONS,
 }
 PREFIX: dict[Stream, str] = {"rollouts": "rollout", "demonstrations": "demo"}  # of configuration keys
 
@@ -75,7 +75,7 @@ def estimator_from_config(config: AlgorithmConfig) -> Estimator:
         terms=terms,
         settings=settings,
         entropy_coef=_own(config.entropy_coef, recipe.entropy_coef),
-        entropy_normalizer=recipe.entropy_normalizer,
+        entropy_aggregation=recipe.entropy_aggregation,
         kl_coef=config.kl_coef,
         kl_estimator=config.kl_estimator,
         kl_in=config.kl_in,
@@ -104,7 +104,7 @@ def _replace_parts(
 ) -> tuple[Term, ...]:
     """Put in the parts that the configuration names, stream by stream, and multiply in ρ and λ."""
     result = []
-    counts = {stream: sum(term.rows == stream for term in terms) for stream in PREFIX}
+    counts = {stream: sum(term.stream == stream for term in terms) for stream in PREFIX}
     for stream, prefix in PREFIX.items():
         named = {family: getattr(config, f"{prefix}_{family}") for family in FAMILIES}
         named = {family: part for family, part in named.items() if part is not None}
@@ -116,45 +116,46 @@ def _replace_parts(
                     f"algorithm.{option}: {algorithm.name} has no term on {stream}; leave the key out, or "
                     "take an algorithm with such a term (hpt has both)."
                 )
-            if counts[stream] > 1 and family not in ("normalizer", "mask"):
+            if counts[stream] > 1 and family not in ("loss_aggregation", "clip"):
                 raise UserError(
                     f"algorithm.{option}: {algorithm.name} has {counts[stream]} terms on {stream}, and one "
                     f"{family} for all of them would make them the same; take another algorithm."
                 )
         coef = getattr(config, f"{prefix}_coef")
-        result += [replace(t, **named, coef=t.coef * coef) for t in terms if t.rows == stream]
+        result += [replace(t, **named, coef=t.coef * coef) for t in terms if t.stream == stream]
     return tuple(result)
 
 
 def _check_term(algorithm: Algorithm, term: Term) -> None:
-    prefix, parts = PREFIX[term.rows], parts_of(term)
+    prefix, parts = PREFIX[term.stream], parts_of(term)
     for family, part in parts.items():
-        if term.rows in part.not_for:
+        if term.stream in part.not_for:
             raise UserError(
-                f"algorithm.{prefix}_{family}={getattr(term, family)} makes no sense on {term.rows}: "
-                f"{part.not_for[term.rows]}."
+                f"algorithm.{prefix}_{family}={getattr(term, family)} makes no sense on {term.stream}: "
+                f"{part.not_for[term.stream]}."
             )
-    if "ratio" in parts["mask"].needs and "old" not in parts["denominator"].needs:
+    if "ratio" in parts["clip"].needs and "old" not in parts["denominator"].needs:
         raise UserError(
-            f"algorithm.{prefix}_mask={term.mask} needs the ratio π_θ/π_old, but {prefix}_denominator="
-            f"{term.denominator} has none ({parts['denominator'].formula}); use {prefix}_mask=none or, on "
+            f"algorithm.{prefix}_clip={term.clip} needs the ratio π_θ/π_old, but {prefix}_denominator="
+            f"{term.denominator} has none ({parts['denominator'].formula}); use {prefix}_clip=none or, on "
             "rollouts, rollout_denominator=old or sequence."
         )
     if "union" in parts["advantage"].needs and algorithm.gate != "both":
         raise UserError(
             f"algorithm.{prefix}_advantage={term.advantage} compares rollouts with their demonstration, but "
-            f"{algorithm.name} never trains both on one question (gate: {algorithm.gate}); use group_mean or "
+            f"{algorithm.name} never trains both on one prompt (gate: {algorithm.gate}); use group_mean or "
             "group_std on rollouts, reward or one on demonstrations, or take luffy or srft."
         )
-    if term.normalizer.startswith("union") and algorithm.gate != "both":
+    if term.loss_aggregation.startswith("union") and algorithm.gate != "both":
         raise UserError(
-            f"algorithm.{prefix}_normalizer={term.normalizer} counts both kinds of rows together, but "
-            f"{algorithm.name} never trains both on one question; use constant, row_mean or token_mean."
+            f"algorithm.{prefix}_loss_aggregation={term.loss_aggregation} counts both kinds of samples together, but "
+            f"{algorithm.name} never trains both on one prompt; use seq-mean-token-sum-norm, "
+            "seq-mean-token-mean or token-mean."
         )
 
 
 def _check_whole(algorithm: Algorithm, terms: tuple[Term, ...], config: AlgorithmConfig) -> None:
-    rollouts = [term for term in terms if term.rows == "rollouts"]
+    rollouts = [term for term in terms if term.stream == "rollouts"]
     if config.kl_coef and not rollouts:
         raise UserError(
             f"algorithm.kl_coef: KL(π_θ‖π_ref) is an average over the policy's own rollouts, and "
@@ -168,7 +169,7 @@ def _check_whole(algorithm: Algorithm, terms: tuple[Term, ...], config: Algorith
             "none; set correction=none."
         )
     for term in rollouts:
-        if term.denominator == "sequence" or term.mask == "cap":
+        if term.denominator == "sequence" or term.clip == "cispo":
             raise UserError(
                 f"algorithm.correction={config.correction} would replace the weight that {algorithm.name} "
                 "bounds in its own way (GSPO's s_i, CISPO's cap); set correction=none."

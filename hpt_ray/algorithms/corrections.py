@@ -31,11 +31,11 @@ def token_mask(log_weight: Tensor, view: TokenView) -> Tensor:
 
 
 def sequence_truncate(log_weight: Tensor, view: TokenView) -> Tensor:
-    return _truncate(view.row_sum(view.log_ratio_old), view.settings)
+    return _truncate(view.sample_sum(view.log_ratio_old), view.settings)
 
 
 def sequence_mask(log_weight: Tensor, view: TokenView) -> Tensor:
-    return _mask(view.row_sum(view.log_ratio_old), view.settings)
+    return _mask(view.sample_sum(view.log_ratio_old), view.settings)
 
 
 def _truncate(log_weight: Tensor, settings: Settings) -> Tensor:

@@ -14,7 +14,7 @@ from hpt_ray.algorithms.batch import TokenView
 
 
 def current(view: TokenView) -> Tensor:
-    return torch.zeros_like(view.logp)
+    return torch.zeros_like(view.logprob)
 
 
 def old(view: TokenView) -> Tensor:
@@ -22,11 +22,11 @@ def old(view: TokenView) -> Tensor:
 
 
 def sequence(view: TokenView) -> Tensor:
-    return view.row_mean(view.log_ratio_old)
+    return view.sample_mean(view.log_ratio_old)
 
 
 def unit(view: TokenView) -> Tensor:
-    return view.logp
+    return view.logprob
 
 
 _NO_OLD: dict[Stream, str] = {

@@ -1,17 +1,17 @@
-"""An estimator in words: the four parts of every term, the normalizers, and which rows get what."""
+"""An estimator in words: the four parts of every term, the normalizers, and which samples get what."""
 
 from __future__ import annotations
 
 from hpt_ray.algorithms.corrections import CORRECTIONS
 from hpt_ray.algorithms.estimator import Estimator, parts_of
-from hpt_ray.algorithms.normalizers import NORMALIZERS
+from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
 from hpt_ray.algorithms.table import ALGORITHMS
 
 DATA = {
-    "switch": "per question, its rollouts (weight α) or its demonstration (weight β), as the gate decides",
-    "rollouts": "the rollouts of every question",
-    "demonstrations": "the demonstration of every question",
-    "both": "the rollouts and the demonstration of every question",
+    "switch": "per prompt, its rollouts (weight α) or its demonstration (weight β), as the gate decides",
+    "rollouts": "the rollouts of every prompt",
+    "demonstrations": "the demonstration of every prompt",
+    "both": "the rollouts and the demonstration of every prompt",
 }
 
 
@@ -26,13 +26,13 @@ def describe(estimator: Estimator) -> str:
         "  loss         Σ over terms of −Σ sg(c)·log π_θ / Z,  c = m · Â · s · π_θ/π_ref",
     ]
     for k, term in enumerate(estimator.terms, start=1):
-        lines.append(f"  term {k} on {term.rows}, times {term.coef:g}")
+        lines.append(f"  term {k} on {term.stream}, times {term.coef:g}")
         for family, part in parts_of(term).items():
             label = f"{family} {getattr(term, family)}"
             lines.append(f"    {label:<32} {part.formula}{_numbers(estimator, part.needs)}")
     lines += _additive_terms(estimator)
-    if estimator.needs_all_rows:
-        lines.append("  The backward pass waits for the last group: a Z or an advantage needs all rows.")
+    if estimator.needs_all_samples:
+        lines.append("  The backward pass waits for the last group: a Z or an advantage needs all samples.")
     return "\n".join(lines)
 
 
@@ -52,8 +52,8 @@ def _numbers(estimator: Estimator, needs: frozenset[str]) -> str:
 def _additive_terms(estimator: Estimator) -> list[str]:
     lines = []
     if estimator.entropy_coef:
-        z = estimator.entropy_normalizer
-        rule = NORMALIZERS[z].formula if z else "Z of each stream's first term"
+        z = estimator.entropy_aggregation
+        rule = LOSS_AGGREGATIONS[z].formula if z else "Z of each stream's first term"
         lines.append(f"  entropy      −{estimator.entropy_coef:g} · Σ H_t / Z,  {rule}")
     if estimator.kl_coef:
         where = "Σ KL_t / Z of the first term on rollouts" if estimator.kl_in == "loss" else "from the reward"

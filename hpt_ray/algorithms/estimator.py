@@ -4,7 +4,7 @@ Per token the coefficient of ∇log π_θ is c = m · Â · s · π_θ/π_ref, d
 −Σ c · log π_θ / Z. Both stand here, once; algorithms only choose the parts.
 
 The work is in two halves. `weigh` runs where the rewards of the whole optimizer step are known and
-gives advantages and scales per row. `loss` runs on one micro-batch of rows with its log-probs; the
+gives advantages and scales per sample. `loss` runs on one micro-batch of samples with its log-probs; the
 sum of the losses of all micro-batches on all ranks is the loss of the step. It knows no batch
 sizes, no gate and no other rank.
 """
@@ -22,10 +22,10 @@ from hpt_ray.algorithms.base import Part, Stream, Term
 from hpt_ray.algorithms.batch import (
     Array,
     BatchShape,
-    RowView,
-    RowWeights,
+    SampleView,
+    SampleWeights,
     Settings,
-    TokenRows,
+    TokenBatch,
     TokenView,
     at_least_float32,
     to_numpy,
@@ -34,10 +34,10 @@ from hpt_ray.algorithms.batch import (
 from hpt_ray.algorithms.corrections import CORRECTIONS
 from hpt_ray.algorithms.denominators import DENOMINATORS
 from hpt_ray.algorithms.kl import KL_ESTIMATORS
-from hpt_ray.algorithms.normalizers import NORMALIZERS
+from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
 from hpt_ray.algorithms.shapings import SHAPINGS
 from hpt_ray.algorithms.stats import Stats, masked, token_stats
-from hpt_ray.algorithms.token_parts import MASKS
+from hpt_ray.algorithms.token_parts import CLIPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Estimator:
     terms: tuple[Term, ...]
     settings: Settings
     entropy_coef: float = 0.0
-    entropy_normalizer: str | None = None
+    entropy_aggregation: str | None = None
     kl_coef: float = 0.0
     kl_estimator: str = "k3"
     kl_in: str = "loss"
@@ -72,9 +72,9 @@ class Estimator:
         return self.gate != "rollouts"
 
     @property
-    def needs_all_rows(self) -> bool:
-        """No backward pass may start before all rows of the optimizer step are known."""
-        return any("all_rows" in part.needs for part in self._parts())
+    def needs_all_samples(self) -> bool:
+        """No backward pass may start before all samples of the optimizer step are known."""
+        return any("all_samples" in part.needs for part in self._parts())
 
     @property
     def needs_values(self) -> bool:
@@ -89,31 +89,31 @@ class Estimator:
         return self.kl_coef != 0
 
     @property
-    def corrects_staleness(self) -> bool:
+    def corrects_off_policy(self) -> bool:
         """Every term on rollouts is weighed by how likely its policy made them, or none is on rollouts."""
-        denominators = {term.denominator for term in self.terms if term.rows == "rollouts"}
+        denominators = {term.denominator for term in self.terms if term.stream == "rollouts"}
         return self.correction != "none" or denominators <= {"old", "sequence"}
 
     @property
     def compares_with_demonstration(self) -> bool:
-        """An advantage is measured in the group of a question's rollouts and its demonstration."""
+        """An advantage is measured in the group of a prompt's rollouts and its demonstration."""
         return self.demonstration_in_group or any("union" in part.needs for part in self._parts())
 
-    def num_rollouts(self, rollouts_per_question: int) -> int:
-        """How many responses to sample per question: one fewer where the demonstration joins the group."""
-        return rollouts_per_question - 1 if self.demonstration_in_group else rollouts_per_question
+    def num_rollouts(self, group_size: int) -> int:
+        """How many responses to sample per prompt: one fewer where the demonstration joins the group."""
+        return group_size - 1 if self.demonstration_in_group else group_size
 
     def _parts(self) -> list[Part]:
         parts = [part for term in self.terms for part in parts_of(term).values()]
-        if self.entropy_coef and self.entropy_normalizer:
-            parts.append(NORMALIZERS[self.entropy_normalizer])
+        if self.entropy_coef and self.entropy_aggregation:
+            parts.append(LOSS_AGGREGATIONS[self.entropy_aggregation])
         return parts
 
     # ---- the driver's half ------------------------------------------------------------------------
 
     def weigh(
         self,
-        row_lengths: Array | Tensor,
+        sample_lengths: Array | Tensor,
         group_ids: Array | Tensor,
         rewards: Array | Tensor,
         is_demo: Array | Tensor,
@@ -123,19 +123,19 @@ class Estimator:
         prompt_lengths: Array | Tensor | None = None,
         values: Array | Tensor | None = None,
         token_rewards: Array | Tensor | None = None,
-    ) -> RowWeights:
-        """Advantages and scales of rows, as float64 numpy.
+    ) -> SampleWeights:
+        """Advantages and scales of samples, as float64 numpy.
 
-        All rows of a group must be given together; all rows of the optimizer step, if
-        `needs_all_rows`. `weights` [rows] are the gate's α (rollouts) or β (demonstrations); a row of
+        All samples of a group must be given together; all samples of the optimizer step, if
+        `needs_all_samples`. `weights` [samples] are the gate's α (rollouts) or β (demonstrations); a sample of
         weight 0 does not count in any Z. `values` and `token_rewards` [R] are for PPO (see `gae`);
-        `prompt_lengths` [rows] is for the official mode's virtual packing (None: no prompts).
-        ValueError: a row without tokens, or no `values` where a term needs them.
+        `prompt_lengths` [samples] is for the official mode's virtual packing (None: no prompts).
+        ValueError: a sample without tokens, or no `values` where a term needs them.
         """
-        lengths = to_numpy(row_lengths).astype(np.int64)
+        lengths = to_numpy(sample_lengths).astype(np.int64)
         if (lengths < 1).any():
-            raise ValueError(f"row {int(np.argmax(lengths < 1))} has no response token")
-        view = RowView(
+            raise ValueError(f"sample {int(np.argmax(lengths < 1))} has no response token")
+        view = SampleView(
             lengths=lengths,
             groups=np.unique(to_numpy(group_ids), return_inverse=True)[1].astype(np.int64),
             rewards=to_numpy(rewards).astype(np.float64),
@@ -151,37 +151,39 @@ class Estimator:
         advantages = np.zeros((len(self.terms), num_columns))
         scales = np.zeros((len(self.terms), len(lengths)))
         for k, term in enumerate(self.terms):
-            members = view.members(term.rows)
+            members = view.members(term.stream)
             advantage = ADVANTAGES[term.advantage].function(view)
             if len(advantage) != num_columns:
-                advantage = advantage[view.row_of_token]
-            inside = members[view.row_of_token] if self.needs_values else members
+                advantage = advantage[view.sample_of_token]
+            inside = members[view.sample_of_token] if self.needs_values else members
             advantages[k] = np.where(inside, advantage, 0.0)
-            scales[k] = term.coef * self._scale(view, members, term.normalizer)
-        return RowWeights(advantages, scales, self._entropy_scales(view), self._kl_scales(view))
+            scales[k] = term.coef * self._scale(view, members, term.loss_aggregation)
+        return SampleWeights(advantages, scales, self._entropy_scales(view), self._kl_scales(view))
 
     @staticmethod
-    def _scale(view: RowView, members: Array, normalizer: str) -> Array:
-        """[rows] gate weight / Z on the members, 0 elsewhere."""
-        return np.where(members, view.weights * NORMALIZERS[normalizer].function(view, members), 0.0)
+    def _scale(view: SampleView, members: Array, loss_aggregation: str) -> Array:
+        """[samples] gate weight / Z on the members, 0 elsewhere."""
+        return np.where(
+            members, view.weights * LOSS_AGGREGATIONS[loss_aggregation].function(view, members), 0.0
+        )
 
-    def _stream_scale(self, view: RowView, stream: Stream) -> Array:
-        """[rows] gate weight / Z with the normalizer of the stream's first term; 0 if it has none."""
-        normalizer = next((term.normalizer for term in self.terms if term.rows == stream), None)
-        if normalizer is None:
+    def _stream_scale(self, view: SampleView, stream: Stream) -> Array:
+        """[samples] gate weight / Z with the normalizer of the stream's first term; 0 if it has none."""
+        loss_aggregation = next((term.loss_aggregation for term in self.terms if term.stream == stream), None)
+        if loss_aggregation is None:
             return np.zeros(len(view.lengths))
-        return self._scale(view, view.members(stream), normalizer)
+        return self._scale(view, view.members(stream), loss_aggregation)
 
-    def _entropy_scales(self, view: RowView) -> Array:
+    def _entropy_scales(self, view: SampleView) -> Array:
         if self.entropy_coef == 0:
             return np.zeros(len(view.lengths))
-        if self.entropy_normalizer:
+        if self.entropy_aggregation:
             everyone = np.ones(len(view.lengths), dtype=bool)
-            return self.entropy_coef * self._scale(view, everyone, self.entropy_normalizer)
+            return self.entropy_coef * self._scale(view, everyone, self.entropy_aggregation)
         per_stream = self._stream_scale(view, "rollouts") + self._stream_scale(view, "demonstrations")
         return self.entropy_coef * per_stream
 
-    def _kl_scales(self, view: RowView) -> Array:
+    def _kl_scales(self, view: SampleView) -> Array:
         if self.kl_coef == 0 or self.kl_in == "reward":
             return np.zeros(len(view.lengths))
         return self.kl_coef * self._stream_scale(view, "rollouts")
@@ -189,74 +191,76 @@ class Estimator:
     # ---- the learner's half -----------------------------------------------------------------------
 
     def loss(
-        self, rows: TokenRows, weights: RowWeights | None = None, batch: BatchShape | None = None
+        self, samples: TokenBatch, weights: SampleWeights | None = None, batch: BatchShape | None = None
     ) -> tuple[Tensor, Stats]:
         """Scalar with gradient, and statistics that add up over micro-batches (see `stats`).
 
-        Without `weights` the rows are taken as a whole optimizer step with gate weights of 1.
+        Without `weights` the samples are taken as a whole optimizer step with gate weights of 1.
         """
-        view = token_view(rows, self.settings)
-        weights = self._weigh_rows(rows, batch) if weights is None else weights
+        view = token_view(samples, self.settings)
+        weights = self._weight_samples(samples, batch) if weights is None else weights
         coefficients, stats = self._coefficients(view, weights)
         scales = _per_token(weights.scales, view)
-        logp = at_least_float32(rows.logp_now)
-        total = -((coefficients * scales).sum(0) * logp).sum()
+        logprob = at_least_float32(samples.logprobs)
+        total = -((coefficients * scales).sum(0) * logprob).sum()
         if self.entropy_coef:
-            entropy = at_least_float32(_given(rows.entropy, "entropy", "an entropy bonus"))
+            entropy = at_least_float32(_given(samples.entropy, "entropy", "an entropy bonus"))
             total = total - (_per_token(weights.entropy_scales, view) * entropy).sum()
         if self.kl_coef and self.kl_in == "loss":
-            logp_ref = _given(rows.logp_ref, "logp_ref", "a KL loss").to(logp)
-            # logp_ref may be NaN on demonstrations, where the scale is 0; such a NaN must not reach a sum.
-            kl = KL_ESTIMATORS[self.kl_estimator](logp - torch.where(view.is_demo, view.logp, logp_ref))
+            ref_logprobs = _given(samples.ref_logprobs, "ref_logprobs", "a KL loss").to(logprob)
+            # ref_logprobs may be NaN on demonstrations, where the scale is 0; such a NaN must not reach a sum.
+            kl = KL_ESTIMATORS[self.kl_estimator](
+                logprob - torch.where(view.is_demo, view.logprob, ref_logprobs)
+            )
             total = total + (_per_token(weights.kl_scales, view) * kl).sum()
             stats["policy/kl_ref"] = masked(kl.detach(), ~view.is_demo)
         return total, stats
 
-    def coefficients(self, rows: TokenRows, weights: RowWeights | None = None) -> Tensor:
+    def coefficients(self, samples: TokenBatch, weights: SampleWeights | None = None) -> Tensor:
         """[R] c = Σ_k coef_k · m · Â · s · π_θ/π_ref, detached: neither Z nor gate weights are in it.
 
-        Where a row has one term (all algorithms but SRFT and HPT's `mix`), the policy loss is
+        Where a sample has one term (all algorithms but SRFT and HPT's `mix`), the policy loss is
         −Σ c · log π_θ / Z. `term_coefficients` gives the terms one by one.
         """
-        per_term = self.term_coefficients(rows, weights)
+        per_term = self.term_coefficients(samples, weights)
         return (per_term * per_term.new_tensor([term.coef for term in self.terms])[:, None]).sum(0)
 
-    def term_coefficients(self, rows: TokenRows, weights: RowWeights | None = None) -> Tensor:
+    def term_coefficients(self, samples: TokenBatch, weights: SampleWeights | None = None) -> Tensor:
         """[K, R] m · Â · s · π_θ/π_ref of each term, detached; 0 where a term does not apply."""
-        weights = self._weigh_rows(rows, None) if weights is None else weights
-        return self._coefficients(token_view(rows, self.settings), weights)[0]
+        weights = self._weight_samples(samples, None) if weights is None else weights
+        return self._coefficients(token_view(samples, self.settings), weights)[0]
 
-    def _coefficients(self, view: TokenView, weights: RowWeights) -> tuple[Tensor, Stats]:
+    def _coefficients(self, view: TokenView, weights: SampleWeights) -> tuple[Tensor, Stats]:
         advantages = _per_token(weights.advantages, view)
         coefficients, stats = torch.zeros_like(advantages), token_stats(view)
         for k, term in enumerate(self.terms):
-            inside = view.is_demo if term.rows == "demonstrations" else ~view.is_demo
+            inside = view.is_demo if term.stream == "demonstrations" else ~view.is_demo
             log_ratio = DENOMINATORS[term.denominator].function(view)
-            log_mask = MASKS[term.mask].function(log_ratio, advantages[k], self.settings)
+            log_mask = CLIPS[term.clip].function(log_ratio, advantages[k], self.settings)
             log_shape = SHAPINGS[term.shaping].function(view)
-            if term.rows == "rollouts":
+            if term.stream == "rollouts":
                 log_ratio = CORRECTIONS[self.correction].function(log_ratio, view)
             # In logs, so that no factor overflows alone; −inf is a dropped token.
             c = advantages[k] * torch.exp(log_mask + log_shape + log_ratio)
             coefficients[k] = torch.where(inside, c, torch.zeros_like(c))
-            if term.mask != "none":
+            if term.clip != "none":
                 stats["policy/clip_share"] = masked((log_mask != 0).to(c), inside)
-            if self.correction != "none" and term.rows == "rollouts":
+            if self.correction != "none" and term.stream == "rollouts":
                 by_sequence = "sequence" in CORRECTIONS[self.correction].needs
-                raw = view.row_sum(view.log_ratio_old) if by_sequence else view.log_ratio_old
+                raw = view.sample_sum(view.log_ratio_old) if by_sequence else view.log_ratio_old
                 stats["policy/correction_share"] = masked((log_ratio != raw).to(c), inside)
         return coefficients, stats
 
-    def _weigh_rows(self, rows: TokenRows, batch: BatchShape | None) -> RowWeights:
+    def _weight_samples(self, samples: TokenBatch, batch: BatchShape | None) -> SampleWeights:
         return self.weigh(
-            rows.row_lengths,
-            rows.group_ids,
-            rows.rewards,
-            rows.is_demo,
-            np.ones(len(rows.row_lengths)),
-            batch or rows.batch_shape(),
-            prompt_lengths=rows.prompt_lengths,
-            values=rows.values,
+            samples.sample_lengths,
+            samples.group_ids,
+            samples.rewards,
+            samples.is_demo,
+            np.ones(len(samples.sample_lengths)),
+            batch or samples.batch_shape(),
+            prompt_lengths=samples.prompt_lengths,
+            values=samples.values,
         )
 
 
@@ -265,21 +269,21 @@ def parts_of(term: Term) -> dict[str, Part]:
     return {
         "advantage": ADVANTAGES[term.advantage],
         "denominator": DENOMINATORS[term.denominator],
-        "mask": MASKS[term.mask],
+        "clip": CLIPS[term.clip],
         "shaping": SHAPINGS[term.shaping],
-        "normalizer": NORMALIZERS[term.normalizer],
+        "loss_aggregation": LOSS_AGGREGATIONS[term.loss_aggregation],
     }
 
 
 def _per_token(values: Array | Tensor, view: TokenView) -> Tensor:
-    """[…, rows] → […, R] on the device of the log-probs; [K, R] stays as it is."""
-    tensor = torch.as_tensor(values, dtype=view.logp.dtype, device=view.logp.device)
-    if tensor.shape[-1] == len(view.logp):
+    """[…, samples] → […, R] on the device of the log-probs; [K, R] stays as it is."""
+    tensor = torch.as_tensor(values, dtype=view.logprob.dtype, device=view.logprob.device)
+    if tensor.shape[-1] == len(view.logprob):
         return tensor
-    return tensor[..., view.row_of_token]
+    return tensor[..., view.sample_of_token]
 
 
 def _given(tensor: Tensor | None, name: str, what: str) -> Tensor:
     if tensor is None:
-        raise ValueError(f"{what} needs TokenRows.{name}")
+        raise ValueError(f"{what} needs TokenBatch.{name}")
     return tensor

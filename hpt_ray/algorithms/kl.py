@@ -25,10 +25,12 @@ KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def kl_token_rewards(logp_old: np.ndarray, logp_ref: np.ndarray, coef: float, estimator: str) -> np.ndarray:
+def kl_token_rewards(
+    old_logprobs: np.ndarray, ref_logprobs: np.ndarray, coef: float, estimator: str
+) -> np.ndarray:
     """−β·KL per response token, [R] float64, for KL in the reward. Give it rollouts only.
 
-    Add it to the rewards of tokens (`gae`), or its sum over a row to that row's reward.
+    Add it to the rewards of tokens (`gae`), or its sum over a sample to that sample's reward.
     """
-    difference = torch.from_numpy(np.asarray(logp_old, np.float64) - np.asarray(logp_ref, np.float64))
+    difference = torch.from_numpy(np.asarray(old_logprobs, np.float64) - np.asarray(ref_logprobs, np.float64))
     return -coef * KL_ESTIMATORS[estimator](difference).numpy()

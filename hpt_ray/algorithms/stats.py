@@ -1,4 +1,4 @@
-"""What a forward pass tells about its rows, as sums and counts that add up.
+"""What a forward pass tells about its samples, as sums and counts that add up.
 
 In: a `TokenView`. Out: name → (sum, count), float64 scalars on its device; adding the pairs of
 micro-batches and ranks, then dividing, gives the mean over all their tokens. The estimator adds
@@ -30,7 +30,7 @@ def token_stats(view: TokenView) -> Stats:
         "policy/ratio": masked(ratio, rollout),
         "policy/ratio_squared": masked(ratio.square(), rollout),
         "policy/kl_old": masked(ratio - 1 - log_ratio, rollout),
-        "learner/demo_loss": masked(-view.logp, view.is_demo),
+        "learner/demo_loss": masked(-view.logprob, view.is_demo),
     }
     if view.entropy is not None:
         stats["policy/entropy"] = masked(view.entropy, torch.ones_like(rollout))

@@ -1,7 +1,7 @@
 """Stabilisation masks m: which tokens are held back because π_θ moved too far from π_ref.
 
 In: [R] log(π_θ/π_ref) and Â, detached. Out: [R] log m, so that a dropped token is −inf and a kept
-one 0. The test is on whatever ratio the denominator gives: per token for `old`, one per row for
+one 0. The test is on whatever ratio the denominator gives: per token for `old`, one per sample for
 `sequence`; PPO's clip and GSPO's sequence clip are the same function.
 """
 
@@ -39,12 +39,12 @@ def log_bounds(settings: Settings) -> tuple[float, float]:
 
 _RATIO = frozenset({"ratio", "clip"})
 
-MASKS: dict[str, Part] = {
+CLIPS: dict[str, Part] = {
     "none": Part(none, "m = 1"),
-    "clip": Part(
+    "ppo": Part(
         clip,
         "m = 0 if (Â > 0 and π_θ/π_ref > 1+ε_high) or (Â < 0 and π_θ/π_ref < 1−ε_low), else 1",
         _RATIO,
     ),
-    "cap": Part(cap, "m = clip(ρ, 1−ε_low, 1+ε_high)/ρ  (a capped weight; no token is dropped)", _RATIO),
+    "cispo": Part(cap, "m = clip(ρ, 1−ε_low, 1+ε_high)/ρ  (a capped weight; no token is dropped)", _RATIO),
 }

@@ -12,21 +12,21 @@ from torch import Tensor
 
 
 def gae(
-    rewards: np.ndarray, values: np.ndarray, row_lengths: np.ndarray, *, discount: float, lam: float
+    rewards: np.ndarray, values: np.ndarray, sample_lengths: np.ndarray, *, discount: float, lam: float
 ) -> np.ndarray:
     """Generalised advantage estimation (arXiv 1506.02438, Eq 16), [R] float64.
 
     δ_t = r_t + γ V_{t+1} − V_t with V = 0 after the last token; Â_t = δ_t + γλ Â_{t+1}.
     `rewards` and `values` are [R]; the critic's targets are `values + gae(…)`.
     """
-    num_rows, longest = len(row_lengths), int(row_lengths.max(initial=0))
-    inside = np.arange(longest) < row_lengths[:, None]
-    reward, value, advantage = (np.zeros((num_rows, longest)) for _ in range(3))
+    num_samples, longest = len(sample_lengths), int(sample_lengths.max(initial=0))
+    inside = np.arange(longest) < sample_lengths[:, None]
+    reward, value, advantage = (np.zeros((num_samples, longest)) for _ in range(3))
     reward[inside], value[inside] = rewards, values
-    next_value, next_advantage = np.zeros(num_rows), np.zeros(num_rows)
+    next_value, next_advantage = np.zeros(num_samples), np.zeros(num_samples)
     for t in reversed(range(longest)):
         delta = reward[:, t] + discount * next_value - value[:, t]
-        # Outside the row everything is 0, so a shorter row starts from 0 at its own end.
+        # Outside the sample everything is 0, so a shorter sample starts from 0 at its own end.
         next_advantage = np.where(inside[:, t], delta + discount * lam * next_advantage, 0.0)
         next_value = value[:, t]
         advantage[:, t] = next_advantage

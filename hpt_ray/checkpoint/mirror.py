@@ -1,6 +1,6 @@
 """Copies of a run's checkpoints in another place: any store that fsspec knows, or a folder.
 
-    URL/RUN/config.yaml, metrics.jsonl, feedback.jsonl     as they were at the newest copy
+    URL/RUN/config.yaml, metrics.jsonl, prompt_history.jsonl     as they were at the newest copy
     URL/RUN/step-000012/…                                  a checkpoint, its manifest written last
 
 Stores have no rename, so a copy is whole when its manifest is there and fits. What a copy costs in time is
@@ -25,10 +25,12 @@ from hpt_ray.checkpoint.manifest import (
     read_manifest,
     steps_of,
 )
+from hpt_ray.config import renamed
 from hpt_ray.errors import UserError, WaitExpired
 from hpt_ray.observe.run_folder import RunFolder, newest_name
 
-RUN_FILES = ("config.yaml", "metrics.jsonl", "feedback.jsonl")
+RUN_FILES = ("config.yaml", "metrics.jsonl", "prompt_history.jsonl")
+OLD_FILES = tuple(renamed.FILES[name] for name in RUN_FILES if name in renamed.FILES)
 WAIT_S = 60.0  # for anything; copies get more by their size
 SLOWEST_BYTES_PER_S = 4 * 2**20  # a store that is slower counts as unreachable
 
@@ -135,7 +137,7 @@ def restore_newest_run(url: str, directory: str, name: str) -> RunFolder | None:
         return None
 
     def get(root: Path) -> None:
-        for file in RUN_FILES:
+        for file in (*RUN_FILES, *OLD_FILES):
             if not (root / file).exists() and fs.exists(f"{base}/{root.name}/{file}"):
                 fs.get_file(f"{base}/{root.name}/{file}", str(root / file))
 

@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpt_ray.algorithms.gates import Visit
+from hpt_ray.algorithms.gates import Attempt
 from hpt_ray.checkpoint.manifest import CheckpointDamaged
 from hpt_ray.checkpoint.store import STATE, load_state
+from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 
 # 1: step, version, sampler, best, failures; it has no `format`. 2: history, skipped_in_a_row, wall_s.
-# 3: visits. 4: owes_evaluation.
-FORMAT = 4
+# 3: visits. 4: owes_evaluation. 5: the names of version 0.2, as visits → attempts.
+FORMAT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,11 @@ class RunState:
 
     step: int  # steps done
     version: int  # of the weights the learner holds
-    sampler: dict[str, Any]  # `Sampler.state()` after the last question that was drawn
+    sampler: dict[str, Any]  # `Sampler.state()` after the last prompt that was drawn
     best: tuple[float, int] | None = None  # score on checkpoint.best_of, and its step
     failures: dict[str, int] = field(default_factory=dict)  # named outcome → count since step 0
-    history: dict[str, float] = field(default_factory=dict)  # question id → expected response tokens
-    visits: dict[str, list[Visit]] = field(default_factory=dict)  # question id → its visits, oldest first
+    history: dict[str, float] = field(default_factory=dict)  # prompt id → expected response tokens
+    attempts: dict[str, list[Attempt]] = field(default_factory=dict)  # prompt id → its attempts, oldest first
     skipped_in_a_row: int = 0  # updates skipped since the last one that was done
     owes_evaluation: bool = False  # the last step's line lacks the evaluation that a stop broke off
     wall_s: float = 0.0  # seconds of all processes of this run so far
@@ -50,13 +51,14 @@ class RunState:
                 f"{STATE} has format {found}, and this version of hpt_ray reads up to {FORMAT}: continue "
                 "with the version that wrote it, or a newer one."
             )
+        content = renamed.fields(content)
         known = {name: content[name] for name in cls.__slots__ if name in content}
         missing = {"step", "version", "sampler"} - set(known)
         if missing:
             raise KeyError(", ".join(sorted(missing)))
         best = content.get("best")
-        visits = {name: [Visit(*v) for v in found] for name, found in content.get("visits", {}).items()}
-        return cls(**{**known, "visits": visits, "best": None if best is None else (best[0], best[1])})
+        attempts = {name: [Attempt(*v) for v in found] for name, found in content.get("attempts", {}).items()}
+        return cls(**{**known, "attempts": attempts, "best": None if best is None else (best[0], best[1])})
 
 
 def read_state(checkpoint: Path) -> RunState:

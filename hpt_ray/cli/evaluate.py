@@ -86,15 +86,15 @@ def describe(plan: Plan) -> str:
         if task.benchmark.published:
             version = f" ({task.version or 'no published version with this many is known'})"
         lines.append(
-            f"  {task.name}: {len(task.questions):,} questions{version} × {task.num_samples}, "
+            f"  {task.name}: {len(task.prompts):,} prompts{version} × {task.num_samples}, "
             f"T {sampling.temperature:g}, top-p {sampling.top_p:g}, {sampling.max_tokens:,} tokens, "
-            f"graded by {', '.join(dict.fromkeys(task.graders.values()))}"
+            f"graded by {', '.join(dict.fromkeys(task.reward_functions.values()))}"
         )
     return "\n".join(lines)
 
 
 async def evaluate(plan: Plan, console: Console) -> dict[str, Any]:
-    """Answer what is missing, then write questions.parquet and results.json. Returns the latter."""
+    """Answer what is missing, then write prompts.parquet and results.json. Returns the latter."""
     cluster = None
     try:
         model_path = plan.model.path
@@ -143,9 +143,9 @@ async def _answer(plan: Plan, journal: Journal, cluster: Cluster, model_path: st
 def finish(plan: Plan, journal: Journal) -> dict[str, Any]:
     """Write the result files of a journal that misses nothing."""
     results = [
-        result_of(task.name, question, task.benchmark.level, journal.tallies[task.name, question.id])
+        result_of(task.name, prompt, task.benchmark.level, journal.tallies[task.name, prompt.id])
         for task in plan.tasks
-        for question in task.questions
+        for prompt in task.prompts
     ]
     write_results(plan.out, results)
     summary = summarise(plan, results)
@@ -157,9 +157,9 @@ def finish(plan: Plan, journal: Journal) -> dict[str, Any]:
 def show_comparison(words: list[str], console: Console) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m hpt_ray.cli.evaluate compare",
-        description="Compare two results on the questions both have.",
+        description="Compare two results on the prompts both have.",
     )
-    parser.add_argument("a", type=Path, metavar="A", help="folder of a result, or its questions.parquet")
+    parser.add_argument("a", type=Path, metavar="A", help="folder of a result, or its prompts.parquet")
     parser.add_argument("b", type=Path, metavar="B", help="the same")
     parser.add_argument("--json", type=Path, help="write the comparison to this file too")
     options = parser.parse_args(words)

@@ -1,7 +1,7 @@
 """`python -m hpt_ray.cli.explain [--config FILE …] [key=value …]`
 
 Prints what the algorithm of a configuration computes: its four parts with their formulas, the normalizers,
-which rows get which data, the mode, and every number of one small group, by the gate and the estimator that
+which samples get which data, the mode, and every number of one small group, by the gate and the estimator that
 train. Reads no data and starts nothing. Exit code 2: the user must change something.
 """
 
@@ -14,30 +14,30 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hpt_ray.algorithms import BatchShape, Estimator, RowWeights, TokenRows, describe
+from hpt_ray.algorithms import BatchShape, Estimator, SampleWeights, TokenBatch, describe
 from hpt_ray.algorithms.gates import FEEDBACK, GATES, threshold
-from hpt_ray.algorithms.rows import rows_of
+from hpt_ray.algorithms.samples import samples_of
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import QUICKSTART, load_config
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.setup import choose_algorithm
 from hpt_ray.errors import UserError
-from hpt_ray.learner.packing import WeighedRow
-from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weigh_rows
+from hpt_ray.learner.packing import WeightedSample
+from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weight_samples
 from hpt_ray.types import (
     Decision,
     Demonstration,
     FinishReason,
     Group,
     Outcome,
-    Question,
+    Prompt,
+    RewardResult,
     Rollout,
-    Row,
-    Verdict,
+    Sample,
 )
 
-# The example: one question with four rollouts of these lengths and a demonstration. Tokens have the
+# The example: one prompt with four rollouts of these lengths and a demonstration. Tokens have the
 # log-probs of this list in turn; the policy has moved a little since it sampled, up and down in turn.
 LENGTHS, DEMO_LENGTH = (3, 2, 4, 2), 3
 LOGPS = (-0.1, -0.5, -1.2, -0.3, -2.0)
@@ -92,10 +92,10 @@ def _explain(phase: Phase) -> str:
 
 
 def _sizes(config: Config, estimator: Estimator) -> list[str]:
-    n = estimator.num_rollouts(config.rollouts_per_question)
+    n = estimator.num_rollouts(config.group_size)
     c = estimator.settings.length_constant or config.data.max_response_tokens
-    questions = config.questions_per_step // config.updates_per_step
-    lines = [f"  sizes        N = {questions} questions per update, n = {n} rollouts each, C = {c:g}"]
+    prompts = config.prompts_per_step // config.updates_per_step
+    lines = [f"  sizes        N = {prompts} prompts per update, n = {n} rollouts each, C = {c:g}"]
     if estimator.needs_values:
         critic = config.critic
         lines.append(
@@ -108,8 +108,8 @@ def _sizes(config: Config, estimator: Estimator) -> list[str]:
 
 
 def _data(config: Config, estimator: Estimator, gate: str) -> list[str]:
-    """Which rows get which data, by the counts that the gate compares."""
-    n = estimator.num_rollouts(config.rollouts_per_question)
+    """Which samples get which data, by the counts that the gate compares."""
+    n = estimator.num_rollouts(config.group_size)
     if gate == "switch":
         gamma = config.selection.gamma
         most = threshold(gamma, n)
@@ -120,10 +120,10 @@ def _data(config: Config, estimator: Estimator, gate: str) -> list[str]:
             rule += f"at most {most} of {n} solved → demonstration, more → rollouts; none there → rollouts"
     else:
         rule = {
-            "rollouts": "rollouts of every question, no demonstration",
-            "demonstrations": "the demonstration of every question, no rollouts",
-            "both": f"{n} rollouts and the demonstration of every question",
-            "posterior": f"both, α = 1 − β, β = Pr(solve rate ≤ {config.selection.gamma:g} | verdicts so far)",
+            "rollouts": "rollouts of every prompt, no demonstration",
+            "demonstrations": "the demonstration of every prompt, no rollouts",
+            "both": f"{n} rollouts and the demonstration of every prompt",
+            "posterior": f"both, α = 1 − β, β = Pr(solve rate ≤ {config.selection.gamma:g} | results so far)",
             "linear": "both, α = P, β = 1 − P",
             "official_soft": "both, α and β from the official code's table by solved count",
         }[gate]
@@ -134,10 +134,10 @@ def _data(config: Config, estimator: Estimator, gate: str) -> list[str]:
 
 
 def _group(rewards: Sequence[int]) -> Group:
-    question = Question(
+    prompt = Prompt(
         id="example",
-        prompt_ids=np.zeros(1, np.int32),
-        prompt="",
+        token_ids=np.zeros(1, np.int32),
+        text="",
         ground_truth="",
         data_source="",
         demonstration=Demonstration(np.zeros(DEMO_LENGTH, np.int32), ""),
@@ -146,8 +146,8 @@ def _group(rewards: Sequence[int]) -> Group:
         Rollout("example", i, np.zeros(length, np.int32), _cycle(LOGPS, length, i), FinishReason.STOP, 0, "")
         for i, length in enumerate(LENGTHS[: len(rewards)])
     ]
-    verdicts = [Verdict(float(r), Outcome.CORRECT if r else Outcome.WRONG) for r in rewards]
-    return Group(question, rollouts, verdicts)
+    results = [RewardResult(float(r), Outcome.CORRECT if r else Outcome.WRONG) for r in rewards]
+    return Group(prompt, rollouts, results)
 
 
 def _cycle(values: Sequence[float], length: int, start: int) -> np.ndarray:
@@ -155,32 +155,35 @@ def _cycle(values: Sequence[float], length: int, start: int) -> np.ndarray:
 
 
 def _example(config: Config, estimator: Estimator, group: Group, decision: Decision) -> list[str]:
-    rows = rows_of(group, decision, index=0)
-    names = {id(row): "demonstration" if row.is_demo else f"rollout {i}" for i, row in enumerate(rows, 1)}
-    rewards = ", ".join(f"{verdict.score:g}" for verdict in group.verdicts)
+    samples = samples_of(group, decision, index=0)
+    names = {
+        id(sample): "demonstration" if sample.is_demo else f"rollout {i}"
+        for i, sample in enumerate(samples, 1)
+    }
+    rewards = ", ".join(f"{result.score:g}" for result in group.results)
     lines = [
-        "Example: one question (N = 1), "
+        "Example: one prompt (N = 1), "
         + (f"rewards [{rewards}], a demonstration. " if rewards else "a demonstration. ")
         + f"α = {decision.rollout_weight:g}, β = {decision.demo_weight:g} ({decision.reason})."
     ]
-    for row in rows:
-        if not row.is_demo and needs_scores(estimator):
-            row.values = _cycle(VALUES, row.response_length, 0)
-            row.logp_ref = row.logp_old + np.float32(REFERENCE_GAP)
+    for sample in samples:
+        if not sample.is_demo and needs_scores(estimator):
+            sample.values = _cycle(VALUES, sample.response_length, 0)
+            sample.ref_logprobs = sample.old_logprobs + np.float32(REFERENCE_GAP)
     batch = BatchShape(1, max(len(group.rollouts), 1), config.data.max_response_tokens)
-    weighed = weigh_rows(estimator, rows, batch).rows
-    kept = [item.row for item in weighed]
+    weighed = weight_samples(estimator, samples, batch).samples
+    kept = [item.sample for item in weighed]
     if kept:
-        lines += _table_of(estimator, kept, _weights_of(weighed), [names[id(row)] for row in kept])
-    skipped = [names[id(row)] for row in rows if all(row is not other for other in kept)]
+        lines += _table_of(estimator, kept, _weights_of(weighed), [names[id(sample)] for sample in kept])
+    skipped = [names[id(sample)] for sample in samples if all(sample is not other for other in kept)]
     if skipped:
         lines.append(f"  Not sent to the learner, for all their terms are exactly 0: {', '.join(skipped)}.")
     return lines
 
 
-def _weights_of(weighed: list[WeighedRow]) -> RowWeights:
-    """The weights as a pack carries them, one column of advantages a token."""
-    return RowWeights(
+def _weights_of(weighed: list[WeightedSample]) -> SampleWeights:
+    """The weights as a micro-batch carries them, one column of advantages a token."""
+    return SampleWeights(
         advantages=np.concatenate([item.advantages for item in weighed], axis=1),
         scales=np.stack([item.scales for item in weighed], axis=1),
         entropy_scales=np.array([item.entropy_scale for item in weighed]),
@@ -188,31 +191,33 @@ def _weights_of(weighed: list[WeighedRow]) -> RowWeights:
     )
 
 
-def _table_of(estimator: Estimator, rows: list[Row], weights: RowWeights, names: list[str]) -> list[str]:
-    """One line per row and term, and what they add up to."""
-    tokens = _token_rows(rows)
+def _table_of(
+    estimator: Estimator, samples: list[Sample], weights: SampleWeights, names: list[str]
+) -> list[str]:
+    """One line per sample and term, and what they add up to."""
+    tokens = _token_samples(samples)
     coefficients = estimator.term_coefficients(tokens, weights).numpy()
     advantages, scales = np.asarray(weights.advantages), np.asarray(weights.scales)
-    cells = [("row", "reward", "term", "Â", "log π", "π/π_old", "c", "scale", "contribution")]
+    cells = [("sample", "reward", "term", "Â", "log π", "π/π_old", "c", "scale", "contribution")]
     policy_loss, start = 0.0, 0
-    for i, row in enumerate(rows):
-        span = slice(start, start + row.response_length)
+    for i, sample in enumerate(samples):
+        span = slice(start, start + sample.response_length)
         start = span.stop
-        logp = tokens.logp_now[span].numpy()
+        logprob = tokens.logprobs[span].numpy()
         for k, term in enumerate(estimator.terms):
-            if (term.rows == "demonstrations") != row.is_demo:
+            if (term.stream == "demonstrations") != sample.is_demo:
                 continue
             c, advantage = coefficients[k, span], advantages[k, span]
-            contribution = 0.0 - float(scales[k, i] * (c * logp).sum())
+            contribution = 0.0 - float(scales[k, i] * (c * logprob).sum())
             policy_loss += contribution
             cells.append(
                 (
                     names[i],
-                    f"{row.reward:g}",
+                    f"{sample.reward:g}",
                     f"{k + 1}",
                     _numbers(advantage if estimator.needs_values else advantage[:1]),
-                    _numbers(logp),
-                    "none" if row.is_demo else _numbers(np.exp(logp - row.logp_old)),
+                    _numbers(logprob),
+                    "none" if sample.is_demo else _numbers(np.exp(logprob - sample.old_logprobs)),
                     _numbers(c),
                     f"{scales[k, i]:.4g}",
                     f"{contribution:+.4f}",
@@ -228,25 +233,25 @@ def _table_of(estimator: Estimator, rows: list[Row], weights: RowWeights, names:
     return [*lines, f"  policy terms {policy_loss:+.4f}{others}, loss {loss:+.4f}"]
 
 
-def _token_rows(rows: list[Row]) -> TokenRows:
-    """The rows as a forward pass would give them."""
-    lengths = [row.response_length for row in rows]
-    logp_now = [
+def _token_samples(samples: list[Sample]) -> TokenBatch:
+    """The samples as a forward pass would give them."""
+    lengths = [sample.response_length for sample in samples]
+    logprobs = [
         _cycle(LOGPS, length, 2)
-        if row.is_demo
-        else np.minimum(row.logp_old + _cycle(MOVES, length, i), -0.01)
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True))
+        if sample.is_demo
+        else np.minimum(sample.old_logprobs + _cycle(MOVES, length, i), -0.01)
+        for i, (sample, length) in enumerate(zip(samples, lengths, strict=True))
     ]
-    logp_old = np.concatenate([row.logp_old for row in rows])
-    return TokenRows(
-        logp_now=torch.from_numpy(np.concatenate(logp_now).astype(np.float64)),
-        logp_old=torch.from_numpy(logp_old.astype(np.float64)),
-        row_lengths=torch.tensor(lengths),
-        group_ids=torch.zeros(len(rows), dtype=torch.long),
-        rewards=torch.tensor([row.reward for row in rows]),
-        is_demo=torch.tensor([row.is_demo for row in rows]),
+    old_logprobs = np.concatenate([sample.old_logprobs for sample in samples])
+    return TokenBatch(
+        logprobs=torch.from_numpy(np.concatenate(logprobs).astype(np.float64)),
+        old_logprobs=torch.from_numpy(old_logprobs.astype(np.float64)),
+        sample_lengths=torch.tensor(lengths),
+        group_ids=torch.zeros(len(samples), dtype=torch.long),
+        rewards=torch.tensor([sample.reward for sample in samples]),
+        is_demo=torch.tensor([sample.is_demo for sample in samples]),
         entropy=torch.from_numpy(_cycle(ENTROPIES, sum(lengths), 0).astype(np.float64)),
-        logp_ref=torch.from_numpy(logp_old.astype(np.float64) + REFERENCE_GAP),
+        ref_logprobs=torch.from_numpy(old_logprobs.astype(np.float64) + REFERENCE_GAP),
     )
 
 
@@ -255,8 +260,10 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def _table(cells: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    widths = [max(len(sample[i]) for sample in cells) for i in range(len(cells[0]))]
+    return [
+        "  " + "  ".join(c.ljust(w) for c, w in zip(sample, widths, strict=True)).rstrip() for sample in cells
+    ]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from hpt_ray.utils.cache import cache_dir, cached_folder
 def base_recipe(size: str, architecture: str) -> Config:
     """The run that trains a base. One base a size: the seed is not that of the runs that start from it."""
     steps, learning_rate = RECIPES[size]
-    config = Config(questions_per_step=32, rollouts_per_question=0, tokens_per_microbatch=4096)
+    config = Config(prompts_per_step=32, group_size=0, max_tokens_per_micro_batch=4096)
     config.run = replace(config.run, name=f"base-{size}-{architecture}", steps=steps, seed=0)
     config.model = replace(config.model, path=f"mini:{size}-{architecture}-fresh")
     config.data = replace(
@@ -43,7 +43,7 @@ def base_recipe(size: str, architecture: str) -> Config:
         max_prompt_tokens=40,
         max_response_tokens=64,
     )
-    config.algorithm = replace(config.algorithm, name="sft", demo_normalizer="token_mean")
+    config.algorithm = replace(config.algorithm, name="sft", demo_loss_aggregation="token-mean")
     config.learner = replace(
         config.learner,
         learning_rate=learning_rate,

@@ -28,24 +28,24 @@ from hpt_ray.cluster.process import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
-from hpt_ray.algorithms.rows import rows_of  # noqa: E402
+from hpt_ray.algorithms.samples import samples_of  # noqa: E402
 from hpt_ray.checkpoint.state import read_state  # noqa: E402
 from hpt_ray.checkpoint.store import CheckpointStore  # noqa: E402
 from hpt_ray.cli.mini_base import model_folder  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
-from hpt_ray.config.load import load_config  # noqa: E402
+from hpt_ray.config.load import load_run_config  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.data.mini.base import tokenizer_path  # noqa: E402
 from hpt_ray.driver.actors import learner_of, start_actors  # noqa: E402
-from hpt_ray.driver.keeper import Keeper, Saved  # noqa: E402  (after the environment is set)
-from hpt_ray.driver.setup import Prepared, PreparedPhase, demand_of, prepare  # noqa: E402
+from hpt_ray.driver.checkpoint_manager import CheckpointManager, Saved  # noqa: E402  (after the environment is set)
+from hpt_ray.driver.setup import Prepared, PreparedPhase, prepare, roles_of  # noqa: E402
 from hpt_ray.driver.step_metrics import Pairs, learner_metrics  # noqa: E402
 from hpt_ray.errors import UserError, exit_code  # noqa: E402
 from hpt_ray.learner.group import LearnerGroup  # noqa: E402
 from hpt_ray.learner.schedule import learning_rates  # noqa: E402
-from hpt_ray.observe.rollout_dump import dump_of, question_ids, read_pairs  # noqa: E402
+from hpt_ray.observe.rollout_dump import dump_of, ids_of_prompts, read_pairs  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.types import UpdateResult  # noqa: E402
 
@@ -116,7 +116,7 @@ def parse(arguments: list[str] | None) -> Plan:
     if not folder.config.is_file():
         raise UserError(f"{options.run}: not a run folder (no config.yaml in it).")
     overrides = [word for word in options.words if not word.startswith(("step=", "tolerance="))]
-    config = load_config(folder.config, overrides)
+    config = load_run_config(folder.config, overrides)
     check_config(config)
     return make_plan(folder, config, step, tolerance)
 
@@ -169,7 +169,7 @@ async def run(plan: Plan, prepared: Prepared, console: Console) -> bool:
             is_same = max(d.relative for d in differences) <= plan.tolerance
             if step == last or not is_same:
                 console.print(table_of(step, differences, plan.tolerance))
-            console.print(f"Step {step}: {verdict(differences, plan.tolerance)}", highlight=False)
+            console.print(f"Step {step}: {result(differences, plan.tolerance)}", highlight=False)
             all_same &= is_same
         return all_same
     finally:
@@ -186,25 +186,25 @@ async def replayed_steps(
         cluster,
         config,
         model_path=model_path,
-        demand=replace(demand_of(config), rollouts=False),
+        roles=replace(roles_of(config), rollouts=False),
         logs=logs,
     )
     try:
         if plan.start is not None:
-            keeper = Keeper(
+            checkpoints = CheckpointManager(
                 CheckpointStore(plan.folder.checkpoints, keep=0), timeout_s=config.learner.timeout_s
             )
-            await keeper.load(actors, Saved(plan.start, read_state(plan.start)))
+            await checkpoints.load(actors, Saved(plan.start, read_state(plan.start)))
         for phase in prepared.phases:
             steps = [step for step in plan.lines if phase.before < step <= phase.last]
             if not steps:
                 continue
             learner = await learner_of(phase, actors, begins=steps[0] == phase.before + 1)
             files = {step: dump_of(plan.folder.rollouts, step) for step in steps}
-            ids = {name for file in files.values() for name in question_ids(file)}
-            questions = {question.id: question for question in phase.questions if question.id in ids}
+            ids = {name for file in files.values() for name in ids_of_prompts(file)}
+            prompts = {prompt.id: prompt for prompt in phase.prompts if prompt.id in ids}
             for step, file in files.items():
-                updates = await train_step(phase, learner, step, read_pairs(file, questions))
+                updates = await train_step(phase, learner, step, read_pairs(file, prompts))
                 rate, _ = learning_rates(phase, step, len(updates) - 1)
                 yield step, learner_metrics(updates) | {"optim/lr": rate}
     finally:
@@ -217,9 +217,9 @@ async def train_step(
 ) -> list[UpdateResult]:
     """The updates of one step, on its groups in the order in which they came."""
     config = phase.config
-    per_update = config.questions_per_step // config.updates_per_step
+    per_update = config.prompts_per_step // config.updates_per_step
     for i, (group, decision) in enumerate(pairs):
-        learner.add(rows_of(group, decision, index=i + 1), update=i // per_update)
+        learner.add(samples_of(group, decision, index=i + 1), update=i // per_update)
     return [
         await learner.finish(*learning_rates(phase, step, update))
         for update in range(config.updates_per_step)
@@ -246,7 +246,7 @@ def _finite(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def verdict(differences: list[Difference], tolerance: float) -> str:
+def result(differences: list[Difference], tolerance: float) -> str:
     """In words. Example: `the same to 7 digits`."""
     worst = max(differences, key=lambda difference: difference.relative)
     if worst.relative == 0:

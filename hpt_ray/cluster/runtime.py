@@ -39,7 +39,7 @@ POOL_SHARE = 0.001  # of a pool's resource, for one actor: a node started with 1
 
 
 @dataclass(frozen=True)
-class Need:
+class ResourceRequest:
     """Room for `count` actors of one kind, each with `cpus` and `gpus`, on nodes that have the resource `pool`.
 
     With `beside` they stand in the bundles of that kind, as many in each, in order: an actor of that kind is
@@ -72,7 +72,7 @@ class Cluster:
         self.started_here = started_here
         self.group: PlacementGroup | None = None
         self._places: dict[str, list[int]] = {}
-        self._needs: dict[str, Need] = {}
+        self._needs: dict[str, ResourceRequest] = {}
 
     @classmethod
     def connect(cls, config: ClusterConfig) -> Cluster:
@@ -108,7 +108,7 @@ class Cluster:
         """CPU cores of the whole cluster."""
         return int(ray.cluster_resources().get("CPU", 0))
 
-    async def reserve(self, needs: list[Need], *, timeout_s: float, name: str) -> None:
+    async def reserve(self, needs: list[ResourceRequest], *, timeout_s: float, name: str) -> None:
         """Hold room for `needs`, all or nothing.
 
         Raises `UserError` at once where a cluster started here is too small, and after `timeout_s`
@@ -119,7 +119,7 @@ class Cluster:
         bundles, self._places = lay_out(needs)
         if self.started_here and _exceeds(bundles, ray.cluster_resources()):
             raise UserError(_no_room(needs, "this machine has too little room"))
-        self.group = placement_group(bundles, strategy="PACK", name=name)
+        self.group = placement_group(bundles, strategy="MICRO_BATCH", name=name)
         try:
             await asyncio.wait_for(_ready(self.group), timeout_s)
         except TimeoutError as error:
@@ -204,7 +204,7 @@ def _loopback_only() -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
 
 
-def lay_out(needs: list[Need]) -> tuple[list[dict[str, float]], dict[str, list[int]]]:
+def lay_out(needs: list[ResourceRequest]) -> tuple[list[dict[str, float]], dict[str, list[int]]]:
     """The bundles to reserve, and by kind the bundle of each actor. A kind that needs nothing has none."""
     bundles: list[dict[str, float]] = []
     places: dict[str, list[int]] = {}
@@ -230,7 +230,7 @@ def _exceeds(bundles: list[dict[str, float]], total: dict[str, float]) -> bool:
     return any(amount > total.get(resource, 0.0) + 1e-6 for resource, amount in asked.items())
 
 
-def missing_pools(needs: list[Need], total: Mapping[str, float]) -> list[str]:
+def missing_pools(needs: list[ResourceRequest], total: Mapping[str, float]) -> list[str]:
     """A line for every pool that no node of the cluster is in."""
     return [
         f"no node has the resource `{need.pool}` (cluster.pools.{need.kind}): start nodes with "
@@ -240,7 +240,7 @@ def missing_pools(needs: list[Need], total: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _no_room(needs: list[Need], headline: str) -> str:
+def _no_room(needs: list[ResourceRequest], headline: str) -> str:
     lines = [f"{headline}.", "asked:"]
     for need in needs:
         gpus = f" and {need.gpus:g} GPU" if need.gpus else ""

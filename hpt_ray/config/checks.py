@@ -30,34 +30,34 @@ def check_config(config: Config) -> None:
         raise UserError("\n".join(problems))
 
 
-def questions_divide_into_updates(config: Config) -> str | None:
-    questions, updates = config.questions_per_step, config.updates_per_step
-    if questions % updates == 0:
+def prompts_divide_into_updates(config: Config) -> str | None:
+    prompts, updates = config.prompts_per_step, config.updates_per_step
+    if prompts % updates == 0:
         return None
     return (
-        f"`questions_per_step` ({questions}) must be a multiple of `updates_per_step` ({updates}); "
-        f"the nearest is {max(1, round(questions / updates)) * updates}."
+        f"`prompts_per_step` ({prompts}) must be a multiple of `updates_per_step` ({updates}); "
+        f"the nearest is {max(1, round(prompts / updates)) * updates}."
     )
 
 
-def row_fits_into_microbatch(config: Config) -> str | None:
-    row = config.data.max_prompt_tokens + config.data.max_response_tokens
-    if row <= config.tokens_per_microbatch:
+def sample_fits_into_micro_batch(config: Config) -> str | None:
+    sample = config.data.max_prompt_tokens + config.data.max_response_tokens
+    if sample <= config.max_tokens_per_micro_batch:
         return None
     return (
-        f"A row may have {row} tokens (`data.max_prompt_tokens` + `data.max_response_tokens`) and must fit "
-        f"into one micro-batch: raise `tokens_per_microbatch` ({config.tokens_per_microbatch}) to {row}, or "
-        "lower the limits."
+        f"A sample may have {sample} tokens (`data.max_prompt_tokens` + `data.max_response_tokens`) and must fit "
+        f"into one micro-batch: raise `max_tokens_per_micro_batch` ({config.max_tokens_per_micro_batch}) to "
+        f"{sample}, or lower the limits."
     )
 
 
-def row_fits_into_engine(config: Config) -> str | None:
-    row = config.data.max_prompt_tokens + config.data.max_response_tokens
-    limit = config.rollout.engine.get("max_model_len", row)
-    if isinstance(limit, int) and limit >= row:
+def sample_fits_into_engine(config: Config) -> str | None:
+    sample = config.data.max_prompt_tokens + config.data.max_response_tokens
+    limit = config.rollout.engine.get("max_model_len", sample)
+    if isinstance(limit, int) and limit >= sample:
         return None
     return (
-        f"`rollout.engine.max_model_len` is {limit!r}, but prompt and response may have {row} tokens "
+        f"`rollout.engine.max_model_len` is {limit!r}, but prompt and response may have {sample} tokens "
         "together: raise it, leave it out, or lower `data.max_prompt_tokens` or `data.max_response_tokens`."
     )
 
@@ -65,7 +65,7 @@ def row_fits_into_engine(config: Config) -> str | None:
 def training_has_data(config: Config) -> str | None:
     if config.run.steps == 0 or config.data.train:
         return None
-    return "`data.train` is empty: name at least one file of questions, or set `run.steps` to 0."
+    return "`data.train` is empty: name at least one file of prompts, or set `run.steps` to 0."
 
 
 def gamma_is_a_share(config: Config) -> str | None:
@@ -82,7 +82,7 @@ def gamma_is_a_whole_count(config: Config) -> str | None:
 
     A γ·n between two integers is refused: 0.33 of 3 would quietly mean 0 of 3. The tolerance is the gate's.
     """
-    gamma, n = config.selection.gamma, config.rollouts_per_question
+    gamma, n = config.selection.gamma, config.group_size
     count = gamma * n
     if (
         config.selection.gate not in ("auto", "switch")
@@ -92,7 +92,7 @@ def gamma_is_a_whole_count(config: Config) -> str | None:
         return None
     below = int(count)
     return (
-        f"`selection.gamma` ({gamma:g}) times `rollouts_per_question` ({n}) is {count:g}, which is no whole "
+        f"`selection.gamma` ({gamma:g}) times `group_size` ({n}) is {count:g}, which is no whole "
         f"number of rollouts: use {below / n:.12g} ({below} of {n}) or {(below + 1) / n:.12g} "
         f"({below + 1} of {n})."
     )
@@ -110,20 +110,20 @@ def posterior_has_a_gamma(config: Config) -> str | None:
 
 def no_rollouts_means_demonstrations(config: Config) -> str | None:
     """Whether an algorithm needs rollouts is a column of the table of algorithms, and checked there."""
-    if config.rollouts_per_question > 0 or config.selection.gate in ("auto", "demonstrations"):
+    if config.group_size > 0 or config.selection.gate in ("auto", "demonstrations"):
         return None
     return (
         f"`selection.gate` is `{config.selection.gate}`, which needs rollouts: raise "
-        "`rollouts_per_question` above 0, or set `selection.gate` to `demonstrations`."
+        "`group_size` above 0, or set `selection.gate` to `demonstrations`."
     )
 
 
-def rollouts_of_a_question_differ(config: Config) -> str | None:
-    if config.rollout.temperature > 0 or config.rollouts_per_question <= 1:
+def rollouts_of_a_prompt_differ(config: Config) -> str | None:
+    if config.rollout.temperature > 0 or config.group_size <= 1:
         return None
     return (
-        f"`rollout.temperature` is 0, so all {config.rollouts_per_question} rollouts of a question would be "
-        "the same: raise it, or set `rollouts_per_question` to 1."
+        f"`rollout.temperature` is 0, so all {config.group_size} rollouts of a prompt would be "
+        "the same: raise it, or set `group_size` to 1."
     )
 
 
@@ -131,7 +131,7 @@ def evaluation_samples_differ(config: Config) -> str | None:
     if config.evaluation.temperature > 0 or config.evaluation.samples == 1:
         return None
     return (
-        f"`evaluation.temperature` is 0, so all {config.evaluation.samples} samples of a question would be "
+        f"`evaluation.temperature` is 0, so all {config.evaluation.samples} samples of a prompt would be "
         "the same: raise it, or set `evaluation.samples` to 1."
     )
 
@@ -200,11 +200,11 @@ def offload_needs_zero(config: Config) -> str | None:
 
 
 def correction_has_a_sampler(config: Config) -> str | None:
-    if config.algorithm.correction == "none" or not config.learner.recompute_old_logps:
+    if config.algorithm.correction == "none" or not config.learner.recompute_old_logprobs:
         return None
     return (
         "`algorithm.correction` bounds how far the learner is from the sampler, but with "
-        "`learner.recompute_old_logps` log π_old is the learner's own: use one of the two."
+        "`learner.recompute_old_logprobs` log π_old is the learner's own: use one of the two."
     )
 
 
@@ -228,11 +228,11 @@ def engine_has_its_gpus(config: Config) -> str | None:
 
 
 def nccl_needs_gpus(config: Config) -> str | None:
-    if config.weight_sync.carrier != "nccl" or (config.rollout.num_gpus > 0 and config.learner.num_gpus > 0):
+    if config.weight_sync.backend != "nccl" or (config.rollout.num_gpus > 0 and config.learner.num_gpus > 0):
         return None
     return (
-        "`weight_sync.carrier` is `nccl`, which sends between GPUs: give GPUs to both sides "
-        "(`rollout.num_gpus`, `learner.num_gpus`), or set the carrier to `auto`."
+        "`weight_sync.backend` is `nccl`, which sends between GPUs: give GPUs to both sides "
+        "(`rollout.num_gpus`, `learner.num_gpus`), or set the backend to `auto`."
     )
 
 
@@ -244,15 +244,15 @@ def trackers_exist(config: Config) -> str | None:
 
 
 RULES: list[Rule] = [
-    questions_divide_into_updates,
-    row_fits_into_microbatch,
-    row_fits_into_engine,
+    prompts_divide_into_updates,
+    sample_fits_into_micro_batch,
+    sample_fits_into_engine,
     training_has_data,
     gamma_is_a_share,
     gamma_is_a_whole_count,
     posterior_has_a_gamma,
     no_rollouts_means_demonstrations,
-    rollouts_of_a_question_differ,
+    rollouts_of_a_prompt_differ,
     evaluation_samples_differ,
     evaluation_has_sets,
     best_of_is_a_set,

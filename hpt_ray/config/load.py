@@ -25,6 +25,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from hpt_ray.config import renamed
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 
@@ -87,6 +88,12 @@ def load_config(path: Paths, dotlist: list[str]) -> Config:
             )
         config.run.steps = steps
     return config
+
+
+def load_run_config(path: Path, dotlist: list[str] | None = None) -> Config:
+    """The configuration that a run wrote into its folder, also one of an older version: see `load_config`."""
+    content = renamed.config(_read_yaml(path, ()))
+    return load_as(Config, None, dotlist or [], base={str(path): content})
 
 
 def steps_of_phases(config: Config) -> list[int]:
@@ -249,6 +256,8 @@ def _collect(
         name = f"{prefix}{part}"
         if name in known_keys(root):
             settings.append(_Setting(name, value, source))
+        elif name in renamed.KEYS:
+            problems.append(f"{source}: `{name}` was renamed to `{renamed.KEYS[name]}`.")
         elif name not in _sections(root):
             problems.append(f"{source}: unknown key `{name}`.{_suggestion(root, name)}")
         elif isinstance(value, dict):

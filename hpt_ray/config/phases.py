@@ -4,7 +4,7 @@ In: a `Config` whose `phases` are mappings of `steps` and keys to replace. Out: 
 configuration of a run that would have its steps alone. A run without `phases` is one phase.
 
 A phase begins as a run would that is given the weights of the phase before: learning rate from its warm-up,
-empty optimizer state, the first epoch of its data, no history of questions. What may differ between phases is
+empty optimizer state, the first epoch of its data, no history of prompts. What may differ between phases is
 `PER_PHASE`: all else decides which actors there are, and they stay up over the whole run.
 """
 
@@ -19,9 +19,9 @@ from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 
 PER_PHASE = (
-    "questions_per_step",
-    "rollouts_per_question",
-    "tokens_per_microbatch",
+    "prompts_per_step",
+    "group_size",
+    "max_tokens_per_micro_batch",
     "updates_per_step",
     "data.train",
     "selection",

@@ -82,12 +82,12 @@ def colocated_groups_match(config: Config) -> str | None:
         ),
         (learner.zero_stage >= 1, "`learner.zero_stage` to be 1, 2 or 3, whose optimizer state can be moved"),
         (
-            rollout.max_staleness == 0,
-            "`rollout.max_staleness` to be 0: nothing is generated while the learner has the GPUs",
+            rollout.max_off_policy_steps == 0,
+            "`rollout.max_off_policy_steps` to be 0: nothing is generated while the learner has the GPUs",
         ),
         (
-            config.weight_sync.carrier != "nccl",
-            "`weight_sync.carrier` to be `auto`: NCCL cannot send from a GPU to itself",
+            config.weight_sync.backend != "nccl",
+            "`weight_sync.backend` to be `auto`: NCCL cannot send from a GPU to itself",
         ),
         (
             pools.get("rollout") == pools.get("learner"),

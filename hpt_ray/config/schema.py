@@ -29,12 +29,12 @@ class RunConfig:
     name: str = key("run", "Name of the run; its folder is DIR/NAME-TIME.")
     dir: str = key("runs", "Folder that holds run folders.")
     seed: int = key(0, "Seed of data order, sampling and random initialisation.", minimum=0)
-    steps: int = key(100, "Steps to train for (one batch of questions each).", minimum=0)
+    steps: int = key(100, "Steps to train for (one batch of prompts each).", minimum=0)
     deterministic: bool = key(
         False,
-        "Pack and sum rows in the order of the questions, not of arrival: a resumed run is then the same "
+        "Pack and sum rows in the order of the prompts, not of arrival: a resumed run is then the same "
         "run, bit for bit on CPUs in float32. Costs some overlap; actors compute with one thread each, and no "
-        "question is decided early.",
+        "prompt is decided early.",
     )
 
 
@@ -60,22 +60,22 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Questions, demonstrations, and how they become tokens."""
+    """Prompts, demonstrations, and how they become tokens."""
 
-    train: list[str] = key([], "Training questions: files or folders of parquet and jsonl, or `mini:train`.")
+    train: list[str] = key([], "Training prompts: files or folders of parquet and jsonl, or `mini:train`.")
     template: str = key(
         "chat",
-        "`chat`: the tokenizer's chat template. `plain`: the question's text as it is. "
+        "`chat`: the tokenizer's chat template. `plain`: the prompt's text as it is. "
         "Else a text with `{prompt}` in it.",
     )
     add_bos: bool = key(False, "Put the tokenizer's BOS token first (`plain` and text templates).")
     system_prompt: str | None = key(
-        None, "Replaces the system message of every question; empty text removes it."
+        None, "Replaces the system message of every prompt; empty text removes it."
     )
     end_token: str | None = key(
         None, "Token that ends a response, on demonstrations and on rollouts. Default: the tokenizer's EOS."
     )
-    max_prompt_tokens: int = key(1024, "Questions with a longer prompt are dropped and counted.", minimum=1)
+    max_prompt_tokens: int = key(1024, "Prompts with a longer prompt are dropped and counted.", minimum=1)
     max_response_tokens: int = key(
         8192, "Limit of a rollout; longer demonstrations are dropped and counted.", minimum=1
     )
@@ -112,7 +112,7 @@ class RolloutConfig:
         "requests.",
         minimum=1,
     )
-    max_staleness: int = key(
+    max_off_policy_steps: int = key(
         0,
         "Steps that generation may run ahead of the weights it should have; 0: exactly on-policy. Above 0 the "
         "importance ratio of the algorithm, or `algorithm.correction`, accounts for it.",
@@ -127,12 +127,12 @@ class RolloutConfig:
 class RewardConfig:
     """The verifier service."""
 
-    grader: str = key(
+    function: str = key(
         "math",
-        "Grader of data sources that `graders` does not name: `math`, `math:lenient`, `boxed`, `gsm8k`, "
+        "Reward function of data sources that `functions` does not name: `math`, `math:lenient`, `boxed`, `gsm8k`, "
         "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`.",
     )
-    graders: dict[str, str] = key({}, "Grader per data source, e.g. `{openai/gsm8k: gsm8k}`.")
+    functions: dict[str, str] = key({}, "Reward function per data source, e.g. `{openai/gsm8k: gsm8k}`.")
     num_processes: int = key(1, "Killable grading processes.", minimum=1)
     num_cpus: float = key(0.0, "CPU cores reserved for the service.", minimum=0)
     timeout_s: float = key(10.0, "Limit for one answer; then its process is killed and replaced.", minimum=0)
@@ -152,7 +152,7 @@ class RewardConfig:
 
 @dataclass
 class SelectionConfig:
-    """The gate: which data trains, per question."""
+    """The gate: which data trains, per prompt."""
 
     gate: str = key(
         "auto",
@@ -171,13 +171,13 @@ class SelectionConfig:
     )
     gamma: float = key(
         0.0,
-        "γ: demonstrations train a question when its share of solved rollouts is at most γ (`switch`), or as far "
+        "γ: demonstrations train a prompt when its share of solved rollouts is at most γ (`switch`), or as far "
         "as its true solve rate may be at most γ (`posterior`).",
         minimum=-1,
     )
     early_decision: bool = key(
         True,
-        "Stop generating for a question once enough rollouts are wrong that the switch must choose its "
+        "Stop generating for a prompt once enough rollouts are wrong that the switch must choose its "
         "demonstration; decisions and gradient stay the same, the aborted rollouts are in no mean.",
     )
 
@@ -215,7 +215,7 @@ class LearnerConfig:
         "Updates in a row that may be skipped (above `skip_grad_norm`, or not finite) before the run stops.",
         minimum=0,
     )
-    recompute_old_logps: bool = key(
+    recompute_old_logprobs: bool = key(
         False,
         "Take log π_old from the learner's weights before the update, not from the sampler. For engines whose "
         "log-probs are far from the learner's; costs a forward pass where a step has several updates.",
@@ -258,7 +258,7 @@ class ReferenceConfig:
 class WeightSyncConfig:
     """From the learner to the rollout workers."""
 
-    carrier: str = key(
+    backend: str = key(
         "auto",
         "`auto`: nccl between GPUs, gloo on CPUs and on shared GPUs.",
         choices=("auto", "gloo", "nccl"),
@@ -293,14 +293,14 @@ class CheckpointConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Held-out questions, answered by the rollout workers of training."""
+    """Held-out prompts, answered by the rollout workers of training."""
 
     every: int = key(
         0, "Steps between evaluations; 0: only before the first and after the last step.", minimum=0
     )
     before_training: bool = key(True, "Evaluate the untrained model too.")
-    sets: dict[str, str] = key({}, "Name → file of questions (parquet, jsonl or `mini:…`).")
-    samples: int = key(1, "Answers per question; the metric is their mean.", minimum=1)
+    sets: dict[str, str] = key({}, "Name → file of prompts (parquet, jsonl or `mini:…`).")
+    samples: int = key(1, "Answers per prompt; the metric is their mean.", minimum=1)
     temperature: float = key(0.0, "Sampling temperature; 0 is greedy.", minimum=0)
     top_p: float = key(1.0, "Nucleus of evaluation samples.")
     max_response_tokens: int = key(0, "Limit of an answer; 0: that of training.", minimum=0)
@@ -375,28 +375,33 @@ class AlgorithmConfig:
         "`correct`, `wrong`, `union_mean`, `union_std`, `gae`.",
     )
     rollout_denominator: str | None = key(None, "π_ref on rollouts: `current`, `old` or `sequence`.")
-    rollout_mask: str | None = key(None, "m on rollouts: `none`, `clip` or `cap`.")
+    rollout_clip: str | None = key(None, "m, the stabilisation mask on rollouts: `none`, `ppo` or `cispo`.")
     rollout_shaping: str | None = key(
         None, "s on rollouts: `none`, `luffy`, `low_entropy` or `high_entropy`."
     )
-    rollout_normalizer: str | None = key(
+    rollout_loss_aggregation: str | None = key(
         None,
-        "Z of rollouts: `constant`, `row_mean`, `row_sum`, `token_mean`, `mixed_token_mean`, "
-        "`union_constant`, `union_token_mean`, `official_sum`, `official_microbatch_mean`.",
+        "Z of rollouts: `seq-mean-token-sum-norm`, `seq-mean-token-mean`, `seq-mean-token-sum`, `token-mean`, "
+        "`mixed-token-mean`, `union-seq-mean-token-sum-norm`, `union-token-mean`, "
+        "`official-sum`, `official-micro-batch-mean`.",
     )
     demo_advantage: str | None = key(
         None,
         "Â on demonstrations: `one`, `reward`, `signed`, `correct`, `wrong`, `union_mean` or `union_std`.",
     )
     demo_denominator: str | None = key(None, "π_ref on demonstrations: `current` or `one`.")
-    demo_mask: str | None = key(None, "m on demonstrations: `none`.")
+    demo_clip: str | None = key(None, "m on demonstrations: `none`.")
     demo_shaping: str | None = key(
         None, "s on demonstrations: `none`, `luffy`, `low_entropy` or `high_entropy`."
     )
-    demo_normalizer: str | None = key(None, "Z of demonstrations: the names of `rollout_normalizer`.")
-    length_constant: float | None = key(None, "C of `constant`; default: `data.max_response_tokens`.")
-    clip_low: float | None = key(None, "ε_low of `clip` and `cap`; 1 or more: no lower bound.", minimum=0)
-    clip_high: float | None = key(None, "ε_high of `clip` and `cap`.", minimum=0)
+    demo_loss_aggregation: str | None = key(
+        None, "Z of demonstrations: the names of `rollout_loss_aggregation`."
+    )
+    length_constant: float | None = key(
+        None, "C of `seq-mean-token-sum-norm`; default: `data.max_response_tokens`."
+    )
+    clip_low: float | None = key(None, "ε_low of `ppo` and `cispo`; 1 or more: no lower bound.", minimum=0)
+    clip_high: float | None = key(None, "ε_high of `ppo` and `cispo`.", minimum=0)
     shaping_gamma: float = key(0.1, "γ of the shaping `luffy`, f(p) = p/(p+γ).", minimum=0)
     discount: float = key(1.0, "γ of `gae`.", minimum=0)
     gae_lambda: float = key(0.95, "λ of `gae`.", minimum=0)
@@ -421,12 +426,12 @@ class Config:
 
     PAGE: ClassVar[str] = "docs/configuration.md"
 
-    questions_per_step: int = key(128, "Questions in one step.", minimum=1)
-    rollouts_per_question: int = key(
-        8, "n: rollouts per question; 0 for training without rollouts.", minimum=0
+    prompts_per_step: int = key(128, "Prompts in one step.", minimum=1)
+    group_size: int = key(8, "n: rollouts per prompt; 0 for training without rollouts.", minimum=0)
+    max_tokens_per_micro_batch: int = key(
+        32768, "Tokens one learner rank holds in one forward pass.", minimum=1
     )
-    tokens_per_microbatch: int = key(32768, "Tokens one learner rank holds in one forward pass.", minimum=1)
-    updates_per_step: int = key(1, "Optimizer steps that one batch of questions is split into.", minimum=1)
+    updates_per_step: int = key(1, "Optimizer steps that one batch of prompts is split into.", minimum=1)
     resume: str = key(
         "never",
         "`never` starts anew; `auto` continues the newest run of this name that has a checkpoint, "

@@ -29,7 +29,7 @@ from hpt_ray.data.benchmarks import Benchmark
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
 
-QUESTION = ("prompt", "problem", "question")
+PROMPT = ("prompt", "problem", "question")
 ANSWER = ("answer", "final_answer", "expected_answer")
 ID = ("id", "unique_id", "problem_id", "record id")
 LEVEL = ("level", "difficulty")
@@ -62,9 +62,9 @@ def prepare_benchmark(
     for number, record in enumerate(read_records(path), start=1):
         if condition is not None and str(record.get(condition[0])) != condition[1]:
             continue
-        question, answer = _question_and_answer(benchmark, record, f"{path}, row {number}")
-        repeated += (question, answer) in rows
-        rows.setdefault((question, answer), record)
+        prompt, answer = _prompt_and_answer(benchmark, record, f"{path}, row {number}")
+        repeated += (prompt, answer) in rows
+        rows.setdefault((prompt, answer), record)
     if not rows:
         raise UserError(
             f"{path}: no row is left. Check the file" + (f" and --where {where}." if where else ".")
@@ -74,9 +74,9 @@ def prepare_benchmark(
     return Prepared(target, write_rows(target, made, FIELDS), repeated)
 
 
-def _row(benchmark: Benchmark, index: int, question: str, answer: str, record: Record) -> dict[str, Any]:
+def _row(benchmark: Benchmark, index: int, prompt: str, answer: str, record: Record) -> dict[str, Any]:
     extra = {"split": "test", "index": index, "id": _text(record, ID), "level": _level(record)}
-    return make_row(question, None, answer, data_source=benchmark.name, extra_info=extra)
+    return make_row(prompt, None, answer, data_source=benchmark.name, extra_info=extra)
 
 
 def _condition(where: str | None) -> tuple[str, str] | None:
@@ -168,22 +168,20 @@ def _read(path: Path) -> Iterator[Any]:
 # -- the question ----------------------------------------------------------------------------------
 
 
-def _question_and_answer(benchmark: Benchmark, record: Record, where: str) -> tuple[str, str]:
+def _prompt_and_answer(benchmark: Benchmark, record: Record, where: str) -> tuple[str, str]:
     """The user's message and the reference."""
-    if benchmark.grader == "choice" and (choices := _choices(record, where)) is not None:
+    if benchmark.reward_function == "choice" and (choices := _choices(record, where)) is not None:
         texts, label = choices
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
-        return benchmark.prompt.format(question=_need(record, QUESTION, where), choices=listed), label
+        return benchmark.prompt.format(prompt=_need(record, PROMPT, where), choices=listed), label
     prompt = record.get("prompt")
-    question = (
-        _last_user_message(prompt, where) if isinstance(prompt, list) else _need(record, QUESTION, where)
-    )
+    prompt = _last_user_message(prompt, where) if isinstance(prompt, list) else _need(record, PROMPT, where)
     if isinstance(record.get("reward_model"), Mapping):
         answer = _need(record["reward_model"], ("ground_truth",), where)
     else:
         answer = _need(record, ANSWER, where)
     # Choices that stand in the question already come with their own instruction.
-    return question if benchmark.grader == "choice" else benchmark.prompt.format(question=question), answer
+    return prompt if benchmark.reward_function == "choice" else benchmark.prompt.format(prompt=prompt), answer
 
 
 def _choices(record: Record, where: str) -> tuple[list[str], str] | None:
@@ -196,9 +194,9 @@ def _choices(record: Record, where: str) -> tuple[list[str], str] | None:
     if "correct answer" in record:
         right = _need(record, ("correct answer",), where)
         texts = [right, *(_need(record, (f"incorrect answer {i}",), where) for i in (1, 2, 3))]
-        question = _need(record, QUESTION, where)
+        prompt = _need(record, PROMPT, where)
         order = list(range(len(texts)))
-        random.Random(hashlib.sha256(question.encode()).digest()).shuffle(order)
+        random.Random(hashlib.sha256(prompt.encode()).digest()).shuffle(order)
         return [texts[i] for i in order], LETTERS[order.index(0)]
     return None
 

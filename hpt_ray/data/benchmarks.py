@@ -1,9 +1,9 @@
-r"""The table of benchmarks: one row each, with its prompt, its grader, samples per question and protocol.
+r"""The table of benchmarks: one row each, with its prompt, its reward function, samples per prompt and protocol.
 
-A row says where `python -m hpt_ray.data.prepare` puts its questions, how they are put to a model, and how
+A row says where `python -m hpt_ray.data.prepare` puts its prompts, how they are put to a model, and how
 they are answered and graded. Its metric is mean@samples (avg@k in the paper), and pass@k where there is
 more than one sample. Names of groups stand for all rows of the group, e.g. `math` for the six benchmarks of
-the paper's average. No question is stored here: some publishers ask not to spread theirs in plain text.
+the paper's average. No prompt is stored here: some publishers ask not to spread theirs in plain text.
 
 `PAPER` is the protocol of the HPT paper (arXiv 2509.04419, section 3.1). What is not known about it, such
 as which AMC file was used, is said in docs/evaluation.md; `published` names the sizes of known files.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from hpt_ray.data.mini import FAMILIES, OOD_FAMILIES
 from hpt_ray.errors import UserError
 
-CHOICES = r"""{question}
+CHOICES = r"""{prompt}
 
 {choices}
 
@@ -46,11 +46,11 @@ class Benchmark:
     group: str = ""
     samples: int = 1
     protocol: Protocol = PAPER
-    grader: str | None = None  # None: the grader of training, `reward.grader`
-    prompt: str = "{question}"  # the user's message, made when the questions are prepared
-    level: str = "level"  # the field of `extra_info` that says how difficult a question is
+    reward_function: str | None = None  # None: the reward function of training, `reward.function`
+    prompt: str = "{prompt}"  # the user's message, made when the prompts are prepared
+    level: str = "level"  # the field of `extra_info` that says how difficult a prompt is
     file: str = ""  # within `data_dir`, or `mini:…`; default NAME.parquet
-    published: dict[int, str] = field(default_factory=dict)  # number of questions → which file that is
+    published: dict[int, str] = field(default_factory=dict)  # number of prompts → which file that is
     globs: tuple[str, ...] = ()  # names of the published file within a folder of them
 
     @property
@@ -122,7 +122,7 @@ ROWS = [
         name="arc-c",
         title="ARC-c",
         group="ood",
-        grader="choice",
+        reward_function="choice",
         prompt=CHOICES,
         published={1172: "the test split of ARC-Challenge"},
         globs=("*ARC-Challenge*test*", "ARC-Challenge/*test*"),
@@ -131,7 +131,7 @@ ROWS = [
         name="gpqa-diamond",
         title="GPQA-Diamond",
         group="ood",
-        grader="choice",
+        reward_function="choice",
         prompt=CHOICES,
         published={198: "the diamond subset"},
         globs=("*gpqa_diamond*",),

@@ -1,12 +1,12 @@
-"""A set of questions on disk: tokenised once, drawn one by one, never in memory as a whole.
+"""A set of prompts on disk: tokenised once, drawn one by one, never in memory as a whole.
 
-`load_questions` sends the source files through `intake` in one pass and writes the result to a
-memory-mapped Arrow file in the cache; `QuestionSet[i]` reads one question of it. Which rows are
+`load_prompts` sends the source files through `intake` in one pass and writes the result to a
+memory-mapped Arrow file in the cache; `PromptSet[i]` reads one prompt of it. Which rows are
 dropped, and why, is said there and counted here.
 
 Costs: about 4 bytes per token plus the texts on disk, and one pass of the tokenizer on first use. In
 memory: during that pass a batch of rows, a few pages of the file (parquet writers put about a thousand
-rows on a page) and one hash per question; afterwards what a draw copies.
+rows on a page) and one hash per prompt; afterwards what a draw copies.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from hpt_ray.data.mini import is_mini, resolve
 from hpt_ray.data.sources import list_files
 from hpt_ray.data.template import Template
 from hpt_ray.errors import UserError
-from hpt_ray.types import Demonstration, Question
+from hpt_ray.types import Demonstration, Prompt
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
 VERSION = 1  # goes up with every change of what is stored
 
 
-class QuestionSet:
-    """Questions of one or more files, by position in file order. Reads from disk, holds no texts."""
+class PromptSet:
+    """Prompts of one or more files, by position in file order. Reads from disk, holds no texts."""
 
     def __init__(self, folder: Path) -> None:
         self._tally = Tally(**json.loads((folder / "tally.json").read_text(encoding="utf-8")))
-        reader = pa.ipc.open_file(pa.memory_map(str(folder / "questions.arrow")))
+        reader = pa.ipc.open_file(pa.memory_map(str(folder / "prompts.arrow")))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]  # mapped, not loaded
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
 
     def __len__(self) -> int:
         return self._tally.kept
 
-    def __getitem__(self, i: int) -> Question:
+    def __getitem__(self, i: int) -> Prompt:
         if not 0 <= i < len(self):
-            raise IndexError(f"question {i} of {len(self)}")
+            raise IndexError(f"prompt {i} of {len(self)}")
         batch_index = bisect_right(self._ends, i)
         batch = self._batches[batch_index]
         row = i - self._ends[batch_index] + batch.num_rows
@@ -56,17 +56,17 @@ class QuestionSet:
             return batch.column(column)[row].values.to_numpy().copy()
 
         text = batch.column("demonstration")[row].as_py()
-        return Question(
+        return Prompt(
             id=batch.column("id")[row].as_py(),
-            prompt_ids=ids("prompt_ids"),
-            prompt=batch.column("prompt")[row].as_py(),
+            token_ids=ids("prompt_ids"),
+            text=batch.column("prompt")[row].as_py(),
             ground_truth=json.loads(batch.column("ground_truth")[row].as_py()),
             data_source=batch.column("data_source")[row].as_py(),
             demonstration=None if text is None else Demonstration(ids("demonstration_ids"), text),
             extra=json.loads(batch.column("extra")[row].as_py()),
         )
 
-    def __iter__(self) -> Iterator[Question]:
+    def __iter__(self) -> Iterator[Prompt]:
         return map(self.__getitem__, range(len(self)))
 
     @property
@@ -93,7 +93,7 @@ class QuestionSet:
         }
 
 
-def load_questions(
+def load_prompts(
     paths: Sequence[str],
     template: Template,
     *,
@@ -101,8 +101,8 @@ def load_questions(
     max_response_tokens: int,
     demonstrations: Demonstrations,
     on_progress: Callable[[int], None] | None = None,
-) -> QuestionSet:
-    """The questions of files, folders of files, or names `mini:…`, in the order given.
+) -> PromptSet:
+    """The prompts of files, folders of files, or names `mini:…`, in the order given.
 
     The first call with these files, this template and these limits tokenises everything, calling
     `on_progress(rows_done)` now and then; later calls open what is in the cache. A changed file is
@@ -110,12 +110,12 @@ def load_questions(
     which nothing is left.
     """
     if not paths:
-        raise UserError("No question file is given. Name one or more in data.train.")
+        raise UserError("No prompt file is given. Name one or more in data.train.")
     files = [file for path in paths for file in list_files(resolve(path) if is_mini(path) else path)]
     intake = Intake(template, max_prompt_tokens, max_response_tokens, demonstrations)
 
     def build(folder: Path) -> None:
-        with pa.ipc.new_file(str(folder / "questions.arrow"), SCHEMA) as writer:
+        with pa.ipc.new_file(str(folder / "prompts.arrow"), SCHEMA) as writer:
             for batch in intake.record_batches(files):
                 writer.write_batch(batch)
                 if on_progress:
@@ -127,13 +127,11 @@ def load_questions(
         [VERSION, versions, template.fingerprint, max_prompt_tokens, max_response_tokens, demonstrations]
     )
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    questions = QuestionSet(cached_folder(cache_dir() / "questions" / name, build))
-    if not len(questions):
-        counts = [f"{count} {reason}" for reason, count in questions.dropped.items()] or [
-            "the files are empty"
-        ]
+    prompts = PromptSet(cached_folder(cache_dir() / "prompts" / name, build))
+    if not len(prompts):
+        counts = [f"{count} {reason}" for reason, count in prompts.dropped.items()] or ["the files are empty"]
         raise UserError(
-            f"{', '.join(paths)}: no question is left ({', '.join(counts)}). Correct the data, or raise "
+            f"{', '.join(paths)}: no prompt is left ({', '.join(counts)}). Correct the data, or raise "
             "data.max_prompt_tokens and data.max_response_tokens."
         )
-    return questions
+    return prompts

@@ -1,4 +1,4 @@
-"""Source rows become questions as they are stored: rendered, tokenised, those that fit.
+"""Source rows become prompts as they are stored: rendered, tokenised, those that fit.
 
 `Intake` takes files and yields Arrow record batches in `SCHEMA`; its `tally` says what became of each
 row. What does not fit is dropped and counted, never cut; rows = kept + dropped, always:
@@ -9,8 +9,8 @@ row. What does not fit is dropped and counted, never cut; rows = kept + dropped,
     demonstration_past_end                     goes on after an end token, where a rollout would stop
     no_demonstration                           the row has none
 
-The last three drop the question only where demonstrations are "required"; where they are "optional"
-the question stays without its demonstration, which is counted too.
+The last three drop the prompt only where demonstrations are "required"; where they are "optional"
+the prompt stays without its demonstration, which is counted too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Tally:
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     demonstrations: int = 0
-    demonstrations_left_out: dict[str, int] = field(default_factory=dict)  # the question was kept
+    demonstrations_left_out: dict[str, int] = field(default_factory=dict)  # the prompt was kept
     prompt_tokens: int = 0
     prompt_tokens_max: int = 0
     demonstration_tokens: int = 0
@@ -70,7 +70,7 @@ class _Candidate:
     prompt_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     demonstration: str | None = None
     demonstration_ids: np.ndarray | None = None
-    left_out: str | None = None  # why the question goes without its demonstration
+    left_out: str | None = None  # why the prompt goes without its demonstration
     id: str = ""
 
 
@@ -136,14 +136,14 @@ class Intake:
         ]
 
     def _with_demonstrations(self, candidates: list[_Candidate]) -> list[_Candidate]:
-        """Fill in the demonstrations that fit; of the others, leave out the question or only them."""
+        """Fill in the demonstrations that fit; of the others, leave out the prompt or only them."""
         having = [candidate for candidate in candidates if candidate.demonstration is not None]
         encoded = self._template.encode_demonstrations([str(candidate.demonstration) for candidate in having])
         for candidate, ids in zip(having, encoded, strict=True):
             candidate.demonstration_ids = ids
-        return [candidate for candidate in candidates if self._keeps_question(candidate)]
+        return [candidate for candidate in candidates if self._keeps_prompt(candidate)]
 
-    def _keeps_question(self, candidate: _Candidate) -> bool:
+    def _keeps_prompt(self, candidate: _Candidate) -> bool:
         problem = self._demonstration_problem(candidate.demonstration_ids)
         if problem is None or self._demonstrations == "ignored":
             return True
@@ -163,23 +163,23 @@ class Intake:
         return None
 
     def _take_id(self, candidate: _Candidate) -> bool:
-        """Give the question its id; false for a duplicate. Ids are unique, whatever the files say.
+        """Give the prompt its id; false for a duplicate. Ids are unique, whatever the files say.
 
         `<data_source>/<split>/<index>`. Published files count from 0 each, so the same id with
-        another prompt is another question and gets file and row behind it.
+        another prompt is another prompt and gets file and row behind it.
         """
         row = candidate.row
         index, split = row.extra.get("index"), row.extra.get("split")
         place = f"{row.path.stem}:{row.number}"
         parts = [row.data_source, place] if index is None else [row.data_source, split, index]
-        question_id = "/".join(str(part) for part in parts if part not in (None, ""))
+        prompt_id = "/".join(str(part) for part in parts if part not in (None, ""))
         prompt_hash = hashlib.sha256(candidate.prompt.encode()).digest()
-        if self._prompt_hashes.get(question_id) not in (None, prompt_hash):
-            question_id += f"@{row.path.parent.name}/{place}"
-        if question_id in self._prompt_hashes:
+        if self._prompt_hashes.get(prompt_id) not in (None, prompt_hash):
+            prompt_id += f"@{row.path.parent.name}/{place}"
+        if prompt_id in self._prompt_hashes:
             return self._drop("duplicate")
-        self._prompt_hashes[question_id] = prompt_hash
-        candidate.id = question_id
+        self._prompt_hashes[prompt_id] = prompt_hash
+        candidate.id = prompt_id
         return True
 
     def _count(self, kept: list[_Candidate]) -> None:

@@ -1,9 +1,9 @@
-"""The columns of a question file, as LUFFY and verl publish them, and how to write one.
+"""The columns of a prompt file, as LUFFY and verl publish them, and how to write one.
 
     prompt        list of chat messages {role, content}
     target        list with one assistant message: the demonstration; null where there is none
     reward_model  {style, ground_truth}
-    data_source   chooses the grader; may be empty
+    data_source   chooses the reward function; may be empty
     ability       a word for people, e.g. "math"
     extra_info    {split, index, …}: index is unique within data source and split
 
@@ -26,18 +26,18 @@ _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]
 
 
 def make_row(
-    question: str,
+    prompt: str,
     demonstration: str | None,
     ground_truth: str,
     *,
     data_source: str,
     extra_info: dict[str, Any],
 ) -> dict[str, Any]:
-    """One row of a question file, with the question as the only user message."""
+    """One row of a prompt file, with the prompt as the only user message."""
     target = None if demonstration is None else [{"role": "assistant", "content": demonstration}]
     return {
         "data_source": data_source,
-        "prompt": [{"role": "user", "content": question}],
+        "prompt": [{"role": "user", "content": prompt}],
         "target": target,
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": ground_truth},

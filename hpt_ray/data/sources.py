@@ -1,4 +1,4 @@
-"""Rows of question files: parquet and JSON lines in the schema of `schema.py`.
+"""Rows of prompt files: parquet and JSON lines in the schema of `schema.py`.
 
 `read_rows(path)` yields `SourceRow`s in file order with only a small batch of rows in memory,
 whatever the size of the file or of its row groups. Accepted beyond what `schema.py` writes: `prompt`
@@ -6,7 +6,7 @@ and `target` as plain strings, `ground_truth` as a number or a list, any fields 
 file without `target`, `ability` or `extra_info`.
 
 A file that is not what it should be raises UserError with file, row, column, what was found and what
-to do. Rows are counted from 1. Whether a row is of use (length, empty texts) is for `questions`.
+to do. Rows are counted from 1. Whether a row is of use (length, empty texts) is for `prompts`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class SourceRow:
 
 
 def list_files(path: str | Path) -> list[Path]:
-    """The question files behind a path: itself, or the parquet and JSON lines files of a folder, by name."""
+    """The prompt files behind a path: itself, or the parquet and JSON lines files of a folder, by name."""
     path = Path(path).expanduser()
     if path.is_file():
         if path.suffix not in (".parquet", ".jsonl"):
-            raise UserError(f"{path}: unknown kind of file. Questions come as .parquet or .jsonl.")
+            raise UserError(f"{path}: unknown kind of file. Prompts come as .parquet or .jsonl.")
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such file. Give a .parquet or .jsonl file, or a folder of them.")
@@ -109,7 +109,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _missing_column(where: str, name: str, found: list[str]) -> UserError:
     return UserError(
-        f"{where}: `{name}` is missing; found {', '.join(found) or 'nothing'}. Question files need "
+        f"{where}: `{name}` is missing; found {', '.join(found) or 'nothing'}. Prompt files need "
         f"{', '.join(REQUIRED)}. Rename the column, or write the file anew."
     )
 

@@ -1,4 +1,4 @@
-"""From messages to token ids: how a question is put to the model, and where its answer ends.
+"""From messages to token ids: how a prompt is put to the model, and where its answer ends.
 
 A prompt is rendered to text and tokenised; a demonstration is tokenised on its own and closed with
 the end token. So prompt ids + demonstration ids is exactly what the model would have seen and
@@ -6,7 +6,7 @@ sampled: a sampled answer starts with a fresh token after the prompt, hence no t
 the border either. (Tokenising prompt and answer as one text could merge across it.)
 
 One token ends every response: the last one of each demonstration and the stop token of rollouts.
-Nothing is cut here; what is too long is for `questions` to drop.
+Nothing is cut here; what is too long is for `prompts` to drop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Message = dict[str, str]  # {role, content}
 
 
 class Template:
-    """Renders and tokenises the questions of one run, as `data.template` and its neighbours say.
+    """Renders and tokenises the prompts of one run, as `data.template` and its neighbours say.
 
     - `chat`: the tokenizer's chat template with its generation prompt; BOS is the template's affair.
     - `plain` and texts with `{prompt}`: one user message, after the system message and an empty line

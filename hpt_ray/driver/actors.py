@@ -6,7 +6,7 @@
 Everything starts at the same time, but for ranks that share their GPUs with engines (`cluster.colocate`):
 those start once the engines have measured their memory and sleep. Who hangs together fails together: the ranks
 of learner and critic start again as one group, a rollout worker starts again by itself (see
-`hpt_ray.rollout.fleet`), and the verifier and the reference, which hold nothing that a fresh process does not
+`hpt_ray.rollout.engine_group`), and the verifier and the reference, which hold nothing that a fresh process does not
 have, are started again by Ray.
 """
 
@@ -21,10 +21,10 @@ from typing import Any
 from hpt_ray.algorithms import BatchShape
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.process import log_file
-from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.setup import Demand, PreparedPhase
+from hpt_ray.driver.setup import PreparedPhase, Roles
 from hpt_ray.driver.turns import Turns
 from hpt_ray.learner.critic import CriticSpec, CriticWorker, optimizer_of
 from hpt_ray.learner.group import LearnerGroup
@@ -32,7 +32,7 @@ from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
 from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
 from hpt_ray.reward.actor import STATELESS, make_verifier
 from hpt_ray.rollout.engine import EngineSpec
-from hpt_ray.rollout.fleet import Fleet, make_fleet
+from hpt_ray.rollout.engine_group import EngineGroup, make_engine_group
 from hpt_ray.weight_sync.transaction import WeightSync
 
 
@@ -42,7 +42,7 @@ class Actors:
 
     learners: ActorGroup
     turns: Turns
-    fleet: Fleet | None
+    engines: EngineGroup | None
     verifier: ActorGroup | None
     reference: ActorGroup | None
     critic: ActorGroup | None
@@ -65,22 +65,22 @@ class Actors:
         await asyncio.gather(*(start_ranks(group, config.learner.timeout_s) for group in self.ranks))
 
     def stop(self) -> None:
-        if self.fleet is not None:
-            self.fleet.stop()
+        if self.engines is not None:
+            self.engines.stop()
         for group in (*self.ranks, self.verifier, self.reference):
             if group is not None:
                 group.kill()
 
 
-def needs(config: Config, demand: Demand) -> list[Need]:
+def needs(config: Config, roles: Roles) -> list[ResourceRequest]:
     """The room a run asks for, group by group.
 
     With `cluster.colocate` the GPUs are reserved for the ranks, and an engine uses those of its bundle.
     """
     learner, rollout = config.learner, config.rollout
-    shared = config.cluster.colocate and demand.rollouts
+    shared = config.cluster.colocate and roles.rollouts
     room = [
-        Need(
+        ResourceRequest(
             "learner",
             learner.num_ranks,
             learner.num_cpus,
@@ -88,16 +88,18 @@ def needs(config: Config, demand: Demand) -> list[Need]:
             beside="rollout" if shared else None,
         )
     ]
-    if demand.rollouts:
+    if roles.rollouts:
         gpus = 0.0 if shared else rollout.num_gpus
-        room.append(Need("rollout", rollout.num_workers, rollout.num_cpus, gpus))
-        room.append(Need("verifier", 1, config.reward.num_cpus, 0.0))
-    if demand.reference:
+        room.append(ResourceRequest("rollout", rollout.num_workers, rollout.num_cpus, gpus))
+        room.append(ResourceRequest("verifier", 1, config.reward.num_cpus, 0.0))
+    if roles.reference:
         reference = config.reference
-        room.append(Need("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
-    if demand.critic:
+        room.append(
+            ResourceRequest("reference", reference.num_workers, reference.num_cpus, reference.num_gpus)
+        )
+    if roles.critic:
         critic = config.critic
-        room.append(Need("critic", critic.num_ranks, critic.num_cpus, critic.num_gpus))
+        room.append(ResourceRequest("critic", critic.num_ranks, critic.num_cpus, critic.num_gpus))
     return [replace(need, pool=config.cluster.pools.get(need.kind)) for need in room]
 
 
@@ -106,7 +108,7 @@ async def start_actors(
     config: Config,
     *,
     model_path: str,
-    demand: Demand,
+    roles: Roles,
     logs: Path,
 ) -> Actors:
     """Reserve room, start every actor, load every model. The ranks train once a phase is begun.
@@ -115,7 +117,7 @@ async def start_actors(
     does not come up in time.
     """
     await cluster.reserve(
-        needs(config, demand),
+        needs(config, roles),
         timeout_s=config.cluster.placement_timeout_s,
         name=f"hpt_ray:{config.run.name}",
     )
@@ -129,9 +131,9 @@ async def start_actors(
         LearnerWorker,
         [(rank, num_ranks, learner_spec, log_file(logs, "learner", rank)) for rank in range(num_ranks)],
     )
-    fleet = verifier = reference = critic = None
+    engines = verifier = reference = critic = None
     starting: list[Awaitable[Any]] = []
-    if demand.rollouts:
+    if roles.rollouts:
         spec = EngineSpec(
             model=config.model,
             model_path=model_path,
@@ -143,19 +145,19 @@ async def start_actors(
         sync = WeightSync(
             learners,
             config.weight_sync,
-            carrier_of(config),
+            backend_of(config),
             workers_per_engine=config.rollout.tensor_parallel,
             # Where the learner may have stepped before a restarted worker asks for what is committed.
-            keep_committed=config.rollout.max_staleness > 0
+            keep_committed=config.rollout.max_off_policy_steps > 0
             or any(phase.config.updates_per_step > 1 for phase in phases_of(config)),
         )
         gpus = await gpus_of_engines(config, learners) if config.cluster.colocate else None
-        fleet = make_fleet(cluster, spec, sync, logs, gpus)
+        engines = make_engine_group(cluster, spec, sync, logs, gpus)
         verifier = make_verifier(cluster, config.reward, config.data.max_response_tokens)
         starting.append(verifier.call("counts", timeout_s=config.rollout.start_timeout_s, what="start"))
-    turns = Turns(learners, fleet, shared=config.cluster.colocate, timeout_s=limit)
-    starting.append(start_sides(learners, fleet, turns, limit))
-    if demand.reference:
+    turns = Turns(learners, engines, shared=config.cluster.colocate, timeout_s=limit)
+    starting.append(start_sides(learners, engines, turns, limit))
+    if roles.reference:
         # A reference of its own is read as it is; else it is the policy as training starts.
         reference_model = config.model
         if config.reference.path is not None:
@@ -170,7 +172,7 @@ async def start_actors(
             **STATELESS,
         )
         starting.append(reference.call("start", timeout_s=limit, what="load the model"))
-    if demand.critic:
+    if roles.critic:
         optimizer = optimizer_of(config)
         critic_spec = CriticSpec(config.model, model_path, optimizer, config.critic.value_clip, seed)
         num_critics = optimizer.num_ranks
@@ -181,7 +183,7 @@ async def start_actors(
         )
         starting.append(start_ranks(critic, limit))
     await asyncio.gather(*starting)
-    return Actors(learners, turns, fleet, verifier, reference, critic)
+    return Actors(learners, turns, engines, verifier, reference, critic)
 
 
 def with_one_thread(config: Config) -> Config:
@@ -200,16 +202,18 @@ async def gpus_of_engines(config: Config, learners: ActorGroup) -> list[str] | N
     return [",".join(seen[i : i + size]) for i in range(0, len(seen), size)]
 
 
-async def start_sides(learners: ActorGroup, fleet: Fleet | None, turns: Turns, timeout_s: float) -> None:
+async def start_sides(
+    learners: ActorGroup, engines: EngineGroup | None, turns: Turns, timeout_s: float
+) -> None:
     """Ranks and engines with their models: at the same time, or where they share GPUs, one after the other."""
-    if fleet is None:
+    if engines is None:
         await start_ranks(learners, timeout_s)
     elif turns.shared:
-        await fleet.start()
+        await engines.start()
         await turns.free_engines()
         await start_ranks(learners, timeout_s)
     else:
-        await asyncio.gather(start_ranks(learners, timeout_s), fleet.start())
+        await asyncio.gather(start_ranks(learners, timeout_s), engines.start())
 
 
 async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> LearnerGroup:
@@ -223,16 +227,16 @@ async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> L
         actors.learners,
         phase.estimator,
         batch=BatchShape(
-            num_questions=config.questions_per_step // config.updates_per_step,
+            num_prompts=config.prompts_per_step // config.updates_per_step,
             num_rollouts=phase.num_rollouts,
             max_response_tokens=config.data.max_response_tokens,
         ),
-        tokens_per_microbatch=config.tokens_per_microbatch,
+        max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         timeout_s=limit,
         reference=actors.reference if phase.estimator.needs_reference else None,
         critic=actors.critic if phase.estimator.needs_values else None,
         updates_per_step=config.updates_per_step,
-        recompute_old_logps=config.learner.recompute_old_logps,
+        recompute_old_logprobs=config.learner.recompute_old_logprobs,
     )
 
 
@@ -242,9 +246,9 @@ async def start_ranks(ranks: ActorGroup, timeout_s: float) -> None:
     await ranks.call("start", host, port, timeout_s=timeout_s, what="load the model")
 
 
-def carrier_of(config: Config) -> str:
-    """The carrier `auto` stands for: NCCL where both ends have GPUs of their own; gloo copies through the host."""
-    if config.weight_sync.carrier != "auto":
-        return config.weight_sync.carrier
+def backend_of(config: Config) -> str:
+    """The backend `auto` stands for: NCCL where both ends have GPUs of their own; gloo copies through the host."""
+    if config.weight_sync.backend != "auto":
+        return config.weight_sync.backend
     apart = not config.cluster.colocate and config.rollout.num_gpus > 0 and config.learner.num_gpus > 0
     return "nccl" if apart else "gloo"

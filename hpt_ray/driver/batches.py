@@ -1,9 +1,9 @@
-"""Questions to graded groups, step after step, some of them ahead of time.
+"""Prompts to graded groups, step after step, some of them ahead of time.
 
-     sampler ──questions──▶ requests, longest first ──▶ pool ──rollouts──▶ verifier ──verdicts──▶ groups
+     sampler ──prompts──▶ requests, longest first ──▶ router ──rollouts──▶ verifier ──results──▶ groups
 
 In: a phase, and the step that is about to train. Out: its batch, whose groups come as they are complete. With
-`rollout.max_staleness` S, the batches of the next S steps are begun at the same time, so generation goes on
+`rollout.max_off_policy_steps` S, the batches of the next S steps are begun at the same time, so generation goes on
 while the learner steps; their rollouts are then up to S versions behind. With S = 0 nothing is begun before
 the weights it needs are committed.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hpt_ray.algorithms.gates import Visit, is_certain, visit_of
+from hpt_ray.algorithms.gates import Attempt, attempt_of, is_certain
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.data.sampler import Sampler
@@ -26,19 +26,19 @@ from hpt_ray.driver.setup import PreparedPhase
 from hpt_ray.observe.rollout_dump import dump_of, read_groups, write_groups
 from hpt_ray.reward.groups import GroupStream, graded_groups, in_order
 from hpt_ray.rollout.requests import Sampling, request_for, unique_ids
-from hpt_ray.rollout.router import RolloutPool, longest_first
-from hpt_ray.types import Group, Question
+from hpt_ray.rollout.router import Router, longest_first
+from hpt_ray.types import Group, Prompt
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The questions of one step and the stream of their groups."""
+    """The prompts of one step and the stream of their groups."""
 
     step: int
-    questions: list[Question]
+    prompts: list[Prompt]
     stream: GroupStream
     order: Sequence[str] | None  # ids of the requests in the order groups must come in; None: as they come
-    position: dict[str, Any]  # of the sampler, once these questions were drawn
+    position: dict[str, Any]  # of the sampler, once these prompts were drawn
 
     def groups(self) -> AsyncIterator[Group]:
         groups = aiter(self.stream)
@@ -46,11 +46,11 @@ class Batch:
 
 
 class BatchStream:
-    """Begins batches of one phase's questions, in the sampler's order."""
+    """Begins batches of one phase's prompts, in the sampler's order."""
 
     def __init__(self, phase: PreparedPhase, stop_token_ids: tuple[int, ...]):
         config = self._config = phase.config
-        self._questions, self._num_rollouts = phase.questions, phase.num_rollouts
+        self._prompts, self._num_rollouts = phase.prompts, phase.num_rollouts
         self._last_step = phase.last
         self._sampling = Sampling(
             temperature=config.rollout.temperature,
@@ -59,26 +59,26 @@ class BatchStream:
             max_tokens=config.data.max_response_tokens,
             stop_token_ids=stop_token_ids,
         )
-        # Only the switch can be certain early. A question that is decided early lacks rollouts that depend
+        # Only the switch can be certain early. A prompt that is decided early lacks rollouts that depend
         # on timing.
         early = config.selection.early_decision and phase.gate == "switch" and not config.run.deterministic
         self._is_certain = self._asks_for_demonstration if early else None
-        self._sampler = Sampler(len(self._questions), seed=config.run.seed, shuffle=config.data.shuffle)
-        self._pool: RolloutPool | None = None
+        self._sampler = Sampler(len(self._prompts), seed=config.run.seed, shuffle=config.data.shuffle)
+        self._router: Router | None = None
         self._verifier: ActorGroup | None = None
         self._ahead: deque[Batch] = deque()
         self._current: Batch | None = None  # in training
-        self._mostly_solved = False  # that was so for most questions of the last step
-        self.position = self._sampler.state()  # after the questions that have been trained on
-        self.lengths: dict[str, float] = {}  # mean response tokens of a question when it was last answered
-        self.visits: dict[str, list[Visit]] = {}  # what each question's visits came to, the oldest first
+        self._mostly_solved = False  # that was so for most prompts of the last step
+        self.position = self._sampler.state()  # after the prompts that have been trained on
+        self.lengths: dict[str, float] = {}  # mean response tokens of a prompt when it was last answered
+        self.attempts: dict[str, list[Attempt]] = {}  # what each prompt's attempts came to, the oldest first
 
-    def connect(self, pool: RolloutPool, verifier: ActorGroup) -> None:
-        self._pool, self._verifier = pool, verifier
+    def connect(self, router: Router, verifier: ActorGroup) -> None:
+        self._router, self._verifier = router, verifier
 
     def begin(self, step: int) -> Batch:
         """The batch of `step`. Batches that may run ahead are begun too."""
-        last = min(step + self._config.rollout.max_staleness, self._last_step)
+        last = min(step + self._config.rollout.max_off_policy_steps, self._last_step)
         while step + len(self._ahead) <= last:
             self._ahead.append(self._batch(step + len(self._ahead)))
         self._current = self._ahead.popleft()
@@ -87,13 +87,13 @@ class BatchStream:
     def done(self, batch: Batch, groups: Sequence[Group]) -> None:
         """The learner has trained on `batch`."""
         self.position, self._current = batch.position, None
-        self._mostly_solved = 2 * sum(group.num_solved > 0 for group in groups) > len(groups)
+        self._mostly_solved = 2 * sum(group.num_correct > 0 for group in groups) > len(groups)
         for group in groups:
-            if (visit := visit_of(group)).answered:
-                self.visits.setdefault(group.question.id, []).append(visit)
-            lengths = [len(r.token_ids) for r in group.rollouts if r.finish.is_answer]
+            if (attempt := attempt_of(group)).num_responses:
+                self.attempts.setdefault(group.prompt.id, []).append(attempt)
+            lengths = [len(r.token_ids) for r in group.rollouts if r.finish.is_response]
             if lengths:
-                self.lengths[group.question.id] = float(np.mean(lengths))
+                self.lengths[group.prompt.id] = float(np.mean(lengths))
 
     async def drain(self) -> None:
         """Wait until nothing is being generated any more."""
@@ -118,15 +118,15 @@ class BatchStream:
         self._sampler.load_state(state.sampler)
         self.position = dict(state.sampler)
         self.lengths = dict(state.history)
-        self.visits = {name: list(found) for name, found in state.visits.items()}
+        self.attempts = {name: list(found) for name, found in state.attempts.items()}
         while True:
             number = state.step + 1 + len(self._ahead)
             if not dump_of(ahead, number).is_file():
                 break
-            questions = self._draw()
-            groups = read_groups(dump_of(ahead, number), {question.id: question for question in questions})
+            prompts = self._draw()
+            groups = read_groups(dump_of(ahead, number), {prompt.id: prompt for prompt in prompts})
             self._ahead.append(
-                Batch(number, questions, GroupStream(groups), self._order(questions), self._sampler.state())
+                Batch(number, prompts, GroupStream(groups), self._order(prompts), self._sampler.state())
             )
 
     async def close(self) -> None:
@@ -139,62 +139,60 @@ class BatchStream:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _draw(self) -> list[Question]:
-        return [self._questions[i] for i in self._sampler.next_batch(self._config.questions_per_step)]
+    def _draw(self) -> list[Prompt]:
+        return [self._prompts[i] for i in self._sampler.next_batch(self._config.prompts_per_step)]
 
-    def _order(self, questions: list[Question]) -> list[str] | None:
+    def _order(self, prompts: list[Prompt]) -> list[str] | None:
         if not (self._config.run.deterministic and self._num_rollouts):
             return None
-        return unique_ids([question.id for question in questions])
+        return unique_ids([prompt.id for prompt in prompts])
 
     def _batch(self, step: int) -> Batch:
-        questions = self._draw()
+        prompts = self._draw()
         if self._num_rollouts == 0:
-            stream = GroupStream([Group(question, [], []) for question in questions])
+            stream = GroupStream([Group(prompt, [], []) for prompt in prompts])
         else:
-            stream = GroupStream(source=self._generate(questions, step))
-        return Batch(step, questions, stream, self._order(questions), self._sampler.state())
+            stream = GroupStream(source=self._generate(prompts, step))
+        return Batch(step, prompts, stream, self._order(prompts), self._sampler.state())
 
-    def _asks_for_demonstration(self, question: Question, num_solved: int, num_graded: int) -> bool:
-        """Whether the switch takes this question's demonstration whatever its other rollouts say."""
-        return question.demonstration is not None and is_certain(
+    def _asks_for_demonstration(self, prompt: Prompt, num_correct: int, num_graded: int) -> bool:
+        """Whether the switch takes this prompt's demonstration whatever its other rollouts say."""
+        return prompt.demonstration is not None and is_certain(
             self._config.selection.gamma,
-            num_solved=num_solved,
+            num_correct=num_correct,
             num_graded=num_graded,
             num_rollouts=self._num_rollouts,
         )
 
-    def _num_held(self, question: Question) -> int:
+    def _num_held(self, prompt: Prompt) -> int:
         """Samples that need not be drawn while all others are wrong: the decision is certain without.
 
         None where a right answer is likely: all are needed then, and those that wait make the step longer.
         """
-        visits = self.visits.get(question.id)
-        is_likely = visits[-1].solved > 0 if visits else self._mostly_solved
+        attempts = self.attempts.get(prompt.id)
+        is_likely = attempts[-1].num_correct > 0 if attempts else self._mostly_solved
         if self._is_certain is None or is_likely:
             return 0
-        return sum(
-            self._is_certain(question, 0, self._num_rollouts - k) for k in range(1, self._num_rollouts)
-        )
+        return sum(self._is_certain(prompt, 0, self._num_rollouts - k) for k in range(1, self._num_rollouts))
 
-    def _generate(self, questions: list[Question], step: int) -> AsyncIterator[Group]:
-        assert self._pool is not None, "nobody to ask"
+    def _generate(self, prompts: list[Prompt], step: int) -> AsyncIterator[Group]:
+        assert self._router is not None, "nobody to ask"
         assert self._verifier is not None, "nobody to grade"
-        by_id = dict(zip(unique_ids([question.id for question in questions]), questions, strict=True))
+        by_id = dict(zip(unique_ids([prompt.id for prompt in prompts]), prompts, strict=True))
         usual = float(np.mean([*self.lengths.values()])) if self.lengths else 1.0
         requests = [
             request_for(
                 key,
-                question.prompt_ids,
+                prompt.token_ids,
                 num_samples=self._num_rollouts,
                 run_seed=self._config.run.seed,
                 step=step,
-                expected_tokens=self.lengths.get(question.id, usual),
-                num_held=self._num_held(question),
+                expected_tokens=self.lengths.get(prompt.id, usual),
+                num_held=self._num_held(prompt),
             )
-            for key, question in by_id.items()
+            for key, prompt in by_id.items()
         ]
-        draw = self._pool.generate(longest_first(requests), self._sampling)
+        draw = self._router.generate(longest_first(requests), self._sampling)
         return graded_groups(
             draw,
             by_id,

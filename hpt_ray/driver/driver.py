@@ -1,11 +1,11 @@
 """The loop.
 
-     data ──prompts──▶ rollout ──groups──▶ reward ──verdicts──▶ selection ──rows──▶ learner ──▶ new weights
+     data ──prompts──▶ rollout ──groups──▶ reward ──results──▶ selection ──samples──▶ learner ──▶ new weights
       ▲                vLLM actors         verifier             the gate            DeepSpeed        │
       │                    ▲                                                                         │
       └─ sampler           └────────────────────────── weight_sync ◀─────────────────────────────────┘
 
-One step: draw questions, roll out, grade, decide per question between rollouts and demonstration, pack,
+One step: draw prompts, roll out, grade, decide per prompt between rollouts and demonstration, micro-batch,
 back-propagate, step, sync the new weights, report. Groups flow through one by one: while some are being
 generated, others are graded and back-propagated. The weights do not change until the last group is in, so
 this is exactly on-policy, and the gradient is that of a step that waits for everything.
@@ -14,7 +14,7 @@ Steps fall into phases, such as SFT and then GRPO; most runs have one. A phase c
 how, not the actors.
 
 A rollout worker that fails is replaced beside the loop. When a learner rank dies, the ranks start again
-from the newest checkpoint and the loop goes back to its step: the same questions, the same seeds.
+from the newest checkpoint and the loop goes back to its step: the same prompts, the same seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from hpt_ray.algorithms.gates import GATES
-from hpt_ray.algorithms.rows import rows_of
+from hpt_ray.algorithms.samples import samples_of
 from hpt_ray.checkpoint.mirror import Mirror
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
@@ -36,12 +36,12 @@ from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.actors import Actors, learner_of, start_actors
 from hpt_ray.driver.batches import Batch, BatchStream
-from hpt_ray.driver.keeper import Keeper, Saved
+from hpt_ray.driver.checkpoint_manager import CheckpointManager, Saved
 from hpt_ray.driver.reporter import Reporter
-from hpt_ray.driver.setup import Prepared, PreparedPhase, demand_of
+from hpt_ray.driver.setup import Prepared, PreparedPhase, roles_of
 from hpt_ray.driver.step_metrics import Pairs, StepReport, failures_of
 from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged, UserError
-from hpt_ray.evaluation.held_out import HeldOut
+from hpt_ray.evaluation.eval_sets import EvalSets
 from hpt_ray.learner.schedule import learning_rates
 from hpt_ray.observe.metrics import complete_line, summarize_evaluations
 from hpt_ray.observe.progress import Progress
@@ -50,7 +50,7 @@ from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.tables import end_summary
 from hpt_ray.observe.timeline import Timeline
 from hpt_ray.rollout.requests import Sampling
-from hpt_ray.rollout.router import RolloutPool
+from hpt_ray.rollout.router import Router
 from hpt_ray.types import UpdateResult
 
 T = TypeVar("T")
@@ -71,11 +71,11 @@ class Driver:
     ):
         self.config, self.folder, self.progress, self.quiet = config, folder, progress, quiet
         self.prepared = prepared
-        self.pool: RolloutPool | None = None
+        self.router: Router | None = None
         self._set_phase(prepared.phase_of(1))
         evaluation = config.evaluation
-        self.held_out = HeldOut(
-            sets=prepared.held_out,
+        self.eval_sets = EvalSets(
+            sets=prepared.eval_sets,
             samples=evaluation.samples,
             sampling=Sampling(
                 temperature=evaluation.temperature,
@@ -89,7 +89,7 @@ class Driver:
         )
         mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
         store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
-        self.keeper = Keeper(store, timeout_s=config.learner.timeout_s, say=progress.show)
+        self.checkpoints = CheckpointManager(store, timeout_s=config.learner.timeout_s, say=progress.show)
         self.reporter = Reporter(config, folder, progress)
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
@@ -104,8 +104,8 @@ class Driver:
         """What the phase trains on, from its beginning; only the actors stay."""
         self.phase, self.gate = phase, GATES[phase.gate]
         self.batches = BatchStream(phase, self.prepared.stop_token_ids)
-        if self.pool is not None and self.actors.verifier is not None:
-            self.batches.connect(self.pool, self.actors.verifier)
+        if self.router is not None and self.actors.verifier is not None:
+            self.batches.connect(self.router, self.actors.verifier)
 
     def _set_state(self, state: RunState) -> None:
         self.step, self.version = state.step, state.version  # steps done; version of the learner's weights
@@ -123,7 +123,7 @@ class Driver:
             best=self.best,
             failures=dict(self.failures),
             history=self.batches.lengths,
-            visits=self.batches.visits,
+            attempts=self.batches.attempts,
             skipped_in_a_row=self.skipped_in_a_row,
             owes_evaluation=self.owes_evaluation,
             wall_s=self.wall_s + time.perf_counter() - self.began_s,
@@ -144,7 +144,7 @@ class Driver:
         try:
             await self._go_to(saved, cut_after=-1)
             started = time.perf_counter()
-            if self.step == 0 and self.held_out.sets and config.evaluation.before_training:
+            if self.step == 0 and self.eval_sets.sets and config.evaluation.before_training:
                 line = complete_line({"weights/version": self.version})
                 await self._report(0, line, [], force_evaluation=True)
             while self.step < config.run.steps and not self.stopping.is_set():
@@ -154,14 +154,14 @@ class Driver:
                     await self._recover(cluster, error)
             if self.step < config.run.steps or self.owes_evaluation:
                 await self._stop()
-            await self.keeper.settle()
+            await self.checkpoints.settle()
             times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
             return self._finish(times)
         finally:
             self.reporter.close()
             self.timeline.close()
             await self.batches.close()
-            self.keeper.replicas.close()
+            self.checkpoints.replicas.close()
             self.actors.stop()
             cluster.release()
 
@@ -189,22 +189,22 @@ class Driver:
         return task
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
-        """One batch of questions, `updates_per_step` optimizer steps, one weight sync."""
+        """One batch of prompts, `updates_per_step` optimizer steps, one weight sync."""
         config = self.phase.config
         report = StepReport(self.version, self._aborted_tokens())
-        per_update = config.questions_per_step // config.updates_per_step
+        per_update = config.prompts_per_step // config.updates_per_step
         updates: list[UpdateResult] = []
         pairs: Pairs = []
         with self.timeline.phase("rollout"):
             async for group in self.actors.turns.groups(batch.groups()):
-                history = self.batches.visits.get(group.question.id, [])
+                history = self.batches.attempts.get(group.prompt.id, [])
                 decision = self.gate(group, config.selection.gamma, history)
                 pairs.append((group, decision))
-                rows = rows_of(group, decision, index=len(pairs))
-                self.learner.add(rows, update=(len(pairs) - 1) // per_update)
+                samples = samples_of(group, decision, index=len(pairs))
+                self.learner.add(samples, update=(len(pairs) - 1) // per_update)
                 report.rollouts_done()
-                # With log π_old of the learner, all rows are scored before the weights change.
-                if len(pairs) % per_update == 0 and not config.learner.recompute_old_logps:
+                # With log π_old of the learner, all samples are scored before the weights change.
+                if len(pairs) % per_update == 0 and not config.learner.recompute_old_logprobs:
                     updates.append(await self._update(len(updates)))
             while len(updates) < config.updates_per_step:
                 updates.append(await self._update(len(updates)))
@@ -217,9 +217,9 @@ class Driver:
         metrics |= {"phase": self.phase.number}
         metrics |= {"optim/lr": learning_rates(self.phase, self.step, config.updates_per_step - 1)[0]}
         spans = [update.spans for update in updates]
-        if self.actors.fleet is not None:
-            spans.append(await self.actors.fleet.spans())
-            metrics["memory/rollout_mb"] = self.actors.fleet.memory_mb
+        if self.actors.engines is not None:
+            spans.append(await self.actors.engines.spans())
+            metrics["memory/rollout_mb"] = self.actors.engines.memory_mb
         metrics |= self.timeline.add_step(spans, report.begin_s, time.time())
         metrics |= {"memory/driver_mb": memory_mb()}
         for update in updates:
@@ -230,22 +230,22 @@ class Driver:
     async def _update(self, number: int) -> UpdateResult:
         """One optimizer step, the `number`-th of this step."""
         self.is_updating = True
-        if self.actors.fleet is not None:
-            self.actors.fleet.weights_move()
+        if self.actors.engines is not None:
+            self.actors.engines.weights_move()
         with self.timeline.phase("learn"):
             return await self.learner.finish(*learning_rates(self.phase, self.step + 1, number))
 
     async def _sync(self) -> float:
         """The learner's weights, under a new version, to every rollout worker; seconds it took."""
         self.version += 1
-        if self.actors.fleet is None:
+        if self.actors.engines is None:
             return 0.0
         if self.config.run.deterministic:
             await self.batches.drain()  # no rollout of two versions
         return await self.actors.turns.push(self.version)
 
     def _aborted_tokens(self) -> int:
-        return 0 if self.pool is None else self.pool.aborted_tokens
+        return 0 if self.router is None else self.router.aborted_tokens
 
     # -- start, resume, recover --------------------------------------------------------------------
 
@@ -255,14 +255,14 @@ class Driver:
             cluster,
             config,
             model_path=self.prepared.model_path,
-            demand=demand_of(config),
+            roles=roles_of(config),
             logs=self.folder.logs,
         )
-        if actors.fleet is not None:
+        if actors.engines is not None:
             assert actors.verifier is not None
-            actors.fleet.say = self.progress.show
-            self.pool = RolloutPool(
-                actors.fleet,
+            actors.engines.say = self.progress.show
+            self.router = Router(
+                actors.engines,
                 max_num_seqs=config.rollout.max_num_seqs,
                 timeout_s=config.rollout.timeout_s,
                 in_advance=config.run.deterministic,
@@ -271,7 +271,7 @@ class Driver:
 
     async def _newest_checkpoint(self) -> Saved | None:
         """The newest whole checkpoint of this folder, or of its mirror."""
-        saved, rejected = await self.keeper.newest()
+        saved, rejected = await self.checkpoints.newest()
         for path, why in rejected.items():
             self.faults["checkpoint_damaged"] += 1
             self.progress.show(f"Checkpoint {path.name} is damaged ({why}); the one before is used.")
@@ -287,14 +287,14 @@ class Driver:
         if saved is not None:
             self._set_state(saved.state)
             self.saved_at = None if saved.in_memory else self.step
-            await self.keeper.load(self.actors, saved)
+            await self.checkpoints.load(self.actors, saved)
             self.progress.show(f"Continuing from step {self.step} ({saved.name}).")
             cut_after = self.step
         else:
             self._set_state(RunState(step=0, version=0, sampler={}))
         await self._enter_phase(saved)
         self.reporter.go_to(cut_after)
-        if self.actors.fleet is not None:
+        if self.actors.engines is not None:
             await self.actors.turns.push(self.version)
         if self.owes_evaluation and (scores := await self._evaluate()):
             self.owes_evaluation = False
@@ -319,7 +319,7 @@ class Driver:
         """
         while True:
             lost = [n for ranks in self.actors.ranks for n in await ranks.lost(error, DEATH_IS_KNOWN_S)]
-            again_at = self.keeper.newest_step
+            again_at = self.checkpoints.newest_step
             self.restarts = self.restarts + 1 if again_at == self.restarted_at else 1
             self.restarted_at = again_at
             is_loss = bool(lost) or isinstance(error, LearnerFailed)
@@ -352,7 +352,7 @@ class Driver:
         if self.saved_at != self.step:
             await self._write_checkpoint()
             self._commit_checkpoint()
-        await self.keeper.settle()
+        await self.checkpoints.settle()
         raise Stopped(f"Stopped on request after step {self.step}, which is saved; resume=auto continues.")
 
     # -- report, save, finish ----------------------------------------------------------------------
@@ -364,7 +364,7 @@ class Driver:
         config = self.config
         is_last = step == self.phase.last
         every = config.evaluation.every
-        if self.held_out.sets and (force_evaluation or is_last or (every and step % every == 0)):
+        if self.eval_sets.sets and (force_evaluation or is_last or (every and step % every == 0)):
             metrics |= await self._evaluate()
             self.owes_evaluation = step > 0 and "time/evaluation_s" not in metrics
         is_due = config.checkpoint.every and step % config.checkpoint.every == 0
@@ -378,7 +378,7 @@ class Driver:
             self._commit_checkpoint()
         copies = config.checkpoint.in_memory_every
         if step and copies and step % copies == 0 and step < config.run.steps:
-            await self.keeper.copy(self.actors, self._state(), self._batches_to_keep)
+            await self.checkpoints.copy(self.actors, self._state(), self._batches_to_keep)
 
     async def _evaluate(self) -> dict[str, float]:
         """The held-out sets' scores; nothing, at once, where the run is to stop: it may have little time."""
@@ -391,14 +391,14 @@ class Driver:
 
     async def _scores(self) -> dict[str, float]:
         begin = time.perf_counter()
-        assert self.pool is not None
+        assert self.router is not None
         assert self.actors.verifier is not None
         with self.timeline.phase("evaluate"):
-            values = await self.held_out.scores(self.pool, self.actors.verifier)
+            values = await self.eval_sets.scores(self.router, self.actors.verifier)
             if self.config.evaluation.demonstration_loss:
-                values |= await self.held_out.demonstration_losses(
+                values |= await self.eval_sets.demonstration_losses(
                     self.actors.learners,
-                    tokens_per_microbatch=self.phase.config.tokens_per_microbatch,
+                    max_tokens_per_micro_batch=self.phase.config.max_tokens_per_micro_batch,
                     num_terms=len(self.phase.estimator.terms),
                 )
         return {**values, "time/evaluation_s": time.perf_counter() - begin}
@@ -415,7 +415,7 @@ class Driver:
         """The files of a checkpoint: learner state, Hugging Face export, batches ahead. Seconds it took."""
         begin = time.perf_counter()
         with self.timeline.phase("save"):
-            await self.keeper.write(self.actors, self.step, self._batches_to_keep)
+            await self.checkpoints.write(self.actors, self.step, self._batches_to_keep)
         return time.perf_counter() - begin
 
     @property
@@ -424,7 +424,7 @@ class Driver:
         return self.batches if self.config.run.deterministic else None
 
     def _commit_checkpoint(self) -> None:
-        self.keeper.commit(self._state(), keep_also=self.best[1] if self.best else None)
+        self.checkpoints.commit(self._state(), keep_also=self.best[1] if self.best else None)
         self.saved_at = self.step
 
     def _check_progress(self, pairs: Pairs) -> None:
@@ -435,23 +435,23 @@ class Driver:
             raise TrainingDiverged(
                 f"{self.skipped_in_a_row} updates in a row were skipped, more than "
                 f"learner.max_skipped_updates={limit}: their gradient was not finite, or above "
-                f"learner.skip_grad_norm. The rows of the last step are in {dump}."
+                f"learner.skip_grad_norm. The samples of the last step are in {dump}."
             )
 
     def _faults(self) -> Counter[str]:
         """What failed around the training, and was mended, since this process began."""
         faults = Counter(self.faults)
-        if self.actors.fleet is not None:
-            faults += self.actors.fleet.faults
-        if self.pool is not None:
-            faults += self.pool.faults
-        faults["checkpoint_mirror"] += len(self.keeper.mirror_problems)
-        faults["checkpoint_in_memory"] += len(self.keeper.replicas.problems)
+        if self.actors.engines is not None:
+            faults += self.actors.engines.faults
+        if self.router is not None:
+            faults += self.router.faults
+        faults["checkpoint_mirror"] += len(self.checkpoints.mirror_problems)
+        faults["checkpoint_in_memory"] += len(self.checkpoints.replicas.problems)
         return +faults
 
     def _finish(self, times: dict[str, float]) -> dict[str, Any]:
         lines = self.folder.read_metrics()
-        newest = self.keeper.store.latest().path
+        newest = self.checkpoints.store.latest().path
         summary = {
             "name": self.config.run.name,
             "steps": self.step,

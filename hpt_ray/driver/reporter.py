@@ -1,4 +1,4 @@
-"""What is written and shown of each step: metrics, trackers, the visits of questions, rollouts, samples, progress."""
+"""What is written and shown of each step: metrics, trackers, the attempts of prompts, rollouts, samples, progress."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.step_metrics import Pairs
-from hpt_ray.observe.feedback import FeedbackLog
 from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.tables import table_of_samples
@@ -21,14 +21,14 @@ class Reporter:
 
     def __init__(self, config: Config, folder: RunFolder, progress: Progress):
         self._config, self._folder, self._progress = config, folder, progress
-        self._feedback = FeedbackLog(folder.root / "feedback.jsonl")
+        self._history = PromptHistory(folder.root / "prompt_history.jsonl")
         self._trackers: TrackerGroup | None = None
         self.faults: Counter[str] = Counter()  # that are in the lines written so far
 
     def go_to(self, step: int) -> None:
         """What follows is the line after `step`; what was written of later steps is taken back."""
         self._folder.cut_after(step)
-        self._feedback.cut_after(step)
+        self._history.cut_after(step)
         self.close()
         names = self._config.observe.trackers
         self._trackers = start_trackers(names, self._folder, asdict(self._config), first_step=step + 1)
@@ -43,7 +43,7 @@ class Reporter:
         metrics |= {"step": step, "observe/trackers_disabled": len(self._trackers.failures)}
         written = self._folder.append_metrics(metrics)
         self._trackers.log(step, written)
-        self._feedback.append(step, pairs)
+        self._history.append(step, pairs)
         if pairs and observe.rollouts_every and step % observe.rollouts_every == 0:
             write_rollouts(self._folder.rollouts, step, pairs)
         if pairs and observe.samples_every and step % observe.samples_every == 0:

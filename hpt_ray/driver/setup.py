@@ -13,17 +13,17 @@ from functools import partial
 from hpt_ray.algorithms import Estimator, estimator_from_config
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
-from hpt_ray.data.dataset import QuestionSet, load_questions
+from hpt_ray.data.dataset import PromptSet, load_prompts
 from hpt_ray.data.intake import Demonstrations
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
 from hpt_ray.learner.model import check_weights
-from hpt_ray.reward.service import check_graders
+from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.reward.terms import check_terms
-from hpt_ray.types import Question
+from hpt_ray.types import Prompt
 
-# What becomes of a question whose demonstration is missing or does not fit.
+# What becomes of a prompt whose demonstration is missing or does not fit.
 DEMONSTRATIONS: dict[str, Demonstrations] = {
     "demonstrations": "required",
     "rollouts": "ignored",
@@ -39,10 +39,10 @@ DEMONSTRATIONS: dict[str, Demonstrations] = {
 class PreparedPhase(Phase):
     """A phase that is ready to start."""
 
-    questions: QuestionSet
+    prompts: PromptSet
     estimator: Estimator
     gate: str
-    num_rollouts: int  # of a question
+    num_rollouts: int  # of a prompt
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prepared:
     """A run that is ready to start."""
 
     model_path: str
-    held_out: Mapping[str, Sequence[Question]]
+    eval_sets: Mapping[str, Sequence[Prompt]]
     stop_token_ids: tuple[int, ...]
     phases: Sequence[PreparedPhase]
 
@@ -62,16 +62,16 @@ class Prepared:
     def dropped(self) -> dict[str, int]:
         """Rows of the training files that are not used, by reason; where there are phases, also by phase."""
         if len(self.phases) == 1:
-            return self.phases[0].questions.dropped
+            return self.phases[0].prompts.dropped
         return {
             f"{reason} (phase {phase.number})": count
             for phase in self.phases
-            for reason, count in phase.questions.dropped.items()
+            for reason, count in phase.prompts.dropped.items()
         }
 
 
 @dataclass(frozen=True)
-class Demand:
+class Roles:
     """Which actors a run has beside its learner ranks: those that any of its phases asks for."""
 
     rollouts: bool
@@ -89,40 +89,40 @@ def prepare(config: Config, model_path: str) -> Prepared:
     phases = [
         PreparedPhase(
             **vars(phase),
-            questions=load(phase.config.data.train, demonstrations=DEMONSTRATIONS[gate]),
+            prompts=load(phase.config.data.train, demonstrations=DEMONSTRATIONS[gate]),
             estimator=estimator,
             gate=gate,
             num_rollouts=num_rollouts,
         )
         for phase, estimator, gate, num_rollouts in chosen
     ]
-    held_out = {}
+    eval_sets = {}
     for name, path in config.evaluation.sets.items():
         found = load([path], demonstrations="optional")
-        held_out[name] = [found[i] for i in range(len(found))]
-    return Prepared(model_path, held_out, template.stop_token_ids, phases)
+        eval_sets[name] = [found[i] for i in range(len(found))]
+    return Prepared(model_path, eval_sets, template.stop_token_ids, phases)
 
 
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
     """What needs neither data nor tokenizer: for each phase its `choose_algorithm`.
 
-    Graders and extra rewards exist, and a model folder that is on this machine has weights. Raises `UserError`
+    RewardFunctions and extra rewards exist, and a model folder that is on this machine has weights. Raises `UserError`
     for what the user must change.
     """
     chosen = [(phase, *choose_algorithm(phase)) for phase in phases_of(config)]
     check_weights(config.model)
-    check_graders(config.reward)
+    check_reward_functions(config.reward)
     check_terms(config.reward, config.data.max_response_tokens)
     return chosen
 
 
-def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., QuestionSet]]:
-    """How questions become tokens, and `load_questions` with it. Raises `UserError`."""
+def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., PromptSet]]:
+    """How prompts become tokens, and `load_prompts` with it. Raises `UserError`."""
     template = Template(
         config.data, load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
     )
     load = partial(
-        load_questions,
+        load_prompts,
         template=template,
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_response_tokens=config.data.max_response_tokens,
@@ -130,10 +130,10 @@ def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., Que
     return template, load
 
 
-def demand_of(config: Config) -> Demand:
-    """Engines to train on rollouts, or to answer held-out questions; the others where an algorithm asks."""
+def roles_of(config: Config) -> Roles:
+    """Engines to train on rollouts, or to answer held-out prompts; the others where an algorithm asks."""
     chosen = [choose_algorithm(phase) for phase in phases_of(config)]
-    return Demand(
+    return Roles(
         rollouts=bool(config.evaluation.sets) or any(num_rollouts for _, _, num_rollouts in chosen),
         reference=any(estimator.needs_reference for estimator, _, _ in chosen),
         critic=any(estimator.needs_values for estimator, _, _ in chosen),
@@ -141,7 +141,7 @@ def demand_of(config: Config) -> Demand:
 
 
 def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
-    """The estimator, the gate that `auto` stands for, and how many rollouts a question gets."""
+    """The estimator, the gate that `auto` stands for, and how many rollouts a prompt gets."""
     config = phase.config
     estimator = estimator_from_config(config.algorithm)
     gate = estimator.gate if config.selection.gate == "auto" else config.selection.gate
@@ -152,27 +152,28 @@ def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
             "before phase 1: name the model that is meant in reference.path."
         )
     # Where demonstrations train whatever the rollouts say, none are sampled.
-    num_rollouts = 0 if gate == "demonstrations" else estimator.num_rollouts(config.rollouts_per_question)
+    num_rollouts = 0 if gate == "demonstrations" else estimator.num_rollouts(config.group_size)
     return estimator, gate, num_rollouts
 
 
 def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
     """Whether the algorithm, the gate and the three sizes go together."""
-    if gate != "demonstrations" and estimator.num_rollouts(config.rollouts_per_question) < 1:
+    if gate != "demonstrations" and estimator.num_rollouts(config.group_size) < 1:
         raise UserError(
-            f"algorithm.name={estimator.name} trains on rollouts, but rollouts_per_question="
-            f"{config.rollouts_per_question}: raise it, or use algorithm.name=sft."
+            f"algorithm.name={estimator.name} trains on rollouts, but group_size="
+            f"{config.group_size}: raise it, or use algorithm.name=sft."
         )
     if estimator.compares_with_demonstration and gate not in ("both", "rollouts"):
         raise UserError(
             f"algorithm.name={estimator.name} compares rollouts with their demonstration, but selection.gate={gate} "
-            "leaves one of them out of some questions: set selection.gate to auto or both."
+            "leaves one of them out of some prompts: set selection.gate to auto or both."
         )
-    if config.rollout.max_staleness and not estimator.corrects_staleness:
+    if config.rollout.max_off_policy_steps and not estimator.corrects_off_policy:
         raise UserError(
-            f"rollout.max_staleness is {config.rollout.max_staleness}, but algorithm.name={estimator.name} does "
-            "not weigh rollouts by π_θ/π_old: set algorithm.rollout_denominator=old, or algorithm.correction "
-            "(e.g. token_truncate), or rollout.max_staleness=0."
+            f"rollout.max_off_policy_steps is {config.rollout.max_off_policy_steps}, but "
+            f"algorithm.name={estimator.name} does not weigh rollouts by π_θ/π_old: set "
+            "algorithm.rollout_denominator=old, or algorithm.correction (e.g. token_truncate), or "
+            "rollout.max_off_policy_steps=0."
         )
     if estimator.needs_values and config.critic.num_gpus > 1:
         raise UserError(

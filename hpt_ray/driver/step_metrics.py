@@ -28,13 +28,13 @@ class StepReport:
 
     def metrics(self, pairs: Pairs, updates: list[UpdateResult], aborted_tokens: int = 0) -> dict[str, Any]:
         """All that the groups, the decisions and the updates say. `aborted_tokens`: see `tokens_saved`."""
-        staleness = staleness_metrics(pairs, self._version)
+        off_policy_steps = off_policy_metrics(pairs, self._version)
         step_s = time.time() - self.begin_s
         # What was generated ahead took as long as the step, not as long as the wait for it.
-        rollout_s = step_s if staleness["rollout/staleness_mean"] else self._rollout_s
+        rollout_s = step_s if off_policy_steps["rollout/off_policy_steps_mean"] else self._rollout_s
         return {
             **rollout_metrics(pairs, rollout_s),
-            **staleness,
+            **off_policy_steps,
             **selection_metrics(pairs, updates),
             "selection/tokens_saved": tokens_saved(pairs, aborted_tokens - self._aborted_tokens),
             **learner_metrics(updates),
@@ -48,14 +48,14 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
 
     Rollouts that were aborted or lost are counted as such and are in no mean.
     """
-    everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.verdicts, strict=True)]
+    everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.results, strict=True)]
     finishes = Counter(rollout.finish.value for rollout, _ in everything)
-    graded = [(r, v) for r, v in everything if r.finish.is_answer]
-    rollouts, verdicts = [r for r, _ in graded], [v for _, v in graded]
-    outcomes = Counter(verdict.outcome.value for verdict in verdicts)
+    graded = [(r, v) for r, v in everything if r.finish.is_response]
+    rollouts, results = [r for r, _ in graded], [v for _, v in graded]
+    outcomes = Counter(result.outcome.value for result in results)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     return {
-        "reward/mean": float(np.mean([verdict.score for verdict in verdicts])) if verdicts else None,
+        "reward/mean": float(np.mean([result.score for result in results])) if results else None,
         **{f"reward/outcome/{name}": count for name, count in outcomes.items()},
         **{f"rollout/finish/{name}": count for name, count in finishes.items()},
         "rollout/length_mean": float(np.mean(lengths)) if lengths else None,
@@ -64,18 +64,20 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     }
 
 
-def staleness_metrics(pairs: Pairs, version: int) -> dict[str, Any]:
+def off_policy_metrics(pairs: Pairs, version: int) -> dict[str, Any]:
     """How many versions behind the learner's weights each rollout began, as mean and histogram."""
     behind = Counter(
         version - rollout.weight_version
         for group, _ in pairs
         for rollout in group.rollouts
-        if rollout.finish.is_answer
+        if rollout.finish.is_response
     )
     total = behind.total()
     mean = sum(steps * count for steps, count in behind.items()) / total if total else None
-    histogram = {f"rollout/staleness/{steps}": count for steps, count in sorted(behind.items()) if mean}
-    return {"rollout/staleness_mean": mean, **histogram}
+    histogram = {
+        f"rollout/off-policy steps/{steps}": count for steps, count in sorted(behind.items()) if mean
+    }
+    return {"rollout/off_policy_steps_mean": mean, **histogram}
 
 
 def tokens_saved(pairs: Pairs, aborted_tokens: int) -> float:
@@ -85,21 +87,23 @@ def tokens_saved(pairs: Pairs, aborted_tokens: int) -> float:
     sampled of it when it was aborted (`aborted_tokens` in all) was not saved.
     """
     rollouts = [rollout for group, _ in pairs for rollout in group.rollouts]
-    lengths = [len(r.token_ids) for r in rollouts if r.finish.is_answer]
+    lengths = [len(r.token_ids) for r in rollouts if r.finish.is_response]
     num_aborted = sum(r.finish is FinishReason.ABORT for r in rollouts)
     return max(0.0, num_aborted * float(np.mean(lengths)) - aborted_tokens) if lengths else 0.0
 
 
 def selection_metrics(pairs: Pairs, updates: list[UpdateResult]) -> dict[str, Any]:
-    """The gate's decisions, as shares of questions and of training rows, and its reasons."""
-    num_rows = sum(update.num_rows for update in updates)
+    """The gate's decisions, as shares of prompts and of training samples, and its reasons."""
+    num_samples = sum(update.num_samples for update in updates)
     reasons = Counter(decision.reason for _, decision in pairs)
     alpha = sum(decision.rollout_weight for _, decision in pairs)
     beta = sum(decision.demo_weight for _, decision in pairs)
     return {
         "selection/demo_share": beta / (alpha + beta) if alpha + beta else None,
-        "selection/demo_question_ratio": float(np.mean([d.demo_weight > 0 for _, d in pairs])),
-        "selection/demo_row_ratio": sum(u.num_demo_rows for u in updates) / num_rows if num_rows else None,
+        "selection/demo_prompt_ratio": float(np.mean([d.demo_weight > 0 for _, d in pairs])),
+        "selection/demo_sample_ratio": sum(u.num_demo_samples for u in updates) / num_samples
+        if num_samples
+        else None,
         **{f"selection/reason/{reason}": count for reason, count in reasons.items()},
     }
 
@@ -109,12 +113,12 @@ def learner_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
     first, last = updates[0].metrics, updates[-1].metrics
     seconds = sum(update.seconds for update in updates)
     tokens = sum(update.num_tokens for update in updates)
-    of_first = ("policy/entropy", "policy/logp_gap_mean", "policy/logp_gap_max")
+    of_first = ("policy/entropy", "policy/logprob_gap_mean", "policy/logprob_gap_max")
     return {
         **last,
         **{name: first.get(name) for name in of_first},
         "learner/tokens_per_s": tokens / seconds if tokens else None,
-        "learner/skipped_rows": sum(update.num_skipped_rows for update in updates),
+        "learner/skipped_samples": sum(update.num_skipped_samples for update in updates),
         "learner/skipped_updates": sum(update.skipped is not None for update in updates),
         **_critic_metrics(updates),
         "time/learner_s": seconds,
@@ -131,9 +135,9 @@ def failures_of(pairs: Pairs) -> Counter[str]:
     """What did not go as it should, by name: verifier outcomes and lost rollouts."""
     failures: Counter[str] = Counter()
     for group, _ in pairs:
-        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+        for rollout, result in zip(group.rollouts, group.results, strict=True):
             if rollout.finish is FinishReason.LOST:
                 failures[f"rollout/{rollout.finish.value}"] += 1
-            elif verdict.outcome in BAD_OUTCOMES:
-                failures[f"verifier/{verdict.outcome.value}"] += 1
+            elif result.outcome in BAD_OUTCOMES:
+                failures[f"verifier/{result.outcome.value}"] += 1
     return failures

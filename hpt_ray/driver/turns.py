@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from hpt_ray.cluster.actor_group import ActorGroup
-from hpt_ray.rollout.fleet import Fleet
+from hpt_ray.rollout.engine_group import EngineGroup
 from hpt_ray.types import Group
 
 
 class Turns:
     """The two sides. On separate GPUs (`shared` false), or without rollout workers, each turn is anytime."""
 
-    def __init__(self, learners: ActorGroup, fleet: Fleet | None, *, shared: bool, timeout_s: float):
-        self._learners, self._fleet, self._timeout_s = learners, fleet, timeout_s
-        self.shared = shared and fleet is not None
+    def __init__(self, learners: ActorGroup, engines: EngineGroup | None, *, shared: bool, timeout_s: float):
+        self._learners, self._engines, self._timeout_s = learners, engines, timeout_s
+        self.shared = shared and engines is not None
 
     async def groups(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
         """The groups for the learner: as they come, or all of them once the engines sleep."""
@@ -40,15 +40,15 @@ class Turns:
     async def free_engines(self) -> None:
         """The engines give up their memory, until the next push. Nobody may be waiting for rollouts."""
         if self.shared:
-            assert self._fleet is not None
-            await self._fleet.sleep()
+            assert self._engines is not None
+            await self._engines.sleep()
 
     async def push(self, version: int) -> float:
         """The learner's weights, under `version`, to every rollout worker; seconds the sync took."""
-        if self._fleet is None:
+        if self._engines is None:
             return 0.0
         if self.shared:
             await self._learners.call(
                 "offload", timeout_s=self._timeout_s, what="offload the optimizer state"
             )
-        return await self._fleet.push(version)
+        return await self._engines.push(version)

@@ -1,8 +1,8 @@
 """Two result files side by side: exclusive solves per benchmark and level (paper, Table 4), paired difference.
 
-A question counts as solved when at least half of its answers are right; with one answer each, when it is
+A prompt counts as solved when at least half of its answers are right; with one answer each, when it is
 right. +X: A solves what B does not; −Y: the reverse. The difference is that of the share of right answers,
-question by question, so what makes questions easy or hard for both falls out of its interval.
+prompt by prompt, so what makes prompts easy or hard for both falls out of its interval.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from rich.table import Table
 from rich.text import Text
 
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.estimates import Estimate, mean_over_questions
-from hpt_ray.evaluation.results import QuestionResult
+from hpt_ray.evaluation.estimates import Estimate, mean_over_prompts
+from hpt_ray.evaluation.results import PromptResult
 
-Pair = tuple[QuestionResult, QuestionResult]
+Pair = tuple[PromptResult, PromptResult]
 ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A against B on the questions of one benchmark and level (`all`: every level)."""
+    """A against B on the prompts of one benchmark and level (`all`: every level)."""
 
     benchmark: str
     level: str
-    questions: int
+    prompts: int
     solved_a: int
     solved_b: int
     only_a: int  # +X
@@ -39,23 +39,21 @@ class Comparison:
     difference: Estimate  # mean of A minus B
 
 
-def compare(
-    a: Sequence[QuestionResult], b: Sequence[QuestionResult]
-) -> tuple[list[Comparison], dict[str, int]]:
-    """The comparisons, benchmark by benchmark with its levels first, and how many questions only one has.
+def compare(a: Sequence[PromptResult], b: Sequence[PromptResult]) -> tuple[list[Comparison], dict[str, int]]:
+    """The comparisons, benchmark by benchmark with its levels first, and how many prompts only one has.
 
-    Raises UserError where they share no question, or where the same id is another question.
+    Raises UserError where they share no prompt, or where the same id is another prompt.
     """
-    of_b = {(row.benchmark, row.question_id): row for row in b}
-    pairs = [(row, other) for row in a if (other := of_b.get((row.benchmark, row.question_id))) is not None]
+    of_b = {(row.benchmark, row.prompt_id): row for row in b}
+    pairs = [(row, other) for row in a if (other := of_b.get((row.benchmark, row.prompt_id))) is not None]
     for row, other in pairs:
         if row.reference_hash != other.reference_hash:
             raise UserError(
-                f"{row.benchmark}, question {row.question_id}: the two files have different references for it, "
-                "so they were not made from the same questions."
+                f"{row.benchmark}, prompt {row.prompt_id}: the two files have different references for it, "
+                "so they were not made from the same prompts."
             )
     if not pairs:
-        raise UserError("The two files have no question in common.")
+        raise UserError("The two files have no prompt in common.")
     rows = []
     for benchmark in dict.fromkeys(row.benchmark for row, _ in pairs):
         of_benchmark = [pair for pair in pairs if pair[0].benchmark == benchmark]
@@ -71,12 +69,12 @@ def _comparison(benchmark: str, level: str, pairs: list[Pair]) -> Comparison:
     return Comparison(
         benchmark=benchmark,
         level=level,
-        questions=len(pairs),
+        prompts=len(pairs),
         solved_a=sum(a.solved for a, _ in pairs),
         solved_b=sum(b.solved for _, b in pairs),
         only_a=sum(a.solved and not b.solved for a, b in pairs),
         only_b=sum(b.solved and not a.solved for a, b in pairs),
-        difference=mean_over_questions(np.array([a.correct / a.n - b.correct / b.n for a, b in pairs])),
+        difference=mean_over_prompts(np.array([a.correct / a.n - b.correct / b.n for a, b in pairs])),
     )
 
 
@@ -98,14 +96,14 @@ def comparison_table(
         table.add_row(
             Text(row.benchmark),
             Text(row.level),
-            f"{row.questions:,}",
+            f"{row.prompts:,}",
             f"{row.solved_a:,}",
             f"{row.solved_b:,}",
             f"+{row.only_a}/−{row.only_b}",
-            f"{100 * row.only_a / row.questions:.1f}/{100 * row.only_b / row.questions:.1f}",
+            f"{100 * row.only_a / row.prompts:.1f}/{100 * row.only_b / row.prompts:.1f}",
             f"{100 * row.difference.value:+.1f}{interval}",
         )
     lines: list[RenderableType] = [Text(f"A: {a}"), Text(f"B: {b}"), table]
-    lines.append(Text("±: half a 95 % interval of the paired difference over questions.", style="dim"))
-    lines += [Text(f"{count:,} questions are {where}.") for where, count in unshared.items() if count]
+    lines.append(Text("±: half a 95 % interval of the paired difference over prompts.", style="dim"))
+    lines += [Text(f"{count:,} prompts are {where}.") for where, count in unshared.items() if count]
     return Lines(*lines)

@@ -1,9 +1,9 @@
-"""pass@k and means over questions, each with a 95 % confidence interval. Pure functions of counts.
+"""pass@k and means over prompts, each with a 95 % confidence interval. Pure functions of counts.
 
-For one question, n samples were drawn and c of them were right. Over Q questions a metric is the mean of a
-value per question, and its interval is the normal one over questions: ± 1.96 · s / √Q, with s the sample
-standard deviation of the values. It covers both which questions were asked and which answers were drawn.
-It has no width where all questions came out alike, and there is none for a single question.
+For one prompt, n samples were drawn and c of them were right. Over Q prompts a metric is the mean of a
+value per prompt, and its interval is the normal one over prompts: ± 1.96 · s / √Q, with s the sample
+standard deviation of the values. It covers both which prompts were asked and which answers were drawn.
+It has no width where all prompts came out alike, and there is none for a single prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over questions and half the width of its 95 % interval (None for a single question)."""
+    """A mean over prompts and half the width of its 95 % interval (None for a single prompt)."""
 
     value: float
     half_width: float | None
@@ -58,7 +58,7 @@ def check_ks(ks: Sequence[int], num_samples: int) -> None:
     for k in ks:
         if not 1 <= k <= num_samples:
             raise UserError(
-                f"pass@{k} needs at least {k} samples per question, and there are {num_samples}: raise "
+                f"pass@{k} needs at least {k} samples per prompt, and there are {num_samples}: raise "
                 "`samples`, or lower `pass_k`."
             )
 
@@ -68,8 +68,8 @@ def default_ks(num_samples: int) -> list[int]:
     return [2**i for i in range(num_samples.bit_length())]
 
 
-def mean_over_questions(values: np.ndarray) -> Estimate:
-    """The mean of a value per question [Q], with its normal interval over questions."""
+def mean_over_prompts(values: np.ndarray) -> Estimate:
+    """The mean of a value per prompt [Q], with its normal interval over prompts."""
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return Estimate(float(values.mean()), None)

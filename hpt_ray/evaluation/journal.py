@@ -1,8 +1,8 @@
 """The folder of an evaluation while it runs: what was answered so far survives a kill at any moment.
 
-    identity.json    what decides an answer: model, sampling, template, grader, questions
+    identity.json    what decides an answer: model, sampling, template, reward function, prompts
     samples.jsonl    one line per graded answer, in the order they came in
-    config.yaml, logs/, and at the end questions.parquet and results.json (see `results`)
+    config.yaml, logs/, and at the end prompts.parquet and results.json (see `results`)
 
 Opening it again counts the whole lines of samples.jsonl and cuts an unfinished last one; what is there is
 not answered again. More samples or more benchmarks may be asked for later; everything else that decides an
@@ -22,15 +22,15 @@ import numpy as np
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import write_atomic
-from hpt_ray.types import Rollout, Verdict
+from hpt_ray.types import RewardResult, Rollout
 from hpt_ray.utils.lock import try_lock
 
-Key = tuple[str, str]  # benchmark, question id
+Key = tuple[str, str]  # benchmark, prompt id
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the answers to one question came to. `done[s]`: sample s was graded."""
+    """What the answers to one prompt came to. `done[s]`: sample s was graded."""
 
     done: np.ndarray  # [n] bool
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -52,7 +52,7 @@ class Journal:
     """An open folder; one process at a time holds it."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], num_samples: Mapping[Key, int]) -> None:
-        """Open `folder`, new or from before, for `num_samples` answers to each question.
+        """Open `folder`, new or from before, for `num_samples` answers to each prompt.
 
         Raises UserError where another process evaluates into it, or where it holds answers that were
         drawn or graded otherwise than `identity` says.
@@ -81,19 +81,19 @@ class Journal:
                 tally.count(line)
         self._file.truncate(end)
 
-    def add(self, key: Key, sample: int, rollout: Rollout, verdict: Verdict, *, keep_text: bool) -> None:
+    def add(self, key: Key, sample: int, rollout: Rollout, result: RewardResult, *, keep_text: bool) -> None:
         """Write one graded answer and count it."""
-        benchmark, question_id = key
+        benchmark, prompt_id = key
         line: dict[str, Any] = {
             "benchmark": benchmark,
-            "id": question_id,
+            "id": prompt_id,
             "sample": sample,
-            "outcome": verdict.outcome.value,
+            "outcome": result.outcome.value,
             "tokens": len(rollout.token_ids),
             "truncated": rollout.truncated,
         }
         if keep_text:
-            line |= {"extracted": verdict.extracted, "text": rollout.text}
+            line |= {"extracted": result.extracted, "text": rollout.text}
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         self.tallies[key].count(line)

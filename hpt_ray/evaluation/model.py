@@ -1,8 +1,8 @@
 """Which weights `model=…` means, and what is known about how they were trained.
 
 A run folder stands for its newest checkpoint and a checkpoint for its Hugging Face export. Where the run is
-known, its template and its grader are where an evaluation starts from: the model is asked as it was
-trained, and the grader that trained is the one that evaluates.
+known, its template and its reward function are where an evaluation starts from: the model is asked as it was
+trained, and the reward function that trained is the one that evaluates.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from hpt_ray.checkpoint.store import CheckpointStore
-from hpt_ray.config.load import load_config
+from hpt_ray.config.load import load_run_config
 from hpt_ray.config.schema import Config
 from hpt_ray.data.mini import is_mini
 from hpt_ray.errors import UserError
 
 MODEL_KEYS = ("dtype", "config_overrides", "trust_remote_code")
 TEMPLATE_KEYS = ("template", "add_bos", "system_prompt", "end_token")
-GRADER_KEYS = ("grader", "graders", "require_finished", "timeout_s", "memory_mb")
-SMALL_TASK = {"data": {"template": "plain", "add_bos": True}, "reward": {"grader": "boxed"}}
+GRADER_KEYS = ("reward_function", "reward_functions", "require_finished", "timeout_s", "memory_mb")
+SMALL_TASK = {"data": {"template": "plain", "add_bos": True}, "reward": {"reward_function": "boxed"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def settings_of(source: ModelSource) -> dict[str, dict[str, Any]]:
     if source.run is None:
         return {}
     path = source.run / "config.yaml"
-    return {str(path): as_trained(load_config(path, []))}
+    return {str(path): as_trained(load_run_config(path))}
 
 
 def as_trained(config: Config) -> dict[str, Any]:

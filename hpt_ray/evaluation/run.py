@@ -14,29 +14,29 @@ from itertools import islice
 from pathlib import Path
 
 from hpt_ray.cluster.actor_group import ActorGroup
-from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.evaluation.journal import Journal
 from hpt_ray.evaluation.plan import Plan, Task, model_section
 from hpt_ray.reward.actor import make_verifier
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.engine import EngineSpec
-from hpt_ray.rollout.fleet import Fleet, make_fleet
+from hpt_ray.rollout.engine_group import EngineGroup, make_engine_group
 from hpt_ray.rollout.requests import GenerateRequest, sampling_seed
-from hpt_ray.rollout.router import RolloutPool
-from hpt_ray.types import FinishReason, Question
+from hpt_ray.rollout.router import Router
+from hpt_ray.types import FinishReason, Prompt
 
 CHUNKS_UNDER_WAY = 2
 
-Job = tuple[int, int]  # question, sample
+Job = tuple[int, int]  # prompt, sample
 
 
 @dataclass(frozen=True)
 class Workers:
-    fleet: Fleet
+    engines: EngineGroup
     verifier: ActorGroup
 
     def stop(self) -> None:
-        self.fleet.stop()
+        self.engines.stop()
         self.verifier.kill()
 
 
@@ -49,8 +49,10 @@ async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Pat
     pools = config.cluster.pools
     await cluster.reserve(
         [
-            Need("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus, pools.get("rollout")),
-            Need("verifier", 1, config.reward.num_cpus, 0.0, pools.get("verifier")),
+            ResourceRequest(
+                "rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus, pools.get("rollout")
+            ),
+            ResourceRequest("verifier", 1, config.reward.num_cpus, 0.0, pools.get("verifier")),
         ],
         timeout_s=config.cluster.placement_timeout_s,
         name=f"hpt_ray:evaluate:{plan.model.name}",
@@ -63,14 +65,14 @@ async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Pat
         seed=config.seed,
         load_weights=True,
     )
-    fleet = make_fleet(cluster, spec, None, logs)
-    reward = replace(config.reward, graders=dict(plan.graders))
+    engines = make_engine_group(cluster, spec, None, logs)
+    reward = replace(config.reward, functions=dict(plan.reward_functions))
     longest = max(task.sampling.max_tokens for task in plan.tasks)
     verifier = make_verifier(cluster, reward, longest)
     await asyncio.gather(
-        fleet.start(), verifier.call("counts", timeout_s=rollout.start_timeout_s, what="start")
+        engines.start(), verifier.call("counts", timeout_s=rollout.start_timeout_s, what="start")
     )
-    return Workers(fleet, verifier)
+    return Workers(engines, verifier)
 
 
 async def answer_missing(
@@ -81,8 +83,8 @@ async def answer_missing(
     A lost answer (its worker failed for good) is not counted as wrong: it stays missing.
     """
     config = plan.config
-    pool = RolloutPool(
-        workers.fleet, max_num_seqs=config.rollout.max_num_seqs, timeout_s=config.rollout.timeout_s
+    router = Router(
+        workers.engines, max_num_seqs=config.rollout.max_num_seqs, timeout_s=config.rollout.timeout_s
     )
     chunks = _chunks(plan, journal, config.rollout.num_workers * config.rollout.max_num_seqs)
     num_lost = 0
@@ -90,38 +92,38 @@ async def answer_missing(
     async def work() -> None:
         nonlocal num_lost
         for task, jobs in chunks:  # one iterator for all: each takes the next chunk
-            drawn = {i: task.questions[i] for i, _ in jobs}
+            drawn = {i: task.prompts[i] for i, _ in jobs}
             job_of = {f"{task.name}/{i}/{sample}": (drawn[i], sample) for i, sample in jobs}
             async for group in graded_groups(
-                pool.generate(
+                router.generate(
                     [_request(key, *job, config.seed) for key, job in job_of.items()], task.sampling
                 ),
-                {key: question for key, (question, _) in job_of.items()},
+                {key: prompt for key, (prompt, _) in job_of.items()},
                 num_samples=1,
                 verifier=workers.verifier,
                 timeout_s=config.rollout.timeout_s,
             ):
-                (rollout,), (verdict,) = group.rollouts, group.verdicts
+                (rollout,), (result,) = group.rollouts, group.results
                 if rollout.finish is FinishReason.LOST:
                     num_lost += 1
                     continue
-                question, sample = job_of[rollout.question_id]
-                journal.add((task.name, question.id), sample, rollout, verdict, keep_text=config.keep_texts)
+                prompt, sample = job_of[rollout.prompt_id]
+                journal.add((task.name, prompt.id), sample, rollout, result, keep_text=config.keep_texts)
                 on_answer()
 
     await asyncio.gather(*(work() for _ in range(CHUNKS_UNDER_WAY)))
     return num_lost
 
 
-def _request(key: str, question: Question, sample: int, seed: int) -> GenerateRequest:
+def _request(key: str, prompt: Prompt, sample: int, seed: int) -> GenerateRequest:
     """One answer as a request of its own. Its seed depends on what is asked, not on when or together with what."""
-    seeds = (sampling_seed(seed, "evaluate", question.id, sample),)
-    return GenerateRequest(key, question.prompt_ids, samples=(0,), seeds=seeds)
+    seeds = (sampling_seed(seed, "evaluate", prompt.id, sample),)
+    return GenerateRequest(key, prompt.token_ids, samples=(0,), seeds=seeds)
 
 
 def _chunks(plan: Plan, journal: Journal, size: int) -> Iterator[tuple[Task, list[Job]]]:
     """What is missing, benchmark by benchmark, `size` answers at a time."""
     for task in plan.tasks:
-        missing = journal.missing([(task.name, question.id) for question in task.questions])
+        missing = journal.missing([(task.name, prompt.id) for prompt in task.prompts])
         while jobs := list(islice(missing, size)):
             yield task, jobs

@@ -28,11 +28,11 @@ class EvaluateConfig:
         "Benchmarks of the table, or its groups `math`, `ood`, `mini`, `mini-ood`, `mini-test`, `mini-test-ood`.",
     )
     sets: dict[str, str] = key(
-        {}, "Name → file of questions (parquet, jsonl or `mini:…`); under a benchmark's name: its questions."
+        {}, "Name → file of prompts (parquet, jsonl or `mini:…`); under a benchmark's name: its prompts."
     )
     data_dir: str = key("data/benchmarks", "Folder that benchmarks were prepared into.")
     out: str | None = key(None, "Folder of the results. Default: evaluations/NAME-OF-THE-MODEL.")
-    samples: int | None = key(None, "Samples per question. Default: the benchmark's.", minimum=1)
+    samples: int | None = key(None, "Samples per prompt. Default: the benchmark's.", minimum=1)
     temperature: float | None = key(
         None, "Sampling temperature; 0 is greedy. Default: the benchmark's.", minimum=0
     )
@@ -57,7 +57,7 @@ class EvaluateConfig:
 # Keys of training that mean nothing here → what to set instead.
 NOT_HERE = {
     "data.train": "name files in `sets`",
-    "data.shuffle": "questions are answered in the files' order",
+    "data.shuffle": "prompts are answered in the files' order",
     "data.max_response_tokens": "set `max_response_tokens`",
     "rollout.temperature": "set `temperature`",
     "rollout.top_p": "set `top_p`",

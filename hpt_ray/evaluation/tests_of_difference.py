@@ -1,6 +1,6 @@
 """Whether two methods differ, from their runs with the same seeds. Pure functions of numbers.
 
-Runs of one seed share the order of the questions, so the difference is taken seed by seed. Two tests stand side
+Runs of one seed share the order of the prompts, so the difference is taken seed by seed. Two tests stand side
 by side: Student's t of the differences, and the exact sign-flip permutation test, which assumes less but
 cannot go below 2 · 2^−n (0.25 for three seeds, 0.06 for five). Many comparisons make some small p by chance:
 `holm` corrects for that.

@@ -1,1 +1,1 @@
-"""Packs to new weights: DeepSpeed ranks in actors of their own."""
+"""MicroBatches to new weights: DeepSpeed ranks in actors of their own."""

@@ -1,10 +1,10 @@
-"""Exact attention over packed rows on any device, without a T × T mask and without flash attention.
+"""Exact attention over packed samples on any device, without a T × T mask and without flash attention.
 
-Rows lie end to end in one sequence of T tokens, and a token may see its own row only. All layers but
-attention work on the packed sequence. Here queries, keys and values are laid out as [rows, longest],
-causal attention runs on that, and the result is laid back. Padding stands at the end of each row,
-where causal attention never looks, so it changes nothing. Rows of similar length share a block, so
-that one long row does not pad many short ones.
+Samples lie end to end in one sequence of T tokens, and a token may see its own sample only. All layers but
+attention work on the packed sequence. Here queries, keys and values are laid out as [samples, longest],
+causal attention runs on that, and the result is laid back. Padding stands at the end of each sample,
+where causal attention never looks, so it changes nothing. Samples of similar length share a block, so
+that one long sample does not pad many short ones.
 
 Registered with transformers as attention implementation `segments`.
 """
@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 NAME = "segments"
-# A row joins a block if it is at most this share, or this many tokens, shorter than the longest there:
-# little padding for long rows, few blocks for short ones.
+# A sample joins a block if it is at most this share, or this many tokens, shorter than the longest there:
+# little padding for long samples, few blocks for short ones.
 MAX_PADDING = 0.2
 MAX_PADDING_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that are attended together.
+    """Samples that are attended together.
 
-    `gather` [rows, longest]: position in the packed sequence (padding repeats the row's first).
+    `gather` [samples, longest]: position in the packed sequence (padding repeats the sample's first).
     `flat` [tokens]: which entries of the flattened block are real; `packed` [tokens]: where they belong.
     """
 
@@ -41,15 +41,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Segments:
-    """How a packed sequence of `num_tokens` divides into rows, for `segment_attention`."""
+    """How a packed sequence of `num_tokens` divides into samples, for `segment_attention`."""
 
     blocks: list[Block]
     num_tokens: int
 
     @classmethod
-    def from_lengths(cls, row_lengths: np.ndarray, device: torch.device | str = "cpu") -> Segments:
-        """`row_lengths` [rows]: tokens of each row, in packed order."""
-        lengths = np.asarray(row_lengths, np.int64)
+    def from_lengths(cls, sample_lengths: np.ndarray, device: torch.device | str = "cpu") -> Segments:
+        """`sample_lengths` [samples]: tokens of each sample, in packed order."""
+        lengths = np.asarray(sample_lengths, np.int64)
         starts = np.cumsum(lengths) - lengths
         order = np.argsort(lengths, kind="stable")[::-1]
         blocks: list[Block] = []
@@ -60,10 +60,10 @@ class Segments:
             shortest = longest - max(MAX_PADDING_TOKENS, int(MAX_PADDING * longest))
             while last < len(order) and lengths[order[last]] >= shortest:
                 last += 1
-            rows = order[first:last]
+            samples = order[first:last]
             offsets = np.arange(longest)
-            real = offsets[None, :] < lengths[rows, None]
-            gather = np.where(real, starts[rows, None] + offsets[None, :], starts[rows, None])
+            real = offsets[None, :] < lengths[samples, None]
+            gather = np.where(real, starts[samples, None] + offsets[None, :], starts[samples, None])
             flat = np.flatnonzero(real)
             blocks.append(
                 Block(*(torch.from_numpy(a).to(device) for a in (gather, flat, gather.reshape(-1)[flat])))
@@ -72,7 +72,7 @@ class Segments:
         return cls(blocks, int(lengths.sum()))
 
 
-def _rows(x: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
+def _samples(x: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
     """`x[gather]`; as `index_select`, whose backward pass is several times faster on a CPU."""
     return x.index_select(0, gather.flatten()).unflatten(0, gather.shape)
 
@@ -94,7 +94,7 @@ def segment_attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, heads, T, d], key and value [1, kv_heads, T, d].
 
-    Returns [1, T, heads, d]. Sliding windows shorter than a row, soft-capped scores (`softcap`) and
+    Returns [1, T, heads, d]. Sliding windows shorter than a sample, soft-capped scores (`softcap`) and
     attention sinks (`s_aux`) are not supported and are refused.
     """
     if softcap is not None or s_aux is not None:
@@ -109,12 +109,12 @@ def segment_attention(
         longest = block.gather.shape[1]
         if sliding_window is not None and longest > sliding_window:
             raise ValueError(
-                f"attention `segments` has no sliding window, and a row of {longest} tokens is longer than "
+                f"attention `segments` has no sliding window, and a sample of {longest} tokens is longer than "
                 f"the model's window of {sliding_window}; set model.attention=flash_attention_2"
             )
         q, k, v = (
-            _rows(x, block.gather).transpose(1, 2) for x in (query, key, value)
-        )  # [rows, heads, longest, d]
+            _samples(x, block.gather).transpose(1, 2) for x in (query, key, value)
+        )  # [samples, heads, longest, d]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)

@@ -1,7 +1,7 @@
 """One rank of a DeepSpeed group as a Ray actor: what the policy's and the critic's ranks have in common.
 
 Comes up, joins the other ranks, holds a module with its optimizer, steps, exports, saves and loads. What
-the module is and what a pack does to it is the subclass's. All ranks get the same calls in the same order.
+the module is and what a micro-batch does to it is the subclass's. All ranks get the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class UpdateReport:
 
 
 class RankWorker(Generic[Spec]):
-    """One rank. Subclasses make the module, whose `model` is a `PreTrainedModel`, and feed it packs."""
+    """One rank. Subclasses make the module, whose `model` is a `PreTrainedModel`, and feed it micro-batches."""
 
     def __init__(self, rank: int, world_size: int, spec: Spec, log_file: str | None):
         self._gpu = spec.learner.num_gpus > 0
@@ -132,7 +132,7 @@ class RankWorker(Generic[Spec]):
     # -- training ----------------------------------------------------------------------------------
 
     def step(self, learning_rate: float) -> UpdateReport:
-        """Reduce, clip, step; what the packs since the last step came to. Collective."""
+        """Reduce, clip, step; what the micro-batches since the last step came to. Collective."""
         with self._span("step"):
             self._engine.reduce()
             self._report.grad_norm, self._report.skipped = self._engine.step(learning_rate)

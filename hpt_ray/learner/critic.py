@@ -1,7 +1,7 @@
 """The critic worker: a Ray actor that is one DeepSpeed rank of PPO's value model.
 
-It gives values of packs, forward only, and learns returns on packs. Where the returns come from and what a
-row weighs is decided elsewhere.
+It gives values of micro-batches, forward only, and learns returns on them. Where the returns come from and what
+a sample weighs is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from hpt_ray.config.schema import Config, LearnerConfig, ModelConfig
 from hpt_ray.learner.base import RankWorker
-from hpt_ray.types import Pack, ValueTargets
+from hpt_ray.types import MicroBatch, ValueTargets
 
 
 def optimizer_of(config: Config) -> LearnerConfig:
@@ -47,33 +47,35 @@ class CriticWorker(RankWorker[CriticSpec]):
 
         return ValueScorer(load_critic(self._spec.model, self._spec.model_path, seed=self._spec.seed))
 
-    def values(self, pack: Pack) -> np.ndarray:
-        """V [R] float32 of the pack's response tokens, forward only. Collective under ZeRO 3."""
+    def values(self, micro_batch: MicroBatch) -> np.ndarray:
+        """V [R] float32 of the micro-batch's response tokens, forward only. Collective under ZeRO 3."""
         import torch
 
         with self._span("score"), torch.no_grad():
-            return self._forward(pack).cpu().numpy()
+            return self._forward(micro_batch).cpu().numpy()
 
-    def accumulate(self, pack: Pack, targets: ValueTargets) -> None:
-        """Forward and backward of Σ scale · clipped value loss of one pack. Collective (equal counts)."""
+    def accumulate(self, micro_batch: MicroBatch, targets: ValueTargets) -> None:
+        """Forward and backward of Σ scale · clipped value loss of one micro-batch. Collective (equal counts)."""
         import torch
 
         from hpt_ray.algorithms import clipped_value_loss
 
         with self._span("backward"):
-            values = self._forward(pack)
-            per_token = np.repeat(targets.scales, pack.response_lengths)
+            values = self._forward(micro_batch)
+            per_token = np.repeat(targets.scales, micro_batch.response_lengths)
             old, returns, scales = (
                 torch.from_numpy(array).to(values.device)
                 for array in (targets.values, targets.returns, per_token)
             )
             loss = clipped_value_loss(values, old, returns, self._spec.value_clip)
             self._engine.backward((scales * loss).sum())
-            if not pack.is_dummy:
+            if not micro_batch.is_dummy:
                 self._report.count("critic/value_loss", float(loss.detach().sum()), loss.numel())
-                self._report.num_tokens += pack.num_tokens
+                self._report.num_tokens += micro_batch.num_tokens
 
-    def _forward(self, pack: Pack) -> Any:
+    def _forward(self, micro_batch: MicroBatch) -> Any:
         from hpt_ray.learner.scorer import ScorerInput
 
-        return self._engine.forward(ScorerInput.from_pack(pack, temperature=1.0, device=self._engine.device))
+        return self._engine.forward(
+            ScorerInput.from_micro_batch(micro_batch, temperature=1.0, device=self._engine.device)
+        )

@@ -1,10 +1,10 @@
-"""The DeepSpeed adapter: accumulate gradients over any number of packs, then one optimizer step.
+"""The DeepSpeed adapter: accumulate gradients over any number of micro-batches, then one optimizer step.
 
-Only this file, `layout.py` and `offload.py` import DeepSpeed. The gradient of a step is the sum over all packs
+Only this file, `layout.py` and `offload.py` import DeepSpeed. The gradient of a step is the sum over all micro-batches
 of all ranks: each loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by
 `world_size`. With ZeRO 0 and 1 each rank holds a whole gradient and ranks meet once a step; with ZeRO 2 and 3 they
-meet in every pack, which leaves each its share of the sum, so they must run equal numbers of packs. An update whose
-loss or gradient is not finite, or whose gradient is too large, changes nothing, on all ranks.
+meet in every micro-batch, which leaves each its share of the sum, so they must run equal numbers of them. An
+update whose loss or gradient is not finite, or whose gradient is too large, changes nothing, on all ranks.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
         ours["communication_data_type"] = "fp32"
         if (
             config.zero_stage >= 2
-        ):  # below, DeepSpeed answers this key with an optimizer of one reduction a pack
+        ):  # below, DeepSpeed answers this key with an optimizer of one reduction a micro-batch
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merge(ours, config.deepspeed)
 
@@ -119,10 +119,10 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=settings)
         sums_short = settings.get("data_types", {}).get("grad_accum_dtype") == "bf16"
         if dtype == "bfloat16" and config.zero_stage < 2 and not sums_short:
-            # The packs of a step add up in float32: in bfloat16 the error grows with their number.
+            # The micro-batches of a step add up in float32: in bfloat16 the error grows with their number.
             for parameter in module.parameters():
                 parameter.grad_dtype = torch.float32
-        self._accumulation: contextlib.ExitStack | None = None  # open while packs add up
+        self._accumulation: contextlib.ExitStack | None = None  # open while micro-batches add up
         self._is_reduced = False
         self._is_offloaded = False
         self.device = self._engine.device
@@ -137,7 +137,7 @@ class DeepSpeedEngine:
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of `loss` (this pack's share of the step's sum) to the step's gradient."""
+        """Add the gradient of `loss` (this micro-batch's share of the step's sum) to the step's gradient."""
         assert not self._is_reduced, "the reduced gradient waits for its step"
         assert not self._is_offloaded, "the optimizer state is in host memory"
         if self._accumulation is None:
@@ -146,7 +146,7 @@ class DeepSpeedEngine:
         self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
 
     def _accumulate(self) -> contextlib.ExitStack:
-        """Let packs add up until it is closed, which leaves the gradient as the step wants it."""
+        """Let micro-batches add up until it is closed, which leaves the gradient as the step wants it."""
         stack = contextlib.ExitStack()
         match self._config.zero_stage:
             case 0:
@@ -161,10 +161,10 @@ class DeepSpeedEngine:
         return stack
 
     def reduce(self) -> None:
-        """The step's gradient, summed over packs and ranks; a second call does nothing. Collective."""
+        """The step's gradient, summed over micro-batches and ranks; a second call does nothing. Collective."""
         if self._is_reduced:
             return
-        assert self._accumulation is not None, "a step needs at least one (dummy) pack on every rank"
+        assert self._accumulation is not None, "a step needs at least one (dummy) micro-batch on every rank"
         self._accumulation.close()
         self._accumulation = None
         self._is_reduced = True
@@ -172,7 +172,7 @@ class DeepSpeedEngine:
     def step(self, learning_rate: float) -> tuple[float, str | None]:
         """Clip, step, clear. The global gradient norm before clipping, and why the update was skipped.
 
-        `not_finite`: the loss of some pack or the gradient is not; `grad_norm`: the norm is above
+        `not_finite`: the loss of some micro-batch or the gradient is not; `grad_norm`: the norm is above
         `skip_grad_norm`. A skipped update clears the gradient; weights and optimizer state, step counts
         too, stay as they are. Collective.
         """

@@ -1,10 +1,10 @@
-"""The driver's side of the learner: rows in, optimizer steps and weights out.
+"""The driver's side of the learner: samples in, optimizer steps and weights out.
 
-Rows are weighed by the estimator, packed, and sent to the ranks as soon as a round of packs is full;
-the backward pass therefore runs while other questions are still being generated. Where a denominator
-needs all rows of the update (a token mean), weighing waits for `finish`. Where rows must be scored first
-(PPO, KL in the reward, log π_old of later updates), they take the way through `RowScoring`, and a critic
-steps with the policy. The order of packs and sums is that of `add`, whatever comes back first.
+Samples are weighed by the estimator, packed, and sent to the ranks as soon as a round of micro-batches is full;
+the backward pass therefore runs while other prompts are still being generated. Where a denominator
+needs all samples of the update (a token mean), weighing waits for `finish`. Where samples must be scored first
+(PPO, KL in the reward, log π_old of later updates), they take the way through `SampleScoring`, and a critic
+steps with the policy. The order of micro-batches and sums is that of `add`, whatever comes back first.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 from hpt_ray.algorithms import BatchShape, Estimator
 from hpt_ray.cluster.actor_group import ActorGroup, wait_all
 from hpt_ray.learner.base import UpdateReport
-from hpt_ray.learner.packing import Packer, dummy_pack
+from hpt_ray.learner.packing import Packer, dummy_micro_batch
 from hpt_ray.learner.policy import OldPolicy
-from hpt_ray.learner.scoring import RowScoring
+from hpt_ray.learner.scoring import SampleScoring
 from hpt_ray.learner.sums import Sums, means, peaks
-from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weigh_rows
-from hpt_ray.types import Pack, Row, UpdateResult
+from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weight_samples
+from hpt_ray.types import MicroBatch, Sample, UpdateResult
 
 
 class LearnerGroup:
     """All learner ranks as one optimizer, and the critic's beside them where there is one.
 
-    A step is `updates_per_step` updates. Rows of a later update may be added ahead of time; they wait.
-    With `recompute_old_logps` they must be added before the step's first `finish`: they are scored with the
+    A step is `updates_per_step` updates. Samples of a later update may be added ahead of time; they wait.
+    With `recompute_old_logprobs` they must be added before the step's first `finish`: they are scored with the
     weights before it, which are π_old for the whole step.
     """
 
@@ -43,68 +43,70 @@ class LearnerGroup:
         estimator: Estimator,
         *,
         batch: BatchShape,
-        tokens_per_microbatch: int,
+        max_tokens_per_micro_batch: int,
         timeout_s: float,
         reference: ActorGroup | None = None,
         critic: ActorGroup | None = None,
         updates_per_step: int = 1,
-        recompute_old_logps: bool = False,
+        recompute_old_logprobs: bool = False,
     ):
         self.ranks, self.critic = ranks, critic
         self._estimator, self._batch, self._timeout_s = estimator, batch, timeout_s
-        self._tokens_per_microbatch = tokens_per_microbatch
+        self._max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self._all_reference, self._updates_per_step = reference, updates_per_step
-        self._recompute = recompute_old_logps
-        self._scoring: RowScoring | None = None
-        self._own_scoring: RowScoring | None = None
+        self._recompute = recompute_old_logprobs
+        self._scoring: SampleScoring | None = None
+        self._own_scoring: SampleScoring | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Begin a step anew: rows, packs and scores of the one under way are forgotten."""
+        """Begin a step anew: samples, micro-batches and scores of the one under way are forgotten."""
         for scoring in (self._scoring, self._own_scoring):
             if scoring is not None:
                 scoring.cancel()
-        tokens = self._tokens_per_microbatch
-        dummy = dummy_pack(len(self._estimator.terms))
-        self._packer = Packer(num_ranks=len(self.ranks), tokens_per_microbatch=tokens, dummy=dummy)
-        make = partial(RowScoring, tokens_per_microbatch=tokens, timeout_s=self._timeout_s)
+        tokens = self._max_tokens_per_micro_batch
+        dummy = dummy_micro_batch(len(self._estimator.terms))
+        self._packer = Packer(num_ranks=len(self.ranks), max_tokens_per_micro_batch=tokens, dummy=dummy)
+        make = partial(SampleScoring, max_tokens_per_micro_batch=tokens, timeout_s=self._timeout_s)
         reference = self._all_reference
         if needs_scores(self._estimator):
             in_reward = kl_in_reward(self._estimator)
             self._scoring = make(critic=self.critic, reference=reference if in_reward else None)
-            reference = None if in_reward else reference  # a KL loss asks it pack by pack
+            reference = None if in_reward else reference  # a KL loss asks it micro-batch by micro-batch
         if self._recompute:
             self._own_scoring = make(policy=self.ranks)
         self._reference = None if reference is None else itertools.cycle(reference.actors)
         self._update = 0
-        self._later: defaultdict[int, list[list[Row]]] = defaultdict(list)  # update -> questions that wait
+        self._later: defaultdict[int, list[list[Sample]]] = defaultdict(list)  # update -> prompts that wait
         self._gaps: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # update -> of tokens scored again
         self._begin_update()
 
     def _begin_update(self) -> None:
-        self._rows: list[Row] = []  # only where weighing waits
+        self._samples: list[Sample] = []  # only where weighing waits
         self._pending: list[Any] = []
         self._critic_pending: list[Any] = []
-        self._counts = {"rows": 0, "demos": 0, "skipped": 0}
+        self._counts = {"samples": 0, "demos": 0, "skipped": 0}
         self._sums: list[Sums] = []
         self._begin: float | None = None
-        for rows in self._later.pop(self._update, ()):
-            self._take_in(rows)
+        for samples in self._later.pop(self._update, ()):
+            self._take_in(samples)
 
-    def add(self, rows: list[Row], update: int | None = None) -> None:
-        """Take in the rows of one question for an update of the step; default: the one under way.
+    def add(self, samples: list[Sample], update: int | None = None) -> None:
+        """Take in the samples of one prompt for an update of the step; default: the one under way.
 
-        Sends what fills a round of packs.
+        Sends what fills a round of micro-batches.
         """
         update = self._update if update is None else update
-        assert self._update <= update < self._updates_per_step, f"rows of update {update} in {self._update}"
+        assert self._update <= update < self._updates_per_step, (
+            f"samples of update {update} in {self._update}"
+        )
         if self._old_policy(update) is OldPolicy.SCORED:
             assert self._own_scoring is not None
-            assert self._update == 0, "π_old is the policy before the first update: add all rows before it"
-            sampled = [row.logp_old for row in rows if not row.is_demo]
-            self._own_scoring.add(rows, partial(self._rescored, update, sampled))
+            assert self._update == 0, "π_old is the policy before the first update: add all samples before it"
+            sampled = [sample.old_logprobs for sample in samples if not sample.is_demo]
+            self._own_scoring.add(samples, partial(self._rescored, update, sampled))
         else:
-            self._admit(update, rows)
+            self._admit(update, samples)
 
     def _old_policy(self, update: int) -> OldPolicy:
         if not self._recompute:
@@ -112,67 +114,68 @@ class LearnerGroup:
         # A reward that holds log π_old needs it before the pass that could give it.
         return OldPolicy.SCORED if update or kl_in_reward(self._estimator) else OldPolicy.NOW
 
-    def _rescored(self, update: int, sampled: list[np.ndarray], rows: list[Row]) -> None:
-        """The rows of one question carry the learner's log π_old now; `sampled` are the sampler's."""
-        own = [row.logp_old for row in rows if not row.is_demo]
+    def _rescored(self, update: int, sampled: list[np.ndarray], samples: list[Sample]) -> None:
+        """The samples of one prompt carry the learner's log π_old now; `sampled` are the sampler's."""
+        own = [sample.old_logprobs for sample in samples if not sample.is_demo]
         self._gaps[update] += [np.abs(mine - theirs) for mine, theirs in zip(own, sampled, strict=True)]
-        self._admit(update, rows)
+        self._admit(update, samples)
 
-    def _admit(self, update: int, rows: list[Row]) -> None:
+    def _admit(self, update: int, samples: list[Sample]) -> None:
         if update == self._update:
-            self._take_in(rows)
+            self._take_in(samples)
         else:
-            self._later[update].append(rows)
+            self._later[update].append(samples)
 
-    def _take_in(self, rows: list[Row]) -> None:
-        """The rows of one question of the update under way."""
-        self._counts["rows"] += len(rows)
-        self._counts["demos"] += sum(row.is_demo for row in rows)
+    def _take_in(self, samples: list[Sample]) -> None:
+        """The samples of one prompt of the update under way."""
+        self._counts["samples"] += len(samples)
+        self._counts["demos"] += sum(sample.is_demo for sample in samples)
         if self._scoring is None:
-            self._take(rows)
+            self._take(samples)
         else:
-            self._scoring.add(rows, self._take)
+            self._scoring.add(samples, self._take)
 
-    def _take(self, rows: list[Row]) -> None:
-        """The rows of one question, scored where that is asked for."""
-        if self._estimator.needs_all_rows:
-            self._rows += rows
+    def _take(self, samples: list[Sample]) -> None:
+        """The samples of one prompt, scored where that is asked for."""
+        if self._estimator.needs_all_samples:
+            self._samples += samples
         else:
-            self._weigh(rows)
+            self._weigh(samples)
 
-    def _weigh(self, rows: list[Row]) -> None:
-        weighed = weigh_rows(self._estimator, rows, self._batch)
+    def _weigh(self, samples: list[Sample]) -> None:
+        weighed = weight_samples(self._estimator, samples, self._batch)
         self._counts["skipped"] += weighed.num_skipped
         self._sums.append(weighed.sums)
-        self._packer.add(weighed.rows)
-        for packs in self._packer.full_rounds():
-            self._send(packs)
+        self._packer.add(weighed.samples)
+        for micro_batches in self._packer.full_rounds():
+            self._send(micro_batches)
         if self._scoring is not None:
             self._critic_pending += self._scoring.train()
 
-    def _send(self, packs: list[Pack]) -> None:
+    def _send(self, micro_batches: list[MicroBatch]) -> None:
         if self._begin is None:
             self._begin = time.perf_counter()
         # The scorer's answer goes to the learner without passing through here.
         refs = [
-            None if self._reference is None else next(self._reference).logprobs.remote(pack) for pack in packs
+            None if self._reference is None else next(self._reference).logprobs.remote(micro_batch)
+            for micro_batch in micro_batches
         ]
         old = self._old_policy(self._update)
-        arguments = [(pack, ref, old) for pack, ref in zip(packs, refs, strict=True)]
+        arguments = [(micro_batch, ref, old) for micro_batch, ref in zip(micro_batches, refs, strict=True)]
         self._pending += self.ranks.send_each("accumulate", arguments)
 
     async def finish(self, learning_rate: float, critic_learning_rate: float = 0.0) -> UpdateResult:
         """Send what is left, step, and wait for it; then the next update begins with what waits for it.
 
-        Collective over the ranks, rows or none.
+        Collective over the ranks, samples or none.
         """
         for scoring in (self._own_scoring, self._scoring):
             if scoring is not None:
                 await scoring.finish()
-        # By question: the official mode lays rows out, so its gradient would depend on who came in first.
-        self._weigh(sorted(self._rows, key=lambda row: row.question_id))
-        for packs in self._packer.last_rounds():
-            self._send(packs)
+        # By prompt: the official mode lays samples out, so its gradient would depend on who came in first.
+        self._weigh(sorted(self._samples, key=lambda sample: sample.prompt_id))
+        for micro_batches in self._packer.last_rounds():
+            self._send(micro_batches)
         steps = [self._step(self.ranks, self._pending, learning_rate)]
         if self.critic is not None:
             steps.append(self._step(self.critic, self._critic_pending, critic_learning_rate))
@@ -187,8 +190,8 @@ class LearnerGroup:
         sums, largest = [*self._sums, *(report.stats for report in reports)], [r.peaks for r in reports]
         if gaps := self._gaps.pop(self._update, []):
             gap = np.concatenate(gaps)
-            sums.append({"policy/logp_gap_mean": (float(gap.sum(dtype=np.float64)), gap.size)})
-            largest.append({"policy/logp_gap_max": float(gap.max())})
+            sums.append({"policy/logprob_gap_mean": (float(gap.sum(dtype=np.float64)), gap.size)})
+            largest.append({"policy/logprob_gap_max": float(gap.max())})
         metrics = means(sums) | peaks(largest) | {"optim/grad_norm": reports[0].grad_norm}
         if critic:
             metrics |= means(report.stats for report in critic) | {"critic/grad_norm": critic[0].grad_norm}
@@ -198,9 +201,9 @@ class LearnerGroup:
         return UpdateResult(
             metrics=metrics,
             num_tokens=sum(report.num_tokens for report in reports),
-            num_rows=self._counts["rows"],
-            num_demo_rows=self._counts["demos"],
-            num_skipped_rows=self._counts["skipped"],
+            num_samples=self._counts["samples"],
+            num_demo_samples=self._counts["demos"],
+            num_skipped_samples=self._counts["skipped"],
             seconds=time.perf_counter() - self._begin,
             busy_s=max(report.busy_s for report in reports),
             skipped=reports[0].skipped,

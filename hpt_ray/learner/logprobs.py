@@ -1,12 +1,12 @@
 """log π and entropy of tokens from hidden states, without ever holding the logits of all of them.
 
 In: hidden states [R, H], the output layer's weight [V, H], the tokens [R]. Out: log π [R] and entropy [R].
-The logits [R, V] are made tile by tile, by rows and by vocabulary. Forward merges the sums of the tiles of
-a row (online log-sum-exp); backward makes every tile again and adds its part to the gradients. Beyond hidden
+The logits [R, V] are made tile by tile, by samples and by vocabulary. Forward merges the sums of the tiles of
+a sample (online log-sum-exp); backward makes every tile again and adds its part to the gradients. Beyond hidden
 states, weight and their gradients this takes two tiles (three with soft-capped logits and a gradient of the
 entropy), one slice of the weight and O(R · H) numbers, each in float32.
 
-`LogProbHead` is the output layer as a module. Neither knows models, packs or losses.
+`LogProbHead` is the output layer as a module. Neither knows models, micro-batches or losses.
 """
 
 from __future__ import annotations
@@ -91,18 +91,18 @@ class _Layer:
     tile_logits: int
 
     def cuts(self, hidden: Tensor, weight: Tensor) -> tuple[list[slice], list[slice]]:
-        """Rows and vocabulary in slices. No tile and no slice of the weight has more than `tile_logits`
+        """Samples and vocabulary in slices. No tile and no slice of the weight has more than `tile_logits`
         numbers; tiles are as square as that allows, which takes the fewest reads per product.
         """
-        (num_rows, size), vocabulary = hidden.shape, len(weight)
-        rows = max(1, min(num_rows, max(isqrt(self.tile_logits), self.tile_logits // vocabulary)))
-        entries = max(1, min(vocabulary, self.tile_logits // max(rows, size)))
-        return list(_slices(num_rows, rows)), list(_slices(vocabulary, entries))
+        (num_samples, size), vocabulary = hidden.shape, len(weight)
+        samples = max(1, min(num_samples, max(isqrt(self.tile_logits), self.tile_logits // vocabulary)))
+        entries = max(1, min(vocabulary, self.tile_logits // max(samples, size)))
+        return list(_slices(num_samples, samples)), list(_slices(vocabulary, entries))
 
     def logits(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: Tensor | None
     ) -> Tensor:
-        """z [rows, entries], a tensor of its own."""
+        """z [samples, entries], a tensor of its own."""
         z = _product(hidden, weight.T, self.dtype)
         if bias is not None:
             z += bias
@@ -123,7 +123,7 @@ class _Layer:
 
 
 class _Sums(NamedTuple):
-    """Of each row of logits z [rows]: m = max z, Σ exp(z − m), Σ exp(z − m) (z − m), and the target's z."""
+    """Of each sample of logits z [samples]: m = max z, Σ exp(z − m), Σ exp(z − m) (z − m), and the target's z."""
 
     top: Tensor
     total: Tensor
@@ -165,13 +165,15 @@ class _LogProb(torch.autograd.Function):
         layer: _Layer,
         entropy_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        by_row, by_entry = layer.cuts(hidden, weight)
+        by_sample, by_entry = layer.cuts(hidden, weight)
         parts = []
-        for rows in by_row:
+        for samples in by_sample:
             tiles = (
                 _Sums.of(
-                    layer.logits(hidden[rows], weight[entries], _at(bias, entries), _at(temperature, rows)),
-                    targets[rows],
+                    layer.logits(
+                        hidden[samples], weight[entries], _at(bias, entries), _at(temperature, samples)
+                    ),
+                    targets[samples],
                     entries,
                 )
                 for entries in by_entry
@@ -188,50 +190,52 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_logprob: Tensor, grad_entropy: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, targets, temperature, log_z, entropy = ctx.saved_tensors
         layer: _Layer = ctx.layer
-        by_row, by_entry = layer.cuts(hidden, weight)
+        by_sample, by_entry = layer.cuts(hidden, weight)
         grad_hidden = torch.zeros_like(hidden, dtype=layer.dtype)
         grad_weight = torch.empty_like(weight, dtype=_grad_dtype(weight))
         grad_bias = None if bias is None else torch.empty_like(bias, dtype=_grad_dtype(bias))
         for entries in by_entry:
             slice_grad = torch.zeros_like(weight[entries], dtype=layer.dtype)
             slice_bias_grad = torch.zeros_like(slice_grad[:, 0])
-            for rows in by_row:
-                z = layer.logits(hidden[rows], weight[entries], _at(bias, entries), _at(temperature, rows))
-                slope = layer.slope(z, _at(temperature, rows))
-                z -= log_z[rows, None]
+            for samples in by_sample:
+                z = layer.logits(
+                    hidden[samples], weight[entries], _at(bias, entries), _at(temperature, samples)
+                )
+                slope = layer.slope(z, _at(temperature, samples))
+                z -= log_z[samples, None]
                 if ctx.entropy_grad:
-                    grad = _entropy_part(z, grad_logp[rows], grad_entropy[rows], entropy[rows])
+                    grad = _entropy_part(z, grad_logprob[samples], grad_entropy[samples], entropy[samples])
                 else:
-                    grad = z.exp_().mul_(-grad_logp[rows, None])
-                index, is_here = _within(targets[rows], entries)
-                grad.scatter_add_(1, index, (grad_logp[rows] * is_here)[:, None])
+                    grad = z.exp_().mul_(-grad_logprob[samples, None])
+                index, is_here = _within(targets[samples], entries)
+                grad.scatter_add_(1, index, (grad_logprob[samples] * is_here)[:, None])
                 if slope is not None:
                     grad *= slope
                 if bias is not None:
                     slice_bias_grad += grad.sum(0)
                 grad = grad.to(hidden.dtype)
-                grad_hidden[rows] += _product(grad, weight[entries], layer.dtype)
-                slice_grad += _product(grad.T, hidden[rows], layer.dtype)
+                grad_hidden[samples] += _product(grad, weight[entries], layer.dtype)
+                slice_grad += _product(grad.T, hidden[samples], layer.dtype)
             grad_weight[entries] = slice_grad
             if grad_bias is not None:
                 grad_bias[entries] = slice_bias_grad
         return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None
 
 
-def _entropy_part(log_p: Tensor, grad_logp: Tensor, grad_entropy: Tensor, entropy: Tensor) -> Tensor:
+def _entropy_part(log_p: Tensor, grad_logprob: Tensor, grad_entropy: Tensor, entropy: Tensor) -> Tensor:
     """−p (g + h (log p + H)): the gradient by z but for the target's own g. Uses `log_p` up."""
     p = log_p.exp()
     log_p += entropy[:, None]
     log_p *= grad_entropy[:, None]
-    log_p += grad_logp[:, None]
+    log_p += grad_logprob[:, None]
     return log_p.mul_(p).neg_()
 
 
 def _within(targets: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
-    """Column [rows, 1] of each target in a slice of the vocabulary, and whether it is there at all."""
+    """Column [samples, 1] of each target in a slice of the vocabulary, and whether it is there at all."""
     column = targets - entries.start
     index = column.clamp(0, entries.stop - entries.start - 1)
     return index[:, None], index == column

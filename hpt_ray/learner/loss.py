@@ -1,4 +1,4 @@
-"""A scored pack to its share of the step's loss: the only place where packs meet the estimator."""
+"""A scored micro-batch to its share of the step's loss: the only place where micro-batches meet the estimator."""
 
 from __future__ import annotations
 
@@ -7,32 +7,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpt_ray.algorithms import Estimator, RowWeights, TokenRows
-from hpt_ray.types import Pack
+from hpt_ray.algorithms import Estimator, SampleWeights, TokenBatch
+from hpt_ray.types import MicroBatch
 
 
-def pack_loss(
+def micro_batch_loss(
     estimator: Estimator,
-    pack: Pack,
-    logp: torch.Tensor,
+    micro_batch: MicroBatch,
+    logprob: torch.Tensor,
     entropy: torch.Tensor,
-    logp_old: torch.Tensor,
-    logp_ref: np.ndarray | None = None,
+    old_logprobs: torch.Tensor,
+    ref_logprobs: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Loss (scalar with gradient) and additive statistics of one pack.
+    """Loss (scalar with gradient) and additive statistics of one micro-batch.
 
-    `logp` and `entropy` [R] are the policy's on the pack's response tokens, `logp_old` [R] those of π_old,
-    not read on demonstrations, `logp_ref` [R] the frozen policy's. The losses of all packs on all ranks add
+    `logprob` and `entropy` [R] are the policy's on its response tokens, `old_logprobs` [R] those of π_old,
+    not read on demonstrations, `ref_logprobs` [R] the frozen policy's. The losses of all micro-batches on all ranks add
     up to the loss of the optimizer step.
     """
-    rows = TokenRows(
-        logp_now=logp,
-        logp_old=logp_old.to(logp.device),
-        row_lengths=torch.from_numpy(pack.response_lengths),
-        group_ids=torch.from_numpy(pack.group_ids),
-        rewards=torch.zeros(len(pack.row_lengths)),  # already in the advantages
-        is_demo=torch.from_numpy(pack.is_demo),
+    samples = TokenBatch(
+        logprobs=logprob,
+        old_logprobs=old_logprobs.to(logprob.device),
+        sample_lengths=torch.from_numpy(micro_batch.response_lengths),
+        group_ids=torch.from_numpy(micro_batch.group_ids),
+        rewards=torch.zeros(len(micro_batch.sample_lengths)),  # already in the advantages
+        is_demo=torch.from_numpy(micro_batch.is_demo),
         entropy=entropy,
-        logp_ref=None if logp_ref is None else torch.from_numpy(logp_ref),
+        ref_logprobs=None if ref_logprobs is None else torch.from_numpy(ref_logprobs),
     )
-    return estimator.loss(rows, RowWeights(pack.advantages, pack.scales, pack.entropy_scales, pack.kl_scales))
+    return estimator.loss(
+        samples,
+        SampleWeights(
+            micro_batch.advantages, micro_batch.scales, micro_batch.entropy_scales, micro_batch.kl_scales
+        ),
+    )

@@ -1,6 +1,6 @@
 """Loading and exporting the policy as a Hugging Face folder.
 
-In: the model section. Out: a causal language model ready for packed rows; and, from trained weights,
+In: the model section. Out: a causal language model ready for packed samples; and, from trained weights,
 a folder that `transformers` and vLLM load: config.json, generation_config.json, tokenizer, safetensors.
 """
 

@@ -1,7 +1,7 @@
 """The learner worker: a Ray actor that is one DeepSpeed rank of the policy.
 
-It knows packs and an estimator that turns scored packs into a loss; it knows no algorithm's name, no
-question, no reward.
+It knows micro-batches and an estimator that turns scored micro-batches into a loss; it knows no algorithm's name, no
+prompt, no reward.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 from hpt_ray.learner.base import RankWorker, hf_name
-from hpt_ray.types import Pack
+from hpt_ray.types import MicroBatch
 
 
 class OldPolicy(enum.StrEnum):
-    """Whose log-probs log π_old of a pack's rollouts are."""
+    """Whose log-probs log π_old of a micro-batch's rollouts are."""
 
-    SAMPLER = "sampler"  # those in the pack
-    SCORED = "scored"  # those in the pack, which the learner gave before the step's first update
+    SAMPLER = "sampler"  # those in the micro-batch
+    SCORED = "scored"  # those in the micro-batch, which the learner gave before the step's first update
     NOW = "now"  # the learner's own of this very pass: its weights are those from before the first update
 
 
@@ -53,58 +53,66 @@ class LearnerWorker(RankWorker[LearnerSpec]):
     # -- training ----------------------------------------------------------------------------------
 
     def train_with(self, estimator: Any) -> None:
-        """From the next pack on, the loss is this estimator's."""
+        """From the next micro-batch on, the loss is this estimator's."""
         self._spec = replace(self._spec, estimator=estimator)
 
     def accumulate(
         self,
-        pack: Pack,
+        micro_batch: MicroBatch,
         reference: tuple[np.ndarray, np.ndarray] | None = None,
         old: OldPolicy = OldPolicy.SAMPLER,
     ) -> None:
-        """Forward and backward of one pack into the step's gradient. Collective (equal counts).
+        """Forward and backward of one micro-batch into the step's gradient. Collective (equal counts).
 
-        `reference` is the scorer's answer for this pack: log π_ref and entropy [R].
+        `reference` is the scorer's answer for this micro-batch: log π_ref and entropy [R].
         """
         import torch
 
-        from hpt_ray.learner.loss import pack_loss
+        from hpt_ray.learner.loss import micro_batch_loss
         from hpt_ray.learner.scorer import ScorerInput
 
         with self._span("backward"):
-            rows = ScorerInput.from_pack(pack, temperature=self._spec.temperature, device=self._engine.device)
+            samples = ScorerInput.from_micro_batch(
+                micro_batch, temperature=self._spec.temperature, device=self._engine.device
+            )
             estimator = self._spec.estimator
-            logp, entropy = self._engine.forward(rows, entropy_grad=estimator.entropy_coef != 0)
-            logp_ref = None if reference is None else reference[0]
-            logp_old = logp.detach() if old is OldPolicy.NOW else torch.from_numpy(pack.logp_old)
-            loss, stats = pack_loss(estimator, pack, logp, entropy, logp_old, logp_ref)
+            logprob, entropy = self._engine.forward(samples, entropy_grad=estimator.entropy_coef != 0)
+            ref_logprobs = None if reference is None else reference[0]
+            old_logprobs = (
+                logprob.detach() if old is OldPolicy.NOW else torch.from_numpy(micro_batch.old_logprobs)
+            )
+            loss, stats = micro_batch_loss(
+                estimator, micro_batch, logprob, entropy, old_logprobs, ref_logprobs
+            )
             self._engine.backward(loss)
-            if not pack.is_dummy:
+            if not micro_batch.is_dummy:
                 for name, (total, count) in stats.items():
                     self._report.count(name, float(total), float(count))
                 if old is not OldPolicy.SCORED:
-                    self._count_gap(pack, logp.detach().float().cpu().numpy())
-                self._report.num_tokens += pack.num_tokens
+                    self._count_gap(micro_batch, logprob.detach().float().cpu().numpy())
+                self._report.num_tokens += micro_batch.num_tokens
 
-    def _count_gap(self, pack: Pack, logp: np.ndarray) -> None:
+    def _count_gap(self, micro_batch: MicroBatch, logprob: np.ndarray) -> None:
         """How far the learner's log-probs are from the sampler's."""
-        rollout = ~np.repeat(pack.is_demo, pack.response_lengths)
+        rollout = ~np.repeat(micro_batch.is_demo, micro_batch.response_lengths)
         if rollout.any():
-            gap = np.abs(logp[rollout] - pack.logp_old[rollout])
-            self._report.count("policy/logp_gap_mean", float(gap.sum()), gap.size)
+            gap = np.abs(logprob[rollout] - micro_batch.old_logprobs[rollout])
+            self._report.count("policy/logprob_gap_mean", float(gap.sum()), gap.size)
             peaks = self._report.peaks
-            peaks["policy/logp_gap_max"] = max(peaks.get("policy/logp_gap_max", 0.0), float(gap.max()))
+            peaks["policy/logprob_gap_max"] = max(peaks.get("policy/logprob_gap_max", 0.0), float(gap.max()))
 
-    def logprobs(self, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
-        """log π_θ and entropy [R] of the pack's response tokens, forward only. Collective under ZeRO 3."""
+    def logprobs(self, micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
+        """log π_θ and entropy [R] of the micro-batch's response tokens, forward only. Collective under ZeRO 3."""
         import torch
 
         from hpt_ray.learner.scorer import ScorerInput
 
         with self._span("score"), torch.no_grad():
-            rows = ScorerInput.from_pack(pack, temperature=self._spec.temperature, device=self._engine.device)
-            logp, entropy = self._engine.forward(rows)
-        return logp.float().cpu().numpy(), entropy.float().cpu().numpy()
+            samples = ScorerInput.from_micro_batch(
+                micro_batch, temperature=self._spec.temperature, device=self._engine.device
+            )
+            logprob, entropy = self._engine.forward(samples)
+        return logprob.float().cpu().numpy(), entropy.float().cpu().numpy()
 
     # -- weights out -------------------------------------------------------------------------------
 
@@ -117,13 +125,13 @@ class LearnerWorker(RankWorker[LearnerSpec]):
             for name, dtype, shape in self._engine.parameter_shapes()
         ]
 
-    def join_transfer(self, meeting: Any) -> None:
+    def join_transfer(self, rendezvous: Any) -> None:
         """Become place 0 of the transfer group that meets there. Rank 0 only."""
         from hpt_ray.weight_sync.sender import WeightSender
 
         if self._sender is None:
             self._sender = WeightSender(self._engine.device)
-        self._sender.join(meeting)
+        self._sender.join(rendezvous)
 
     def send_weights(self, bucket_bytes: int, keep: bool) -> None:
         """Gather (all ranks) and send (rank 0) every weight; with `keep`, also into host memory. Collective."""

@@ -1,4 +1,4 @@
-"""The reference scorer: a Ray actor that holds a frozen policy and scores packs, forward only."""
+"""The reference scorer: a Ray actor that holds a frozen policy and scores micro-batches, forward only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from hpt_ray.cluster.process import prepare_process
 from hpt_ray.config.schema import ModelConfig, ReferenceConfig
-from hpt_ray.types import Pack
+from hpt_ray.types import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ReferenceSpec:
 
 
 class ReferenceWorker:
-    """Scores whole packs; several workers share the packs between them."""
+    """Scores whole micro-batches; several workers share the micro-batches between them."""
 
     def __init__(self, spec: ReferenceSpec, log_file: str | None):
         prepare_process(threads=spec.reference.num_cpus, log_file=log_file)
@@ -45,14 +45,16 @@ class ReferenceWorker:
         self._device = "cuda" if self._spec.reference.num_gpus > 0 else "cpu"
         self._scorer = TokenScorer(model).to(self._device)
 
-    def logprobs(self, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
-        """log π_ref and its entropy [R] on the pack's response tokens, float32."""
+    def logprobs(self, micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
+        """log π_ref and its entropy [R] on the micro-batch's response tokens, float32."""
         import torch
 
         from hpt_ray.learner.scorer import ScorerInput
 
         self.start()  # a scorer that Ray has started again is asked at once
         with torch.inference_mode():
-            rows = ScorerInput.from_pack(pack, temperature=self._spec.temperature, device=self._device)
-            logp, entropy = self._scorer(rows)
-        return logp.float().cpu().numpy(), entropy.float().cpu().numpy()
+            samples = ScorerInput.from_micro_batch(
+                micro_batch, temperature=self._spec.temperature, device=self._device
+            )
+            logprob, entropy = self._scorer(samples)
+        return logprob.float().cpu().numpy(), entropy.float().cpu().numpy()

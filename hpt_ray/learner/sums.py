@@ -1,4 +1,4 @@
-"""The sums that ranks and questions report, as the means that metrics.jsonl shows."""
+"""The sums that ranks and prompts report, as the means that metrics.jsonl shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Sums = dict[str, tuple[float, float]]  # name -> (sum, count)
 
 
 def means(parts: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, float | None]:
-    """Means over everything that the parts (ranks, questions) counted, under the names of metrics.jsonl."""
+    """Means over everything that the parts (ranks, prompts) counted, under the names of metrics.jsonl."""
     sums: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for part in parts:
         for name, (total, count) in part.items():

@@ -46,16 +46,16 @@ def load_critic(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel
 
 
 class ValueScorer(torch.nn.Module):
-    """A value model seen as: packed rows → V of their response tokens."""
+    """A value model seen as: packed samples → V of their response tokens."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model: Any = model
 
-    def forward(self, rows: ScorerInput) -> torch.Tensor:
+    def forward(self, samples: ScorerInput) -> torch.Tensor:
         """V [R] float32 of the prefix that each response token continues."""
-        packed = {"segments": rows.segments} if self.model.config._attn_implementation == SEGMENTS else {}
+        packed = {"segments": samples.segments} if self.model.config._attn_implementation == SEGMENTS else {}
         hidden = self.model.base_model(
-            input_ids=rows.token_ids, position_ids=rows.position_ids, use_cache=False, **packed
+            input_ids=samples.token_ids, position_ids=samples.position_ids, use_cache=False, **packed
         ).last_hidden_state[0]
-        return self.model.score(hidden.index_select(0, rows.before)).squeeze(-1).float()
+        return self.model.score(hidden.index_select(0, samples.before)).squeeze(-1).float()

@@ -36,31 +36,31 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "selection/demo_share",
         "share",
-        "Offline ratio by weight, Σβ/Σ(α + β) over the step's questions. With the switch it is the share of "
-        "questions that trained on their demonstration.",
+        "Offline ratio by weight, Σβ/Σ(α + β) over the step's prompts. With the switch it is the share of "
+        "prompts that trained on their demonstration.",
     ),
     Metric(
-        "selection/demo_question_ratio",
+        "selection/demo_prompt_ratio",
         "share",
-        "Questions that trained on their demonstration, with whatever weight.",
+        "Prompts that trained on their demonstration, with whatever weight.",
     ),
-    Metric("selection/demo_row_ratio", "share", "Training rows that are demonstrations."),
+    Metric("selection/demo_sample_ratio", "share", "Training rows that are demonstrations."),
     Metric(
         "selection/tokens_saved",
         "tokens",
         "Estimate of what early decisions kept from being sampled: aborted rollouts at the mean length of the "
         "finished ones, less what had been sampled of them.",
     ),
-    Metric("selection/reason/<reason>", "questions", "Questions that were decided for this reason.", False),
+    Metric("selection/reason/<reason>", "prompts", "Prompts that were decided for this reason.", False),
     Metric(
         "policy/entropy", "nats/token", "Mean entropy of the policy on the response tokens it trained on."
     ),
     Metric(
-        "policy/logp_gap_mean",
+        "policy/logprob_gap_mean",
         "nats",
         "Mean |log π of the learner − log π of the sampler| on rollout tokens.",
     ),
-    Metric("policy/logp_gap_max", "nats", "Largest such gap."),
+    Metric("policy/logprob_gap_max", "nats", "Largest such gap."),
     Metric(
         "policy/effective_sample_size",
         "share",
@@ -77,7 +77,7 @@ METRICS: tuple[Metric, ...] = (
         False,
     ),
     Metric("learner/demo_loss", "nats/token", "Mean −log π on the demonstrations that trained.", False),
-    Metric("learner/skipped_rows", "rows", "Rows whose terms are all exactly zero, so never sent."),
+    Metric("learner/skipped_samples", "rows", "Rows whose terms are all exactly zero, so never sent."),
     Metric(
         "learner/skipped_updates",
         "updates",
@@ -103,11 +103,16 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/finish/<reason>", "rollouts", "Rollouts that ended for this reason.", False),
     Metric("rollout/busy_share", "share", "Time of the step in which an engine decoded, mean over workers."),
     Metric(
-        "rollout/staleness_mean",
+        "rollout/off_policy_steps_mean",
         "versions",
         "How many versions behind the learner's weights a rollout was begun, on average.",
     ),
-    Metric("rollout/staleness/<versions>", "rollouts", "Rollouts that were so many versions behind.", False),
+    Metric(
+        "rollout/off_policy_steps/<versions>",
+        "rollouts",
+        "Rollouts that were so many versions behind.",
+        False,
+    ),
     Metric(
         "rollout/tokens_per_s",
         "tokens/s",
@@ -123,7 +128,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("memory/rollout_mb", "MiB", "Memory of the largest rollout worker's process.", False),
     Metric("time/step_s", "seconds", "Wall time of the step, without evaluation and checkpoint."),
     Metric("time/rollout_s", "seconds", "From the first request to the last graded rollout."),
-    Metric("time/learner_s", "seconds", "From the first pack to the optimizer step, summed over updates."),
+    Metric(
+        "time/learner_s", "seconds", "From the first micro-batch to the optimizer step, summed over updates."
+    ),
     Metric(
         "time/overlap_share",
         "share",
@@ -170,7 +177,7 @@ def complete_line(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def branch_of(decision: Decision) -> str:
-    """What a question trained on, in one word: rollouts, demonstration, both or nothing."""
+    """What a prompt trained on, in one word: rollouts, demonstration, both or nothing."""
     match decision.rollout_weight != 0, decision.demo_weight != 0:
         case True, True:
             return "both"

@@ -1,8 +1,8 @@
-"""Graded groups as parquet: one line per rollout, with verdict and decision, in the order of training.
+"""Graded groups as parquet: one line per rollout, with result and decision, in the order of training.
 
-`rollouts/step-000012.parquet` holds all that training on the step needs but the questions, which come from
+`rollouts/step-000012.parquet` holds all that training on the step needs but the prompts, which come from
 the data by their id: token ids and log-probs as sampled, scores, the gate's weights. So a step can be looked
-at, graded again, or replayed. A question without rollouts has one line whose `sample` is null. Checkpoints
+at, graded again, or replayed. A prompt without rollouts has one line whose `sample` is null. Checkpoints
 hold groups that no gate has seen yet in the same form, without a step and a decision. Texts are for people.
 
 A file is written aside and renamed, so one that is there is whole.
@@ -20,23 +20,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 from hpt_ray.observe.metrics import branch_of
-from hpt_ray.types import Decision, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 SCHEMA = pa.schema(
     [
         ("step", pa.int32()),
-        ("group", pa.int32()),  # 0, 1, … in the order in which the step's questions were trained on
-        ("question_id", pa.string()),
+        ("group", pa.int32()),  # 0, 1, … in the order in which the step's prompts were trained on
+        ("prompt_id", pa.string()),
         ("data_source", pa.string()),
         ("prompt", pa.string()),
         ("reference", pa.string()),  # the ground truth; numbers and lists as JSON
-        ("request_id", pa.string()),  # `question_id`, or `question_id#2` where the step has it twice
+        ("request_id", pa.string()),  # `prompt_id`, or `prompt_id#2` where the step has it twice
         ("sample", pa.int32()),
         ("text", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
-        ("logps", pa.list_(pa.float32())),
+        ("logprobs", pa.list_(pa.float32())),
         ("finish", pa.string()),
         ("weight_version", pa.int32()),
         ("score", pa.float64()),
@@ -45,7 +46,7 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
         ("branch", pa.string()),
         ("reason", pa.string()),
-        ("num_solved", pa.int32()),
+        ("num_correct", pa.int32()),
         ("num_rollouts", pa.int32()),
         ("rollout_weight", pa.float64()),  # α
         ("demo_weight", pa.float64()),  # β
@@ -72,25 +73,34 @@ def write_groups(path: Path, groups: Sequence[Group]) -> Path:
 
 def read_rollouts(path: Path) -> list[Line]:
     """The lines of one file as dicts, by the names of `SCHEMA`."""
-    return pq.read_table(path).to_pylist()
+    return read_columns(path).to_pylist()
 
 
-def read_pairs(path: Path, questions: Mapping[str, Question]) -> list[tuple[Group, Decision]]:
+def read_columns(path: Path, names: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """Those of the columns that the file has, under today's names."""
+    with pq.ParquetFile(path) as file:
+        found = {renamed.FIELDS.get(name, name): name for name in file.schema_arrow.names}
+        names = [name for name in names if name in found]
+        stored = [found[name] for name in names]
+        return file.read(columns=stored).select(stored).rename_columns(list(names))
+
+
+def read_pairs(path: Path, prompts: Mapping[str, Prompt]) -> list[tuple[Group, Decision]]:
     """The groups of a step and their decisions, in the order in which they were trained on.
 
-    Raises `UserError` where a question is not among `questions`, or the file is of an older version.
+    Raises `UserError` where a prompt is not among `prompts`, or the file is of an older version.
     """
-    return [(group, _decision(line)) for group, line in _read(path, questions)]
+    return [(group, _decision(line)) for group, line in _read(path, prompts)]
 
 
-def read_groups(path: Path, questions: Mapping[str, Question]) -> list[Group]:
+def read_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Group]:
     """The groups that `write_groups` was given, in their order. Raises `UserError` as `read_pairs` does."""
-    return [group for group, _ in _read(path, questions)]
+    return [group for group, _ in _read(path, prompts)]
 
 
-def question_ids(path: Path) -> set[str]:
-    """The ids of all questions in a file."""
-    return set(pq.read_table(path, columns=["question_id"])["question_id"].to_pylist())
+def ids_of_prompts(path: Path) -> set[str]:
+    """The ids of all prompts in a file."""
+    return set(read_columns(path, ["prompt_id"])["prompt_id"].to_pylist())
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -98,7 +108,7 @@ def question_ids(path: Path) -> set[str]:
 
 def _write(path: Path, step: int | None, pairs: Sequence[Pair]) -> Path:
     lines = [
-        {"step": step, "group": i, **_question_fields(group), **_decision_fields(decision), **line}
+        {"step": step, "group": i, **_prompt_fields(group), **_decision_fields(decision), **line}
         for i, (group, decision) in enumerate(pairs)
         for line in _rollout_fields(group)
     ]
@@ -122,33 +132,33 @@ def _lists(arrays: Sequence[np.ndarray | None], kind: pa.DataType) -> pa.ListArr
     return pa.ListArray.from_arrays(offsets, pa.array(values, kind), mask=mask)
 
 
-def _question_fields(group: Group) -> Line:
-    question, truth = group.question, group.question.ground_truth
+def _prompt_fields(group: Group) -> Line:
+    prompt, truth = group.prompt, group.prompt.ground_truth
     return {
-        "question_id": question.id,
-        "data_source": question.data_source,
-        "prompt": question.prompt,
+        "prompt_id": prompt.id,
+        "data_source": prompt.data_source,
+        "prompt": prompt.text,
         "reference": truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False),
     }
 
 
 def _rollout_fields(group: Group) -> list[Line]:
-    """One line per rollout; one empty line for a question without rollouts."""
+    """One line per rollout; one empty line for a prompt without rollouts."""
     return [
         {
-            "request_id": rollout.question_id,
+            "request_id": rollout.prompt_id,
             "sample": rollout.sample,
             "text": rollout.text,
             "token_ids": rollout.token_ids,
-            "logps": rollout.logps,
+            "logprobs": rollout.logprobs,
             "finish": rollout.finish.value,
             "weight_version": rollout.weight_version,
-            "score": verdict.score,
-            "outcome": verdict.outcome.value,
-            "extracted": verdict.extracted,
-            "detail": verdict.detail,
+            "score": result.score,
+            "outcome": result.outcome.value,
+            "extracted": result.extracted,
+            "detail": result.detail,
         }
-        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+        for rollout, result in zip(group.rollouts, group.results, strict=True)
     ] or [{}]
 
 
@@ -158,7 +168,7 @@ def _decision_fields(decision: Decision | None) -> Line:
     return {
         "branch": branch_of(decision),
         "reason": decision.reason,
-        "num_solved": decision.num_solved,
+        "num_correct": decision.num_correct,
         "num_rollouts": decision.num_rollouts,
         "rollout_weight": decision.rollout_weight,
         "demo_weight": decision.demo_weight,
@@ -168,55 +178,55 @@ def _decision_fields(decision: Decision | None) -> Line:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _read(path: Path, questions: Mapping[str, Question]) -> list[tuple[Group, Line]]:
+def _read(path: Path, prompts: Mapping[str, Prompt]) -> list[tuple[Group, Line]]:
     """Each group with its first line."""
-    table = pq.read_table(path)
+    table = read_columns(path)
     absent = set(SCHEMA.names) - set(table.column_names)
     if absent:
         raise UserError(
             f"{path} was written by an older version of hpt_ray: it lacks {', '.join(sorted(absent))}, so "
             "its groups cannot be made again."
         )
-    token_ids, logps = (table[name].combine_chunks() for name in ("token_ids", "logps"))
-    lines = table.drop_columns(["token_ids", "logps"]).to_pylist()
+    token_ids, logprobs = (table[name].combine_chunks() for name in ("token_ids", "logprobs"))
+    lines = table.drop_columns(["token_ids", "logprobs"]).to_pylist()
     pairs = []
     for _, run in itertools.groupby(range(len(lines)), key=lambda i: lines[i]["group"]):
         numbers = list(run)
         first = lines[numbers[0]]
-        question = questions.get(first["question_id"])
-        if question is None:
+        prompt = prompts.get(first["prompt_id"])
+        if prompt is None:
             raise UserError(
-                f"{path}: question {first['question_id']} is not in the data. Use the data.train, template "
+                f"{path}: prompt {first['prompt_id']} is not in the data. Use the data.train, template "
                 "and limits that the run was made with."
             )
         sampled = [i for i in numbers if lines[i]["sample"] is not None]
-        rollouts = [_rollout(lines[i], token_ids[i], logps[i]) for i in sampled]
-        verdicts = [_verdict(lines[i]) for i in sampled]
-        pairs.append((Group(question, rollouts, verdicts), first))
+        rollouts = [_rollout(lines[i], token_ids[i], logprobs[i]) for i in sampled]
+        results = [_result(lines[i]) for i in sampled]
+        pairs.append((Group(prompt, rollouts, results), first))
     return pairs
 
 
-def _rollout(line: Line, token_ids: pa.ListScalar, logps: pa.ListScalar) -> Rollout:
+def _rollout(line: Line, token_ids: pa.ListScalar, logprobs: pa.ListScalar) -> Rollout:
     return Rollout(
-        question_id=line["request_id"],
+        prompt_id=line["request_id"],
         sample=line["sample"],
         token_ids=token_ids.values.to_numpy().copy(),
-        logps=logps.values.to_numpy().copy(),
+        logprobs=logprobs.values.to_numpy().copy(),
         finish=FinishReason(line["finish"]),
         weight_version=line["weight_version"],
         text=line["text"],
     )
 
 
-def _verdict(line: Line) -> Verdict:
-    return Verdict(line["score"], Outcome(line["outcome"]), line["extracted"], line["detail"])
+def _result(line: Line) -> RewardResult:
+    return RewardResult(line["score"], Outcome(line["outcome"]), line["extracted"], line["detail"])
 
 
 def _decision(line: Line) -> Decision:
     return Decision(
         rollout_weight=line["rollout_weight"],
         demo_weight=line["demo_weight"],
-        num_solved=line["num_solved"],
+        num_correct=line["num_correct"],
         num_rollouts=line["num_rollouts"],
         reason=line["reason"],
     )

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 
 
@@ -44,6 +45,10 @@ class RunFolder:
     @property
     def trace(self) -> Path:
         return self.root / "trace.json"
+
+    @property
+    def prompt_history(self) -> Path:
+        return renamed.existing(self.root / "prompt_history.jsonl")
 
     @property
     def rollouts(self) -> Path:
@@ -121,7 +126,7 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines if line]
+        return [renamed.metrics(json.loads(line)) for line in lines if line]
 
     def cut_after(self, step: int) -> int:
         """Forget what came after `step`, before a run goes on from there; each step then appears once.

@@ -1,7 +1,7 @@
 """What is shown at the start, now and then, and at the end: functions from records to rich tables.
 
 The start summary derives everything about batches from the three sizes a person sets; the samples show a
-few answers with their verdicts; the end summary says what came of the run and where to look. Nothing is
+few answers with their results; the end summary says what came of the run and where to look. Nothing is
 printed here, and no text is read as rich markup: answers of a model may hold brackets.
 """
 
@@ -26,20 +26,20 @@ from hpt_ray.types import Decision, Group
 def batch_facts(config: Config) -> dict[str, int]:
     """What follows from the three sizes. "At most" counts full-length rows.
 
-    A question gives n rollout rows, one demonstration row, or both; which one the algorithm chooses for
+    A prompt gives n rollout rows, one demonstration row, or both; which one the algorithm chooses for
     itself (`selection.gate=auto`) is not known here, so the most is taken.
     """
-    questions, n = config.questions_per_step, config.rollouts_per_question
-    rows_per_question = {"switch": max(n, 1), "rollouts": n, "demonstrations": 1}
-    rows = questions * rows_per_question.get(config.selection.gate, n + 1)
+    prompts, n = config.prompts_per_step, config.group_size
+    rows_per_prompt = {"switch": max(n, 1), "rollouts": n, "demonstrations": 1}
+    rows = prompts * rows_per_prompt.get(config.selection.gate, n + 1)
     row_tokens = config.data.max_prompt_tokens + config.data.max_response_tokens
     return {
-        "rollouts per step": questions * n,
+        "rollouts per step": prompts * n,
         "rows per step, at most": rows,
         "tokens per step, at most": rows * row_tokens,
         "tokens per row, at most": row_tokens,
         "updates per step": config.updates_per_step,
-        "questions per update": questions // config.updates_per_step,
+        "prompts per update": prompts // config.updates_per_step,
         "optimizer steps in all": config.run.steps * config.updates_per_step,
     }
 
@@ -49,7 +49,7 @@ def start_summary(
     *,
     title: str,
     algorithm_mode: str,
-    num_questions: int | None,
+    num_prompts: int | None,
     dropped: Mapping[str, int],
     folder: Path,
 ) -> RenderableType:
@@ -60,40 +60,40 @@ def start_summary(
     table = two_columns()
     table.add_row("algorithm", f"{config.algorithm.name}: {algorithm_mode}")
     table.add_row("model", f"{config.model.path} ({config.model.dtype})")
-    for name in ("questions_per_step", "rollouts_per_question", "tokens_per_microbatch"):
+    for name in ("prompts_per_step", "group_size", "max_tokens_per_micro_batch"):
         table.add_row(Text(name, style="bold"), f"{getattr(config, name):,}")
     for name, number in batch_facts(config).items():
         table.add_row(name, f"{number:,}")
-    table.add_row("training questions", "not known" if num_questions is None else f"{num_questions:,}")
-    if num_questions is not None:
+    table.add_row("training prompts", "not known" if num_prompts is None else f"{num_prompts:,}")
+    if num_prompts is not None:
         table.add_row("dropped rows", _counts(dropped))
     table.add_row("run folder", Text(str(folder), overflow="fold"))
     return Lines(Text(title, style="bold"), table)
 
 
 def table_of_samples(pairs: Iterable[tuple[Group, Decision]], *, step: int, max_chars: int = 120) -> Table:
-    """The first rollout of each given question: question, answer, reference, outcome and what was trained on.
+    """The first rollout of each given prompt: prompt, answer, reference, outcome and what was trained on.
 
-    Long texts keep their beginning and their end. Questions without a rollout are passed over.
+    Long texts keep their beginning and their end. Prompts without a rollout are passed over.
     """
     table = Table(
         title=f"Sampled answers, step {step}", box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0)
     )
-    table.add_column("question", ratio=3, overflow="fold")
+    table.add_column("prompt", ratio=3, overflow="fold")
     table.add_column("answer", ratio=4, overflow="fold")
     table.add_column("reference", overflow="fold", min_width=9, max_width=16)
-    table.add_column("verdict", min_width=10)
+    table.add_column("result", min_width=10)
     table.add_column("trained on", min_width=13)
     for group, decision in pairs:
         if not group.rollouts:
             continue
-        verdict = group.verdicts[0]
+        result = group.results[0]
         table.add_row(
-            Text(shorten(group.question.prompt, max_chars)),
+            Text(shorten(group.prompt.text, max_chars)),
             Text(shorten(group.rollouts[0].text, max_chars)),
-            Text(shorten(str(group.question.ground_truth), max_chars // 4)),
-            Text(verdict.outcome.value, style="green" if verdict.solved else "red"),
-            Text(f"{branch_of(decision)}\n{decision.num_solved}/{decision.num_rollouts} solved"),
+            Text(shorten(str(group.prompt.ground_truth), max_chars // 4)),
+            Text(result.outcome.value, style="green" if result.correct else "red"),
+            Text(f"{branch_of(decision)}\n{decision.num_correct}/{decision.num_rollouts} solved"),
         )
     return table
 

@@ -1,10 +1,10 @@
-"""Rewards: graders in processes that can be killed, and the service that the run asks.
+"""Rewards: reward functions in processes that can be killed, and the service that the run asks.
 
-For scripts: `from hpt_ray.reward import grade`; `grade(r"So \\boxed{1/2}", "0.5")` is a correct `Verdict`.
+For scripts: `from hpt_ray.reward import grade`; `grade(r"So \\boxed{1/2}", "0.5")` is a correct `RewardResult`.
 """
 
-from hpt_ray.reward.graders.table import check_grader, check_ground_truth
+from hpt_ray.reward.functions.table import check_ground_truth, check_reward_function
 from hpt_ray.reward.once import grade
 from hpt_ray.reward.service import GradeItem, VerifierService
 
-__all__ = ["GradeItem", "VerifierService", "check_grader", "check_ground_truth", "grade"]
+__all__ = ["GradeItem", "VerifierService", "check_ground_truth", "check_reward_function", "grade"]

@@ -1,4 +1,4 @@
-"""Rollouts to groups: grade them as they come, give out each question when its last verdict is in."""
+"""Rollouts to groups: grade them as they come, give out each prompt when its last result is in."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass, field
 
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.reward.service import GradeItem
-from hpt_ray.types import FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
-IsCertain = Callable[[Question, int, int], bool]  # question, solved, graded
-NOT_GRADED = Verdict(0.0, Outcome.NO_ANSWER, detail="aborted: the decision was certain without it")
+IsCertain = Callable[[Prompt, int, int], bool]  # prompt, solved, graded
+NOT_GRADED = RewardResult(0.0, Outcome.NO_ANSWER, detail="aborted: the decision was certain without it")
 MAX_GRADE_CALLS = 8  # at the same time; what comes in meanwhile goes together
-LOST = Verdict(0.0, Outcome.NO_ANSWER, detail="lost: the workers it was given to failed")
+LOST = RewardResult(0.0, Outcome.NO_ANSWER, detail="lost: the workers it was given to failed")
 
 
 @dataclass
 class _Gathering:
-    """A question on its way to being a group."""
+    """A prompt on its way to being a group."""
 
-    question: Question
+    prompt: Prompt
     rollouts: dict[int, Rollout] = field(default_factory=dict)
-    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    results: dict[int, RewardResult] = field(default_factory=dict)
 
     @property
-    def num_solved(self) -> int:
-        return sum(verdict.solved for verdict in self.verdicts.values())
+    def num_correct(self) -> int:
+        return sum(result.correct for result in self.results.values())
 
 
 class GroupStream:
-    """Groups of one batch of questions, as they are complete. Work starts at once, read or not.
+    """Groups of one batch of prompts, as they are complete. Work starts at once, read or not.
 
     Reading raises what went wrong while the groups were made. `close` it where it is not read to its end.
     """
@@ -83,7 +83,7 @@ async def in_order(groups: AsyncIterator[Group], ids: Sequence[str]) -> AsyncIte
     following = iter(ids)
     awaited = next(following, None)
     async for group in groups:
-        early[group.rollouts[0].question_id] = group
+        early[group.rollouts[0].prompt_id] = group
         while awaited in early:
             yield early.pop(awaited)
             awaited = next(following, None)
@@ -91,7 +91,7 @@ async def in_order(groups: AsyncIterator[Group], ids: Sequence[str]) -> AsyncIte
 
 async def graded_groups(
     rollouts: AsyncIterable[list[Rollout]],
-    questions: Mapping[str, Question],
+    prompts: Mapping[str, Prompt],
     *,
     num_samples: int,
     verifier: ActorGroup,
@@ -102,37 +102,37 @@ async def graded_groups(
 ) -> AsyncIterator[Group]:
     """Groups in the order in which they are complete; grading goes on while others are generated.
 
-    `questions` by the id their rollouts carry. Where `is_certain(question, solved, graded)` says that
-    the gate's decision can no longer change, the question's remaining rollouts are aborted and the
-    group is given out at once; they stand in it as ABORT, without tokens. Of a question with a right answer
+    `prompts` by the id their rollouts carry. Where `is_certain(prompt, solved, graded)` says that
+    the gate's decision can no longer change, the prompt's remaining rollouts are aborted and the
+    group is given out at once; they stand in it as ABORT, without tokens. Of a prompt with a right answer
     all rollouts are needed: `release` asks for those that were held. Raises whatever the stream of
     rollouts raises, and `WaitExpired` where the verifier service does not answer.
     """
     ready: asyncio.Queue[Group | BaseException | None] = asyncio.Queue()
-    gathering = {key: _Gathering(question) for key, question in questions.items()}
+    gathering = {key: _Gathering(prompt) for key, prompt in prompts.items()}
     waiting: list[Rollout] = []  # for one of the calls to the verifier to come back
     num_calls = 0
 
     async def grade(batch: list[Rollout]) -> None:
-        items = [_item(r, questions[r.question_id]) for r in batch if r.finish is not FinishReason.LOST]
-        graded: list[Verdict] = []
+        items = [_item(r, prompts[r.prompt_id]) for r in batch if r.finish is not FinishReason.LOST]
+        graded: list[RewardResult] = []
         if items:
             (graded,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade answers")
         of_items = iter(graded)
-        verdicts = [LOST if r.finish is FinishReason.LOST else next(of_items) for r in batch]
+        results = [LOST if r.finish is FinishReason.LOST else next(of_items) for r in batch]
         settled = set()
         if release:
-            release({r.question_id for r, v in zip(batch, verdicts, strict=True) if v.solved})
-        for rollout, verdict in zip(batch, verdicts, strict=True):
-            key = rollout.question_id
+            release({r.prompt_id for r, v in zip(batch, results, strict=True) if v.correct})
+        for rollout, result in zip(batch, results, strict=True):
+            key = rollout.prompt_id
             entry = gathering.get(key)
             if entry is None:
-                continue  # it finished while its question was being settled
+                continue  # it finished while its prompt was being settled
             entry.rollouts[rollout.sample] = rollout
-            entry.verdicts[rollout.sample] = verdict
-            if len(entry.verdicts) == num_samples:
+            entry.results[rollout.sample] = result
+            if len(entry.results) == num_samples:
                 await ready.put(_group(gathering.pop(key), num_samples))
-            elif is_certain and is_certain(entry.question, entry.num_solved, len(entry.verdicts)):
+            elif is_certain and is_certain(entry.prompt, entry.num_correct, len(entry.results)):
                 settled.add(key)
         for key in settled & gathering.keys():
             await ready.put(_group(gathering.pop(key), num_samples))
@@ -166,17 +166,17 @@ async def graded_groups(
             if isinstance(item, BaseException):
                 raise item
             yield item
-        assert not gathering, f"{len(gathering)} questions never became groups"
+        assert not gathering, f"{len(gathering)} prompts never became groups"
     finally:
         reader.cancel()
         await asyncio.wait([reader])
 
 
-def _item(rollout: Rollout, question: Question) -> GradeItem:
+def _item(rollout: Rollout, prompt: Prompt) -> GradeItem:
     return GradeItem(
         response=rollout.text,
-        ground_truth=question.ground_truth,
-        data_source=question.data_source,
+        ground_truth=prompt.ground_truth,
+        data_source=prompt.data_source,
         finished=rollout.finish is FinishReason.STOP,
         num_tokens=len(rollout.token_ids),
     )
@@ -184,10 +184,9 @@ def _item(rollout: Rollout, question: Question) -> GradeItem:
 
 def _group(entry: _Gathering, num_samples: int) -> Group:
     """The samples in their order; those that were not waited for as aborted ones."""
-    question = entry.question
+    prompt = entry.prompt
     rollouts = [
-        entry.rollouts.get(i) or Rollout.missing(question.id, i, FinishReason.ABORT)
-        for i in range(num_samples)
+        entry.rollouts.get(i) or Rollout.missing(prompt.id, i, FinishReason.ABORT) for i in range(num_samples)
     ]
-    verdicts = [entry.verdicts.get(i) or NOT_GRADED for i in range(num_samples)]
-    return Group(question, rollouts, verdicts)
+    results = [entry.results.get(i) or NOT_GRADED for i in range(num_samples)]
+    return Group(prompt, rollouts, results)

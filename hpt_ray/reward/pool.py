@@ -1,13 +1,13 @@
-"""Grading in processes that can be killed: tasks in, verdicts out, without Ray.
+"""Grading in processes that can be killed: tasks in, results out, without Ray.
 
 One thread per process takes tasks from a queue that all callers share, hands the process one answer at a
-time and waits for its verdict, at most `timeout_s`. So a time-out, a crash or a lack of memory always belongs
+time and waits for its result, at most `timeout_s`. So a time-out, a crash or a lack of memory always belongs
 to exactly one answer: the process is killed (SIGKILL, with whatever it started) and replaced, and no other
 answer is touched. An answer whose process died is tried once more in a fresh one, so that what was graded
-before it cannot change its verdict. Loading a grader does not count towards the limit.
+before it cannot change its result. Loading a reward function does not count towards the limit.
 
 Processes are started anew (`worker.py`), not forked: this is safe beside threads and in
-Ray actors, and they hold none of the parent's memory. The pool does not choose graders (`service.py` does).
+Ray actors, and they hold none of the parent's memory. The pool does not choose reward functions (`service.py` does).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import hpt_ray
 from hpt_ray.reward.worker import LOAD_TIMEOUT_S, OUT_OF_MEMORY
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.types import Outcome, RewardResult
 
 NUM_TRIES = 2  # of an answer whose process dies
 
@@ -39,30 +39,30 @@ _PACKAGE_PARENT = str(Path(hpt_ray.__file__).resolve().parents[1])
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One answer to grade, and by which grader (see `graders/table.py`)."""
+    """One answer to grade, and by which reward function (see `reward_functions/table.py`)."""
 
-    grader: str
+    reward_function: str
     response: str
     ground_truth: Any
 
 
 @dataclass(slots=True)
 class _Job:
-    """The tasks of one call and their verdicts so far."""
+    """The tasks of one call and their results so far."""
 
     tasks: Sequence[Task]
-    verdicts: list[Verdict | None]
+    results: list[RewardResult | None]
     remaining: int
-    future: Future[list[Verdict]] = field(default_factory=Future)
+    future: Future[list[RewardResult]] = field(default_factory=Future)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def set(self, index: int, verdict: Verdict) -> None:
+    def set(self, index: int, result: RewardResult) -> None:
         with self.lock:
-            self.verdicts[index] = verdict
+            self.results[index] = result
             self.remaining -= 1
             done = self.remaining == 0
         if done and self.future.set_running_or_notify_cancel():
-            self.future.set_result(self.verdicts)  # type: ignore[arg-type]  # all of them are set
+            self.future.set_result(self.results)  # type: ignore[arg-type]  # all of them are set
 
     def fail(self, error: Exception) -> None:
         with self.lock:
@@ -70,8 +70,8 @@ class _Job:
                 self.future.set_exception(error)
 
 
-def _error(detail: str) -> Verdict:
-    return Verdict(0.0, Outcome.ERROR, detail=detail)
+def _error(detail: str) -> RewardResult:
+    return RewardResult(0.0, Outcome.ERROR, detail=detail)
 
 
 class ProcessEnded(Exception):
@@ -103,16 +103,18 @@ class _Process:
             )
         self.reader = self.socket.makefile("rb")
 
-    def load(self, grader: str) -> str | None:
-        """Load a grader; a text says why that failed."""
-        if grader not in self.loaded:
+    def load(self, reward_function: str) -> str | None:
+        """Load a reward function; a text says why that failed."""
+        if reward_function not in self.loaded:
             try:
-                reason = self.ask(pickle.dumps((grader, None)), LOAD_TIMEOUT_S)
+                reason = self.ask(pickle.dumps((reward_function, None)), LOAD_TIMEOUT_S)
             except TimeoutError as error:
-                raise ProcessEnded(f"grader {grader} was not loaded within {LOAD_TIMEOUT_S:g} s") from error
+                raise ProcessEnded(
+                    f"reward function {reward_function} was not loaded within {LOAD_TIMEOUT_S:g} s"
+                ) from error
             if reason is not None:
                 return reason
-            self.loaded.add(grader)
+            self.loaded.add(reward_function)
         return None
 
     def ask(self, request: bytes, limit_s: float) -> Any:
@@ -148,7 +150,7 @@ class _Process:
 class Pool:
     """`num_processes` killable grading processes behind one queue.
 
-    `preload` names graders that each process loads as it starts. Starting does not wait for anything.
+    `preload` names reward functions that each process loads as it starts. Starting does not wait for anything.
     """
 
     def __init__(
@@ -174,8 +176,8 @@ class Pool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, tasks: Sequence[Task]) -> Future[list[Verdict]]:
-        """Queue the tasks. The future holds their verdicts in the same order. Safe from any thread."""
+    def submit(self, tasks: Sequence[Task]) -> Future[list[RewardResult]]:
+        """Queue the tasks. The future holds their results in the same order. Safe from any thread."""
         job = _Job(tasks, [None] * len(tasks), len(tasks))
         with self._lock:
             if self._closed:
@@ -186,8 +188,8 @@ class Pool:
             job.future.set_result([])
         return job.future
 
-    def grade(self, tasks: Sequence[Task]) -> list[Verdict]:
-        """The verdicts of the tasks, in order."""
+    def grade(self, tasks: Sequence[Task]) -> list[RewardResult]:
+        """The results of the tasks, in order."""
         return self.submit(tasks).result()
 
     def close(self) -> None:
@@ -223,37 +225,39 @@ class Pool:
             if process is None:
                 job.fail(failure)
                 continue
-            verdict, process = self._grade(job.tasks[index], process)
-            job.set(index, verdict)
+            result, process = self._grade(job.tasks[index], process)
+            job.set(index, result)
         if process is not None:
             self._end(process)
 
-    def _grade(self, task: Task, process: _Process | None) -> tuple[Verdict, _Process | None]:
-        """The verdict of one task, and the process to go on with (None: it has to be replaced)."""
+    def _grade(self, task: Task, process: _Process | None) -> tuple[RewardResult, _Process | None]:
+        """The result of one task, and the process to go on with (None: it has to be replaced)."""
         try:
-            request = pickle.dumps((task.grader, (task.response, task.ground_truth)))
+            request = pickle.dumps((task.reward_function, (task.response, task.ground_truth)))
         except Exception as error:
             return _error(f"the ground truth cannot be sent to another process: {error}"), process
-        verdict = _error("the grading pool was closed")
+        result = _error("the grading pool was closed")
         for _ in range(NUM_TRIES):
             if self._closed:
                 break
             try:
                 process = process or self._start()
-                reason = process.load(task.grader)
+                reason = process.load(task.reward_function)
                 if reason is not None:
-                    return _error(f"grader {task.grader} could not be loaded: {reason}"), process
+                    return _error(
+                        f"reward function {task.reward_function} could not be loaded: {reason}"
+                    ), process
                 return process.ask(request, self.timeout_s), process
             except TimeoutError:
-                verdict = Verdict(0.0, Outcome.TIMEOUT, detail=f"not graded within {self.timeout_s:g} s")
+                result = RewardResult(0.0, Outcome.TIMEOUT, detail=f"not graded within {self.timeout_s:g} s")
             except (ProcessEnded, OSError) as error:
-                verdict = _error(str(error))
+                result = _error(str(error))
             if process is not None:
                 self._end(process)
                 process = None
-            if verdict.outcome is Outcome.TIMEOUT:
+            if result.outcome is Outcome.TIMEOUT:
                 break
-        return verdict, process
+        return result, process
 
     def _start(self) -> _Process:
         process = _Process(self.timeout_s, self.memory_mb)
@@ -262,8 +266,10 @@ class Pool:
             if self._closed:
                 process.kill()
         try:
-            for grader in self.preload:
-                process.load(grader)  # a failure comes back with the first task of that grader
+            for reward_function in self.preload:
+                process.load(
+                    reward_function
+                )  # a failure comes back with the first task of that reward function
         except ProcessEnded:
             process.kill()  # the first task finds it ended and reports how
         return process

@@ -1,7 +1,7 @@
-"""The verifier service: graded items in, verdicts out, for the whole run.
+"""The verifier service: graded items in, results out, for the whole run.
 
 A plain class with async methods. The driver wraps it with `ray.remote`; many small batches may be in
-flight at once, and all of them share one pool of killable processes. It chooses the grader by `data_source`,
+flight at once, and all of them share one pool of killable processes. It chooses the reward function by `data_source`,
 refuses truncated responses where configured, adds the extra reward terms, and counts outcomes.
 It does not generate, and it does not decide what trains.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
-from hpt_ray.reward.graders.table import check_grader
+from hpt_ray.reward.functions.table import check_reward_function
 from hpt_ray.reward.pool import Pool, Task
 from hpt_ray.reward.terms import check_terms, extra_reward
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.types import Outcome, RewardResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,44 +36,46 @@ class GradeItem:
 
 
 class VerifierService:
-    """Raises UserError at once when the configuration names a grader or a term that does not exist."""
+    """Raises UserError at once when the configuration names a reward function or a term that does not exist."""
 
     def __init__(self, config: RewardConfig, max_response_tokens: int = 0) -> None:
         self.config = config
         self.max_response_tokens = max_response_tokens
-        check_graders(config)
+        check_reward_functions(config)
         check_terms(config, max_response_tokens)
         self._outcomes: Counter[str] = Counter()
         self._pool = Pool(
             config.num_processes,
             timeout_s=config.timeout_s,
             memory_mb=config.memory_mb,
-            preload=sorted({config.grader, *config.graders.values()}),
+            preload=sorted({config.function, *config.functions.values()}),
         )
 
-    async def grade(self, items: list[GradeItem]) -> list[Verdict]:
-        """The verdicts of the items, in their order. Never raises for what an item holds."""
-        refused = Verdict(0.0, Outcome.NO_ANSWER, detail="cut at the token limit (reward.require_finished)")
+    async def grade(self, items: list[GradeItem]) -> list[RewardResult]:
+        """The results of the items, in their order. Never raises for what an item holds."""
+        refused = RewardResult(
+            0.0, Outcome.NO_ANSWER, detail="cut at the token limit (reward.require_finished)"
+        )
         cut = [self.config.require_finished and not item.finished for item in items]
         tasks = [
-            Task(self.grader_of(item.data_source), item.response, item.ground_truth)
+            Task(self.reward_function_of(item.data_source), item.response, item.ground_truth)
             for item, is_cut in zip(items, cut, strict=True)
             if not is_cut
         ]
-        verdicts_of_tasks: list[Verdict] = await asyncio.wrap_future(self._pool.submit(tasks))
-        graded = iter(verdicts_of_tasks)
-        verdicts = [refused if is_cut else next(graded) for is_cut in cut]
-        self._outcomes.update(verdict.outcome.value for verdict in verdicts)
+        results_of_tasks: list[RewardResult] = await asyncio.wrap_future(self._pool.submit(tasks))
+        graded = iter(results_of_tasks)
+        results = [refused if is_cut else next(graded) for is_cut in cut]
+        self._outcomes.update(result.outcome.value for result in results)
         if not self.config.terms:
-            return verdicts
+            return results
         return [
-            replace(verdict, score=verdict.score + self._extra(item))
-            for item, verdict in zip(items, verdicts, strict=True)
+            replace(result, score=result.score + self._extra(item))
+            for item, result in zip(items, results, strict=True)
         ]
 
-    def grader_of(self, data_source: str) -> str:
-        """The grader of a data source: for reports as for grading."""
-        return self.config.graders.get(data_source, self.config.grader)
+    def reward_function_of(self, data_source: str) -> str:
+        """The reward function of a data source: for reports as for grading."""
+        return self.config.functions.get(data_source, self.config.function)
 
     def counts(self) -> dict[str, int]:
         """How often each outcome came up so far (zeros included), and how many processes were replaced."""
@@ -87,11 +89,13 @@ class VerifierService:
         return extra_reward(self.config, item.response, item.num_tokens, self.max_response_tokens)
 
 
-def check_graders(config: RewardConfig) -> None:
-    """Raise UserError if the configuration names a grader that cannot be built."""
-    named = {f"reward.graders[{source}]": grader for source, grader in config.graders.items()}
-    for key, grader in {"reward.grader": config.grader, **named}.items():
+def check_reward_functions(config: RewardConfig) -> None:
+    """Raise UserError if the configuration names a reward function that cannot be built."""
+    named = {
+        f"reward.functions[{source}]": reward_function for source, reward_function in config.functions.items()
+    }
+    for key, reward_function in {"reward.function": config.function, **named}.items():
         try:
-            check_grader(grader)
+            check_reward_function(reward_function)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error

@@ -1,7 +1,7 @@
 r"""Extra rewards beside correctness: small functions of a response, by name, each with its weight.
 
 `reward.terms: {overlong: 1.0, format: 0.1}` adds `1.0 · overlong + 0.1 · format` to every score. They change
-the reward only: whether a question counts as solved, and so the gate, is the grader's outcome alone.
+the reward only: whether a prompt counts as solved, and so the gate, is the reward function's outcome alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
-from hpt_ray.reward.graders.extract import last_boxed
+from hpt_ray.reward.functions.extract import last_boxed
 
 
 def format_reward(response: str) -> float:

@@ -1,10 +1,10 @@
-"""The grading process: reads tasks from a socket, one at a time, and answers each with a verdict.
+"""The grading process: reads tasks from a socket, one at a time, and answers each with a result.
 
 Started by `pool.py` with the arguments FD TIMEOUT_S MEMORY_MB. A request is a pickled
-`(grader, None)` (load this grader; the reply is None or the reason it failed) or
-`(grader, (response, ground_truth))` (the reply is a Verdict). The process ends when the socket does.
+`(reward_function, None)` (load this reward function; the reply is None or the reason it failed) or
+`(reward_function, (response, ground_truth))` (the reply is a Result). The process ends when the socket does.
 
-It imports neither Ray, torch nor vLLM, and sympy only when a grader that needs it is loaded. It limits
+It imports neither Ray, torch nor vLLM, and sympy only when a reward function that needs it is loaded. It limits
 its own address space; a task that runs into the limit ends the process with exit code `OUT_OF_MEMORY`,
 since nothing can be trusted after that. Time limits are the parent's; the alarm set here only makes
 sure that a process whose parent has vanished does not go on for ever.
@@ -21,18 +21,18 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from hpt_ray.reward.graders.table import Grade, build
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.reward.functions.table import Grade, build
+from hpt_ray.types import Outcome, RewardResult
 
 OUT_OF_MEMORY = 77
 ORPHAN_GRACE_S = 5.0  # the parent's kill comes first
-LOAD_TIMEOUT_S = 60.0  # importing a grader, on both sides
-MAX_EXTRACTED_CHARS = 500  # a verdict stays small whatever the answer was
+LOAD_TIMEOUT_S = 60.0  # importing a reward function, on both sides
+MAX_EXTRACTED_CHARS = 500  # a result stays small whatever the answer was
 MAX_DETAIL_CHARS = 300
 
 
 def serve(connection: socket.socket, timeout_s: float) -> None:
-    graders: dict[str, Grade] = {}
+    reward_functions: dict[str, Grade] = {}
     reader, writer = connection.makefile("rb"), connection.makefile("wb")
     while True:
         try:
@@ -41,15 +41,15 @@ def serve(connection: socket.socket, timeout_s: float) -> None:
             return
         limit_s = timeout_s if task is not None else LOAD_TIMEOUT_S
         signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
-        reply = _load(graders, spec) if task is None else _grade(graders[spec], *task)
+        reply = _load(reward_functions, spec) if task is None else _grade(reward_functions[spec], *task)
         signal.setitimer(signal.ITIMER_REAL, 0)
         pickle.dump(reply, writer)
         writer.flush()
 
 
-def _load(graders: dict[str, Grade], spec: str) -> str | None:
+def _load(reward_functions: dict[str, Grade], spec: str) -> str | None:
     try:
-        graders[spec] = build(spec)
+        reward_functions[spec] = build(spec)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:  # a user's file may raise anything
@@ -57,16 +57,16 @@ def _load(graders: dict[str, Grade], spec: str) -> str | None:
     return None
 
 
-def _grade(grade: Grade, response: str, ground_truth: Any) -> Verdict:
+def _grade(grade: Grade, response: str, ground_truth: Any) -> RewardResult:
     try:
-        verdict = grade(response, ground_truth)
-        if verdict.extracted is not None and len(verdict.extracted) > MAX_EXTRACTED_CHARS:
-            verdict = replace(verdict, extracted=verdict.extracted[:MAX_EXTRACTED_CHARS] + "…")
-        return verdict
+        result = grade(response, ground_truth)
+        if result.extracted is not None and len(result.extracted) > MAX_EXTRACTED_CHARS:
+            result = replace(result, extracted=result.extracted[:MAX_EXTRACTED_CHARS] + "…")
+        return result
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:  # becomes the outcome `error`, which is counted
-        return Verdict(0.0, Outcome.ERROR, detail=_describe(error))
+        return RewardResult(0.0, Outcome.ERROR, detail=_describe(error))
 
 
 def _describe(error: BaseException) -> str:

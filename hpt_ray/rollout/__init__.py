@@ -1,1 +1,1 @@
-"""Questions to rollouts: vLLM engines in actors of their own."""
+"""Prompts to rollouts: vLLM engines in actors of their own."""

@@ -50,10 +50,10 @@ class EngineSpec:
 class Finished:
     """One answer as it left the engine."""
 
-    question_id: str
+    prompt_id: str
     sample: int
     token_ids: np.ndarray  # [L] int32
-    logps: np.ndarray  # [L] float32
+    logprobs: np.ndarray  # [L] float32
     finish: FinishReason
     weight_version: int
 
@@ -70,7 +70,7 @@ class VllmEngine:
                 raise explained from error
             raise
         self.weight_version = 0
-        # Request id -> question, sample, version of the weights it was asked of.
+        # Request id -> prompt, sample, version of the weights it was asked of.
         self._requests: dict[str, tuple[str, int, int]] = {}
         self._count = 0
         self._is_asleep = False
@@ -81,7 +81,7 @@ class VllmEngine:
         return bool(self._requests) and not self._is_asleep
 
     def add(self, request: GenerateRequest, sampling: Sampling) -> None:
-        """Queue the samples of one question."""
+        """Queue the samples of one prompt."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -104,7 +104,7 @@ class VllmEngine:
             )
             request_id = f"{self._count}"
             self._count += 1
-            self._requests[request_id] = (request.question_id, sample, self.weight_version)
+            self._requests[request_id] = (request.prompt_id, sample, self.weight_version)
             self._engine.add_request(request_id, prompt, params)
 
     def step(self) -> list[Finished]:
@@ -112,22 +112,22 @@ class VllmEngine:
         return [self._finished(output) for output in self._engine.step() if output.finished]
 
     def _finished(self, output: Any) -> Finished:
-        question_id, sample, version = self._requests.pop(output.request_id)
+        prompt_id, sample, version = self._requests.pop(output.request_id)
         answer = output.outputs[0]
         token_ids = np.asarray(answer.token_ids, np.int32)
         return Finished(
-            question_id=question_id,
+            prompt_id=prompt_id,
             sample=sample,
             token_ids=token_ids,
             # vLLM lists the sampled token first at every position, and nothing else with logprobs=0.
-            logps=np.asarray(answer.logprobs.logprobs, np.float32),
+            logprobs=np.asarray(answer.logprobs.logprobs, np.float32),
             finish=FinishReason(answer.finish_reason),
             weight_version=version,
         )
 
-    def abort(self, question_ids: set[str]) -> int:
-        """Stop what is still running for these questions; tokens that had been sampled for it."""
-        ids = {rid for rid, (question_id, _, _) in self._requests.items() if question_id in question_ids}
+    def abort(self, prompt_ids: set[str]) -> int:
+        """Stop what is still running for these prompts; tokens that had been sampled for it."""
+        ids = {rid for rid, (prompt_id, _, _) in self._requests.items() if prompt_id in prompt_ids}
         states = self._engine.output_processor.request_states.values()
         num_tokens = sum(
             state.detokenizer.num_output_tokens()
@@ -143,7 +143,7 @@ class VllmEngine:
 
     def sleep(self) -> None:
         """Give up the memory of weights and cache; what is still running ends. On CPUs nothing is given up."""
-        self.abort({question_id for question_id, _, _ in self._requests.values()})
+        self.abort({prompt_id for prompt_id, _, _ in self._requests.values()})
         self._is_asleep = True
         self._engine.sleep(level=2)
 

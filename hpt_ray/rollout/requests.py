@@ -23,14 +23,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """The samples of one question that one worker is to draw: sample number and seed of each.
+    """The samples of one prompt that one worker is to draw: sample number and seed of each.
 
-    `question_id` is unique among the requests of one call: see `unique_ids`. `expected_tokens` is the likely
+    `prompt_id` is unique among the requests of one call: see `unique_ids`. `expected_tokens` is the likely
     length of an answer, by which work is balanced; only its ratio to that of other requests matters.
     The last `num_held` samples are drawn only when somebody says that they are needed.
     """
 
-    question_id: str
+    prompt_id: str
     prompt_ids: np.ndarray  # [P] int32
     samples: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -43,31 +43,31 @@ class GenerateRequest:
         return replace(self, samples=samples, seeds=seeds, num_held=0)
 
 
-def sampling_seed(run_seed: int, step: int | str, question_id: str, sample: int) -> int:
+def sampling_seed(run_seed: int, step: int | str, prompt_id: str, sample: int) -> int:
     """The seed of one rollout: a function of what is asked for, not of who answers or when.
 
     What is generated again after a failure is therefore what would have been generated. Seeds of
     neighbouring samples are far apart, since vLLM derives further seeds by counting up.
     """
-    text = f"{run_seed}/{step}/{question_id}/{sample}".encode()
+    text = f"{run_seed}/{step}/{prompt_id}/{sample}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 33
 
 
-def unique_ids(question_ids: Sequence[str]) -> list[str]:
-    """The ids of a batch, told apart where a batch that spans two epochs holds a question twice.
+def unique_ids(prompt_ids: Sequence[str]) -> list[str]:
+    """The ids of a batch, told apart where a batch that spans two epochs holds a prompt twice.
 
     Example: `unique_ids(["a", "b", "a"]) == ["a", "b", "a#2"]`.
     """
     seen: Counter[str] = Counter()
     unique = []
-    for question_id in question_ids:
-        seen[question_id] += 1
-        unique.append(question_id if seen[question_id] == 1 else f"{question_id}#{seen[question_id]}")
+    for prompt_id in prompt_ids:
+        seen[prompt_id] += 1
+        unique.append(prompt_id if seen[prompt_id] == 1 else f"{prompt_id}#{seen[prompt_id]}")
     return unique
 
 
 def request_for(
-    question_id: str,
+    prompt_id: str,
     prompt_ids: np.ndarray,
     *,
     num_samples: int,
@@ -77,5 +77,5 @@ def request_for(
     num_held: int = 0,
 ) -> GenerateRequest:
     samples = tuple(range(num_samples))
-    seeds = tuple(sampling_seed(run_seed, step, question_id, sample) for sample in samples)
-    return GenerateRequest(question_id, prompt_ids, samples, seeds, expected_tokens, num_held)
+    seeds = tuple(sampling_seed(run_seed, step, prompt_id, sample) for sample in samples)
+    return GenerateRequest(prompt_id, prompt_ids, samples, seeds, expected_tokens, num_held)

@@ -1,7 +1,7 @@
-"""The fleet as one source of rollouts: deal requests out, take finished rollouts in.
+"""The engine group as one source of rollouts: deal requests out, take finished rollouts in.
 
-In: requests for batches of questions, several batches at a time. Out: each batch's rollouts as they finish, from
-whichever worker. All samples of a question go to one worker, where they share the prompt's cache. A worker is
+In: requests for batches of prompts, several batches at a time. Out: each batch's rollouts as they finish, from
+whichever worker. All samples of a prompt go to one worker, where they share the prompt's cache. A worker is
 given a little more than it decodes at the same time, so that it is never short of work and what is left can
 still go to whoever is free. What a worker that fails was asked for goes to the front of the queue.
 """
@@ -17,17 +17,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpt_ray.errors import WaitExpired
-from hpt_ray.rollout.fleet import ANSWER_LIMIT_S, Fleet, Worker
+from hpt_ray.rollout.engine_group import ANSWER_LIMIT_S, EngineGroup, Worker
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
 from hpt_ray.types import FinishReason, Rollout
 
-MAX_TRIES = 3  # of one question that was with a worker each time it failed; then its rollouts are lost
+MAX_TRIES = 3  # of one prompt that was with a worker each time it failed; then its rollouts are lost
 WINDOW = 1.5  # sequences with a worker, over those it decodes at the same time
 
 
 @dataclass(eq=False)
 class _Job:
-    """Samples of a question on their way, and for whom."""
+    """Samples of a prompt on their way, and for whom."""
 
     key: str  # unique among all that is under way
     request: GenerateRequest
@@ -50,7 +50,7 @@ class _Job:
             (s, seed) for s, seed in zip(request.samples, request.seeds, strict=True) if s in self.missing
         ]
         samples, seeds = zip(*left, strict=True)
-        return replace(request, question_id=self.key, samples=samples, seeds=seeds)
+        return replace(request, prompt_id=self.key, samples=samples, seeds=seeds)
 
     def deliver(self, rollouts: list[Rollout]) -> None:
         self.missing.difference_update(rollout.sample for rollout in rollouts)
@@ -59,66 +59,66 @@ class _Job:
 
 
 class Draw:
-    """The rollouts of one batch of questions, as they finish: read it as an async iterator, to its end.
+    """The rollouts of one batch of prompts, as they finish: read it as an async iterator, to its end.
 
     A rollout whose workers failed again and again comes as LOST, without tokens. Reading raises `WaitExpired`
     where no worker came up with any rollout within the limit, and `NoWorkerLeft`.
     """
 
-    def __init__(self, pool: RolloutPool, requests: list[GenerateRequest], sampling: Sampling):
-        self._pool, self.sampling = pool, sampling
+    def __init__(self, router: Router, requests: list[GenerateRequest], sampling: Sampling):
+        self._router, self.sampling = router, sampling
         self.inbox: asyncio.Queue[list[Rollout]] = asyncio.Queue()
         self.num_missing = sum(len(request.samples) for request in requests)
-        self.jobs: dict[str, list[_Job]] = {}  # by question
+        self.jobs: dict[str, list[_Job]] = {}  # by prompt
         self._held: dict[str, GenerateRequest] = {}
         for request in requests:
             first = len(request.samples) - request.num_held
-            self.jobs[request.question_id] = [pool.job(self, request.part(0, first))]
+            self.jobs[request.prompt_id] = [router.job(self, request.part(0, first))]
             if request.num_held:
-                self._held[request.question_id] = request.part(first, len(request.samples))
+                self._held[request.prompt_id] = request.part(first, len(request.samples))
 
     async def __aiter__(self) -> AsyncIterator[list[Rollout]]:
-        pool = self._pool
-        pool.wait_in_line([job for jobs in self.jobs.values() for job in jobs])
+        router = self._router
+        router.wait_in_line([job for jobs in self.jobs.values() for job in jobs])
         try:
             while self.num_missing or not self.inbox.empty():
-                batch = await pool.next_batch(self)
+                batch = await router.next_batch(self)
                 if batch:
                     yield batch
         finally:
-            await self.abort(
-                {question for question, jobs in self.jobs.items() if any(j.missing for j in jobs)}
-            )
+            await self.abort({prompt for prompt, jobs in self.jobs.items() if any(j.missing for j in jobs)})
 
-    def release(self, question_ids: set[str]) -> None:
-        """Draw what was held of these questions, before all that waits."""
-        released = [(name, self._held.pop(name)) for name in sorted(question_ids & self._held.keys())]
-        jobs = [self._pool.job(self, request) for _, request in released]
+    def release(self, prompt_ids: set[str]) -> None:
+        """Draw what was held of these prompts, before all that waits."""
+        released = [(name, self._held.pop(name)) for name in sorted(prompt_ids & self._held.keys())]
+        jobs = [self._router.job(self, request) for _, request in released]
         for (name, _), job in zip(released, jobs, strict=True):
             self.jobs[name].append(job)
-        self._pool.wait_in_line(jobs, first=True)
+        self._router.wait_in_line(jobs, first=True)
 
-    async def abort(self, question_ids: set[str]) -> None:
-        """Stop drawing for these questions."""
-        for request in (self._held.pop(name) for name in question_ids & self._held.keys()):
+    async def abort(self, prompt_ids: set[str]) -> None:
+        """Stop drawing for these prompts."""
+        for request in (self._held.pop(name) for name in prompt_ids & self._held.keys()):
             self.num_missing -= len(request.samples)
-        jobs = [job for name in question_ids for job in self.jobs[name] if job.missing]
+        jobs = [job for name in prompt_ids for job in self.jobs[name] if job.missing]
         for job in jobs:
             self.num_missing -= len(job.missing)
             job.missing.clear()
         self.inbox.put_nowait([])  # whoever waits looks again
-        await self._pool.forget(jobs)
+        await self._router.forget(jobs)
 
 
-class RolloutPool:
+class Router:
     """Any number of rollout workers as one source of rollouts.
 
     With `in_advance` a batch is dealt out whole when it comes, so that which sequences are decoded together
     does not depend on timing.
     """
 
-    def __init__(self, fleet: Fleet, *, max_num_seqs: int, timeout_s: float, in_advance: bool = False):
-        self._fleet, self._timeout_s = fleet, timeout_s
+    def __init__(
+        self, engines: EngineGroup, *, max_num_seqs: int, timeout_s: float, in_advance: bool = False
+    ):
+        self._engines, self._timeout_s = engines, timeout_s
         self._window = float("inf") if in_advance else WINDOW * max_num_seqs
         self._waiting: deque[_Job] = deque()
         self._running: dict[Worker, dict[str, _Job]] = {}
@@ -127,8 +127,8 @@ class RolloutPool:
         self._last_rollout_s = time.monotonic()
         self.faults: Counter[str] = Counter()  # rollouts, by what happened to them, since the run began
         self.aborted_tokens = 0  # sampled for rollouts that were then aborted
-        fleet.on_up, fleet.on_down = self._up, self._down
-        for worker in fleet.serving:
+        engines.on_up, engines.on_down = self._up, self._down
+        for worker in engines.serving:
             self._up(worker)
 
     def generate(self, requests: list[GenerateRequest], sampling: Sampling) -> Draw:
@@ -153,7 +153,7 @@ class RolloutPool:
 
     async def next_batch(self, draw: Draw) -> list[Rollout]:
         """The next rollouts, or nothing after a while, so that the caller looks around."""
-        self._fleet.check_hope()
+        self._engines.check_hope()
         try:
             return await asyncio.wait_for(draw.inbox.get(), min(self._timeout_s, ANSWER_LIMIT_S))
         except TimeoutError:
@@ -194,7 +194,7 @@ class RolloutPool:
     # -- dealing -----------------------------------------------------------------------------------
 
     def _deal(self) -> None:
-        """Give waiting questions to the workers with the fewest tokens to come, as far as there is room."""
+        """Give waiting prompts to the workers with the fewest tokens to come, as far as there is room."""
         shares: defaultdict[tuple[Worker, Sampling], list[_Job]] = defaultdict(list)
         serving = {worker: jobs.values() for worker, jobs in self._running.items() if worker.health.serves}
         loads = {worker: sum(job.load for job in jobs) for worker, jobs in serving.items()}
@@ -237,7 +237,7 @@ class RolloutPool:
                 self.faults["rollouts_requeued"] += len(job.missing)
             else:
                 self.faults["rollouts_lost"] += len(job.missing)
-                name = job.request.question_id
+                name = job.request.prompt_id
                 job.deliver([Rollout.missing(name, i, FinishReason.LOST) for i in sorted(job.missing)])
         self._deal()
 
@@ -252,17 +252,17 @@ class RolloutPool:
 
     def _failed(self, worker: Worker, actor: Any, error: Exception) -> None:
         if worker.actor is actor:  # not news of one that has been replaced
-            self._fleet.failed(worker, error)
+            self._engines.failed(worker, error)
 
     def _take(self, worker: Worker, rollouts: list[Rollout]) -> None:
         running = self._running.get(worker, {})
         batches: defaultdict[_Job, list[Rollout]] = defaultdict(list)
         for rollout in rollouts:
-            job = running.get(rollout.question_id)
+            job = running.get(rollout.prompt_id)
             if job is not None and rollout.sample in job.missing:  # else aborted as it finished
-                batches[job].append(replace(rollout, question_id=job.request.question_id))
+                batches[job].append(replace(rollout, prompt_id=job.request.prompt_id))
         self._last_rollout_s = time.monotonic()
-        self._fleet.delivered(worker)
+        self._engines.delivered(worker)
         for job, batch in batches.items():
             job.deliver(batch)
             if not job.missing:

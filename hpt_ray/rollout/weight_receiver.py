@@ -1,7 +1,7 @@
-"""vLLM's side of the weight sync: the carrier, and the checks that every update gets.
+"""vLLM's side of the weight sync: the backend, and the checks that every update gets.
 
 vLLM imports this module in each of its workers because `WorkerExtension` is named as the worker
-extension; that also registers the carrier. The other end is `hpt_ray.weight_sync.sender`.
+extension; that also registers the backend. The other end is `hpt_ray.weight_sync.sender`.
 
 An update that breaks off leaves the model half loaded: fit for the next update, not for serving.
 """
@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransfe
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, unpack
-from hpt_ray.weight_sync.group import Meeting, TransferGroup
+from hpt_ray.weight_sync.group import Rendezvous, TransferGroup
 from hpt_ray.weight_sync.transfer import receive
 
 CARRIER = "hpt_ray"  # as vLLM knows it
@@ -26,7 +26,7 @@ CARRIER = "hpt_ray"  # as vLLM knows it
 class JoinInfo(WeightTransferInitInfo):
     """The group to join, and the place in it that this engine's first worker takes."""
 
-    meeting: Meeting
+    rendezvous: Rendezvous
     first_place: int
 
 
@@ -48,7 +48,7 @@ class BucketTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
     def init_transfer_engine(self, init_info: JoinInfo) -> None:
         self.shutdown()
         place = init_info.first_place + self.parallel_config.rank
-        self._group = TransferGroup(init_info.meeting, place, device=self.device)
+        self._group = TransferGroup(init_info.rendezvous, place, device=self.device)
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
@@ -102,7 +102,7 @@ def _copy_what_is_kept(model: torch.nn.Module, buffer: torch.Tensor) -> None:
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:
-    """vLLM on CPUs packs linear weights; a tied output layer gets no weight of its own in a reload, so
+    """vLLM on CPUs micro-batches linear weights; a tied output layer gets no weight of its own in a reload, so
     its packed copy would silently stay at the old values.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -156,7 +156,7 @@ class WorkerExtension:
 
 
 def register() -> None:
-    """Make the carrier known to vLLM; a second import of this module changes nothing."""
+    """Make the backend known to vLLM; a second import of this module changes nothing."""
     if CARRIER not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(CARRIER, BucketTransferEngine)
 

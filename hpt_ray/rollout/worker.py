@@ -120,7 +120,7 @@ class RolloutWorker:
         )
 
     async def submit(self, requests: list[GenerateRequest], sampling: Sampling) -> None:
-        """Queue the samples of these questions; their answers leave through `answers`."""
+        """Queue the samples of these prompts; their answers leave through `answers`."""
 
         def add_all(engine: VllmEngine) -> None:
             for request in requests:
@@ -145,18 +145,18 @@ class RolloutWorker:
 
     def _rollout(self, answer: Finished) -> Rollout:
         return Rollout(
-            question_id=answer.question_id,
+            prompt_id=answer.prompt_id,
             sample=answer.sample,
             token_ids=answer.token_ids,
-            logps=answer.logps,
+            logprobs=answer.logprobs,
             finish=answer.finish,
             weight_version=answer.weight_version,
             text=self._tokenizer.decode(answer.token_ids, skip_special_tokens=True),
         )
 
-    async def abort(self, question_ids: set[str]) -> int:
-        """Stop generating for these questions; tokens that had been sampled for what was stopped."""
-        return await self._do(lambda engine: engine.abort(question_ids))
+    async def abort(self, prompt_ids: set[str]) -> int:
+        """Stop generating for these prompts; tokens that had been sampled for what was stopped."""
+        return await self._do(lambda engine: engine.abort(prompt_ids))
 
     async def progress(self) -> Progress:
         return Progress(self._steps, self._busy, memory_mb())

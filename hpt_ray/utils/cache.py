@@ -1,4 +1,4 @@
-"""Folders that can be made again: generated data and tokenised questions.
+"""Folders that can be made again: generated data and tokenised prompts.
 
 They live under `$HPT_RAY_CACHE` (default `~/.cache/hpt_ray`). A folder appears there complete or not
 at all: it is written aside and renamed. Its name carries everything that it depends on, so what is

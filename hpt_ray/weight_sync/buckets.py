@@ -47,7 +47,7 @@ def size_of(bucket: Iterable[TensorMeta]) -> int:
     return sum(meta.num_bytes for meta in bucket)
 
 
-def pack(tensors: Iterable[Any], buffer: Any) -> None:
+def micro_batch(tensors: Iterable[Any], buffer: Any) -> None:
     """Write the tensors' bytes into `buffer` (uint8, of the bucket's size) one after another."""
     import torch
 

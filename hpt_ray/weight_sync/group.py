@@ -29,7 +29,7 @@ class TransferBroken(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Where the members of one group meet, and which kind of group it is."""
 
     host: str
@@ -40,7 +40,7 @@ class Meeting:
     timeout_s: float
 
 
-class MeetingPoint:
+class RendezvousPoint:
     """The driver's store: it opens meetings and calls them off."""
 
     def __init__(self, host: str, *, timeout_s: float):
@@ -49,13 +49,13 @@ class MeetingPoint:
         self._store = rendezvous_store(host, self._port, world_size=1, timeout_s=timeout_s, listener=listener)
         self._count = 0
 
-    def open(self, world_size: int, backend: str) -> Meeting:
+    def open(self, world_size: int, backend: str) -> Rendezvous:
         self._count += 1
-        return Meeting(self._host, self._port, f"{self._count}", world_size, backend, self._timeout_s)
+        return Rendezvous(self._host, self._port, f"{self._count}", world_size, backend, self._timeout_s)
 
-    def call_off(self, meeting: Meeting) -> None:
+    def call_off(self, rendezvous: Rendezvous) -> None:
         """Every member that waits, or will wait, raises `TransferBroken`."""
-        self._store.set(f"{meeting.key}/off", "")
+        self._store.set(f"{rendezvous.key}/off", "")
 
 
 class TransferGroup:
@@ -64,13 +64,13 @@ class TransferGroup:
     `device` is where buffers must be: the CPU for gloo, the member's GPU for NCCL.
     """
 
-    def __init__(self, meeting: Meeting, rank: int, *, device: torch.device):
-        self.device = torch.device("cpu") if meeting.backend == "gloo" else device
-        self._meeting, self._rank = meeting, rank
+    def __init__(self, rendezvous: Rendezvous, rank: int, *, device: torch.device):
+        self.device = torch.device("cpu") if rendezvous.backend == "gloo" else device
+        self._rendezvous, self._rank = rendezvous, rank
         self._pending: list[dist.Work] = []
         try:
             self._store = rendezvous_store(
-                meeting.host, meeting.port, world_size=1, timeout_s=meeting.timeout_s
+                rendezvous.host, rendezvous.port, world_size=1, timeout_s=rendezvous.timeout_s
             )
             self._meet()
             self._group = self._open()
@@ -79,29 +79,29 @@ class TransferGroup:
 
     def _meet(self) -> None:
         """Wait for everybody here, where it can be called off; opening the group then takes no time."""
-        meeting = self._meeting
-        self._store.set(f"{meeting.key}/{self._rank}", "")
-        everyone = [f"{meeting.key}/{rank}" for rank in range(meeting.world_size)]
-        deadline = time.monotonic() + meeting.timeout_s
+        rendezvous = self._rendezvous
+        self._store.set(f"{rendezvous.key}/{self._rank}", "")
+        everyone = [f"{rendezvous.key}/{rank}" for rank in range(rendezvous.world_size)]
+        deadline = time.monotonic() + rendezvous.timeout_s
         while not self._store.check(everyone):
             self._look()
             if time.monotonic() > deadline:
-                raise TransferBroken(f"not everybody came within {meeting.timeout_s:.0f} s")
+                raise TransferBroken(f"not everybody came within {rendezvous.timeout_s:.0f} s")
             time.sleep(0.01)
 
     def _open(self) -> Any:
-        meeting = self._meeting
-        store = dist.PrefixStore(f"{meeting.key}/{meeting.backend}", self._store)
-        if meeting.backend == "gloo":
+        rendezvous = self._rendezvous
+        store = dist.PrefixStore(f"{rendezvous.key}/{rendezvous.backend}", self._store)
+        if rendezvous.backend == "gloo":
             limit = timedelta(seconds=CONNECT_LIMIT_S)
-            return dist.ProcessGroupGloo(store, self._rank, meeting.world_size, limit)
+            return dist.ProcessGroupGloo(store, self._rank, rendezvous.world_size, limit)
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=meeting.timeout_s)
+        options._timeout = timedelta(seconds=rendezvous.timeout_s)
         # NCCL's watchdog would end the whole process when another member dies.
         before = os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING")
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         try:
-            return dist.ProcessGroupNCCL(store, self._rank, meeting.world_size, options)
+            return dist.ProcessGroupNCCL(store, self._rank, rendezvous.world_size, options)
         finally:
             del os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"]
             if before is not None:
@@ -111,7 +111,7 @@ class TransferGroup:
         """Start to send place 0's bytes to all, in place; `wait` for it before the buffer is used."""
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
-        options.timeout = timedelta(seconds=self._meeting.timeout_s)
+        options.timeout = timedelta(seconds=self._rendezvous.timeout_s)
         work = self._group.broadcast([buffer], options)
         self._pending.append(work)
         return work
@@ -132,7 +132,7 @@ class TransferGroup:
 
     def _look(self) -> None:
         try:
-            called_off = self._store.check([f"{self._meeting.key}/off"])
+            called_off = self._store.check([f"{self._rendezvous.key}/off"])
         except RuntimeError as error:
             raise TransferBroken(f"the driver does not answer: {error}") from error
         if called_off:
@@ -144,7 +144,7 @@ class TransferGroup:
         gloo can't give up a broadcast whose peer is there and silent: it is left to a thread until that peer
         is killed or the time limit passes, as taking down the group would block.
         """
-        if self._meeting.backend == "nccl":
+        if self._rendezvous.backend == "nccl":
             self._group.abort()
         threading.Thread(target=_outlive, args=(self._group, self._pending), daemon=True).start()
         del self._group

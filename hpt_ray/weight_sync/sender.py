@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, size_of, unpack
-from hpt_ray.weight_sync.group import Meeting, TransferGroup
+from hpt_ray.weight_sync.group import Rendezvous, TransferGroup
 from hpt_ray.weight_sync.transfer import send
 
 
@@ -26,12 +26,12 @@ class WeightSender:
         self._buckets: list[list[TensorMeta]] = []
         self._copy: list[torch.Tensor] = []
 
-    def join(self, meeting: Meeting) -> None:
+    def join(self, rendezvous: Rendezvous) -> None:
         """Leave the group before this one, if any; returns when all members are there."""
         if self._group is not None:
             self._group.close()
             self._group = None
-        self._group = TransferGroup(meeting, 0, device=self._device)
+        self._group = TransferGroup(rendezvous, 0, device=self._device)
 
     def send(
         self,

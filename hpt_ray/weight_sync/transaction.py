@@ -3,7 +3,7 @@
 In: the learner's weights. Out: workers that committed them under one version, and the names of those that
 did not. A worker that dies, errs or is late is taken out, everybody else gives up at once, and the sync is
 tried again without it. Nobody commits before all who are left have received everything, so a version is served
-by all workers reported as good or by none. Restarting those that failed is the fleet's business.
+by all workers reported as good or by none. Restarting those that failed is the engine group's business.
 
 The learner's rank 0 is place 0 of the transfer group; engine i takes the places from 1 + i · workers per engine.
 """
@@ -22,7 +22,7 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.config.schema import WeightSyncConfig
 from hpt_ray.errors import LearnerFailed, in_one_line
 from hpt_ray.weight_sync.buckets import TensorMeta, size_of
-from hpt_ray.weight_sync.group import Meeting, MeetingPoint, TransferBroken
+from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferBroken
 
 MAX_ATTEMPTS = 4
 GIVE_UP_LIMIT_S = 5.0  # for a worker to answer after the transfer was called off
@@ -77,7 +77,7 @@ class WeightSync:
         self,
         learners: ActorGroup,
         config: WeightSyncConfig,
-        carrier: str,
+        backend: str,
         *,
         workers_per_engine: int,
         keep_committed: bool,
@@ -85,12 +85,12 @@ class WeightSync:
         """`keep_committed`: rank 0 keeps a copy of what it sent in host memory, for `resend` after a step."""
         self._keep = keep_committed
         self.has_copy = False  # of the committed weights: `resend` works after the learner has stepped
-        self._learners, self._config, self._carrier = learners, config, carrier
+        self._learners, self._config, self._backend = learners, config, backend
         self._workers_per_engine = workers_per_engine
         self._bucket_bytes = int(config.bucket_mb * 2**20)
         self._metas: list[TensorMeta] = []
-        self._point: MeetingPoint | None = None
-        self._meeting: Meeting | None = None
+        self._point: RendezvousPoint | None = None
+        self._rendezvous: Rendezvous | None = None
         self._members: list[Any] = []  # the actors that are in it
         self._checked: set[Any] = set()  # actors whose first sync checked every name one by one
         self._committed: tuple[int, Any] | None = None  # the version, and rank 0 that sent it
@@ -160,12 +160,12 @@ class WeightSync:
         (self._metas,) = await self._together([Call(self._rank_0, "weight_metas")], deadline)
         if self._point is None:
             host = ray.util.get_node_ip_address()
-            self._point = MeetingPoint(host, timeout_s=self._config.timeout_s)
+            self._point = RendezvousPoint(host, timeout_s=self._config.timeout_s)
         size = self._workers_per_engine
-        self._meeting = self._point.open(1 + size * len(workers), self._carrier)
-        places = [{"meeting": self._meeting, "first_place": 1 + i * size} for i in range(len(workers))]
+        self._rendezvous = self._point.open(1 + size * len(workers), self._backend)
+        places = [{"rendezvous": self._rendezvous, "first_place": 1 + i * size} for i in range(len(workers))]
         joining = [Call(_one(workers, i), "connect", (place,)) for i, place in enumerate(places)]
-        await self._together([*joining, Call(self._rank_0, "join_transfer", (self._meeting,))], deadline)
+        await self._together([*joining, Call(self._rank_0, "join_transfer", (self._rendezvous,))], deadline)
         self._members = members
 
     async def _transfer(self, workers: ActorGroup, send: Call, deadline: float) -> None:
@@ -193,7 +193,7 @@ class WeightSync:
     async def _together(self, calls: Sequence[Call], deadline: float) -> list[Any]:
         """The results of calls that need each other.
 
-        At the first failure, or past the deadline, the meeting is called off: whoever waits in it gives up.
+        At the first failure, or past the deadline, the rendezvous is called off: whoever waits in it gives up.
         Those who don't give up, or who failed by themselves, are at fault. Raises `_Interrupted` that names
         the workers among them, or `LearnerFailed`.
         """
@@ -207,8 +207,8 @@ class WeightSync:
         if not errors and not pending:
             return [task.result() for task in tasks.values()]
         self._members = []
-        if self._point is not None and self._meeting is not None:
-            self._point.call_off(self._meeting)
+        if self._point is not None and self._rendezvous is not None:
+            self._point.call_off(self._rendezvous)
         await asyncio.wait(tasks.values(), timeout=GIVE_UP_LIMIT_S)
         failed = _failures(working)
         if sending:

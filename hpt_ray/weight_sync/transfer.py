@@ -1,6 +1,6 @@
 """Moving tensors through a `TransferGroup`, bucket by bucket, with two buckets in memory on either side.
 
-The sender gathers and packs a bucket while the one before is on its way; the receiver loads a bucket while
+The sender gathers and micro-batches a bucket while the one before is on its way; the receiver loads a bucket while
 the next one arrives. Nothing here knows what a learner or an engine is.
 """
 
@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 
-from hpt_ray.weight_sync.buckets import Buffers, TensorMeta, pack
+from hpt_ray.weight_sync.buckets import Buffers, TensorMeta, micro_batch
 from hpt_ray.weight_sync.group import TransferGroup
 
 
@@ -38,7 +38,7 @@ def send(
         if len(under_way) == num_buffers:
             group.wait(under_way.popleft())
         buffer = buffers.take(index)
-        pack(whole, buffer)
+        micro_batch(whole, buffer)
         del whole
         under_way.append(group.broadcast(buffer))
         if copy is not None:

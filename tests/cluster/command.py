@@ -17,8 +17,8 @@ GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\
 TINY = ["--config", "tests/cluster/tiny.yaml"]
 
 
-def write_grader(folder: Path) -> str:
-    """The name of a grader that an untrained model satisfies about half the time, and never learns."""
+def write_reward_function(folder: Path) -> str:
+    """The name of a reward function that an untrained model satisfies about half the time, and never learns."""
     file = folder / "parity.py"
     file.write_text(GRADER, encoding="utf-8")
     return f"python:{file}:grade"

@@ -1,4 +1,4 @@
-"""How a disturbed run ended: every step once, every question once, the parameters of an undisturbed run."""
+"""How a disturbed run ended: every step once, every prompt once, the parameters of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def newest(runs: Path) -> RunFolder:
 
 
 def check(folder: RunFolder, undisturbed: RunFolder, *, exactly: bool) -> None:
-    """Every step once, every question of each step once, the same parameters."""
+    """Every step once, every prompt of each step once, the same parameters."""
     steps = [line["step"] for line in undisturbed.read_metrics()]
     assert [line["step"] for line in folder.read_metrics()] == steps == list(range(1, len(steps) + 1))
-    assert visits(folder) == visits(undisturbed)
+    assert attempts(folder) == attempts(undisturbed)
     ours, theirs = weights(folder, len(steps)), weights(undisturbed, len(steps))
     if exactly:
         assert torch.equal(ours, theirs)
@@ -28,9 +28,9 @@ def check(folder: RunFolder, undisturbed: RunFolder, *, exactly: bool) -> None:
         assert torch.linalg.vector_norm(ours - theirs) < 1e-3 * torch.linalg.vector_norm(theirs)
 
 
-def visits(folder: RunFolder) -> Counter[tuple[int, str, int]]:
-    lines = map(json.loads, (folder.root / "feedback.jsonl").read_text().splitlines())
-    return Counter((line["step"], line["question_id"], line["rollouts"]) for line in lines)
+def attempts(folder: RunFolder) -> Counter[tuple[int, str, int]]:
+    lines = map(json.loads, (folder.root / "prompt_history.jsonl").read_text().splitlines())
+    return Counter((line["step"], line["prompt_id"], line["rollouts"]) for line in lines)
 
 
 def weights(folder: RunFolder, step: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Two runs are the same run: numbers, order of questions, parameters and optimizer state, bit for bit."""
+"""Two runs are the same run: numbers, order of prompts, parameters and optimizer state, bit for bit."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def check_identical(one: RunFolder, other: RunFolder, steps: int) -> None:
 
 
 def order(folder: RunFolder) -> list[tuple[int, str]]:
-    """Which question was trained on when."""
-    lines = (folder.root / "feedback.jsonl").read_text().splitlines()
-    return [(visit["step"], visit["question_id"]) for visit in map(json.loads, lines)]
+    """Which prompt was trained on when."""
+    lines = (folder.root / "prompt_history.jsonl").read_text().splitlines()
+    return [(attempt["step"], attempt["prompt_id"]) for attempt in map(json.loads, lines)]
 
 
 def numbers(folder: RunFolder) -> list[dict[str, Any]]:

@@ -19,14 +19,14 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.learner.group import LearnerGroup
-from hpt_ray.types import Row, UpdateResult
+from hpt_ray.types import Sample, UpdateResult
 
 TEMPERATURE = 0.7
 RATE = 1e-3
 N, SAMPLES, C = 6, 4, 24
 HPT, HPT_BATCH = make_estimator("hpt"), BatchShape(N, SAMPLES, C)
 
-# What the gate let through of each question: rewards of its rollouts, and whether its demonstration.
+# What the gate let through of each prompt: rewards of its rollouts, and whether its demonstration.
 MIXED = [
     ((1, 0, 0, 1), False),
     ((), True),
@@ -49,28 +49,28 @@ class Pair:
 
     def step(
         self,
-        questions: list[list[Row]],
-        loss: Callable[[PlainLearner, list[Row]], torch.Tensor],
+        prompts: list[list[Sample]],
+        loss: Callable[[PlainLearner, list[Sample]], torch.Tensor],
         *,
         estimator: Estimator = HPT,
         batch: BatchShape = HPT_BATCH,
-        tokens_per_microbatch: int = 96,
+        max_tokens_per_micro_batch: int = 96,
         rate: float = RATE,
         reference: ActorGroup | None = None,
     ) -> tuple[UpdateResult, dict[str, np.ndarray]]:
         """One step on both sides; asserts that they agree. The learner's result and gradient."""
         before = call(self.ranks, "parameters")[0]
         self.plain.set_parameters(before)
-        rows = [row for question in questions for row in question]
-        expected, expected_norm = self.plain.gradient(loss(self.plain, rows))
+        samples = [sample for prompt in prompts for sample in prompt]
+        expected, expected_norm = self.plain.gradient(loss(self.plain, samples))
         self.plain.step(rate)
         expected_update = difference(self.plain.parameters(), before)
 
         result = self.learn(
-            questions,
+            prompts,
             estimator=estimator,
             batch=batch,
-            tokens_per_microbatch=tokens_per_microbatch,
+            max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             rate=rate,
             reference=reference,
         )
@@ -85,11 +85,11 @@ class Pair:
 
     def learn(
         self,
-        questions: list[list[Row]],
+        prompts: list[list[Sample]],
         *,
         estimator: Estimator = HPT,
         batch: BatchShape = HPT_BATCH,
-        tokens_per_microbatch: int = 96,
+        max_tokens_per_micro_batch: int = 96,
         rate: float = RATE,
         reference: ActorGroup | None = None,
     ) -> UpdateResult:
@@ -99,14 +99,14 @@ class Pair:
             self.ranks,
             estimator,
             batch=batch,
-            tokens_per_microbatch=tokens_per_microbatch,
+            max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             timeout_s=LIMIT_S,
             reference=reference,
         )
 
         async def update() -> UpdateResult:
-            for question in questions:
-                learner.add(question)
+            for prompt in prompts:
+                learner.add(prompt)
             return await learner.finish(rate)
 
         return asyncio.run(update())
@@ -116,17 +116,17 @@ def difference(after: dict[str, np.ndarray], before: dict[str, np.ndarray]) -> d
     return {name: after[name] - before[name] for name in before}
 
 
-def hpt_loss(plain: PlainLearner, rows: Sequence[Row]) -> torch.Tensor:
+def hpt_loss(plain: PlainLearner, samples: Sequence[Sample]) -> torch.Tensor:
     """HPT by hand: −Σ ρ (R − mean)/(N n C) on rollouts, −Σ mean log π / N on demonstrations."""
     total = torch.zeros((), dtype=torch.float64)
-    for row in rows:
-        logp, _ = plain.score(row)
-        if row.is_demo:
-            total = total - logp.mean() / N
+    for sample in samples:
+        logprob, _ = plain.score(sample)
+        if sample.is_demo:
+            total = total - logprob.mean() / N
         else:
-            rewards = [other.reward for other in rows if other.group == row.group and not other.is_demo]
-            ratio = (logp - torch.from_numpy(row.logp_old)).exp()
-            total = total - ratio.sum() * (row.reward - np.mean(rewards)) / (N * SAMPLES * C)
+            rewards = [other.reward for other in samples if other.group == sample.group and not other.is_demo]
+            ratio = (logprob - torch.from_numpy(sample.old_logprobs)).exp()
+            total = total - ratio.sum() * (sample.reward - np.mean(rewards)) / (N * SAMPLES * C)
     return total
 
 

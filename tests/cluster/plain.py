@@ -1,6 +1,6 @@
-"""The learner's counterpart: one process, plain PyTorch, one row at a time, float64.
+"""The learner's counterpart: one process, plain PyTorch, one sample at a time, float64.
 
-Shares nothing with the learner but the rows: transformers' own attention, full logits, log-softmax,
+Shares nothing with the learner but the samples: transformers' own attention, full logits, log-softmax,
 torch's clip and AdamW.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hpt_ray.config.schema import LearnerConfig
-from hpt_ray.types import Row
+from hpt_ray.types import Sample
 
 VOCABULARY = 82
 
@@ -45,12 +45,12 @@ class PlainLearner:
             for name, value in values.items():
                 parameters[name].copy_(torch.tensor(value))
 
-    def score(self, row: Row) -> tuple[Tensor, Tensor]:
-        """log π and entropy of the row's response tokens [L]; a demonstration at temperature 1."""
-        tokens = torch.from_numpy(row.token_ids).long()
-        logits = self.model(input_ids=tokens[None]).logits[0, row.prompt_length - 1 : -1]
-        log_pi = torch.log_softmax(logits / (1.0 if row.is_demo else self.temperature), -1)
-        response = tokens[row.prompt_length :]
+    def score(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """log π and entropy of the sample's response tokens [L]; a demonstration at temperature 1."""
+        tokens = torch.from_numpy(sample.token_ids).long()
+        logits = self.model(input_ids=tokens[None]).logits[0, sample.prompt_length - 1 : -1]
+        log_pi = torch.log_softmax(logits / (1.0 if sample.is_demo else self.temperature), -1)
+        response = tokens[sample.prompt_length :]
         return log_pi[torch.arange(len(response)), response], -(log_pi.exp() * log_pi).sum(-1)
 
     def gradient(self, loss: Tensor) -> tuple[dict[str, np.ndarray], float]:
@@ -82,40 +82,40 @@ def distance(mine: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -
     return norm({name: mine[name].astype(np.float64) - theirs[name] for name in mine})
 
 
-def make_rows(
+def make_samples(
     plain: PlainLearner,
     groups: Sequence[tuple[Sequence[float], bool]],
     *,
     seed: int,
     prompt_lengths: tuple[int, int] = (1, 9),
     max_response: int = 24,
-) -> list[list[Row]]:
-    """Random rows, question by question: a rollout per reward, and a demonstration where asked for.
+) -> list[list[Sample]]:
+    """Random samples, prompt by prompt: a rollout per reward, and a demonstration where asked for.
 
     The sampler of the rollouts was a policy near `plain`: ratios lie around 1, some past the clip.
     """
     random = np.random.default_rng(seed)
 
-    def row(index: int, reward: float, is_demo: bool, prompt: np.ndarray) -> Row:
+    def sample(index: int, reward: float, is_demo: bool, prompt: np.ndarray) -> Sample:
         response = random.integers(0, VOCABULARY, random.integers(1, max_response + 1))
-        made = Row(
-            question_id=f"q/{index}",
+        made = Sample(
+            prompt_id=f"q/{index}",
             token_ids=np.concatenate([prompt, response]).astype(np.int32),
             prompt_length=len(prompt),
-            logp_old=np.full(len(response), np.nan, np.float32),
+            old_logprobs=np.full(len(response), np.nan, np.float32),
             is_demo=is_demo,
             reward=reward,
             group=index,
         )
         if not is_demo:
             with torch.no_grad():
-                logp = plain.score(made)[0].numpy()
-            made.logp_old = (logp + 0.15 * random.standard_normal(len(logp))).astype(np.float32)
+                logprob = plain.score(made)[0].numpy()
+            made.old_logprobs = (logprob + 0.15 * random.standard_normal(len(logprob))).astype(np.float32)
         return made
 
-    questions = []
+    prompts = []
     for index, (rewards, has_demo) in enumerate(groups):
         prompt = random.integers(0, VOCABULARY, random.integers(*prompt_lengths))
-        rows = [row(index, reward, False, prompt) for reward in rewards]
-        questions.append(rows + ([row(index, 1.0, True, prompt)] if has_demo else []))
-    return questions
+        samples = [sample(index, reward, False, prompt) for reward in rewards]
+        prompts.append(samples + ([sample(index, 1.0, True, prompt)] if has_demo else []))
+    return prompts

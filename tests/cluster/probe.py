@@ -14,11 +14,11 @@ import numpy as np
 
 from hpt_ray.algorithms import Estimator
 from hpt_ray.cluster.actor_group import ActorGroup
-from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
-from hpt_ray.learner.packing import WeighedRow, make_pack
+from hpt_ray.learner.packing import WeightedSample, make_micro_batch
 from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
-from hpt_ray.types import Pack, Row
+from hpt_ray.types import MicroBatch, Sample
 from hpt_ray.weight_sync.buckets import TensorMeta
 
 LIMIT_S = 120.0
@@ -92,7 +92,7 @@ def call(group: ActorGroup, method: str, *arguments: Any) -> list[Any]:
 def room_for(**counts: int) -> Cluster:
     """Room in the session's Ray for so many actors of each kind; `release()` ends them."""
     room = Cluster.connect(ClusterConfig())
-    needs = [Need(kind, count, CPUS, 0.0) for kind, count in counts.items()]
+    needs = [ResourceRequest(kind, count, CPUS, 0.0) for kind, count in counts.items()]
     asyncio.run(room.reserve(needs, timeout_s=LIMIT_S, name=f"tests-{uuid4()}"))
     return room
 
@@ -114,7 +114,7 @@ def start_learners(
     return learners
 
 
-def pack_of(rows: list[Row]) -> Pack:
-    """The rows as they are, for scoring: their terms count for nothing."""
+def micro_batch_of(samples: list[Sample]) -> MicroBatch:
+    """The samples as they are, for scoring: their terms count for nothing."""
     nothing = np.zeros((1, 1), np.float32)
-    return make_pack([WeighedRow(row, nothing, nothing[0]) for row in rows])
+    return make_micro_batch([WeightedSample(sample, nothing, nothing[0]) for sample in samples])

@@ -1,4 +1,4 @@
-"""A rollout worker whose answers, deaths and hangs are written in the prompts: for tests of fleet and pool.
+"""A rollout worker whose answers, deaths and hangs are written in the prompts: for tests of engine group and router.
 
 Real Ray actors in processes of their own, without an engine. The first prompt token says what happens to a
 request: ANSWER, after as many milliseconds as the second token says; DIE; HANG.
@@ -39,7 +39,7 @@ class ScriptedWorker:
     async def submit(self, requests: list[GenerateRequest], sampling: Sampling) -> None:
         for request in requests:
             for sample, seed in zip(request.samples, request.seeds, strict=True):
-                self._running.add(f"{request.question_id}/{sample}")
+                self._running.add(f"{request.prompt_id}/{sample}")
                 task = asyncio.create_task(self._answer(request, sample, seed))
                 self._tasks.add(task)
         self._most = max(self._most, len(self._running))
@@ -51,19 +51,21 @@ class ScriptedWorker:
             os._exit(1)
         if what == HANG:
             self._hangs = True
-        if self._hangs or f"{request.question_id}/{sample}" not in self._running:
+        if self._hangs or f"{request.prompt_id}/{sample}" not in self._running:
             return
-        self._running.remove(f"{request.question_id}/{sample}")
-        ids, logps = np.array([seed % 1000], np.int32), np.array([-1.0], np.float32)
+        self._running.remove(f"{request.prompt_id}/{sample}")
+        ids, logprobs = np.array([seed % 1000], np.int32), np.array([-1.0], np.float32)
         text = f"{self._index}"
-        self._answers.put_nowait(Rollout(request.question_id, sample, ids, logps, FinishReason.STOP, 0, text))
+        self._answers.put_nowait(
+            Rollout(request.prompt_id, sample, ids, logprobs, FinishReason.STOP, 0, text)
+        )
 
     async def answers(self) -> AsyncIterator[list[Rollout]]:
         while True:
             yield [await self._answers.get()]
 
-    async def abort(self, question_ids: set[str]) -> int:
-        self._running = {key for key in self._running if key.rpartition("/")[0] not in question_ids}
+    async def abort(self, prompt_ids: set[str]) -> int:
+        self._running = {key for key in self._running if key.rpartition("/")[0] not in prompt_ids}
         return 7
 
     async def progress(self) -> Progress:

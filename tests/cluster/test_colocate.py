@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import MAIN, ROOT, TINY, child_environment, write_grader
+from command import MAIN, ROOT, TINY, child_environment, write_reward_function
 from killer import Fault, Killer
 from pair import Pair, starting
-from plain import distance, make_rows
+from plain import distance, make_samples
 from probe import call
 from safetensors.numpy import load_file
 
@@ -57,21 +57,21 @@ def test_offload_and_reload_change_no_number(start, tmp_path, stage, offload_opt
             return start(2, stage, offload_optimizer=offload_optimizer, dtype=dtype)
 
         pair = fresh()
-        rows = [make_rows(pair.plain, FEW, seed=seed) for seed in (30, 31, 32)]
-        for questions in rows[:2]:
+        samples = [make_samples(pair.plain, FEW, seed=seed) for seed in (30, 31, 32)]
+        for prompts in samples[:2]:
             if moves:
                 call(pair.ranks, "reload")
-            assert pair.learn(questions).skipped is None
+            assert pair.learn(prompts).skipped is None
             if moves:
                 call(pair.ranks, "offload")
                 call(pair.ranks, "offload")  # a second time is no harm
         call(pair.ranks, "save", str(folder))
         if moves:
             call(pair.ranks, "reload")
-        went_on = pair.learn(rows[2]).metrics["optim/grad_norm"], call(pair.ranks, "parameters")[0]
+        went_on = pair.learn(samples[2]).metrics["optim/grad_norm"], call(pair.ranks, "parameters")[0]
         pair = fresh()
         call(pair.ranks, "load", str(folder))
-        loaded = pair.learn(rows[2]).metrics["optim/grad_norm"], call(pair.ranks, "parameters")[0]
+        loaded = pair.learn(samples[2]).metrics["optim/grad_norm"], call(pair.ranks, "parameters")[0]
         assert went_on[0] == loaded[0]
         assert distance(went_on[1], loaded[1]) == 0
         return [went_on[0], went_on[1]]
@@ -86,10 +86,13 @@ def test_offload_and_reload_change_no_number(start, tmp_path, stage, offload_opt
 # -- the whole loop --------------------------------------------------------------------------------
 
 
-def run(name: str, grader: str, runs: Path, *words: str, faults: tuple[Fault, ...] = ()) -> RunFolder:
+def run(
+    name: str, reward_function: str, runs: Path, *words: str, faults: tuple[Fault, ...] = ()
+) -> RunFolder:
     """A deterministic run of 2 engines and 2 ranks; checks that the faults took place."""
     arguments = [
-        *TINY, f"run.steps={STEPS}", "run.deterministic=true", f"reward.grader={grader}", "checkpoint.every=1",
+        *TINY, f"run.steps={STEPS}", "run.deterministic=true",
+        f"reward.function={reward_function}", "checkpoint.every=1",
         "rollout.num_workers=2", "learner.num_ranks=2", "learner.zero_stage=2", f"run.dir={runs / name}", *words,
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -115,14 +118,14 @@ def run(name: str, grader: str, runs: Path, *words: str, faults: tuple[Fault, ..
 def folders(tmp_path_factory) -> tuple[RunFolder, RunFolder]:
     """One run apart; one in turns that loses a rank while engines generate, and at the end an engine asleep."""
     runs = tmp_path_factory.mktemp("turns")
-    grader = write_grader(runs)
+    reward_function = write_reward_function(runs)
     faults = (
         Fault(1, "ray::LearnerWorker", "ray::RolloutWorker"),
         Fault(2, "ray::RolloutWorker", "ray::LearnerWorker.accumulate"),
     )
-    apart = run("apart", grader, runs)
+    apart = run("apart", reward_function, runs)
     return apart, run(
-        "turns", grader, runs, "cluster.colocate=true", "checkpoint.in_memory_every=1", faults=faults
+        "turns", reward_function, runs, "cluster.colocate=true", "checkpoint.in_memory_every=1", faults=faults
     )
 
 
@@ -159,7 +162,7 @@ from hpt_ray.cluster.runtime import Cluster, Need
 from hpt_ray.driver.actors import needs
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig
-from hpt_ray.driver.setup import demand_of
+from hpt_ray.driver.setup import roles_of
 
 class Rank:
     def visible_gpus(self):
@@ -171,7 +174,7 @@ config = load_config(None, [
     "learner.num_gpus=1", "learner.num_cpus=0.5",
 ])
 cluster = Cluster.connect(ClusterConfig(address="local"))
-asked = needs(config, demand_of(config))
+asked = needs(config, roles_of(config))
 asyncio.run(cluster.reserve(asked, timeout_s=20, name="t"))
 from hpt_ray.driver.actors import gpus_of_engines
 ranks = cluster.create("learner", Rank, [()] * 4)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import ray
 import torch
-from plain import PlainLearner, distance, make_rows, norm
-from probe import LIMIT_S, call, pack_of, room_for, start_learners
+from plain import PlainLearner, distance, make_samples, norm
+from probe import LIMIT_S, call, micro_batch_of, room_for, start_learners
 from ray._private import state as ray_state
 from transformers import AutoModelForTokenClassification
 
@@ -33,7 +33,7 @@ from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
 from hpt_ray.observe.metrics import unknown_metrics
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.types import Row, UpdateResult, ValueTargets
+from hpt_ray.types import Sample, UpdateResult, ValueTargets
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -64,7 +64,7 @@ class ProbedCritic(CriticWorker):
 
 
 class CountingReference(ReferenceWorker):
-    """A scorer that counts its packs, and may take its time over them."""
+    """A scorer that counts its micro-batches, and may take its time over them."""
 
     count = 0
     pause_s = 0.0
@@ -72,12 +72,12 @@ class CountingReference(ReferenceWorker):
     def dawdle(self, pause_s: float) -> None:
         self.pause_s = pause_s
 
-    def logprobs(self, pack: Any) -> Any:
+    def logprobs(self, micro_batch: Any) -> Any:
         self.count += 1
         time.sleep(self.pause_s)
-        return super().logprobs(pack)
+        return super().logprobs(micro_batch)
 
-    def packs(self) -> int:
+    def micro_batches(self) -> int:
         return self.count
 
 
@@ -91,7 +91,7 @@ class Actors:
     reference: ActorGroup
 
     def update(
-        self, questions: list[list[Row]], rates: tuple[float, float] = (1e-3, 1e-2), **algorithm: Any
+        self, prompts: list[list[Sample]], rates: tuple[float, float] = (1e-3, 1e-2), **algorithm: Any
     ) -> UpdateResult:
         """One update as the driver takes it."""
         estimator = make_estimator(**algorithm)
@@ -100,16 +100,16 @@ class Actors:
             self.learners,
             estimator,
             batch=BATCH,
-            tokens_per_microbatch=48,
+            max_tokens_per_micro_batch=48,
             timeout_s=LIMIT_S,
             reference=self.reference if estimator.needs_reference else None,
             critic=self.critic if estimator.needs_values else None,
         )
 
         async def run() -> UpdateResult:
-            for rows in questions:
-                group.add(rows)
-                await asyncio.sleep(0)  # as the driver does between two questions
+            for samples in prompts:
+                group.add(samples)
+                await asyncio.sleep(0)  # as the driver does between two prompts
             return await group.finish(*rates)
 
         return asyncio.run(run())
@@ -134,16 +134,16 @@ def actors(request, ray_cluster: Cluster, tiny_model: Callable) -> Iterator[Acto
 
 
 class PlainCritic:
-    """A backbone and a head in float64, one row at a time, with the weights of `folder`."""
+    """A backbone and a head in float64, one sample at a time, with the weights of `folder`."""
 
     def __init__(self, folder: Path):
         self.model = AutoModelForTokenClassification.from_pretrained(
             folder, dtype=torch.float64, attn_implementation="eager"
         )
 
-    def values(self, row: Row) -> torch.Tensor:
-        tokens = torch.from_numpy(row.token_ids).long()[None]
-        return self.model(input_ids=tokens).logits[0, row.prompt_length - 1 : -1, 0]
+    def values(self, sample: Sample) -> torch.Tensor:
+        tokens = torch.from_numpy(sample.token_ids).long()[None]
+        return self.model(input_ids=tokens).logits[0, sample.prompt_length - 1 : -1, 0]
 
     def gradient(self, loss: torch.Tensor) -> dict[str, np.ndarray]:
         self.model.zero_grad()
@@ -152,7 +152,7 @@ class PlainCritic:
 
 
 def plain_gae(rewards: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Â_t = Σ_k λ^k δ_{t+k} of one row, term by term."""
+    """Â_t = Σ_k λ^k δ_{t+k} of one sample, term by term."""
     deltas = rewards + np.append(values[1:], 0.0) - values
     num = len(values)
     return np.array([sum(LAMBDA ** (k - t) * deltas[k] for k in range(t, num)) for t in range(num)])
@@ -164,20 +164,20 @@ def test_a_step_equals_plain_pytorch(actors: Actors, tmp_path: Path) -> None:
     policy = PlainLearner(tmp_path / "policy", LearnerConfig(), TEMPERATURE)
     frozen = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
     critic = PlainCritic(tmp_path / "critic")
-    questions = make_rows(policy, GROUPS, seed=3)
+    prompts = make_samples(policy, GROUPS, seed=3)
 
     policy_loss = value_loss = torch.zeros((), dtype=torch.float64)
     errors, returns = [], []
-    for row in (row for rows in questions for row in rows if not row.is_demo):
-        logp, _ = policy.score(row)
-        values = critic.values(row)
+    for sample in (sample for samples in prompts for sample in samples if not sample.is_demo):
+        logprob, _ = policy.score(sample)
+        values = critic.values(sample)
         with torch.no_grad():
-            kl = torch.from_numpy(row.logp_old).double() - frozen.score(row)[0]
+            kl = torch.from_numpy(sample.old_logprobs).double() - frozen.score(sample)[0]
             rewards = -KL_COEF * (torch.expm1(-kl) + kl)
-        rewards[-1] += row.reward
+        rewards[-1] += sample.reward
         advantage = torch.from_numpy(plain_gae(rewards.numpy(), values.detach().numpy()))
-        ratio = (logp - torch.from_numpy(row.logp_old)).exp()
-        z = N * SAMPLES * row.response_length
+        ratio = (logprob - torch.from_numpy(sample.old_logprobs)).exp()
+        z = N * SAMPLES * sample.response_length
         gain = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
         policy_loss = policy_loss - gain.sum() / z
         returns.append((advantage + values.detach()).numpy())
@@ -186,14 +186,14 @@ def test_a_step_equals_plain_pytorch(actors: Actors, tmp_path: Path) -> None:
     expected, expected_norm = policy.gradient(policy_loss)
     expected_values = critic.gradient(value_loss)
 
-    before = sum(call(actors.reference, "packs"))
-    result = actors.update(questions, name="ppo", kl_coef=KL_COEF, kl_in="reward")
+    before = sum(call(actors.reference, "micro_batches"))
+    result = actors.update(prompts, name="ppo", kl_coef=KL_COEF, kl_in="reward")
     assert distance(call(actors.learners, "gradient")[0], expected) < 1e-5 * expected_norm
     assert distance(call(actors.critic, "gradient")[0], expected_values) < 1e-5 * norm(expected_values)
-    assert min(call(actors.reference, "packs")) > 0
-    assert sum(call(actors.reference, "packs")) - before >= 4
-    assert result.num_rows == 13
-    assert result.num_skipped_rows == 1  # PPO has no term on the demonstration
+    assert min(call(actors.reference, "micro_batches")) > 0
+    assert sum(call(actors.reference, "micro_batches")) - before >= 4
+    assert result.num_samples == 13
+    assert result.num_skipped_samples == 1  # PPO has no term on the demonstration
 
     g, e = np.concatenate(returns), np.concatenate(errors)
     metrics = result.metrics
@@ -209,13 +209,13 @@ def test_a_step_equals_plain_pytorch(actors: Actors, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ppo", "dr_grpo"])
 def test_gradients_do_not_depend_on_when_scores_come_back(actors: Actors, name: str) -> None:
     policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
-    questions = make_rows(policy, GROUPS * 4, seed=7)
+    prompts = make_samples(policy, GROUPS * 4, seed=7)
     trained = [actors.learners] + ([actors.critic] if name == "ppo" else [])
     gradients = []
     for slow in (0, 1):  # first one reference worker holds the others up, then the other
         for i, actor in enumerate(actors.reference.actors):
             ray.get(actor.dawdle.remote(0.05 if i == slow else 0.0))
-        actors.update(questions, (0.0, 0.0), name=name, kl_coef=KL_COEF, kl_in="reward")
+        actors.update(prompts, (0.0, 0.0), name=name, kl_coef=KL_COEF, kl_in="reward")
         gradients.append([call(group, "gradient")[0] for group in trained])
     call(actors.reference, "dawdle", 0.0)
     for gradient, other in zip(*gradients, strict=True):
@@ -225,9 +225,9 @@ def test_gradients_do_not_depend_on_when_scores_come_back(actors: Actors, name: 
 
 def test_the_gradients_of_ppo_do_not_depend_on_who_comes_in_first(actors: Actors) -> None:
     policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
-    questions = make_rows(policy, GROUPS * 2, seed=9)
+    prompts = make_samples(policy, GROUPS * 2, seed=9)
     gradients = []
-    for order in (questions, questions[::-1]):
+    for order in (prompts, prompts[::-1]):
         actors.update(order, (0.0, 0.0), name="ppo")
         gradients.append([call(group, "gradient")[0] for group in (actors.learners, actors.critic)])
     for gradient, other in zip(*gradients, strict=True):
@@ -237,40 +237,45 @@ def test_the_gradients_of_ppo_do_not_depend_on_who_comes_in_first(actors: Actors
 
 def test_a_critic_does_not_learn_from_what_is_not_finite(actors: Actors) -> None:
     policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
-    questions = make_rows(policy, GROUPS, seed=8)
-    questions[0][0].reward = np.inf
-    pack = pack_of(questions[1])
-    before = call(actors.critic, "values", pack)[0]
-    result = actors.update(questions, name="ppo")
+    prompts = make_samples(policy, GROUPS, seed=8)
+    prompts[0][0].reward = np.inf
+    micro_batch = micro_batch_of(prompts[1])
+    before = call(actors.critic, "values", micro_batch)[0]
+    result = actors.update(prompts, name="ppo")
     assert (result.skipped, result.critic_skipped) == ("not_finite", "not_finite")
-    assert (call(actors.critic, "values", pack)[0] == before).all()
+    assert (call(actors.critic, "values", micro_batch)[0] == before).all()
 
 
 def test_the_value_loss_is_clipped_around_the_scored_value(actors: Actors, tmp_path: Path) -> None:
     call(actors.critic, "export", str(tmp_path))
     critic = PlainCritic(tmp_path)
     policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
-    rows = make_rows(policy, GROUPS[:1], seed=5)[0]
+    samples = make_samples(policy, GROUPS[:1], seed=5)[0]
     random = np.random.default_rng(0)
-    values = torch.cat([critic.values(row) for row in rows])
+    values = torch.cat([critic.values(sample) for sample in samples])
     # On both sides of the values, mostly further away than the clip allows.
     old, returns = (
         (values.detach().numpy() + random.normal(size=len(values))).astype(np.float32) for _ in range(2)
     )
-    scales = random.uniform(size=len(rows)).astype(np.float32)
+    scales = random.uniform(size=len(samples)).astype(np.float32)
     old64, returns64 = torch.from_numpy(old).double(), torch.from_numpy(returns).double()
     near = old64 + (values - old64).clamp(-CLIP, CLIP)
     loss = 0.5 * torch.maximum((values - returns64) ** 2, (near - returns64) ** 2)
-    per_token = np.repeat(scales, [row.response_length for row in rows])
+    per_token = np.repeat(scales, [sample.response_length for sample in samples])
     expected = critic.gradient((loss * torch.from_numpy(per_token)).sum())
     unclipped = critic.gradient(
         (
-            0.5 * (torch.cat([critic.values(r) for r in rows]) - returns64) ** 2 * torch.from_numpy(per_token)
+            0.5
+            * (torch.cat([critic.values(r) for r in samples]) - returns64) ** 2
+            * torch.from_numpy(per_token)
         ).sum()
     )
 
     zeros = ValueTargets(old, returns, np.zeros_like(scales))
-    arguments = [(pack_of(rows), ValueTargets(old, returns, scales)), (pack_of(rows), zeros)]
+    arguments = [
+        (micro_batch_of(samples), ValueTargets(old, returns, scales)),
+        (micro_batch_of(samples), zeros),
+    ]
     refs = actors.critic.send_each("accumulate", arguments[: len(actors.critic)])
     asyncio.run(actors.critic.wait(refs, "accumulate", LIMIT_S))
     call(actors.critic, "step", 0.0)
@@ -281,25 +286,27 @@ def test_the_value_loss_is_clipped_around_the_scored_value(actors: Actors, tmp_p
 
 def test_the_critic_comes_back_from_its_checkpoint(actors: Actors, tmp_path: Path) -> None:
     policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
-    questions = make_rows(policy, GROUPS, seed=4)
-    pack = pack_of(questions[0])
-    actors.update(questions, name="ppo")
-    saved = call(actors.critic, "values", pack)[0]
+    prompts = make_samples(policy, GROUPS, seed=4)
+    micro_batch = micro_batch_of(prompts[0])
+    actors.update(prompts, name="ppo")
+    saved = call(actors.critic, "values", micro_batch)[0]
     call(actors.critic, "save", str(tmp_path / "state"))
-    actors.update(questions, name="ppo")
-    moved = call(actors.critic, "values", pack)[0]
+    actors.update(prompts, name="ppo")
+    moved = call(actors.critic, "values", micro_batch)[0]
     assert np.abs(moved - saved).max() > 1e-3
     call(actors.critic, "load", str(tmp_path / "state"))
-    assert (call(actors.critic, "values", pack)[0] == saved).all()
-    actors.update(questions, name="ppo")  # with the optimizer's state too, the same step is taken
-    assert np.abs(call(actors.critic, "values", pack)[0] - moved).max() < 1e-5
+    assert (call(actors.critic, "values", micro_batch)[0] == saved).all()
+    actors.update(prompts, name="ppo")  # with the optimizer's state too, the same step is taken
+    assert np.abs(call(actors.critic, "values", micro_batch)[0] - moved).max() < 1e-5
 
 
-def test_reference_workers_share_the_packs_of_a_kl_loss(actors: Actors) -> None:
+def test_reference_workers_share_the_micro_batches_of_a_kl_loss(actors: Actors) -> None:
     policy = PlainLearner(actors.path, LearnerConfig(), TEMPERATURE)
-    before = np.array(call(actors.reference, "packs"))
-    result = actors.update(make_rows(policy, GROUPS, seed=6), name="grpo", kl_coef=KL_COEF, kl_estimator="k3")
-    scored = np.array(call(actors.reference, "packs")) - before
+    before = np.array(call(actors.reference, "micro_batches"))
+    result = actors.update(
+        make_samples(policy, GROUPS, seed=6), name="grpo", kl_coef=KL_COEF, kl_estimator="k3"
+    )
+    scored = np.array(call(actors.reference, "micro_batches")) - before
     assert scored.sum() >= 4
     assert abs(scored[0] - scored[1]) <= 1
     assert result.metrics["policy/kl_ref"] > 0
@@ -313,10 +320,10 @@ def train(
     tmp_path: Path, *words: str, resume: Path | None = None
 ) -> tuple[list[dict[str, Any]], set[str], Path]:
     """A run of the driver: its lines, the classes of the actors it made, its folder."""
-    grader = tmp_path / "parity.py"
-    grader.write_text("def grade(response, ground_truth):\n    return len(response) % 2 == 0\n")
+    reward_function = tmp_path / "parity.py"
+    reward_function.write_text("def grade(response, ground_truth):\n    return len(response) % 2 == 0\n")
     config = load_config(
-        TINY, [*QUIET, f"run.dir={tmp_path}", f"reward.grader=python:{grader}:grade", *words]
+        TINY, [*QUIET, f"run.dir={tmp_path}", f"reward.function=python:{reward_function}:grade", *words]
     )
     prepared = prepare(config, tokenizer_path(config.model.path))
     prepared = replace(prepared, model_path=str(fresh_model("t", "qwen2")))
@@ -369,9 +376,7 @@ def test_a_run_of_grpo_with_kl(ray_cluster: Cluster, tmp_path: Path, kl_in: str)
 
 
 def test_no_actor_that_no_term_asks_for(ray_cluster: Cluster, tmp_path: Path) -> None:
-    lines, classes, root = train(
-        tmp_path, "algorithm.name=sft", "rollouts_per_question=0", "evaluation.sets={}"
-    )
+    lines, classes, root = train(tmp_path, "algorithm.name=sft", "group_size=0", "evaluation.sets={}")
     assert classes == {"LearnerWorker"}
     assert not any(name.startswith("critic/") for name in lines[0])
     assert "policy/kl_ref" not in lines[0]

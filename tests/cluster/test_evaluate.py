@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from command import LIMIT_S, ROOT, child_environment, write_grader
+from command import LIMIT_S, ROOT, child_environment, write_reward_function
 
 from hpt_ray.errors import STOPPED
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 SAMPLES, NUM_ANSWERS = 6, 2 * 48 * 6
 
 
-def words(out: Path, grader: str, workers: int) -> list[str]:
+def words(out: Path, reward_function: str, workers: int) -> list[str]:
     return [
         *(
             sys.executable,
@@ -30,7 +30,7 @@ def words(out: Path, grader: str, workers: int) -> list[str]:
             "model=mini:t-fresh",
             "benchmarks=[mini-geo, mini-boxes]",
         ),
-        *(f"samples={SAMPLES}", "temperature=1.0", f"out={out}", f"reward.grader={grader}"),
+        *(f"samples={SAMPLES}", "temperature=1.0", f"out={out}", f"reward.function={reward_function}"),
         *(f"rollout.num_workers={workers}", "rollout.num_cpus=0.5", "rollout.kv_cache_gib=0.05"),
         *("rollout.max_num_seqs=16", "cluster.address=local"),
     ]
@@ -68,34 +68,37 @@ def start_and_end(command: Sequence[str], folder: Path, answers: int, by: signal
 
 
 def test_killed_and_resumed_it_gives_the_same_files(tmp_path):
-    grader = write_grader(tmp_path)
+    reward_function = write_reward_function(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    shown = finish(words(whole, grader, workers=2))
+    shown = finish(words(whole, reward_function, workers=2))
     assert "mini-geo" in shown
     assert f"@{SAMPLES}" in shown
 
-    ended, said = start_and_end(words(cut, grader, workers=1), cut, NUM_ANSWERS // 8, signal.SIGTERM)
+    ended, said = start_and_end(words(cut, reward_function, workers=1), cut, NUM_ANSWERS // 8, signal.SIGTERM)
     assert ended == STOPPED
     assert said.splitlines() == ["stopped: the same command goes on where this one stopped"]
-    ended, _ = start_and_end(words(cut, grader, workers=1), cut, NUM_ANSWERS // 4, signal.SIGKILL)
+    ended, _ = start_and_end(words(cut, reward_function, workers=1), cut, NUM_ANSWERS // 4, signal.SIGKILL)
     assert ended == -signal.SIGKILL
     before = lines(cut)
     assert NUM_ANSWERS // 4 <= len(before) < NUM_ANSWERS
-    assert not (cut / "questions.parquet").exists()
+    assert not (cut / "prompts.parquet").exists()
 
-    finish(words(cut, grader, workers=2))
+    finish(words(cut, reward_function, workers=2))
     after = lines(cut)
     assert len(after) == NUM_ANSWERS
     assert after[: len(before) - 1] == before[:-1]  # what was there was not answered again
-    for name in ("questions.parquet", "results.json"):
+    for name in ("prompts.parquet", "results.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
 
-    rows = pq.read_table(cut / "questions.parquet").to_pylist()
+    rows = pq.read_table(cut / "prompts.parquet").to_pylist()
     assert len(rows) == 96
     assert {row["n"] for row in rows} == {SAMPLES}
     assert 0 < sum(row["correct"] for row in rows) < NUM_ANSWERS
     results = json.loads((cut / "results.json").read_text())
-    assert results["benchmarks"]["mini-geo"]["graders"]["mini/geo"]["grader"] == grader
+    assert (
+        results["benchmarks"]["mini-geo"]["reward_functions"]["mini/geo"]["reward_function"]
+        == reward_function
+    )
     # Nothing is missing now, so nothing is started: only the report is made again.
-    finish(words(cut, grader, workers=2))
+    finish(words(cut, reward_function, workers=2))
     assert lines(cut) == after

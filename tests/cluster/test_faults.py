@@ -1,6 +1,6 @@
 """What a run survives: real processes, ended with kill -9 at moments drawn from a fixed seed.
 
-After each: the run ends well, the metrics hold every step once, no question is lost or counted twice, and the
+After each: the run ends well, the metrics hold every step once, no prompt is lost or counted twice, and the
 parameters are those of the run that nobody disturbed.
 """
 
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import MAIN, ROOT, TINY, child_environment, run_main, write_grader
+from command import MAIN, ROOT, TINY, child_environment, run_main, write_reward_function
 from endings import check, faults_of, newest
 from killer import Fault, Killer, steps_done
 
@@ -35,7 +35,7 @@ def words(tmp_path_factory) -> list[str]:
         f"run.steps={STEPS}",
         "run.deterministic=true",
         "checkpoint.every=3",
-        f"reward.grader={write_grader(tmp_path_factory.mktemp('grader'))}",
+        f"reward.function={write_reward_function(tmp_path_factory.mktemp('reward_function'))}",
         "rollout.num_workers=2",
         "learner.num_ranks=2",
         "learner.zero_stage=2",
@@ -78,7 +78,7 @@ def survive(words: list[str], runs: Path, faults: list[Fault], **environment: st
     return newest(runs)
 
 
-def test_engines_and_graders_die(words, undisturbed, tmp_path):
+def test_engines_and_reward_functions_die(words, undisturbed, tmp_path):
     folder = survive(
         words,
         tmp_path,

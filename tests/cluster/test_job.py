@@ -130,7 +130,7 @@ def test_a_job_on_two_nodes_is_seen_stopped_and_resumed(nodes, tmp_path):
     run = ("run", folder.root.name)
     assert 1 <= seen["ray_hpt_ray_step"][run,] <= steps_done()
     finishes = seen["ray_hpt_ray_rollout_finish_total"]
-    assert sum(finishes.values()) >= 32  # 8 questions × 4 rollouts a step
+    assert sum(finishes.values()) >= 32  # 8 prompts × 4 rollouts a step
     assert {dict(labels)["reason"] for labels in finishes} <= {"stop", "length", "abort"}
 
     stopped = ray_job(nodes, "stop", "first")

@@ -31,17 +31,17 @@ from pair import (
     hpt_loss,
     starting,
 )
-from plain import PlainLearner, distance, make_rows, norm
-from probe import LIMIT_S, call, pack_of, room_for
+from plain import PlainLearner, distance, make_samples, norm
+from probe import LIMIT_S, call, micro_batch_of, room_for
 
-from hpt_ray.algorithms import BatchShape, Estimator, TokenRows, make_estimator
+from hpt_ray.algorithms import BatchShape, Estimator, TokenBatch, make_estimator
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.config.schema import LearnerConfig, ModelConfig, ReferenceConfig
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.learner.group import LearnerGroup
 from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
-from hpt_ray.types import Row, UpdateResult
+from hpt_ray.types import Sample, UpdateResult
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -93,38 +93,38 @@ def pair(request, start):
     return start(num_ranks, stage, offload_optimizer=offload)
 
 
-@pytest.mark.parametrize("tokens_per_microbatch", [33, 96, 4096])
-def test_gradient_and_step_equal_plain_pytorch(pair, tokens_per_microbatch):
+@pytest.mark.parametrize("max_tokens_per_micro_batch", [33, 96, 4096])
+def test_gradient_and_step_equal_plain_pytorch(pair, max_tokens_per_micro_batch):
     """Uneven mixes of rollouts and demonstrations, in any layout and order."""
     for seed in (1, 2):
-        questions = make_rows(pair.plain, MIXED, seed=seed)
-        np.random.default_rng(tokens_per_microbatch).shuffle(questions)
-        result, gradient = pair.step(questions, hpt_loss, tokens_per_microbatch=tokens_per_microbatch)
+        prompts = make_samples(pair.plain, MIXED, seed=seed)
+        np.random.default_rng(max_tokens_per_micro_batch).shuffle(prompts)
+        result, gradient = pair.step(prompts, hpt_loss, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
         assert norm(gradient) > 0.01
-        assert (result.num_rows, result.num_demo_rows, result.num_skipped_rows) == (15, 3, 4)
+        assert (result.num_samples, result.num_demo_samples, result.num_skipped_samples) == (15, 3, 4)
 
 
-def test_a_stream_without_rows_adds_exactly_nothing(pair):
+def test_a_stream_without_samples_adds_exactly_nothing(pair):
     for groups, key in ((ROLLOUTS, "demo_coef"), (DEMONSTRATIONS, "rollout_coef")):
-        questions = make_rows(pair.plain, groups, seed=3)
-        _, gradient = pair.step(questions, hpt_loss, rate=0.0)
-        _, without = pair.step(questions, hpt_loss, rate=0.0, estimator=make_estimator("hpt", **{key: 0.0}))
+        prompts = make_samples(pair.plain, groups, seed=3)
+        _, gradient = pair.step(prompts, hpt_loss, rate=0.0)
+        _, without = pair.step(prompts, hpt_loss, rate=0.0, estimator=make_estimator("hpt", **{key: 0.0}))
         assert norm(gradient) > 0
         assert all((gradient[name] == without[name]).all() for name in gradient)
 
 
-def test_a_step_without_rows_has_a_gradient_of_zero(pair):
-    skipped = make_rows(pair.plain, [((1, 1, 1, 1), False)], seed=4)
-    for questions in ([], skipped):
-        result, gradient = pair.step(questions, hpt_loss)
+def test_a_step_without_samples_has_a_gradient_of_zero(pair):
+    skipped = make_samples(pair.plain, [((1, 1, 1, 1), False)], seed=4)
+    for prompts in ([], skipped):
+        result, gradient = pair.step(prompts, hpt_loss)
         assert result.num_tokens == 0
         assert all((g == 0).all() for g in gradient.values())
 
 
-def test_rows_on_one_rank_only(pair):
-    question = make_rows(pair.plain, [((), True)], seed=5)
-    result, gradient = pair.step(question, hpt_loss)
-    assert result.num_tokens == len(question[0][0].token_ids)
+def test_samples_on_one_rank_only(pair):
+    prompt = make_samples(pair.plain, [((), True)], seed=5)
+    result, gradient = pair.step(prompt, hpt_loss)
+    assert result.num_tokens == len(prompt[0][0].token_ids)
     assert norm(gradient) > 0
 
 
@@ -133,13 +133,13 @@ def test_rows_on_one_rank_only(pair):
 def test_other_models_with_gradient_checkpointing(start, num_ranks, stage, architecture, tied):
     pair = start(num_ranks, stage, architecture=architecture, tied=tied, gradient_checkpointing=True)
     for seed in (6, 7):
-        pair.step(make_rows(pair.plain, MIXED, seed=seed), hpt_loss)
+        pair.step(make_samples(pair.plain, MIXED, seed=seed), hpt_loss)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_without_a_clip_the_norm_is_still_reported(start, stage):
     pair = start(2, stage, max_grad_norm=0.0)
-    pair.step(make_rows(pair.plain, MIXED, seed=16), hpt_loss)
+    pair.step(make_samples(pair.plain, MIXED, seed=16), hpt_loss)
 
 
 # -- every algorithm of the table ------------------------------------------------------------------
@@ -148,20 +148,22 @@ GOLDEN = load_golden()
 ALGORITHMS = [key for key in GOLDEN.CLASSICAL if key[0] != "ppo"]  # its critic has tests of its own
 
 
-def classical_loss(key: tuple[str, str, str | None], plain: PlainLearner, rows: list[Row]) -> torch.Tensor:
+def classical_loss(
+    key: tuple[str, str, str | None], plain: PlainLearner, samples: list[Sample]
+) -> torch.Tensor:
     """The loss that the golden tests write down from the paper, on the plain policy's log-probs."""
-    logp, entropy = (torch.cat(parts) for parts in zip(*map(plain.score, rows), strict=True))
-    token_rows = TokenRows(
-        logp_now=logp,
-        logp_old=torch.from_numpy(np.concatenate([row.logp_old for row in rows])),
-        row_lengths=torch.tensor([row.response_length for row in rows]),
-        group_ids=torch.tensor([row.group for row in rows]),
-        rewards=torch.tensor([row.reward for row in rows], dtype=torch.float64),
-        is_demo=torch.tensor([row.is_demo for row in rows]),
+    logprob, entropy = (torch.cat(parts) for parts in zip(*map(plain.score, samples), strict=True))
+    token_samples = TokenBatch(
+        logprobs=logprob,
+        old_logprobs=torch.from_numpy(np.concatenate([sample.old_logprobs for sample in samples])),
+        sample_lengths=torch.tensor([sample.response_length for sample in samples]),
+        group_ids=torch.tensor([sample.group for sample in samples]),
+        rewards=torch.tensor([sample.reward for sample in samples], dtype=torch.float64),
+        is_demo=torch.tensor([sample.is_demo for sample in samples]),
         entropy=entropy,
     )
-    batch = BatchShape(num_questions=3, num_rollouts=4, max_response_tokens=C)
-    return GOLDEN.CLASSICAL[key][1](GOLDEN.Case(token_rows, [], batch))
+    batch = BatchShape(num_prompts=3, num_rollouts=4, max_response_tokens=C)
+    return GOLDEN.CLASSICAL[key][1](GOLDEN.Case(token_samples, [], batch))
 
 
 @pytest.fixture(scope="module", params=[(1, 1), (2, 2)], ids=["1-rank", "2-ranks"])
@@ -177,40 +179,40 @@ def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, key):
         (rewards if with_rollouts else (), with_demonstrations)
         for rewards in ((1, 0, 0, 1), (0, 1, 0, 0), (1, 1, 1, 1))
     ]
-    # The official mode lays rows out by their lengths; with equal prompts it is the golden tests' layout.
-    questions = make_rows(any_pair.plain, groups, seed=8, prompt_lengths=(5, 6))
+    # The official mode lays samples out by their lengths; with equal prompts it is the golden tests' layout.
+    prompts = make_samples(any_pair.plain, groups, seed=8, prompt_lengths=(5, 6))
     _, gradient = any_pair.step(
-        questions,
-        lambda plain, rows: classical_loss(key, plain, rows),
+        prompts,
+        lambda plain, samples: classical_loss(key, plain, samples),
         estimator=make_estimator(name, mode=mode, offline_branch=branch),
-        batch=BatchShape(num_questions=3, num_rollouts=4, max_response_tokens=C),
+        batch=BatchShape(num_prompts=3, num_rollouts=4, max_response_tokens=C),
     )
     assert norm(gradient) > 1e-4
 
 
 @pytest.mark.parametrize("key", ALGORITHMS, ids=lambda key: "-".join(map(str, key)))
 def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, key):
-    """The same rollouts, question by question as they happen to come in, and all at once."""
+    """The same rollouts, prompt by prompt as they happen to come in, and all at once."""
     name, mode, branch = key
     estimator = make_estimator(name, mode=mode, offline_branch=branch)
     with_rollouts, with_demonstrations = GOLDEN.CLASSICAL[key][0]
     rewards = [(1, 0, 0, 1), (0, 1, 0, 0), (1, 1, 1, 0), (0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 0)]
     groups = [(given if with_rollouts else (), with_demonstrations) for given in rewards]
-    questions = make_rows(any_pair.plain, groups, seed=9, prompt_lengths=(5, 6))
+    prompts = make_samples(any_pair.plain, groups, seed=9, prompt_lengths=(5, 6))
     call(any_pair.ranks, "use", estimator)
 
-    def gradient(order, *, pause_s, tokens_per_microbatch):
+    def gradient(order, *, pause_s, max_tokens_per_micro_batch):
         learner = LearnerGroup(
             any_pair.ranks,
             estimator,
-            batch=BatchShape(num_questions=len(groups), num_rollouts=4, max_response_tokens=C),
-            tokens_per_microbatch=tokens_per_microbatch,
+            batch=BatchShape(num_prompts=len(groups), num_rollouts=4, max_response_tokens=C),
+            max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             timeout_s=LIMIT_S,
         )
 
         async def update() -> None:
             for i in order:
-                learner.add(questions[i])
+                learner.add(prompts[i])
                 await asyncio.sleep(pause_s)
             await learner.finish(0.0)
 
@@ -218,37 +220,37 @@ def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, key):
         return call(any_pair.ranks, "gradient")[0]
 
     in_order = list(range(len(groups)))
-    synchronous = gradient(in_order, pause_s=0.0, tokens_per_microbatch=4096)
-    streaming = gradient([3, 0, 5, 1, 4, 2], pause_s=0.01, tokens_per_microbatch=96)
+    synchronous = gradient(in_order, pause_s=0.0, max_tokens_per_micro_batch=4096)
+    streaming = gradient([3, 0, 5, 1, 4, 2], pause_s=0.01, max_tokens_per_micro_batch=96)
     assert norm(synchronous) > 1e-4
     assert distance(streaming, synchronous) <= 1e-6 * norm(synchronous)
     # Where the order of the sum is fixed, when things happen changes no bit.
-    early = gradient(in_order, pause_s=0.0, tokens_per_microbatch=96)
-    late = gradient(in_order, pause_s=0.01, tokens_per_microbatch=96)
+    early = gradient(in_order, pause_s=0.0, max_tokens_per_micro_batch=96)
+    late = gradient(in_order, pause_s=0.01, max_tokens_per_micro_batch=96)
     assert all((early[key] == late[key]).all() for key in early)
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_kl_to_a_frozen_policy_equals_plain_pytorch(start, reference, kind):
-    """The scorer in actors of its own; questions of equal rewards count for the KL alone."""
+    """The scorer in actors of its own; prompts of equal rewards count for the KL alone."""
     pair = start(2, 2)
     frozen = PlainLearner(reference.path, LearnerConfig(), TEMPERATURE)
 
-    def loss(plain: PlainLearner, rows: list[Row]) -> torch.Tensor:
-        total = hpt_loss(plain, rows)
-        for row in rows:
+    def loss(plain: PlainLearner, samples: list[Sample]) -> torch.Tensor:
+        total = hpt_loss(plain, samples)
+        for sample in samples:
             with torch.no_grad():
-                logp_ref, _ = frozen.score(row)
-            d = plain.score(row)[0] - logp_ref
+                ref_logprobs, _ = frozen.score(sample)
+            d = plain.score(sample)[0] - ref_logprobs
             kl = {"k1": d, "k2": d.square() / 2, "k3": (-d).exp() - 1 + d}[kind]
             total = total + 0.3 * kl.sum() / (N * SAMPLES * C)
         return total
 
-    estimator = make_estimator("dr_grpo", rollout_mask="none", kl_coef=0.3, kl_estimator=kind)
+    estimator = make_estimator("dr_grpo", rollout_clip="none", kl_coef=0.3, kl_estimator=kind)
     for seed in (14, 15):
-        questions = make_rows(pair.plain, ROLLOUTS, seed=seed)
-        result, _ = pair.step(questions, loss, estimator=estimator, rate=0.01, reference=reference.workers)
-        assert result.num_skipped_rows == 0
+        prompts = make_samples(pair.plain, ROLLOUTS, seed=seed)
+        result, _ = pair.step(prompts, loss, estimator=estimator, rate=0.01, reference=reference.workers)
+        assert result.num_skipped_samples == 0
 
 
 # -- whose log π_old -------------------------------------------------------------------------------
@@ -256,28 +258,28 @@ def test_kl_to_a_frozen_policy_equals_plain_pytorch(start, reference, kind):
 
 def take_step(
     pair: Pair,
-    updates: list[list[list[Row]]],
+    updates: list[list[list[Sample]]],
     estimator: Estimator,
     reference: ActorGroup | None,
     recompute: bool,
 ) -> tuple[list[UpdateResult], list[dict[str, np.ndarray]]]:
-    """A step of several updates whose rows are all known before the first; results and gradients."""
+    """A step of several updates whose samples are all known before the first; results and gradients."""
     call(pair.ranks, "use", estimator)
     learner = LearnerGroup(
         pair.ranks,
         estimator,
         batch=HPT_BATCH,
-        tokens_per_microbatch=96,
+        max_tokens_per_micro_batch=96,
         timeout_s=LIMIT_S,
         reference=reference,
         updates_per_step=len(updates),
-        recompute_old_logps=recompute,
+        recompute_old_logprobs=recompute,
     )
 
     async def step() -> tuple[list[UpdateResult], list[dict[str, np.ndarray]]]:
-        for update, questions in enumerate(updates):
-            for rows in questions:
-                learner.add(rows, update)
+        for update, prompts in enumerate(updates):
+            for samples in prompts:
+                learner.add(samples, update)
         results, gradients = [], []
         for _ in updates:
             results.append(await learner.finish(RATE))
@@ -296,15 +298,20 @@ def test_old_logps_can_be_the_learners_own(start, reference, num_ranks, stage, k
     workers = None if kl_in is None else reference.workers
     pair = start(num_ranks, stage)
     groups = [((1, 0, 0, 1), False), ((0, 1), True), ((1, 0, 0), False)]
-    updates = [make_rows(pair.plain, groups, seed=seed) for seed in (42, 43)]
+    updates = [make_samples(pair.plain, groups, seed=seed) for seed in (42, 43)]
     own, gaps = [], []
-    for questions in updates:
-        rows = [row for rows in questions for row in rows]
-        ends = np.cumsum([row.response_length for row in rows])[:-1]
-        logps = np.split(call(pair.ranks, "logprobs", pack_of(rows))[0][0], ends)
-        mine = {id(row): row.logp_old if row.is_demo else logp for row, logp in zip(rows, logps, strict=True)}
-        own.append([[replace(row, logp_old=mine[id(row)]) for row in rows] for rows in questions])
-        gaps.append(np.concatenate([np.abs(mine[id(r)] - r.logp_old) for r in rows if not r.is_demo]))
+    for prompts in updates:
+        samples = [sample for samples in prompts for sample in samples]
+        ends = np.cumsum([sample.response_length for sample in samples])[:-1]
+        logprobs = np.split(call(pair.ranks, "logprobs", micro_batch_of(samples))[0][0], ends)
+        mine = {
+            id(sample): sample.old_logprobs if sample.is_demo else logprob
+            for sample, logprob in zip(samples, logprobs, strict=True)
+        }
+        own.append(
+            [[replace(sample, old_logprobs=mine[id(sample)]) for sample in samples] for samples in prompts]
+        )
+        gaps.append(np.concatenate([np.abs(mine[id(r)] - r.old_logprobs) for r in samples if not r.is_demo]))
 
     theirs = take_step(start(num_ranks, stage), updates, estimator, workers, recompute=False)
     expected = take_step(start(num_ranks, stage), own, estimator, workers, recompute=False)
@@ -313,8 +320,8 @@ def test_old_logps_can_be_the_learners_own(start, reference, num_ranks, stage, k
         assert distance(gradient, other) < 1e-5 * norm(other)
         assert distance(gradient, sampled) > 1e-2 * norm(other)
     for result, gap in zip(results, gaps, strict=True):  # the gap is that to the sampler
-        assert result.metrics["policy/logp_gap_mean"] == pytest.approx(gap.mean(), rel=1e-3)
-        assert result.metrics["policy/logp_gap_max"] == pytest.approx(gap.max(), rel=1e-3)
+        assert result.metrics["policy/logprob_gap_mean"] == pytest.approx(gap.mean(), rel=1e-3)
+        assert result.metrics["policy/logprob_gap_max"] == pytest.approx(gap.max(), rel=1e-3)
     assert results[0].metrics["policy/effective_sample_size"] == pytest.approx(1, abs=1e-6)
 
 
@@ -323,13 +330,13 @@ def test_old_logps_can_be_the_learners_own(start, reference, num_ranks, stage, k
 
 def test_every_rank_says_when_it_was_busy(start, tmp_path):
     pair = start(2, 2)
-    questions = make_rows(pair.plain, MIXED, seed=44)
-    pair.learn(questions)
+    prompts = make_samples(pair.plain, MIXED, seed=44)
+    pair.learn(prompts)
     begin = time.time()
-    call(pair.ranks, "logprobs", pack_of(questions[0]))
+    call(pair.ranks, "logprobs", micro_batch_of(prompts[0]))
     call(pair.ranks, "save", str(tmp_path))
     call(pair.ranks, "export", str(tmp_path / "hf"))
-    result = pair.learn(questions)
+    result = pair.learn(prompts)
     end = time.time()
     assert list(result.spans) == pair.ranks.names
     for spans in result.spans.values():
@@ -342,7 +349,7 @@ def test_every_rank_says_when_it_was_busy(start, tmp_path):
         assert begin < times[0] < times[-1] < end
     sums = [sum(end - start for _, start, end in spans) for spans in result.spans.values()]
     assert result.busy_s == pytest.approx(max(sums))
-    assert all(spans[0][0] == "backward" for spans in pair.learn(questions).spans.values())
+    assert all(spans[0][0] == "backward" for spans in pair.learn(prompts).spans.values())
 
 
 # -- checkpoints -----------------------------------------------------------------------------------
@@ -352,16 +359,16 @@ def test_every_rank_says_when_it_was_busy(start, tmp_path):
 def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, offload):
     first = start(2, stage, offload_optimizer=offload)
     for seed in (9, 10):
-        first.step(make_rows(first.plain, MIXED, seed=seed), hpt_loss)
+        first.step(make_samples(first.plain, MIXED, seed=seed), hpt_loss)
     (tmp_path / "state").mkdir()
     call(first.ranks, "save", str(tmp_path / "state"))
-    later = [make_rows(first.plain, MIXED, seed=seed) for seed in (11, 12)]
-    norms = [first.step(rows, hpt_loss)[0].metrics["optim/grad_norm"] for rows in later]
+    later = [make_samples(first.plain, MIXED, seed=seed) for seed in (11, 12)]
+    norms = [first.step(samples, hpt_loss)[0].metrics["optim/grad_norm"] for samples in later]
 
     second = start(2, stage, offload_optimizer=offload, processes="second")
     call(second.ranks, "load", str(tmp_path / "state"))
-    for rows, expected in zip(later, norms, strict=True):
-        assert second.learn(rows).metrics["optim/grad_norm"] == expected
+    for samples, expected in zip(later, norms, strict=True):
+        assert second.learn(samples).metrics["optim/grad_norm"] == expected
     assert distance(call(second.ranks, "parameters")[0], call(first.ranks, "parameters")[0]) == 0
 
 
@@ -371,17 +378,17 @@ def test_export_is_the_same_model_in_plain_transformers(
     start, tmp_path, num_ranks, stage, architecture, tied
 ):
     pair = start(num_ranks, stage, architecture=architecture, tied=tied)
-    questions = make_rows(pair.plain, MIXED, seed=13)
-    pair.step(questions, hpt_loss)
+    prompts = make_samples(pair.plain, MIXED, seed=13)
+    pair.step(prompts, hpt_loss)
     call(pair.ranks, "export", str(tmp_path / "hf"))
 
     exported = PlainLearner(tmp_path / "hf", LearnerConfig(), TEMPERATURE)
     assert exported.model.config.tie_word_embeddings == tied
     assert distance(exported.parameters(), call(pair.ranks, "parameters")[0]) == 0
-    rows = [row for question in questions for row in question]
-    logp, entropy = call(pair.ranks, "logprobs", pack_of(rows))[0]
+    samples = [sample for prompt in prompts for sample in prompt]
+    logprob, entropy = call(pair.ranks, "logprobs", micro_batch_of(samples))[0]
     with torch.no_grad():
-        expected = [torch.cat(parts).numpy() for parts in zip(*map(exported.score, rows), strict=True)]
-    assert np.abs(logp - expected[0]).max() < 1e-4
+        expected = [torch.cat(parts).numpy() for parts in zip(*map(exported.score, samples), strict=True)]
+    assert np.abs(logprob - expected[0]).max() < 1e-4
     assert np.abs(entropy - expected[1]).max() < 1e-4
     assert load_tokenizer(str(tmp_path / "hf")).get_vocab() == build_tokenizer().get_vocab()

@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 from pair import DEMONSTRATIONS, ZERO, Pair, hpt_loss, starting
-from plain import distance, make_rows, norm
-from probe import LIMIT_S, call, pack_of
+from plain import distance, make_samples, norm
+from probe import LIMIT_S, call, micro_batch_of
 
 from hpt_ray.algorithms import make_estimator
 from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState
-from hpt_ray.types import Row
+from hpt_ray.types import Sample
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -45,10 +45,10 @@ def same(mine: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]])
 # -- updates that are skipped ----------------------------------------------------------------------
 
 
-def weighted(questions: list[list[Row]], weight: float) -> list[list[Row]]:
-    """The same rows; the first demonstration weighs something else."""
-    next(row for rows in questions for row in rows if row.is_demo).weight = weight
-    return questions
+def weighted(prompts: list[list[Sample]], weight: float) -> list[list[Sample]]:
+    """The same samples; the first demonstration weighs something else."""
+    next(sample for samples in prompts for sample in samples if sample.is_demo).weight = weight
+    return prompts
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def weighted(questions: list[list[Row]], weight: float) -> list[list[Row]]:
     [(*zero, "float32") for zero in ZERO] + [(stage, False, "bfloat16") for stage in (0, 1, 3)],
 )
 def test_a_skipped_update_leaves_no_trace(start, stage, offload, dtype):
-    """One row of one rank is poisoned, with infinity or with a weight that is much too large."""
+    """One sample of one rank is poisoned, with infinity or with a weight that is much too large."""
 
     def train(with_faults: bool) -> list[dict[str, np.ndarray]]:
         pair = start(2, stage, offload_optimizer=offload, dtype=dtype, skip_grad_norm=100.0)
-        first, poisoned, large, second = (make_rows(pair.plain, FEW, seed=seed) for seed in range(30, 34))
+        first, poisoned, large, second = (make_samples(pair.plain, FEW, seed=seed) for seed in range(30, 34))
         assert pair.learn(first).skipped is None
         before = parameters(pair)
         if with_faults:
@@ -85,14 +85,14 @@ def test_a_skipped_update_leaves_no_trace(start, stage, offload, dtype):
 def test_a_loss_that_is_not_finite_is_enough(start):
     """A reference that gives a token no probability: the loss is infinite, its gradient is not."""
     pair = start(2, 1)
-    rows = make_rows(pair.plain, [((1, 0), False)], seed=35)[0]
+    samples = make_samples(pair.plain, [((1, 0), False)], seed=35)[0]
     call(pair.ranks, "use", make_estimator("dr_grpo", kl_coef=0.1, kl_estimator="k1"))
-    pack = pack_of(rows)
-    pack.kl_scales[:] = 1.0
-    no_chance = np.full(len(pack.logp_old), -np.inf, np.float32)
+    micro_batch = micro_batch_of(samples)
+    micro_batch.kl_scales[:] = 1.0
+    no_chance = np.full(len(micro_batch.old_logprobs), -np.inf, np.float32)
     fine = np.zeros_like(no_chance)
     before = parameters(pair)
-    refs = pair.ranks.send_each("accumulate", [(pack, (fine, fine)), (pack, (no_chance, fine))])
+    refs = pair.ranks.send_each("accumulate", [(micro_batch, (fine, fine)), (micro_batch, (no_chance, fine))])
     asyncio.run(pair.ranks.wait(refs, "accumulate", LIMIT_S))
     reports = call(pair.ranks, "step", 1e-3)
     assert [report.skipped for report in reports] == ["not_finite", "not_finite"]
@@ -104,36 +104,36 @@ def test_a_loss_that_is_not_finite_is_enough(start):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_error_in_bfloat16_does_not_grow_with_the_number_of_packs(start, stage):
+def test_the_error_in_bfloat16_does_not_grow_with_the_number_of_micro_batches(start, stage):
     pair = start(2, stage, dtype="bfloat16")
 
-    def gradient(questions: list[list[Row]], tokens_per_microbatch: int) -> dict[str, np.ndarray]:
-        pair.learn(questions, rate=0.0, tokens_per_microbatch=tokens_per_microbatch)
+    def gradient(prompts: list[list[Sample]], max_tokens_per_micro_batch: int) -> dict[str, np.ndarray]:
+        pair.learn(prompts, rate=0.0, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
         return call(pair.ranks, "gradient")[0]
 
-    # 64 times the same row, a pack each: the sum is known.
-    row = make_rows(pair.plain, [((), True)], seed=36)[0][0]
-    once = gradient([[row]], len(row.token_ids))
+    # 64 times the same sample, a micro-batch each: the sum is known.
+    sample = make_samples(pair.plain, [((), True)], seed=36)[0][0]
+    once = gradient([[sample]], len(sample.token_ids))
     exact = {name: 64 * part for name, part in once.items()}
     assert 0 < norm(once) < math.inf
-    assert distance(gradient([[row]] * 64, len(row.token_ids)), exact) < 1e-6 * norm(exact)
+    assert distance(gradient([[sample]] * 64, len(sample.token_ids)), exact) < 1e-6 * norm(exact)
 
-    # Rows that differ, in one pack a rank or in 16, against float64.
+    # Samples that differ, in one micro-batch a rank or in 16, against float64.
     pair.plain.set_parameters(parameters(pair)[0])
-    questions = make_rows(pair.plain, DEMONSTRATIONS * 8, seed=37)
-    rows = [row for rows in questions for row in rows]
-    exact, _ = pair.plain.gradient(hpt_loss(pair.plain, rows))
-    one, many = (distance(gradient(questions, tokens), exact) for tokens in (4096, 40))
+    prompts = make_samples(pair.plain, DEMONSTRATIONS * 8, seed=37)
+    samples = [sample for samples in prompts for sample in samples]
+    exact, _ = pair.plain.gradient(hpt_loss(pair.plain, samples))
+    one, many = (distance(gradient(prompts, tokens), exact) for tokens in (4096, 40))
     assert many < 1.1 * one
 
 
 def test_sums_in_bfloat16_can_be_asked_for(start):
     """Half the memory, and the error that the test above looks for."""
     pair = start(2, 2, dtype="bfloat16", deepspeed={"data_types": {"grad_accum_dtype": "bf16"}})
-    row = make_rows(pair.plain, [((), True)], seed=36)[0][0]
+    sample = make_samples(pair.plain, [((), True)], seed=36)[0][0]
     gradients = []
     for copies in (1, 64):
-        pair.learn([[row]] * copies, rate=0.0, tokens_per_microbatch=len(row.token_ids))
+        pair.learn([[sample]] * copies, rate=0.0, max_tokens_per_micro_batch=len(sample.token_ids))
         gradients.append(call(pair.ranks, "gradient")[0])
     exact = {name: 64 * part for name, part in gradients[0].items()}
     assert distance(gradients[1], exact) > 1e-3 * norm(exact)
@@ -157,11 +157,11 @@ def test_sums_in_bfloat16_can_be_asked_for(start):
 def test_another_number_of_ranks_goes_on(start, tmp_path: Path, stage, num_ranks, next_stage, offload):
     two = start(2, stage, offload_optimizer=offload)
     for seed in (38, 39):
-        two.learn(make_rows(two.plain, FEW, seed=seed))
+        two.learn(make_samples(two.plain, FEW, seed=seed))
     call(two.ranks, "save", str(tmp_path))
     files = sorted(tmp_path.iterdir())
-    later = [make_rows(two.plain, FEW, seed=seed) for seed in (40, 41)]
-    norms = [two.learn(rows).metrics["optim/grad_norm"] for rows in later]
+    later = [make_samples(two.plain, FEW, seed=seed) for seed in (40, 41)]
+    norms = [two.learn(samples).metrics["optim/grad_norm"] for samples in later]
     expected = parameters(two)[0]
 
     others = start(num_ranks, next_stage, offload_optimizer=offload)
@@ -169,8 +169,8 @@ def test_another_number_of_ranks_goes_on(start, tmp_path: Path, stage, num_ranks
     assert sorted(tmp_path.iterdir()) == files
     numbers = call(others.ranks, "random_number")
     assert numbers[2:] != numbers[:1]  # a rank that was not there has a seed of its own
-    for rows, grad_norm in zip(later, norms, strict=True):
-        assert others.learn(rows).metrics["optim/grad_norm"] == pytest.approx(grad_norm, rel=1e-6, abs=0)
+    for samples, grad_norm in zip(later, norms, strict=True):
+        assert others.learn(samples).metrics["optim/grad_norm"] == pytest.approx(grad_norm, rel=1e-6, abs=0)
     assert distance(parameters(others)[0], expected) < 1e-6 * norm(expected)
 
     # And what they save is theirs.
@@ -188,22 +188,22 @@ def test_another_number_of_ranks_goes_on(start, tmp_path: Path, stage, num_ranks
 )
 def test_new_ranks_go_on_from_a_copy_in_memory(start, tmp_path: Path, stage, offload, dtype):
     pair = start(2, stage, offload_optimizer=offload, dtype=dtype)
-    before, after = (make_rows(pair.plain, FEW, seed=seed) for seed in (42, 43))
+    before, after = (make_samples(pair.plain, FEW, seed=seed) for seed in (42, 43))
     pair.learn(before)
     call(pair.ranks, "cut_pieces", 10_000)
     replicas = Replicas(timeout_s=LIMIT_S)
-    state = RunState(step=1, version=1, sampler={}, history={"question": 1.0})
+    state = RunState(step=1, version=1, sampler={}, history={"prompt": 1.0})
 
     async def copy() -> tuple[RunState, Path] | None:
         replicas.begin([pair.ranks], state, TemporaryDirectory(dir=tmp_path))
-        state.history["question"] = 2.0  # the run goes on
+        state.history["prompt"] = 2.0  # the run goes on
         return await replicas.newest()
 
     try:
         found = asyncio.run(copy())
         assert replicas.problems == []
         assert found is not None
-        assert found[0] == replace(state, history={"question": 1.0})
+        assert found[0] == replace(state, history={"prompt": 1.0})
         numbers = call(pair.ranks, "random_number")
         pair.learn(after)
         expected = parameters(pair)

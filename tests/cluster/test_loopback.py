@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import LIMIT_S, MAIN, ROOT, TINY, child_environment, write_grader
+from command import LIMIT_S, MAIN, ROOT, TINY, child_environment, write_reward_function
 
 from hpt_ray.utils.cache import cache_dir
 
@@ -62,7 +62,13 @@ def test_every_socket_of_a_local_run_is_on_loopback(tmp_path, ray_folder):
         HOME=str(home), TMPDIR=str(temporary), HPT_RAY_CACHE=str(cache_dir()), RAY_TMPDIR=str(ray_folder)
     )
     run = psutil.Popen(
-        [*MAIN, *TINY, *arguments, f"run.dir={tmp_path}/runs", f"reward.grader={write_grader(tmp_path)}"],
+        [
+            *MAIN,
+            *TINY,
+            *arguments,
+            f"run.dir={tmp_path}/runs",
+            f"reward.function={write_reward_function(tmp_path)}",
+        ],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -28,7 +28,7 @@ HEAD_CPUS, SECOND_CPUS = (
 LARGE_ROLLOUT = ["rollout.num_cpus=2", "learner.num_cpus=0.5"]
 LARGE_LEARNER = ["rollout.num_cpus=0.5", "learner.num_cpus=2"]
 
-# As `write_grader`, and as slow as the file beside it says: a run can be made to wait for a node to join.
+# As `write_reward_function`, and as slow as the file beside it says: a run can be made to wait for a node to join.
 GRADER = """
 import pathlib, time
 
@@ -39,24 +39,24 @@ def grade(response, ground_truth):
 
 
 @pytest.fixture(scope="module")
-def grader(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("grader") / "parity.py"
+def reward_function(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("reward_function") / "parity.py"
     file.write_text(GRADER)
     pace(file, 0.0)
     return file
 
 
-def pace(grader: Path, pause_s: float) -> None:
-    grader.with_name("pause").write_text(f"{pause_s}")
+def pace(reward_function: Path, pause_s: float) -> None:
+    reward_function.with_name("pause").write_text(f"{pause_s}")
 
 
 @pytest.fixture(scope="module")
-def words(grader) -> list[str]:
+def words(reward_function) -> list[str]:
     return [
         "run.steps=16",
         "run.deterministic=true",
         "checkpoint.every=3",
-        f"reward.grader=python:{grader}:grade",
+        f"reward.function=python:{reward_function}:grade",
         "rollout.num_workers=2",
         "learner.num_ranks=2",
         "learner.zero_stage=2",
@@ -94,9 +94,9 @@ def wait_for_step(process: subprocess.Popen[str], runs: Path, step: int) -> None
 
 
 def test_the_run_goes_on_without_a_node_of_rollout_workers_and_takes_in_its_successor(
-    words, grader, undisturbed, tmp_path
+    words, reward_function, undisturbed, tmp_path
 ):
-    pace(grader, 0.2)
+    pace(reward_function, 0.2)
     with cluster(HEAD_CPUS) as nodes, running(nodes, [*words, *LARGE_ROLLOUT], tmp_path) as process:
         second = nodes.join(SECOND_CPUS)  # the run waits for it
         wait_for_step(process, tmp_path, 2)
@@ -104,13 +104,13 @@ def test_the_run_goes_on_without_a_node_of_rollout_workers_and_takes_in_its_succ
         wait_for_step(process, tmp_path, 4)
         folder = newest(tmp_path)
         log = folder.logs / "rollout-1.log"
-        pace(grader, 1.5)
+        pace(reward_function, 1.5)
         size, joined_s = log.stat().st_size, time.time()
         nodes.join(SECOND_CPUS)
         wait_for(lambda: process.poll() is not None or log.stat().st_size > size, LIMIT_S)
-        pace(grader, 0.3)
+        pace(reward_function, 0.3)
         wait_for(lambda: process.poll() is not None or generated(folder, "rollout-1", joined_s), LIMIT_S)
-        pace(grader, 0.0)
+        pace(reward_function, 0.0)
         printed, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, printed
     assert generated(folder, "rollout-1", joined_s), printed
@@ -131,7 +131,7 @@ def test_ranks_of_a_lost_node_start_elsewhere_and_without_room_the_run_ends_and_
     """
     words = [
         "algorithm.name=sft",
-        "rollouts_per_question=0",
+        "group_size=0",
         "run.steps=150",
         "run.deterministic=true",
         "checkpoint.every=20",

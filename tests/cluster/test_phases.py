@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from command import LIMIT_S, MAIN, ROOT, TINY, child_environment, run_main, write_grader
+from command import LIMIT_S, MAIN, ROOT, TINY, child_environment, run_main, write_reward_function
 from endings import faults_of, newest, weights
 from identical import check_identical
 from killer import Fault, Killer
@@ -25,11 +25,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 BOUNDARY, STEPS = 2, 5
 LEARNER = "ray::LearnerWorker"
-SFT = (
-    "{steps: 2, rollouts_per_question: 0, algorithm: {name: sft}, "
-    "learner: {learning_rate: 1.0e-3, schedule: linear}}"
-)
-# 8 questions, one step: each later step sees every question again, so its gate has a history.
+SFT = "{steps: 2, group_size: 0, algorithm: {name: sft}, learner: {learning_rate: 1.0e-3, schedule: linear}}"
+# 8 prompts, one step: each later step sees every prompt again, so its gate has a history.
 HPT = (
     "{{steps: 3, algorithm: {{name: hpt}}, selection: {{gate: posterior, gamma: 0.25}}, updates_per_step: 2, "
     "data: {{train: [{eight}]}}}}"
@@ -52,7 +49,7 @@ def words(tmp_path_factory) -> list[str]:
         "run.deterministic=true",
         "checkpoint.every=1",
         "checkpoint.keep=0",
-        f"reward.grader={write_grader(folder)}",
+        f"reward.function={write_reward_function(folder)}",
         "learner.zero_stage=2",
     ]
 
@@ -69,20 +66,20 @@ def test_each_phase_trains_by_its_own_settings(whole):
     assert [line["reward/mean"] is None for line in lines] == [True, True, False, False, False]
     assert [line["selection/demo_share"] for line in lines[:2]] == [1, 1]
     assert all(0 < line["selection/demo_share"] < 1 for line in lines[2:])
-    assert all(line["policy/logp_gap_max"] < 1e-3 for line in lines[2:])  # the engines had the SFT weights
+    assert all(line["policy/logprob_gap_max"] < 1e-3 for line in lines[2:])  # the engines had the SFT weights
 
 
-def test_a_gate_with_a_history_decides_otherwise_at_the_next_visit(whole):
-    visits = [json.loads(line) for line in (whole.root / "feedback.jsonl").read_text().splitlines()]
+def test_a_gate_with_a_history_decides_otherwise_at_the_next_attempt(whole):
+    attempts = [json.loads(line) for line in (whole.root / "prompt_history.jsonl").read_text().splitlines()]
     weight = {
-        (v["step"], v["question_id"], v["solved"]): v["demo_weight"] for v in visits if v["step"] > BOUNDARY
+        (v["step"], v["prompt_id"], v["solved"]): v["demo_weight"] for v in attempts if v["step"] > BOUNDARY
     }
     again = [
         (weight[step, name, solved], weight[step + 1, name, solved])
         for step, name, solved in weight
         if solved < 4 and (step + 1, name, solved) in weight
     ]
-    assert again, "no question came to the same twice: this run says nothing"
+    assert again, "no prompt came to the same twice: this run says nothing"
     assert all(first != second for first, second in again)
 
 
@@ -131,10 +128,10 @@ def test_the_first_step_of_a_phase_is_replayed_from_the_end_of_the_one_before(wh
 
 
 def test_a_phase_is_a_run_from_the_weights_of_the_phase_before(tmp_path):
-    """SFT twice, at another rate: optimizer state, schedule and order of questions begin again."""
+    """SFT twice, at another rate: optimizer state, schedule and order of prompts begin again."""
     second = "{steps: 2, learner: {learning_rate: 2.0e-3, warmup_steps: 2}}"
     common = ("run.deterministic=true", "checkpoint.every=1", "checkpoint.keep=0", "learner.num_ranks=2",
-              "learner.zero_stage=3", "algorithm.name=sft", "rollouts_per_question=0")  # fmt: skip
+              "learner.zero_stage=3", "algorithm.name=sft", "group_size=0")  # fmt: skip
     both = train(*common, f"phases=[{{steps: 2}}, {second}]", f"run.dir={tmp_path / 'both'}")
     start = both.checkpoints / "step-000002" / "hf"
     alone = train(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import LIMIT_S, ROOT, TINY, child_environment, run_main, write_grader
+from command import LIMIT_S, ROOT, TINY, child_environment, run_main, write_reward_function
 
 from hpt_ray.observe.rollout_dump import SCHEMA, dump_of, read_rollouts
 from hpt_ray.observe.run_folder import RunFolder
@@ -37,10 +37,10 @@ def replay(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def hpt(tmp_path_factory) -> RunFolder:
     """Two updates a step, two ranks, checkpoints of steps 2 and 3."""
-    grader = write_grader(tmp_path_factory.mktemp("grader"))
+    reward_function = write_reward_function(tmp_path_factory.mktemp("reward_function"))
     run = train(
         tmp_path_factory.mktemp("runs"),
-        f"reward.grader={grader}",
+        f"reward.function={reward_function}",
         "rollout.num_workers=1",
         "learner.num_ranks=2",
         "updates_per_step=2",
@@ -70,8 +70,8 @@ def test_a_step_comes_out_the_same_from_the_checkpoint_before_it(hpt, step, orig
     finished = replay(hpt.root, f"step={step}")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert f"from {origin}" in finished.stdout
-    verdicts = [line for line in finished.stdout.splitlines() if ": the same " in line]
-    assert [line.split(":")[0] for line in verdicts] == [f"Step {number}" for number in passed]
+    results = [line for line in finished.stdout.splitlines() if ": the same " in line]
+    assert [line.split(":")[0] for line in results] == [f"Step {number}" for number in passed]
     assert "optim/grad_norm" in finished.stdout
     assert "learner/demo_loss" in finished.stdout
     assert sorted(path.name for path in hpt.checkpoints.iterdir()) == checkpoints
@@ -82,13 +82,13 @@ def test_one_altered_log_prob_is_noticed(hpt):
     path = dump_of(hpt.rollouts, 3)
     lines = read_rollouts(path)
     per_step = max(line["group"] for line in lines) + 1
-    # One that has a gradient: its question trains on rollouts, some of them right; in the last update.
+    # One that has a gradient: its prompt trains on rollouts, some of them right; in the last update.
     line = next(
         x
         for x in lines
-        if x["rollout_weight"] and 0 < x["num_solved"] < x["num_rollouts"] and x["group"] >= per_step // 2
+        if x["rollout_weight"] and 0 < x["num_correct"] < x["num_rollouts"] and x["group"] >= per_step // 2
     )
-    line["logps"][0] -= 0.1
+    line["logprobs"][0] -= 0.1
     with altered(path, lines):
         finished = replay(hpt.root, "step=3")
     assert finished.returncode == 1, finished.stdout + finished.stderr
@@ -109,7 +109,7 @@ def test_a_missing_dump_is_named_with_the_steps_that_can_be_replayed(hpt):
 
 
 def test_a_supervised_step_comes_out_the_same(tmp_path):
-    run = train(tmp_path, "algorithm.name=sft", "rollouts_per_question=0")
+    run = train(tmp_path, "algorithm.name=sft", "group_size=0")
     finished = replay(run.root, "step=3")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     for step in (1, 2, 3):
@@ -119,7 +119,7 @@ def test_a_supervised_step_comes_out_the_same(tmp_path):
 def test_a_critic_is_replayed_too(tmp_path):
     run = train(
         tmp_path / "runs",
-        f"reward.grader={write_grader(tmp_path)}",
+        f"reward.function={write_reward_function(tmp_path)}",
         "algorithm.name=ppo",
         "algorithm.kl_coef=0.01",
         "algorithm.kl_in=reward",

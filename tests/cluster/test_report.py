@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from command import ROOT, TINY, child_environment, run_main, write_grader
+from command import ROOT, TINY, child_environment, run_main, write_reward_function
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -71,9 +71,9 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four steps whose questions go both ways, evaluated twice."""
+    """A run of four steps whose prompts go both ways, evaluated twice."""
     folder = tmp_path_factory.mktemp("report")
-    words = [f"run.dir={folder}", "run.steps=4", f"reward.grader={write_grader(folder)}"]
+    words = [f"run.dir={folder}", "run.steps=4", f"reward.function={write_reward_function(folder)}"]
     words += ["evaluation.every=2", "evaluation.sets.chain=mini:validation/chain"]
     finished = run_main([*TINY, *words])
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -177,7 +177,7 @@ def test_a_real_run_fills_every_part(reports: dict[str, Path], run_folder: Path)
         "offline_ratio",
         "entropy",
         "length",
-        "questions",
+        "prompts",
         "phases",
         "busy",
         "memory",

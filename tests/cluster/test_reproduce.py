@@ -17,7 +17,7 @@ out: OUT
 recipe: {ROOT}/tests/cluster/tiny.yaml
 models: {{t: {{title: fresh, config: {{model: {{path: "mini:t-fresh"}}, run: {{steps: 3}}}}}}}}
 methods:
-  sft: {{title: SFT, config: {{rollouts_per_question: 0, algorithm: {{name: sft}}}}}}
+  sft: {{title: SFT, config: {{group_size: 0, algorithm: {{name: sft}}}}}}
   hpt: {{title: HPT, config: {{algorithm: {{name: hpt}}}}}}
 matrix: {{seeds: [1]}}
 sets:

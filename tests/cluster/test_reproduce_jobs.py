@@ -24,7 +24,7 @@ models:
     title: fresh
     config: {{model: {{path: "mini:t-fresh"}}, run: {{steps: 3}}, cluster: {{address: auto}}}}
 methods:
-  sft: {{title: SFT, config: {{rollouts_per_question: 0, algorithm: {{name: sft}}}}}}
+  sft: {{title: SFT, config: {{group_size: 0, algorithm: {{name: sft}}}}}}
   broken: {{title: Broken, config: {{data: {{train: [OUT/nowhere.parquet]}}}}}}
   hpt: {{title: HPT, config: {{algorithm: {{name: hpt}}}}}}
 matrix: {{seeds: [1]}}

@@ -1,7 +1,7 @@
 """A resumed run is the same run: k steps, an end, and N − k steps come to what N steps come to, bit for bit.
 
 Each case is run once without a break, with checkpoints, and once more from a copy of its folder as it was at
-step k. Parameters, optimizer state, metrics but for times, and the order of questions must be equal.
+step k. Parameters, optimizer state, metrics but for times, and the order of prompts must be equal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 import pytest
-from command import TINY, run_main, write_grader
+from command import TINY, run_main, write_reward_function
 from identical import check_identical
 
 from hpt_ray.data.mini import resolve
@@ -30,7 +30,7 @@ class Case:
 
 CASES = [
     Case(
-        "hpt with histories of questions, ZeRO-1, where an epoch ends",
+        "hpt with histories of prompts, ZeRO-1, where an epoch ends",
         (
             "selection.gate=posterior",
             "selection.gamma=0.25",
@@ -45,7 +45,7 @@ CASES = [
             "learner.zero_stage=2",
             "learner.num_ranks=2",
             "updates_per_step=2",
-            "rollout.max_staleness=1",
+            "rollout.max_off_policy_steps=1",
             "rollout.num_workers=2",
         ),
     ),
@@ -68,11 +68,11 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> dict[str, str]:
-    """The grader, and a file of 16 questions: an epoch of two steps."""
+    """The reward function, and a file of 16 prompts: an epoch of two steps."""
     folder = tmp_path_factory.mktemp("material")
     sixteen = folder / "sixteen.parquet"
     pq.write_table(pq.read_table(resolve("mini:train")).slice(0, 16), sixteen)
-    return {"sixteen": str(sixteen), "grader": write_grader(folder)}
+    return {"sixteen": str(sixteen), "reward_function": write_reward_function(folder)}
 
 
 def train(words: list[str]) -> None:
@@ -88,7 +88,7 @@ def test_a_resumed_run_is_the_same_run(case: Case, material, tmp_path):
         "run.deterministic=true",
         f"checkpoint.every={BREAK}",
         "checkpoint.keep=0",
-        f"reward.grader={material['grader']}",
+        f"reward.function={material['reward_function']}",
         *(word.format(**material) for word in case.words),
     ]
     train(words)

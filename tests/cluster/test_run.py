@@ -1,7 +1,7 @@
 """The whole loop as a person runs it: real Ray, vLLM and DeepSpeed, an untrained model, a few small steps.
 
 The run that most tests look at is made once: 2 rollout workers, 2 learner ranks on ZeRO-3, 4 steps, graded
-by the parity of the answer's length, so that some questions train on rollouts and some on demonstrations.
+by the parity of the answer's length, so that some prompts train on rollouts and some on demonstrations.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import LIMIT_S, ROOT, TINY, child_environment, run_main, write_grader
+from command import LIMIT_S, ROOT, TINY, child_environment, run_main, write_reward_function
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 STEPS = 4
 # The keys that every line of metrics.jsonl is promised to have.
 PROMISED = (
-    "step", "weights/version", "reward/mean", "selection/demo_question_ratio", "selection/demo_row_ratio",
-    "policy/entropy", "policy/logp_gap_mean", "policy/logp_gap_max", "rollout/length_mean",
+    "step", "weights/version", "reward/mean", "selection/demo_prompt_ratio", "selection/demo_sample_ratio",
+    "policy/entropy", "policy/logprob_gap_mean", "policy/logprob_gap_max", "rollout/length_mean",
     "rollout/truncated_ratio", "rollout/tokens_per_s", "learner/tokens_per_s", "optim/grad_norm", "optim/lr",
     "time/step_s", "time/rollout_s", "time/learner_s", "time/sync_s",
 )  # fmt: skip
@@ -58,7 +58,7 @@ def words(tmp_path_factory) -> list[str]:
     return [
         "run.name=full",
         f"run.steps={STEPS}",
-        f"reward.grader={write_grader(tmp_path_factory.mktemp('grader'))}",
+        f"reward.function={write_reward_function(tmp_path_factory.mktemp('reward_function'))}",
         "rollout.num_workers=2",
         "learner.num_ranks=2",
         "learner.zero_stage=3",
@@ -88,14 +88,14 @@ def export(full) -> Path:
     return full.checkpoints / f"step-{STEPS:06d}" / "hf"
 
 
-def feedback_of(folder: RunFolder) -> list[dict]:
-    return [json.loads(line) for line in (folder.root / "feedback.jsonl").read_text().splitlines()]
+def prompt_history_of(folder: RunFolder) -> list[dict]:
+    return [json.loads(line) for line in (folder.root / "prompt_history.jsonl").read_text().splitlines()]
 
 
-def questions_by_step(folder: RunFolder) -> dict[int, list[str]]:
+def prompts_by_step(folder: RunFolder) -> dict[int, list[str]]:
     """Within a step, the order is that in which answers came in."""
-    visits = sorted((visit["step"], visit["question_id"]) for visit in feedback_of(folder))
-    return {step: [name for other, name in visits if other == step] for step, _ in visits}
+    attempts = sorted((attempt["step"], attempt["prompt_id"]) for attempt in prompt_history_of(folder))
+    return {step: [name for other, name in attempts if other == step] for step, _ in attempts}
 
 
 # -- the run folder --------------------------------------------------------------------------------
@@ -122,11 +122,11 @@ def test_values_of_a_step_are_there_and_finite(full):
 
 def test_both_streams_were_trained(full):
     """Otherwise the other tests of this run would say little."""
-    assert any(0 < line["selection/demo_question_ratio"] < 1 for line in full.read_metrics()[1:])
+    assert any(0 < line["selection/demo_prompt_ratio"] < 1 for line in full.read_metrics()[1:])
 
 
 def test_sampler_and_learner_agree_after_every_sync(full):
-    assert all(line["policy/logp_gap_max"] < 1e-3 for line in full.read_metrics()[1:])
+    assert all(line["policy/logprob_gap_max"] < 1e-3 for line in full.read_metrics()[1:])
 
 
 def test_summary_holds_evaluations_times_and_counts(full):
@@ -142,22 +142,22 @@ def test_summary_holds_evaluations_times_and_counts(full):
     assert (full.root / summary["checkpoint"]).is_dir()
 
 
-def test_feedback_has_one_line_a_visit(full):
-    visits = feedback_of(full)
-    assert [visit["step"] for visit in visits] == [step for step in (1, 2, 3, 4) for _ in range(8)]
-    assert len({visit["question_id"] for visit in visits}) == 32  # no question comes twice within an epoch
-    for visit in visits:
-        assert visit["rollouts"] == 4
-        assert visit["demo_weight"] == (visit["solved"] == 0)
-        assert visit["rollout_weight"] == (visit["solved"] > 0)
+def test_feedback_has_one_line_a_attempt(full):
+    attempts = prompt_history_of(full)
+    assert [attempt["step"] for attempt in attempts] == [step for step in (1, 2, 3, 4) for _ in range(8)]
+    assert len({attempt["prompt_id"] for attempt in attempts}) == 32  # no prompt comes twice within an epoch
+    for attempt in attempts:
+        assert attempt["rollouts"] == 4
+        assert attempt["demo_weight"] == (attempt["solved"] == 0)
+        assert attempt["rollout_weight"] == (attempt["solved"] > 0)
 
 
-def test_rollouts_are_dumped_with_verdicts(full):
+def test_rollouts_are_dumped_with_results(full):
     for step in range(1, STEPS + 1):
         rows = pq.read_table(full.rollouts / f"step-{step:06d}.parquet").to_pylist()
         assert len(rows) == 8 * 4
         assert {row["weight_version"] for row in rows} == {step - 1}
-        assert all(len(row["token_ids"]) == len(row["logps"]) for row in rows)
+        assert all(len(row["token_ids"]) == len(row["logprobs"]) for row in rows)
         scores = [row["score"] for row in rows]
         line = full.read_metrics()[step]
         assert sum(scores) / len(scores) == pytest.approx(line["reward/mean"])
@@ -175,7 +175,7 @@ def test_actors_write_to_files_and_a_person_sees_little(printed_and_folder):
     printed, folder = printed_and_folder
     names = {path.name for path in folder.logs.iterdir()}
     assert {"rollout-0.log", "rollout-1.log", "learner-0.log", "learner-1.log"} <= names
-    assert "questions_per_step" in printed  # the sizes at the start
+    assert "prompts_per_step" in printed  # the sizes at the start
     assert "Sampled answers, step 2" in printed
     assert f"Done: {STEPS} steps" in printed
     assert "WARNING" not in printed
@@ -228,40 +228,42 @@ def test_resume_goes_on_as_if_nothing_had_happened(full, words, tmp_path):
     lines, expected = killed.read_metrics(), full.read_metrics()
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert lines[:3] == expected[:3]
-    assert questions_by_step(killed) == questions_by_step(full)
-    for name in ("reward/mean", "selection/demo_question_ratio", "optim/lr", "weights/version"):
+    assert prompts_by_step(killed) == prompts_by_step(full)
+    for name in ("reward/mean", "selection/demo_prompt_ratio", "optim/lr", "weights/version"):
         assert lines[3][name] == expected[3][name], name
     assert lines[3]["optim/grad_norm"] == pytest.approx(expected[3]["optim/grad_norm"], rel=1e-4)
     assert json.loads(killed.summary.read_text())["steps"] == STEPS
 
 
 def test_supervised_run_starts_no_rollout_worker(tmp_path):
-    succeed("algorithm.name=sft", "rollouts_per_question=0", "run.steps=2", f"run.dir={tmp_path}")
+    succeed("algorithm.name=sft", "group_size=0", "run.steps=2", f"run.dir={tmp_path}")
     folder = RunFolder(tmp_path / "latest")
     assert [path.name for path in folder.logs.iterdir()] == ["learner-0.log"]
     for line in folder.read_metrics():
         assert not set(PROMISED) - set(line)
-        assert line["selection/demo_question_ratio"] == line["selection/demo_row_ratio"] == 1
+        assert line["selection/demo_prompt_ratio"] == line["selection/demo_sample_ratio"] == 1
         assert line["reward/mean"] is None
         assert line["optim/grad_norm"] > 0
 
 
 def test_two_updates_a_step_with_a_reference_policy(tmp_path):
-    """GRPO: every question trains on its rollouts, the second update off-policy; KL to the frozen policy."""
+    """GRPO: every prompt trains on its rollouts, the second update off-policy; KL to the frozen policy."""
     succeed(
         "algorithm.name=grpo",
         "algorithm.kl_coef=0.1",
         "updates_per_step=2",
         "run.steps=2",
         "rollout.num_workers=1",
-        f"reward.grader={write_grader(tmp_path)}",
+        f"reward.function={write_reward_function(tmp_path)}",
         f"run.dir={tmp_path}/runs",
     )
     folder = RunFolder(tmp_path / "runs" / "latest")
     assert (folder.logs / "reference-0.log").is_file()
     for line in folder.read_metrics():
-        assert line["selection/demo_question_ratio"] == 0
-        assert line["policy/logp_gap_max"] < 1e-3  # of the first update: the second is off-policy by design
+        assert line["selection/demo_prompt_ratio"] == 0
+        assert (
+            line["policy/logprob_gap_max"] < 1e-3
+        )  # of the first update: the second is off-policy by design
         assert line["optim/grad_norm"] > 0
 
 
@@ -282,7 +284,7 @@ def test_gsm8k_from_published_files_to_a_falling_loss(tmp_path):
         f"--out={out}",
         "--held-out=64",
     ]
-    command += ["run.steps=4", "evaluation.every=2", "questions_per_step=16", "cluster.address=local"]
+    command += ["run.steps=4", "evaluation.every=2", "prompts_per_step=16", "cluster.address=local"]
     finished = subprocess.run(
         command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=LIMIT_S
     )
@@ -291,5 +293,5 @@ def test_gsm8k_from_published_files_to_a_falling_loss(tmp_path):
     assert report["result"]["falls_steadily"]
     assert report["result"]["every_row_accounted_for"]
     assert report["rows"]["train"]["rows"] == 600
-    assert len(report["held_out_demonstration_loss"]) == 3
+    assert len(report["eval_demonstration_loss"]) == 3
     assert str(tmp_path) not in out.read_text()

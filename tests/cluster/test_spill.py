@@ -39,7 +39,7 @@ def test_a_run_goes_on_where_the_object_store_is_full(tmp_path):
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
-            words = ["run.steps=3", "rollout.max_staleness=1", f"run.dir={tmp_path}"]
+            words = ["run.steps=3", "rollout.max_off_policy_steps=1", f"run.dir={tmp_path}"]
             finished = run_main([*TINY, *words, f"cluster.address={nodes.address}"], **environment)
         finally:
             holder.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import write_grader
+from command import write_reward_function
 from identical import check_identical
 
 from hpt_ray.cluster.runtime import Cluster
@@ -58,14 +58,14 @@ class StoppedDriver(Driver):
 
     async def _start(self, cluster: Cluster) -> Actors:
         actors = await super()._start(cluster)
-        assert actors.fleet is not None
-        spans = actors.fleet.spans
+        assert actors.engines is not None
+        spans = actors.engines.spans
 
         async def spans_in_time() -> Any:
             await self._reach("sums up", self.step)
             return await spans()
 
-        actors.fleet.spans = spans_in_time  # type: ignore[method-assign]
+        actors.engines.spans = spans_in_time  # type: ignore[method-assign]
         return actors
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
@@ -92,13 +92,13 @@ class StoppedDriver(Driver):
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    grader = write_grader(tmp_path_factory.mktemp("grader"))
+    reward_function = write_reward_function(tmp_path_factory.mktemp("reward_function"))
     evaluation = ["evaluation.sets={chain: mini:validation/chain}", f"evaluation.every={STOP}"]
     best = ["checkpoint.best_of=chain", "checkpoint.every=1", "checkpoint.keep=0"]
     return [
         f"run.steps={STEPS}",
         "run.deterministic=true",
-        f"reward.grader={grader}",
+        f"reward.function={reward_function}",
         *evaluation,
         *best,
     ]

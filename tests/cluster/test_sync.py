@@ -1,4 +1,4 @@
-"""Learner to vLLM through the real carrier: after a sync both give the same log-probs."""
+"""Learner to vLLM through the real backend: after a sync both give the same log-probs."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def push_with_fault(
 
 
 def replace_worker(wired: Wired, index: int) -> ActorGroup:
-    """A fresh engine under the old name, as the fleet makes it."""
+    """A fresh engine under the old name, as the engine group makes it."""
     ray.kill(wired.workers.actors[index])
     wired.workers.actors[index] = wired.make_worker(index)
     fresh = ActorGroup([wired.workers.names[index]], [wired.workers.actors[index]])
@@ -96,12 +96,12 @@ def test_a_restarted_engine_gets_the_committed_weights_after_the_learner_has_ste
     fresh = replace_worker(wired, 2)
     assert asyncio.run(sync.resend(fresh)).version == 5
     others, restarted = wired.rollouts(0, 1.0), wired.rollouts(2, 1.0)
-    by_sample = {(r.question_id, r.sample): r for r in others}
+    by_sample = {(r.prompt_id, r.sample): r for r in others}
     assert {r.weight_version for r in others + restarted} == {5}
     for rollout in restarted:
-        other = by_sample[rollout.question_id, rollout.sample]
+        other = by_sample[rollout.prompt_id, rollout.sample]
         np.testing.assert_array_equal(rollout.token_ids, other.token_ids)
-        np.testing.assert_allclose(rollout.logps, other.logps, atol=1e-5)
+        np.testing.assert_allclose(rollout.logprobs, other.logprobs, atol=1e-5)
     assert wired.gap(5, 1.0) > 0.1  # the learner is ahead
     asyncio.run(sync.push(6, wired.workers))
     assert wired.gap(6, 1.0) < 1e-5

@@ -112,12 +112,12 @@ def test_value_of_the_wrong_type(message):
 
 
 def test_sizes_that_do_not_divide(message):
-    error = message("questions_per_step=10", "updates_per_step=4")
-    assert "`questions_per_step` (10) must be a multiple of `updates_per_step` (4)" in error
+    error = message("prompts_per_step=10", "updates_per_step=4")
+    assert "`prompts_per_step` (10) must be a multiple of `updates_per_step` (4)" in error
 
 
-def test_row_that_cannot_fit_into_a_microbatch(message):
-    assert "`tokens_per_microbatch` (64)" in message("tokens_per_microbatch=64")
+def test_row_that_cannot_fit_into_a_micro_batch(message):
+    assert "`max_tokens_per_micro_batch` (64)" in message("max_tokens_per_micro_batch=64")
 
 
 def test_algorithm_with_a_typing_error(message):
@@ -127,19 +127,19 @@ def test_algorithm_with_a_typing_error(message):
 
 
 def test_algorithm_that_needs_rollouts_without_rollouts(message):
-    assert "rollouts_per_question=0" in message("rollouts_per_question=0", "algorithm.name=grpo")
+    assert "group_size=0" in message("group_size=0", "algorithm.name=grpo")
 
 
-def test_unknown_grader_names_the_nearest_known_one(message):
-    error = message("reward.grader=boxd")
+def test_unknown_reward_function_names_the_nearest_known_one(message):
+    error = message("reward.function=boxd")
     assert "`boxd`" in error
     assert "`boxed`" in error
 
 
-def test_grader_file_without_the_function(message, tmp_path):
-    file = tmp_path / "graders.py"
+def test_reward_function_file_without_the_function(message, tmp_path):
+    file = tmp_path / "reward_functions.py"
     file.write_text("def other(response, ground_truth):\n    return 1\n")
-    error = message(f"reward.grader=python:{file}:grade")
+    error = message(f"reward.function=python:{file}:grade")
     assert f"{file} has no function grade (it has: other)" in error
 
 
@@ -177,13 +177,13 @@ def test_file_that_is_no_parquet(message, tmp_path):
 
 def test_empty_set_after_filtering_counts_the_reasons(message):
     error = message("data.max_prompt_tokens=2")
-    assert "mini:train: no question is left (600 prompt_too_long)" in error
+    assert "mini:train: no prompt is left (600 prompt_too_long)" in error
     assert "data.max_prompt_tokens" in error
 
 
 def test_no_ground_truth_in_any_row(message, tmp_path):
     file = write_jsonl(tmp_path / "train.jsonl", {**ROW, "reward_model": {"ground_truth": None}})
-    assert f"{file}: no question is left (1 no_ground_truth)" in message(f"data.train=[{file}]")
+    assert f"{file}: no prompt is left (1 no_ground_truth)" in message(f"data.train=[{file}]")
 
 
 def test_no_ground_truth_field(message, tmp_path):

@@ -11,28 +11,28 @@ from hpt_ray.types import Outcome
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 
 
-def graders() -> list[psutil.Process]:
+def reward_functions() -> list[psutil.Process]:
     """All grading processes of this machine."""
     every = psutil.process_iter(["cmdline"])
     return [p for p in every if any("hpt_ray.reward.worker" in part for part in p.info["cmdline"] or [])]
 
 
 def test_service_as_an_actor(tmp_path):
-    before = {process.pid for process in graders()}
+    before = {process.pid for process in reward_functions()}
     file = tmp_path / "hang.py"
     file.write_text("import time\ndef hang(response, truth): time.sleep(600)\n")
-    config = RewardConfig(graders={"hang": f"python:{file}:hang"}, num_processes=2, timeout_s=3.0)
+    config = RewardConfig(functions={"hang": f"python:{file}:hang"}, num_processes=2, timeout_s=3.0)
     service = ray.remote(VerifierService).options(num_cpus=0, max_concurrency=100).remote(config)
     hanging = service.grade.remote([GradeItem("", "1", "hang", True)])
     items = [GradeItem(rf"\boxed{{{i}/{i + 2}}}", repr(i / (i + 2)), "", True) for i in range(8)]
-    for verdicts in ray.get([service.grade.remote(items) for _ in range(20)], timeout=60):
-        assert all(verdict.solved for verdict in verdicts)
-    [verdict] = ray.get(hanging, timeout=60)
-    assert verdict.outcome is Outcome.TIMEOUT
+    for results in ray.get([service.grade.remote(items) for _ in range(20)], timeout=60):
+        assert all(result.correct for result in results)
+    [result] = ray.get(hanging, timeout=60)
+    assert result.outcome is Outcome.TIMEOUT
     counts = ray.get(service.counts.remote(), timeout=10)
     assert (counts["correct"], counts["timeout"], counts["processes_replaced"]) == (160, 1, 1)
 
-    ours = [process for process in graders() if process.pid not in before]
+    ours = [process for process in reward_functions() if process.pid not in before]
     assert len(ours) == 2
     ray.kill(service)  # nobody calls close(): the processes must notice by themselves
     _, alive = psutil.wait_procs(ours, timeout=10)
@@ -40,6 +40,6 @@ def test_service_as_an_actor(tmp_path):
 
 
 def test_mistakes_reach_the_driver():
-    service = ray.remote(VerifierService).remote(RewardConfig(grader="mth"))
+    service = ray.remote(VerifierService).remote(RewardConfig(function="mth"))
     with pytest.raises(ray.exceptions.RayActorError, match="Did you mean `math`"):
         ray.get(service.counts.remote(), timeout=60)

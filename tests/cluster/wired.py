@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 from plain import VOCABULARY
-from probe import CPUS, LIMIT_S, ProbedWorker, call, pack_of, room_for
+from probe import CPUS, LIMIT_S, ProbedWorker, call, micro_batch_of, room_for
 
 from hpt_ray.algorithms import BatchShape, make_estimator
 from hpt_ray.cluster.actor_group import ActorGroup
@@ -23,7 +23,7 @@ from hpt_ray.learner.policy import LearnerSpec
 from hpt_ray.rollout.engine import EngineSpec
 from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
 from hpt_ray.rollout.worker import RolloutWorker
-from hpt_ray.types import Rollout, Row
+from hpt_ray.types import Rollout, Sample
 from hpt_ray.weight_sync.transaction import WeightSync
 
 MAX_TOKENS, SAMPLES = 16, 4
@@ -94,33 +94,33 @@ class Wired:
             rollouts = self.rollouts(worker, temperature)
             assert len(rollouts) == SAMPLES * len(PROMPTS)
             assert {rollout.weight_version for rollout in rollouts} == {version}
-            pack = pack_of([row_of(rollout, is_demo=False) for rollout in rollouts])
-            logp, _ = call(self.learners, "logprobs", pack)[0]
-            gaps.append(np.abs(logp - pack.logp_old).max())
+            micro_batch = micro_batch_of([sample_of(rollout, is_demo=False) for rollout in rollouts])
+            logprob, _ = call(self.learners, "logprobs", micro_batch)[0]
+            gaps.append(np.abs(logprob - micro_batch.old_logprobs).max())
         return float(max(gaps))
 
     def train(self) -> None:
         """One large optimizer step."""
-        rows = [row_of(rollout, is_demo=True) for rollout in self.rollouts(0, 1.0)]
-        batch = BatchShape(num_questions=len(rows), num_rollouts=1, max_response_tokens=MAX_TOKENS)
+        samples = [sample_of(rollout, is_demo=True) for rollout in self.rollouts(0, 1.0)]
+        batch = BatchShape(num_prompts=len(samples), num_rollouts=1, max_response_tokens=MAX_TOKENS)
 
         async def update() -> None:
             learner = LearnerGroup(
-                self.learners, SFT, batch=batch, tokens_per_microbatch=256, timeout_s=LIMIT_S
+                self.learners, SFT, batch=batch, max_tokens_per_micro_batch=256, timeout_s=LIMIT_S
             )
-            learner.add(rows)
+            learner.add(samples)
             await learner.finish(0.02)
 
         asyncio.run(update())
 
 
-def row_of(rollout: Rollout, *, is_demo: bool) -> Row:
-    prompt = PROMPTS[rollout.question_id]
-    return Row(
-        question_id=rollout.question_id,
+def sample_of(rollout: Rollout, *, is_demo: bool) -> Sample:
+    prompt = PROMPTS[rollout.prompt_id]
+    return Sample(
+        prompt_id=rollout.prompt_id,
         token_ids=np.concatenate([prompt, rollout.token_ids]),
         prompt_length=len(prompt),
-        logp_old=rollout.logps,
+        old_logprobs=rollout.logprobs,
         is_demo=is_demo,
         reward=1.0,
         group=0,

@@ -1,6 +1,6 @@
 """Each algorithm against the loss of its paper, written here by hand, in float64 on a small network.
 
-For every row: the gradient of the estimator's loss equals that of the classical loss, and equals
+For every sample: the gradient of the estimator's loss equals that of the classical loss, and equals
 Σ c · ∇log π / Z with `coefficients`. The classical losses share nothing with the package but the data.
 """
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpt_ray.algorithms import ALGORITHMS, BatchShape, TokenRows, gae, make_estimator
+from hpt_ray.algorithms import ALGORITHMS, BatchShape, TokenBatch, gae, make_estimator
 
 TOLERANCE = 1e-10
 VOCABULARY, HIDDEN, C = 7, 5, 24.0
@@ -20,18 +20,18 @@ VOCABULARY, HIDDEN, C = 7, 5, 24.0
 
 @dataclass
 class Case:
-    """Three questions with four rollouts each and one demonstration each; rows as index ranges."""
+    """Three prompts with four rollouts each and one demonstration each; samples as index ranges."""
 
-    rows: TokenRows
+    samples: TokenBatch
     parameters: list[Tensor]
     batch: BatchShape
 
     def spans(self, demo: bool) -> list[tuple[int, slice]]:
-        ends = self.rows.row_lengths.cumsum(0)
+        ends = self.samples.sample_lengths.cumsum(0)
         return [
             (i, slice(int(end - length), int(end)))
-            for i, (end, length) in enumerate(zip(ends, self.rows.row_lengths, strict=True))
-            if bool(self.rows.is_demo[i]) == demo
+            for i, (end, length) in enumerate(zip(ends, self.samples.sample_lengths, strict=True))
+            if bool(self.samples.is_demo[i]) == demo
         ]
 
     def gradient(self, loss: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ def policy(parameters: list[Tensor], tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of a tiny recurrent-free network: the next token given the last one."""
     embedding, weight, head = parameters
     before = torch.cat([tokens.new_zeros(1), tokens[:-1]])
-    logp = torch.log_softmax(torch.tanh(embedding[before] @ weight) @ head, dim=-1)
-    return logp.gather(1, tokens[:, None])[:, 0], -(logp.exp() * logp).sum(1)
+    logprob = torch.log_softmax(torch.tanh(embedding[before] @ weight) @ head, dim=-1)
+    return logprob.gather(1, tokens[:, None])[:, 0], -(logprob.exp() * logprob).sum(1)
 
 
 def make_case(rollouts: bool = True, demonstrations: bool = True, drift: float = 0.15) -> Case:
@@ -54,43 +54,43 @@ def make_case(rollouts: bool = True, demonstrations: bool = True, drift: float =
     old = [p.detach() + drift * torch.randn(p.shape, generator=random, dtype=torch.float64) for p in new]
     rewards = {0: (1, 0, 0, 1), 1: (0, 1, 0, 0), 2: (1, 1, 1, 1)}
     lengths, groups, scores, demo = [], [], [], []
-    for question, group in rewards.items():
+    for prompt, group in rewards.items():
         for reward in group if rollouts else ():
             lengths.append(int(torch.randint(1, 9, (1,), generator=random)))
-            groups.append(question), scores.append(float(reward)), demo.append(False)
+            groups.append(prompt), scores.append(float(reward)), demo.append(False)
         if demonstrations:
             lengths.append(int(torch.randint(1, 9, (1,), generator=random)))
-            groups.append(question), scores.append(1.0), demo.append(True)
+            groups.append(prompt), scores.append(1.0), demo.append(True)
     tokens = torch.randint(0, VOCABULARY, (sum(lengths),), generator=random)
-    logp, entropy = policy(new, tokens)
-    logp_old, _ = policy(old, tokens)
+    logprob, entropy = policy(new, tokens)
+    old_logprobs, _ = policy(old, tokens)
     is_demo = torch.tensor(demo)
-    logp_old[is_demo.repeat_interleave(torch.tensor(lengths))] = math.nan
+    old_logprobs[is_demo.repeat_interleave(torch.tensor(lengths))] = math.nan
     values = torch.randn(len(tokens), generator=random, dtype=torch.float64)
-    rows = TokenRows(
-        logp_now=logp,
-        logp_old=logp_old,
-        row_lengths=torch.tensor(lengths),
+    samples = TokenBatch(
+        logprobs=logprob,
+        old_logprobs=old_logprobs,
+        sample_lengths=torch.tensor(lengths),
         group_ids=torch.tensor(groups),
         rewards=torch.tensor(scores, dtype=torch.float64),
         is_demo=is_demo,
         entropy=entropy,
         values=values,
     )
-    return Case(rows, new, BatchShape(num_questions=3, num_rollouts=4, max_response_tokens=int(C)))
+    return Case(samples, new, BatchShape(num_prompts=3, num_rollouts=4, max_response_tokens=int(C)))
 
 
 # ---- classical losses ----------------------------------------------------------------------------
 
 
 def group_rewards(case: Case, i: int, union: bool) -> Tensor:
-    same = case.rows.group_ids == case.rows.group_ids[i]
-    return case.rows.rewards[same if union else same & ~case.rows.is_demo]
+    same = case.samples.group_ids == case.samples.group_ids[i]
+    return case.samples.rewards[same if union else same & ~case.samples.is_demo]
 
 
 def centred(case: Case, i: int, *, std: bool, union: bool = False) -> Tensor:
     rewards = group_rewards(case, i, union)
-    advantage = case.rows.rewards[i] - rewards.mean()
+    advantage = case.samples.rewards[i] - rewards.mean()
     return advantage / (rewards.std() + 1e-6) if std else advantage
 
 
@@ -99,39 +99,42 @@ def ppo_clip(ratio: Tensor, advantage: Tensor, low: float = 0.2, high: float = 0
 
 
 def over_rollouts(case: Case, objective: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
-    """−Σ_i objective(i, log π, ρ) over rollout rows."""
+    """−Σ_i objective(i, log π, ρ) over rollout samples."""
     total = torch.zeros((), dtype=torch.float64)
     for i, span in case.spans(demo=False):
-        logp = case.rows.logp_now[span]
-        total = total - objective(i, logp, (logp - case.rows.logp_old[span]).exp())
+        logprob = case.samples.logprobs[span]
+        total = total - objective(i, logprob, (logprob - case.samples.old_logprobs[span]).exp())
     return total
 
 
 def over_demos(case: Case, objective: Callable[[int, Tensor], Tensor]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for i, span in case.spans(demo=True):
-        total = total - objective(i, case.rows.logp_now[span])
+        total = total - objective(i, case.samples.logprobs[span])
     return total
 
 
 def sft(case: Case) -> Tensor:
-    return over_demos(case, lambda i, logp: logp.mean()) / 3
+    return over_demos(case, lambda i, logprob: logprob.mean()) / 3
 
 
 def sft_paper(case: Case) -> Tensor:
-    return over_demos(case, lambda i, logp: logp.sum()) / 3
+    return over_demos(case, lambda i, logprob: logprob.sum()) / 3
 
 
 def reinforce(case: Case) -> Tensor:
     signs = {0.0: -1.0, 1.0: 1.0}
-    return over_rollouts(case, lambda i, logp, ratio: signs[float(case.rows.rewards[i])] * logp.sum()) / 12
+    return (
+        over_rollouts(case, lambda i, logprob, ratio: signs[float(case.samples.rewards[i])] * logprob.sum())
+        / 12
+    )
 
 
 def rloo(case: Case) -> Tensor:
-    def objective(i: int, logp: Tensor, ratio: Tensor) -> Tensor:
+    def objective(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
         rewards = group_rewards(case, i, union=False)
-        others = (rewards.sum() - case.rows.rewards[i]) / (len(rewards) - 1)
-        return (case.rows.rewards[i] - others) * logp.sum()
+        others = (rewards.sum() - case.samples.rewards[i]) / (len(rewards) - 1)
+        return (case.samples.rewards[i] - others) * logprob.sum()
 
     return over_rollouts(case, objective) / 12
 
@@ -139,11 +142,11 @@ def rloo(case: Case) -> Tensor:
 def ppo(case: Case) -> Tensor:
     spans = dict(case.spans(demo=False))
 
-    def objective(i: int, logp: Tensor, ratio: Tensor) -> Tensor:
-        values, length = case.rows.values[spans[i]], len(logp)
+    def objective(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
+        values, length = case.samples.values[spans[i]], len(logprob)
         following = torch.cat([values[1:], values.new_zeros(1)])
         rewards = torch.zeros(length, dtype=torch.float64)
-        rewards[-1] = case.rows.rewards[i]
+        rewards[-1] = case.samples.rewards[i]
         delta = rewards + following - values
         advantage = torch.stack(
             [sum(0.95 ** (k - t) * delta[k] for k in range(t, length)) for t in range(length)]
@@ -154,12 +157,14 @@ def ppo(case: Case) -> Tensor:
 
 
 def grpo(case: Case) -> Tensor:
-    return over_rollouts(case, lambda i, logp, ratio: ppo_clip(ratio, centred(case, i, std=True)).mean()) / 12
+    return (
+        over_rollouts(case, lambda i, logprob, ratio: ppo_clip(ratio, centred(case, i, std=True)).mean()) / 12
+    )
 
 
 def dr_grpo(case: Case) -> Tensor:
     return (
-        over_rollouts(case, lambda i, logp, ratio: ppo_clip(ratio, centred(case, i, std=False)).sum() / C)
+        over_rollouts(case, lambda i, logprob, ratio: ppo_clip(ratio, centred(case, i, std=False)).sum() / C)
         / 12
     )
 
@@ -171,22 +176,24 @@ def dapo(case: Case) -> Tensor:
         if 0 < group_rewards(case, i, union=False).sum() < 4
     }
 
-    def objective(i: int, logp: Tensor, ratio: Tensor) -> Tensor:
-        return ppo_clip(ratio, centred(case, i, std=True), 0.2, 0.28).sum() if i in mixed else logp.sum() * 0
+    def objective(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
+        return (
+            ppo_clip(ratio, centred(case, i, std=True), 0.2, 0.28).sum() if i in mixed else logprob.sum() * 0
+        )
 
     return over_rollouts(case, objective) / sum(mixed.values())
 
 
 def cispo(case: Case) -> Tensor:
-    def objective(i: int, logp: Tensor, ratio: Tensor) -> Tensor:
-        return (ratio.detach().clamp(max=1.2) * centred(case, i, std=True) * logp).sum()
+    def objective(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
+        return (ratio.detach().clamp(max=1.2) * centred(case, i, std=True) * logprob).sum()
 
     tokens = sum(span.stop - span.start for _, span in case.spans(demo=False))
     return over_rollouts(case, objective) / tokens
 
 
 def gspo(case: Case) -> Tensor:
-    def objective(i: int, logp: Tensor, ratio: Tensor) -> Tensor:
+    def objective(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
         s = ratio.log().mean().exp()
         return ppo_clip(s, centred(case, i, std=True), 3e-4, 4e-4)
 
@@ -194,12 +201,12 @@ def gspo(case: Case) -> Tensor:
 
 
 def luffy_parts(case: Case, std: bool, clip: bool, z: Callable[[int], float]) -> Tensor:
-    def on(i: int, logp: Tensor, ratio: Tensor) -> Tensor:
+    def on(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
         advantage = centred(case, i, std=std, union=True)
         return (ppo_clip(ratio, advantage) if clip else ratio * advantage).sum() / z(i)
 
-    def off(i: int, logp: Tensor) -> Tensor:
-        p = logp.exp()
+    def off(i: int, logprob: Tensor) -> Tensor:
+        p = logprob.exp()
         return (p / (p + 0.1) * centred(case, i, std=std, union=True)).sum() / z(i)
 
     return over_rollouts(case, on) + over_demos(case, off)
@@ -211,7 +218,9 @@ def luffy(case: Case) -> Tensor:
 
 def luffy_paper(case: Case) -> Tensor:
     def tokens_of_group(i: int) -> float:
-        return 3 * float(case.rows.row_lengths[case.rows.group_ids == case.rows.group_ids[i]].sum())
+        return 3 * float(
+            case.samples.sample_lengths[case.samples.group_ids == case.samples.group_ids[i]].sum()
+        )
 
     return luffy_parts(case, std=True, clip=True, z=tokens_of_group)
 
@@ -223,11 +232,13 @@ def luffy_official(case: Case) -> Tensor:
 def srft_rollouts(case: Case, z: Callable[[Tensor], float]) -> Tensor:
     spans = dict(case.spans(demo=False))
 
-    def objective(i: int, logp: Tensor, ratio: Tensor) -> Tensor:
+    def objective(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
         weight = (
-            0.1 * case.rows.entropy[spans[i]].detach().mean().exp() if case.rows.rewards[i] == 1 else -1.0
+            0.1 * case.samples.entropy[spans[i]].detach().mean().exp()
+            if case.samples.rewards[i] == 1
+            else -1.0
         )
-        return weight * logp.sum() / z(logp)
+        return weight * logprob.sum() / z(logprob)
 
     return over_rollouts(case, objective)
 
@@ -235,35 +246,35 @@ def srft_rollouts(case: Case, z: Callable[[Tensor], float]) -> Tensor:
 def srft(case: Case) -> Tensor:
     spans = dict(case.spans(demo=True))
 
-    def off(i: int, logp: Tensor) -> Tensor:
-        weight = 0.5 * (-case.rows.entropy[spans[i]].detach().mean()).exp()
-        return (weight * logp + centred(case, i, std=True, union=True) * logp.exp()).mean() / 3
+    def off(i: int, logprob: Tensor) -> Tensor:
+        weight = 0.5 * (-case.samples.entropy[spans[i]].detach().mean()).exp()
+        return (weight * logprob + centred(case, i, std=True, union=True) * logprob.exp()).mean() / 3
 
-    return srft_rollouts(case, z=lambda logp: 12 * len(logp)) + over_demos(case, off)
+    return srft_rollouts(case, z=lambda logprob: 12 * len(logprob)) + over_demos(case, off)
 
 
 def srft_official(case: Case) -> Tensor:
     spans = dict(case.spans(demo=True))
-    total = srft_rollouts(case, z=lambda logp: 8 * C) + official_entropy(case)
-    for batch in official_microbatches(case):
-        demos = [i for i in batch if case.rows.is_demo[i]]
-        tokens = sum(int(case.rows.row_lengths[i]) for i in demos)
+    total = srft_rollouts(case, z=lambda logprob: 8 * C) + official_entropy(case)
+    for batch in official_micro_batches(case):
+        demos = [i for i in batch if case.samples.is_demo[i]]
+        tokens = sum(int(case.samples.sample_lengths[i]) for i in demos)
         for i in demos:
-            logp = case.rows.logp_now[spans[i]]
-            weight = 0.5 * (-case.rows.entropy[spans[i]].detach().mean()).exp()
-            p = logp.exp()
-            total = total - (weight * logp).sum() / tokens / 8
+            logprob = case.samples.logprobs[spans[i]]
+            weight = 0.5 * (-case.samples.entropy[spans[i]].detach().mean()).exp()
+            p = logprob.exp()
+            total = total - (weight * logprob).sum() / tokens / 8
             total = total - (p / (p + 0.1) * centred(case, i, std=False, union=True)).sum() / C / 8
     return total
 
 
-def official_microbatches(case: Case) -> list[list[int]]:
-    """The released code's layout for these few short rows: two rows to a rank, one micro-batch each.
+def official_micro_batches(case: Case) -> list[list[int]]:
+    """The released code's layout for these few short samples: two samples to a rank, one micro-batch each.
 
     Longest first, to the rank with the fewest tokens that has room; all micro-batches are far below
     32,768 tokens.
     """
-    lengths = case.rows.row_lengths.tolist()
+    lengths = case.samples.sample_lengths.tolist()
     ranks: list[list[int]] = [[] for _ in range(8)]
     room = math.ceil(len(lengths) / 8)
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -275,38 +286,38 @@ def official_microbatches(case: Case) -> list[list[int]]:
 def official_entropy(case: Case) -> Tensor:
     spans = dict(case.spans(demo=True)) | dict(case.spans(demo=False))
     total = torch.zeros((), dtype=torch.float64)
-    for batch in official_microbatches(case):
-        total = total - 0.001 * torch.cat([case.rows.entropy[spans[i]] for i in batch]).mean() / 8
+    for batch in official_micro_batches(case):
+        total = total - 0.001 * torch.cat([case.samples.entropy[spans[i]] for i in batch]).mean() / 8
     return total
 
 
 def official_sft(case: Case, coef: float = 1.0) -> Tensor:
     spans = dict(case.spans(demo=True))
     total = torch.zeros((), dtype=torch.float64)
-    for batch in official_microbatches(case):
-        if demos := [case.rows.logp_now[spans[i]] for i in batch if case.rows.is_demo[i]]:
+    for batch in official_micro_batches(case):
+        if demos := [case.samples.logprobs[spans[i]] for i in batch if case.samples.is_demo[i]]:
             total = total - coef * torch.cat(demos).mean() / 8
     return total
 
 
 def official_rl(case: Case) -> Tensor:
-    return over_rollouts(case, lambda i, logp, ratio: (ratio * centred(case, i, std=False)).sum() / C) / 8
+    return over_rollouts(case, lambda i, logprob, ratio: (ratio * centred(case, i, std=False)).sum() / C) / 8
 
 
 def shaped_rl(case: Case, z: Callable[[Tensor], float]) -> Tensor:
-    def objective(i: int, logp: Tensor) -> Tensor:
-        p = logp.exp()
-        return (p / (p + 0.1) * case.rows.rewards[i]).sum() / z(logp)
+    def objective(i: int, logprob: Tensor) -> Tensor:
+        p = logprob.exp()
+        return (p / (p + 0.1) * case.samples.rewards[i]).sum() / z(logprob)
 
     return over_demos(case, objective)
 
 
 def hpt_rl(case: Case) -> Tensor:
-    return over_rollouts(case, lambda i, logp, ratio: (ratio * centred(case, i, std=False)).sum() / C) / 12
+    return over_rollouts(case, lambda i, logprob, ratio: (ratio * centred(case, i, std=False)).sum() / C) / 12
 
 
 def hpt_paper(case: Case) -> Tensor:
-    rl = over_rollouts(case, lambda i, logp, ratio: ppo_clip(ratio, centred(case, i, std=True)).sum()) / 12
+    rl = over_rollouts(case, lambda i, logprob, ratio: ppo_clip(ratio, centred(case, i, std=True)).sum()) / 12
     return rl + sft(case)
 
 
@@ -334,20 +345,20 @@ CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple[bool, bool], Callable[[
     ("hpt", "default", "sft"): (BOTH, lambda case: hpt_rl(case) + sft(case)),
     ("hpt", "default", "off_policy"): (
         BOTH,
-        lambda case: hpt_rl(case) + shaped_rl(case, lambda logp: 3 * C),
+        lambda case: hpt_rl(case) + shaped_rl(case, lambda logprob: 3 * C),
     ),
     ("hpt", "default", "mix"): (
         BOTH,
-        lambda case: hpt_rl(case) + 0.1 * sft(case) + shaped_rl(case, lambda logp: 3 * C),
+        lambda case: hpt_rl(case) + 0.1 * sft(case) + shaped_rl(case, lambda logprob: 3 * C),
     ),
     ("hpt", "paper", "sft"): (BOTH, hpt_paper),
     ("hpt", "paper", "off_policy"): (
         BOTH,
-        lambda case: hpt_paper(case) - sft(case) + shaped_rl(case, lambda logp: 3 * len(logp)),
+        lambda case: hpt_paper(case) - sft(case) + shaped_rl(case, lambda logprob: 3 * len(logprob)),
     ),
     ("hpt", "paper", "mix"): (
         BOTH,
-        lambda case: hpt_paper(case) - 0.9 * sft(case) + shaped_rl(case, lambda logp: 3 * len(logp)),
+        lambda case: hpt_paper(case) - 0.9 * sft(case) + shaped_rl(case, lambda logprob: 3 * len(logprob)),
     ),
     ("hpt", "official", "sft"): (
         BOTH,
@@ -355,21 +366,21 @@ CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple[bool, bool], Callable[[
     ),
     ("hpt", "official", "off_policy"): (
         BOTH,
-        lambda case: official_rl(case) + shaped_rl(case, lambda logp: 8 * C) + official_entropy(case),
+        lambda case: official_rl(case) + shaped_rl(case, lambda logprob: 8 * C) + official_entropy(case),
     ),
     ("hpt", "official", "mix"): (
         BOTH,
         lambda case: (
             official_rl(case)
             + official_sft(case, 0.1)
-            + shaped_rl(case, lambda logp: 8 * C)
+            + shaped_rl(case, lambda logprob: 8 * C)
             + official_entropy(case)
         ),
     ),
 }
 
 
-def test_every_row_of_the_table_has_a_classical_loss():
+def test_every_sample_of_the_table_has_a_classical_loss():
     assert {name for name, _, _ in CLASSICAL} == set(ALGORITHMS)
     official = {name for name, algorithm in ALGORITHMS.items() if algorithm.official} - {"srft_official"}
     assert {name for name, mode, _ in CLASSICAL if mode == "official"} == official
@@ -380,7 +391,7 @@ def test_gradient_equals_the_classical_loss(name, mode, branch):
     streams, classical = CLASSICAL[name, mode, branch]
     case = make_case(*streams)
     estimator = make_estimator(name, mode=mode, offline_branch=branch, length_constant=C)
-    loss, _ = estimator.loss(case.rows, batch=case.batch)
+    loss, _ = estimator.loss(case.samples, batch=case.batch)
     mine, theirs = case.gradient(loss), case.gradient(classical(case))
     assert theirs.abs().max() > 1e-4
     assert (mine - theirs).abs().max() <= TOLERANCE
@@ -388,21 +399,27 @@ def test_gradient_equals_the_classical_loss(name, mode, branch):
 
 @pytest.mark.parametrize(("name", "mode", "branch"), CLASSICAL, ids=lambda x: str(x))
 def test_gradient_equals_coefficients_times_score_over_z(name, mode, branch):
-    """∇L = −Σ_k Σ_t c_k,t · scale_k,row(t) · ∇log π_t, with ∇log π_t from the network token by token."""
+    """∇L = −Σ_k Σ_t c_k,t · scale_k,sample(t) · ∇log π_t, with ∇log π_t from the network token by token."""
     streams, _ = CLASSICAL[name, mode, branch]
     case = make_case(*streams)
     estimator = make_estimator(name, mode=mode, offline_branch=branch, length_constant=C, entropy_coef=0.0)
-    rows = case.rows
-    gate = torch.ones(len(rows.is_demo))
+    samples = case.samples
+    gate = torch.ones(len(samples.is_demo))
     weights = estimator.weigh(
-        rows.row_lengths, rows.group_ids, rows.rewards, rows.is_demo, gate, case.batch, values=rows.values
+        samples.sample_lengths,
+        samples.group_ids,
+        samples.rewards,
+        samples.is_demo,
+        gate,
+        case.batch,
+        values=samples.values,
     )
-    coefficients = estimator.term_coefficients(rows, weights)
-    scales = torch.as_tensor(weights.scales).repeat_interleave(rows.row_lengths, dim=1)
+    coefficients = estimator.term_coefficients(samples, weights)
+    scales = torch.as_tensor(weights.scales).repeat_interleave(samples.sample_lengths, dim=1)
     expected = torch.zeros(sum(p.numel() for p in case.parameters), dtype=torch.float64)
     for t, weight in enumerate((coefficients * scales).sum(0)):
-        expected -= weight * case.gradient(rows.logp_now[t])
-    mine = case.gradient(estimator.loss(rows, weights)[0])
+        expected -= weight * case.gradient(samples.logprobs[t])
+    mine = case.gradient(estimator.loss(samples, weights)[0])
     assert mine.abs().max() > 1e-4
     assert (mine - expected).abs().max() <= TOLERANCE
 
@@ -411,7 +428,7 @@ def test_clips_bite_in_the_golden_case():
     """Otherwise the comparison with `min` would prove nothing."""
     case = make_case(demonstrations=False)
     for name in ("ppo", "grpo", "dr_grpo", "dapo", "cispo", "gspo"):
-        _, stats = make_estimator(name).loss(case.rows, batch=case.batch)
+        _, stats = make_estimator(name).loss(case.samples, batch=case.batch)
         clipped, tokens = stats["policy/clip_share"]
         assert 0 < clipped < tokens, name
 
@@ -432,10 +449,12 @@ def test_gae_by_hand():
 
 def test_gate_weights_and_coefficients_multiply_the_streams():
     case = make_case()
-    rows, batch = case.rows, case.batch
+    samples, batch = case.samples, case.batch
     estimator = make_estimator("hpt", rollout_coef=4.0, demo_coef=0.3, length_constant=C)
-    alpha = torch.where(rows.is_demo, 0.25, 0.5)
-    weights = estimator.weigh(rows.row_lengths, rows.group_ids, rows.rewards, rows.is_demo, alpha, batch)
-    mine = case.gradient(estimator.loss(rows, weights)[0])
+    alpha = torch.where(samples.is_demo, 0.25, 0.5)
+    weights = estimator.weigh(
+        samples.sample_lengths, samples.group_ids, samples.rewards, samples.is_demo, alpha, batch
+    )
+    mine = case.gradient(estimator.loss(samples, weights)[0])
     theirs = case.gradient(4 * 0.5 * hpt_rl(case) + 0.3 * 0.25 * sft(case))
     assert (mine - theirs).abs().max() <= TOLERANCE

@@ -101,7 +101,7 @@ def test_families(family):
         assert len(distinct) == expected[family]
 
 
-def test_splits_share_no_question_with_what_is_held_out(splits):
+def test_splits_share_no_prompt_with_what_is_held_out(splits):
     prompts = {name: [problem.prompt for problem in problems] for name, problems in splits.items()}
     assert {name: len(texts) for name, texts in prompts.items()} == {
         "validation": 48 * 8,
@@ -155,19 +155,19 @@ def test_tokenizer_has_82_entries_and_the_ids_of_the_specification(tokenizer):
 
 
 def test_every_text_of_the_task_comes_back_from_its_tokens(folder, tokenizer):
-    longest_prompt = longest_answer = 0
+    longest_prompt = longest_response = 0
     for name in FILES:
         if name == "tokenizer":
             continue
         for row in rows_of(folder, name)[:1000]:
-            question, answer = row["prompt"][0]["content"], row["target"][0]["content"]
-            question_ids, answer_ids = tokenizer([question, answer])["input_ids"]
-            assert tokenizer.decode(question_ids) == question
+            prompt, answer = row["prompt"][0]["content"], row["target"][0]["content"]
+            prompt_ids, answer_ids = tokenizer([prompt, answer])["input_ids"]
+            assert tokenizer.decode(prompt_ids) == prompt
             assert tokenizer.decode(answer_ids) == answer
             if name != "base":
-                longest_prompt = max(longest_prompt, 1 + len(question_ids))
-                longest_answer = max(longest_answer, len(answer_ids) + 1)
-    assert (longest_prompt, longest_answer) == (25, 29)
+                longest_prompt = max(longest_prompt, 1 + len(prompt_ids))
+                longest_response = max(longest_response, len(answer_ids) + 1)
+    assert (longest_prompt, longest_response) == (25, 29)
 
 
 def test_files_hold_the_schema_and_right_answers(folder):

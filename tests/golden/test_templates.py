@@ -96,8 +96,8 @@ def test_plain_with_bos_and_text_template(llama):
 
 def test_mini_prompt_and_demonstration_ids():
     template = Template(DataConfig(template="plain", add_bos=True), build_tokenizer())
-    question = [{"role": "user", "content": "Compute 4*3-6."}]
-    assert prompt_ids(template, question) == [1, 53, 7, 15, 6, 14, 9, 17]
+    prompt = [{"role": "user", "content": "Compute 4*3-6."}]
+    assert prompt_ids(template, prompt) == [1, 53, 7, 15, 6, 14, 9, 17]
     demonstration = template.encode_demonstrations(["4*3-6=6. \\boxed{6}"])[0]
     assert demonstration.tolist() == [7, 15, 6, 14, 9, 16, 9, 17, 21, 9, 22, 2]
     assert demonstration.dtype == "int32"
@@ -141,7 +141,7 @@ def test_an_opening_that_the_prompt_has_is_taken_off_once(prompt, demonstration,
     ("settings", "message"),
     [
         ({"template": "plain", "end_token": "<|stop|>"}, "data.end_token '<|stop|>'"),
-        ({"template": "Question:"}, "{prompt}"),
+        ({"template": "Prompt:"}, "{prompt}"),
         ({"template": "chat", "add_bos": True}, "data.add_bos"),
         ({"template": "plain", "add_bos": True}, "no BOS token"),
     ],

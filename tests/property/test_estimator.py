@@ -1,4 +1,4 @@
-"""Properties of every algorithm on arbitrary rows: layout does not matter, numbers stay finite.
+"""Properties of every algorithm on arbitrary samples: layout does not matter, numbers stay finite.
 
 The layout-dependent `official` modes are left out where layout is the point.
 """
@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpt_ray.algorithms import ALGORITHMS, BatchShape, RowWeights, TokenRows, make_estimator
+from hpt_ray.algorithms import ALGORITHMS, BatchShape, SampleWeights, TokenBatch, make_estimator
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
-BATCH = BatchShape(num_questions=4, num_rollouts=3, max_response_tokens=6)
+BATCH = BatchShape(num_prompts=4, num_rollouts=3, max_response_tokens=6)
 VARIANTS = [
     ("sft", "default", None), ("reinforce", "default", None), ("rloo", "default", None),
     ("ppo", "default", None), ("grpo", "default", None), ("dr_grpo", "default", None),
@@ -27,12 +27,12 @@ OFFICIAL = [("sft", "official", None), ("grpo", "official", None), ("luffy", "of
 every_variant = pytest.mark.parametrize(("name", "mode", "branch"), VARIANTS, ids=str)
 every_variant_and_official = pytest.mark.parametrize(("name", "mode", "branch"), VARIANTS + OFFICIAL, ids=str)
 
-logp = st.floats(min_value=-60.0, max_value=-1e-8)
+logprob = st.floats(min_value=-60.0, max_value=-1e-8)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row by itself."""
+    """One sample by itself."""
 
     group: int
     reward: float
@@ -45,7 +45,7 @@ class Line:
 
 
 @st.composite
-def lines(draw, log_probs=logp, rewards=None):
+def lines(draw, log_probs=logprob, rewards=None):
     rewards = st.sampled_from([0.0, 1.0, 0.3]) if rewards is None else rewards
     length = draw(st.integers(1, 5))
 
@@ -70,14 +70,14 @@ batches = st.lists(lines(), max_size=8)
 calm_batches = st.lists(lines(log_probs=st.floats(-1.5, -0.05)), min_size=1, max_size=8)
 
 
-def build(batch: list[Line], dtype=torch.float64) -> TokenRows:
+def build(batch: list[Line], dtype=torch.float64) -> TokenBatch:
     def flat(name):
         return torch.tensor([x for line in batch for x in getattr(line, name)], dtype=dtype)
 
-    return TokenRows(
-        logp_now=flat("now").requires_grad_(),
-        logp_old=flat("old"),
-        row_lengths=torch.tensor([len(line.now) for line in batch], dtype=torch.long),
+    return TokenBatch(
+        logprobs=flat("now").requires_grad_(),
+        old_logprobs=flat("old"),
+        sample_lengths=torch.tensor([len(line.now) for line in batch], dtype=torch.long),
         group_ids=torch.tensor([line.group for line in batch], dtype=torch.long),
         rewards=torch.tensor([line.reward for line in batch], dtype=torch.float64),
         is_demo=torch.tensor([line.is_demo for line in batch], dtype=torch.bool),
@@ -90,27 +90,33 @@ def make(name, mode, branch, **overrides):
     return make_estimator(name, mode=mode, offline_branch=branch, **overrides)
 
 
-def weigh(estimator, batch: list[Line]) -> RowWeights:
-    rows = build(batch)
+def weigh(estimator, batch: list[Line]) -> SampleWeights:
+    samples = build(batch)
     gate = np.array([line.weight for line in batch])
     return estimator.weigh(
-        rows.row_lengths, rows.group_ids, rows.rewards, rows.is_demo, gate, BATCH, values=rows.values
+        samples.sample_lengths,
+        samples.group_ids,
+        samples.rewards,
+        samples.is_demo,
+        gate,
+        BATCH,
+        values=samples.values,
     )
 
 
 def loss_and_gradients(estimator, batch, weights=None, dtype=torch.float64):
-    """The loss, ∂L/∂log π row by row, and the statistics."""
-    rows = build(batch, dtype)
-    loss, stats = estimator.loss(rows, weigh(estimator, batch) if weights is None else weights)
-    (gradient,) = torch.autograd.grad(loss, rows.logp_now)
-    return loss.item(), gradient.split(rows.row_lengths.tolist()), stats
+    """The loss, ∂L/∂log π sample by sample, and the statistics."""
+    samples = build(batch, dtype)
+    loss, stats = estimator.loss(samples, weigh(estimator, batch) if weights is None else weights)
+    (gradient,) = torch.autograd.grad(loss, samples.logprobs)
+    return loss.item(), gradient.split(samples.sample_lengths.tolist()), stats
 
 
-def pick(weights: RowWeights, batch: list[Line], chosen: list[int]) -> RowWeights:
-    """The weights of some rows, in the form a pack carries."""
+def pick(weights: SampleWeights, batch: list[Line], chosen: list[int]) -> SampleWeights:
+    """The weights of some samples, in the form a micro-batch carries."""
     lengths = np.array([len(line.now) for line in batch])
     columns = np.split(weights.token_advantages(lengths), np.cumsum(lengths)[:-1], axis=1)
-    return RowWeights(
+    return SampleWeights(
         np.concatenate([columns[i] for i in chosen], axis=1),
         weights.scales[:, chosen],
         weights.entropy_scales[chosen],
@@ -118,7 +124,7 @@ def pick(weights: RowWeights, batch: list[Line], chosen: list[int]) -> RowWeight
     )
 
 
-def assert_same_rows(first, second):
+def assert_same_samples(first, second):
     for a, b in zip(first, second, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
@@ -127,7 +133,7 @@ def assert_same_rows(first, second):
 @PROPERTY
 @given(batch=calm_batches, data=st.data())
 def test_micro_batches_and_ranks_do_not_matter(name, mode, branch, batch, data):
-    """Any split of the rows, in any order: losses, gradients and statistics add up to the same."""
+    """Any split of the samples, in any order: losses, gradients and statistics add up to the same."""
     estimator = make(name, mode, branch, entropy_coef=0.01)
     weights = weigh(estimator, batch)
     whole, gradients, stats = loss_and_gradients(estimator, batch, weights)
@@ -143,7 +149,7 @@ def test_micro_batches_and_ranks_do_not_matter(name, mode, branch, batch, data):
             old = sums.get(key, (0.0, 0.0))
             sums[key] = tuple(float(x) + y for x, y in zip(pair, old, strict=True))
     assert total == pytest.approx(whole, rel=1e-10, abs=1e-10)
-    assert_same_rows(gradients, [pieces[i] for i in range(len(batch))])
+    assert_same_samples(gradients, [pieces[i] for i in range(len(batch))])
     for key, pair in stats.items():
         assert sums[key] == pytest.approx([float(x) for x in pair], rel=1e-10, abs=1e-10)
 
@@ -151,13 +157,13 @@ def test_micro_batches_and_ranks_do_not_matter(name, mode, branch, batch, data):
 @every_variant
 @PROPERTY
 @given(batch=calm_batches, data=st.data())
-def test_row_order_does_not_matter(name, mode, branch, batch, data):
+def test_sample_order_does_not_matter(name, mode, branch, batch, data):
     estimator = make(name, mode, branch)
     order = data.draw(st.permutations(range(len(batch))))
     whole, gradients, _ = loss_and_gradients(estimator, batch)
     loss, permuted, _ = loss_and_gradients(estimator, [batch[i] for i in order])
     assert loss == pytest.approx(whole, rel=1e-10, abs=1e-10)
-    assert_same_rows([gradients[i] for i in order], permuted)
+    assert_same_samples([gradients[i] for i in order], permuted)
 
 
 @every_variant_and_official
@@ -170,16 +176,16 @@ def test_names_of_groups_do_not_matter(name, mode, branch, batch, data):
     whole, gradients, _ = loss_and_gradients(estimator, batch)
     loss, others, _ = loss_and_gradients(estimator, renamed)
     assert loss == pytest.approx(whole, rel=1e-12, abs=1e-12)
-    assert_same_rows(gradients, others)
+    assert_same_samples(gradients, others)
 
 
 @every_variant
 @PROPERTY
 @given(batch=calm_batches)
 def test_streamed_groups_weigh_what_the_whole_step_does(name, mode, branch, batch):
-    """Where no term needs all rows, weighing group by group gives the same weights."""
+    """Where no term needs all samples, weighing group by group gives the same weights."""
     estimator = make(name, mode, branch)
-    if estimator.needs_all_rows:
+    if estimator.needs_all_samples:
         return
     whole = weigh(estimator, batch)
     for group in {line.group for line in batch}:
@@ -195,7 +201,7 @@ def test_streamed_groups_weigh_what_the_whole_step_does(name, mode, branch, batc
 @given(batch=st.lists(lines(rewards=st.just(0.7)), max_size=8))
 def test_equal_rewards_give_exactly_zero_on_rollouts(name, batch):
     found = make_estimator(name).coefficients(build(batch))
-    is_rollout = ~build(batch).is_demo.repeat_interleave(build(batch).row_lengths)
+    is_rollout = ~build(batch).is_demo.repeat_interleave(build(batch).sample_lengths)
     assert found[is_rollout].eq(0).all()
 
 
@@ -204,7 +210,7 @@ def test_equal_rewards_give_exactly_zero_on_rollouts(name, batch):
 @PROPERTY
 @given(batch=batches)
 def test_nothing_is_nan_or_infinite(name, mode, branch, dtype, batch):
-    """Log-probs from −1e-8 to −60, rows of one token, groups of one, empty streams, no rows at all."""
+    """Log-probs from −1e-8 to −60, samples of one token, groups of one, empty streams, no samples at all."""
     estimator = make(name, mode, branch, entropy_coef=0.01)
     loss, gradients, stats = loss_and_gradients(estimator, batch, dtype=dtype)
     assert np.isfinite(loss)
@@ -220,25 +226,25 @@ def test_nothing_is_nan_or_infinite(name, mode, branch, dtype, batch):
 def test_corrected_coefficients_are_bounded(name, correction, batch):
     """|c| ≤ |Â| · correction_high, whatever the sampler said."""
     estimator = make_estimator(name, correction=correction, rollout_advantage="signed")
-    rows = build(batch)
+    samples = build(batch)
     weights = weigh(estimator, batch)
-    found = estimator.term_coefficients(rows, weights)[0]
-    advantages = torch.as_tensor(weights.token_advantages(rows.row_lengths.numpy()))[0]
+    found = estimator.term_coefficients(samples, weights)[0]
+    advantages = torch.as_tensor(weights.token_advantages(samples.sample_lengths.numpy()))[0]
     assert (found.abs() <= advantages.abs() * 2 * (1 + 1e-12)).all()
 
 
 @every_variant_and_official
 @PROPERTY
 @given(batch=calm_batches)
-def test_rows_of_weight_zero_add_nothing_and_count_nowhere(name, mode, branch, batch):
-    """As if a dropped question were not there (its rewards still shape its own group only)."""
+def test_samples_of_weight_zero_add_nothing_and_count_nowhere(name, mode, branch, batch):
+    """As if a dropped prompt were not there (its rewards still shape its own group only)."""
     estimator = make(name, mode, branch)
     silent = [replace(line, group=line.group + 4, weight=0.0) for line in batch]
     whole, gradients, _ = loss_and_gradients(estimator, batch)
     loss, both, _ = loss_and_gradients(estimator, batch + silent)
     if mode != "official":  # there they take room in the virtual micro-batches
         assert loss == pytest.approx(whole, rel=1e-12, abs=1e-12)
-        assert_same_rows(gradients, both[: len(batch)])
+        assert_same_samples(gradients, both[: len(batch)])
     assert all(gradient.eq(0).all() for gradient in both[len(batch) :])
 
 

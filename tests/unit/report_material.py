@@ -10,28 +10,30 @@ import numpy as np
 
 from hpt_ray.config.load import dump_config, load_config
 from hpt_ray.driver.step_metrics import Pairs, rollout_metrics
-from hpt_ray.evaluation.results import QuestionResult, write_results
-from hpt_ray.observe.feedback import FeedbackLog
+from hpt_ray.evaluation.results import PromptResult, write_results
 from hpt_ray.observe.metrics import complete_line, summarize_evaluations
+from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
-NUM_QUESTIONS, PER_STEP, N = 12, 4, 4
+NUM_PROMPTS, PER_STEP, N = 12, 4, 4
 NASTY = "</pre><script>alert('x')</script> \x00\x1b[31m \ud800 ‮ $\\boxed{4}$ & \"q\" "
 
 
-def group_of(question_id: str, right: Sequence[bool], text: str = "1+1=2. \\boxed{2}") -> Group:
-    """One question with a demonstration and as many rollouts as `right` has values."""
+def group_of(prompt_id: str, right: Sequence[bool], text: str = "1+1=2. \\boxed{2}") -> Group:
+    """One prompt with a demonstration and as many rollouts as `right` has values."""
     ids = np.array([5, 6, 2], np.int32)
     demonstration = Demonstration(ids, "It is 2.")
-    question = Question(question_id, ids, f"What is 1+1? ({question_id})", "2", "mini", demonstration)
+    prompt = Prompt(prompt_id, ids, f"What is 1+1? ({prompt_id})", "2", "mini", demonstration)
     rollouts = [
-        Rollout(question_id, i, ids, np.full(3, -0.1, np.float32), FinishReason.STOP, 0, f"{text} {i}")
+        Rollout(prompt_id, i, ids, np.full(3, -0.1, np.float32), FinishReason.STOP, 0, f"{text} {i}")
         for i in range(len(right))
     ]
-    verdicts = [Verdict(1.0, Outcome.CORRECT, "2") if r else Verdict(0.0, Outcome.WRONG, "3") for r in right]
-    return Group(question, rollouts, verdicts)
+    results = [
+        RewardResult(1.0, Outcome.CORRECT, "2") if r else RewardResult(0.0, Outcome.WRONG, "3") for r in right
+    ]
+    return Group(prompt, rollouts, results)
 
 
 def make_run(
@@ -44,12 +46,12 @@ def make_run(
     text: str = "1+1=2. \\boxed{2}",
     extra: dict[str, Any] | None = None,
 ) -> Path:
-    """A run of `steps` steps, in which question i is first solved at its visit i // 4. `words` set keys."""
+    """A run of `steps` steps, in which prompt i is first solved at its attempt i // 4. `words` set keys."""
     run = ["run.name=demo", f"run.dir={parent}", f"run.seed={seed}", f"run.steps={steps or 1}"]
     config = load_config(None, ["model.path=mini:t", *run, *words])
     folder = RunFolder.create(parent, config.run.name)
     dump_config(config, folder.config)
-    log = FeedbackLog(folder.root / "feedback.jsonl")
+    log = PromptHistory(folder.root / "prompt_history.jsonl")
     if steps:
         first = {"step": 0, "eval/easy/mean": 0.0, "eval/hard/mean": 0.0, "time/evaluation_s": 0.5}
         folder.append_metrics(complete_line(first))
@@ -73,10 +75,10 @@ def make_run(
 def _pairs(step: int, rollouts: bool, text: str) -> Pairs:
     pairs = []
     for slot in range(PER_STEP):
-        number = ((step - 1) * PER_STEP + slot) % NUM_QUESTIONS
-        visit = ((step - 1) * PER_STEP + slot) // NUM_QUESTIONS
+        number = ((step - 1) * PER_STEP + slot) % NUM_PROMPTS
+        attempt = ((step - 1) * PER_STEP + slot) // NUM_PROMPTS
         num = N if rollouts else 0
-        solved = min(num, max(0, visit - number // 4 + 1))
+        solved = min(num, max(0, attempt - number // 4 + 1))
         group = group_of(f"mini/{number}", [i < solved for i in range(num)], text)
         weights = (1.0, 0.0) if solved else (0.0, 1.0)
         pairs.append((group, Decision(*weights, solved, num, "solved" if solved else "unsolved")))
@@ -88,7 +90,7 @@ def _line(step: int, steps: int, seed: int, pairs: Pairs) -> dict[str, Any]:
     line: dict[str, Any] = {
         "step": step,
         **rollout_metrics(pairs, 1.0),
-        "selection/demo_question_ratio": float(np.mean([d.demo_weight > 0 for _, d in pairs])),
+        "selection/demo_prompt_ratio": float(np.mean([d.demo_weight > 0 for _, d in pairs])),
         "policy/entropy": 0.5 - 0.3 * share,
         "policy/kl_old": 1e-13,
         "optim/grad_norm": float("nan") if step == 2 else 1.0 / step,
@@ -106,9 +108,9 @@ def _line(step: int, steps: int, seed: int, pairs: Pairs) -> dict[str, Any]:
 
 
 def evaluate(folder: Path, correct: Sequence[int], n: int = 8, benchmark: str = "mini-chain") -> Path:
-    """The folder of a finished evaluation: one question for each number of right answers."""
+    """The folder of a finished evaluation: one prompt for each number of right answers."""
     rows = [
-        QuestionResult(
+        PromptResult(
             benchmark, f"q/{i}", "mini", None, f"h{i}", n, c, n - c, 0, 0, 0, 0, mean_tokens=9.0, truncated=0
         )
         for i, c in enumerate(correct)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hpt_ray.rollout.worker import RolloutWorker
-from hpt_ray.types import Demonstration, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -29,14 +29,14 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.cluster
 def test_driver_scale_runs_and_says_what_the_driver_costs(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    size = {"questions": 6, "tokens": 64, "workers": 1, "ranks": 2, "profile": 5}
+    size = {"prompts": 6, "tokens": 64, "workers": 1, "ranks": 2, "profile": 5}
     words = [word for name, value in size.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(BENCHMARKS / "driver_scale.py"), "--out", str(out), *words]
     command += ["--factors", "1", "2"]
     subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
     report = json.loads(out.read_text())
     assert report["benchmark"] == "driver_scale"
-    assert [run["questions"] for run in report["raw"]["runs"]] == [6, 12, 6]
+    assert [run["prompts"] for run in report["raw"]["runs"]] == [6, 12, 6]
     assert all(seconds > 0 for run in report["raw"]["runs"] for seconds in run["driver_s"])
     assert 0 < report["result"]["driver_share"] < 0.02
     assert len(report["raw"]["profile"]) == 5
@@ -53,11 +53,11 @@ def test_the_stand_in_for_a_rollout_worker_answers_all_that_one_is_asked(
 
 def group(solved: list[bool], tokens: int = 10) -> Group:
     demonstration = Demonstration(np.array([2], np.int32), "1")
-    question = Question("q", np.array([1], np.int32), "q", "1", "set", demonstration)
-    ids, logps = np.zeros(tokens, np.int32), np.zeros(tokens, np.float32)
-    rollouts = [Rollout("q", i, ids, logps, FinishReason.STOP, 0, "") for i in range(len(solved))]
-    verdicts = [Verdict(float(s), Outcome.CORRECT if s else Outcome.WRONG) for s in solved]
-    return Group(question, rollouts, verdicts)
+    prompt = Prompt("q", np.array([1], np.int32), "q", "1", "set", demonstration)
+    ids, logprobs = np.zeros(tokens, np.int32), np.zeros(tokens, np.float32)
+    rollouts = [Rollout("q", i, ids, logprobs, FinishReason.STOP, 0, "") for i in range(len(solved))]
+    results = [RewardResult(float(s), Outcome.CORRECT if s else Outcome.WRONG) for s in solved]
+    return Group(prompt, rollouts, results)
 
 
 def test_avoidable_tokens_are_those_behind_the_sample_that_settles_it(

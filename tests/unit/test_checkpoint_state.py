@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.algorithms.gates import Visit
+from hpt_ray.algorithms.gates import Attempt
 from hpt_ray.checkpoint.manifest import CheckpointDamaged
 from hpt_ray.checkpoint.state import FORMAT, RunState, read_state
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.errors import UserError
 
-SAMPLER = {"epoch": 1, "position": 7, "seed": 0, "num_questions": 32, "shuffle": True}
+SAMPLER = {"epoch": 1, "position": 7, "seed": 0, "num_prompts": 32, "shuffle": True}
 STATE = RunState(
     step=12,
     version=13,
@@ -19,7 +19,7 @@ STATE = RunState(
     best=(0.1 + 0.2, 8),
     failures={"verifier/timeout": 3},
     history={"mini/1": 17.3, "mini/2": 1e-9},
-    visits={"mini/1": [Visit(0, 8), Visit(3, 7)]},
+    attempts={"mini/1": [Attempt(0, 8), Attempt(3, 7)]},
     skipped_in_a_row=2,
     owes_evaluation=True,
     wall_s=12.5,
@@ -39,9 +39,9 @@ def test_a_state_is_read_as_it_was_saved(tmp_path: Path, state: RunState) -> Non
 
 def test_the_form_of_a_saved_state_changes_only_with_its_number() -> None:
     assert json.loads(json.dumps(STATE.to_json())) == {
-        "format": 4, "step": 12, "version": 13, "sampler": SAMPLER, "best": [0.30000000000000004, 8],
+        "format": 5, "step": 12, "version": 13, "sampler": SAMPLER, "best": [0.30000000000000004, 8],
         "failures": {"verifier/timeout": 3}, "history": {"mini/1": 17.3, "mini/2": 1e-9},
-        "visits": {"mini/1": [[0, 8], [3, 7]]}, "skipped_in_a_row": 2, "owes_evaluation": True,
+        "attempts": {"mini/1": [[0, 8], [3, 7]]}, "skipped_in_a_row": 2, "owes_evaluation": True,
         "wall_s": 12.5,
     }  # fmt: skip
 

@@ -40,9 +40,9 @@ def test_later_sources_win(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "run: {steps: 1, seed: 1, name: base}\nmodel: {path: base}\n")
     write(tmp_path / "more.yaml", "run: {seed: 2, name: more}\n")
     path = write(tmp_path / "run.yaml", "defaults: [base.yaml, more.yaml]\nrun: {name: mine}\n")
-    config = load_config(path, ["questions_per_step=4"])
+    config = load_config(path, ["prompts_per_step=4"])
     run = config.run
-    assert (run.steps, run.seed, run.name, config.questions_per_step) == (1, 2, "mine", 4)
+    assert (run.steps, run.seed, run.name, config.prompts_per_step) == (1, 2, "mine", 4)
     assert load_config(path, ["run.name=last"]).run.name == "last"
 
 
@@ -77,11 +77,11 @@ def test_free_form_keys_may_hold_dots_and_slashes(tmp_path: Path) -> None:
     path = write(
         tmp_path / "run.yaml",
         "model: {path: m}\n"
-        "reward: {graders: {openai/gsm8k: gsm8k, a.b: math}}\n"
+        "reward: {functions: {openai/gsm8k: gsm8k, a.b: math}}\n"
         "learner: {deepspeed: {zero.x: {y/z: [1, 2]}}}\n",
     )
-    config = load_config(path, ["reward.graders.lighteval/MATH=math"])
-    assert config.reward.graders == {"openai/gsm8k": "gsm8k", "a.b": "math", "lighteval/MATH": "math"}
+    config = load_config(path, ["reward.functions.lighteval/MATH=math"])
+    assert config.reward.functions == {"openai/gsm8k": "gsm8k", "a.b": "math", "lighteval/MATH": "math"}
     assert config.learner.deepspeed == {"zero.x": {"y/z": [1, 2]}}
 
 
@@ -119,7 +119,7 @@ def test_null_empties_an_optional_text_and_only_that() -> None:
         ("rollout.temprature", "rollout.temperature"),
         ("evaluation.temprature", "evaluation.temperature"),
         ("lerner", "learner"),
-        ("question_per_step", "questions_per_step"),
+        ("prompt_per_step", "prompts_per_step"),
     ],
 )
 def test_the_nearest_key_is_the_one_that_was_meant(typo: str, meant: str) -> None:
@@ -167,7 +167,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         ("run.steps=true", "`run.steps` must be int, but is True (bool)."),
         ("run.steps={a: 1}", "`run.steps` must be int, but is {'a': 1} (dict)."),
         ("rollout.engine=3", "`rollout.engine` must be dict[str, Any], but is 3 (int)."),
-        ("reward.graders={a: {b: c}}", "`reward.graders.a` must be str, but is {'b': 'c'} (dict)."),
+        ("reward.functions={a: {b: c}}", "`reward.functions.a` must be str, but is {'b': 'c'} (dict)."),
         ("rollout.engine.a=???", "`rollout.engine` is not set."),
         (
             "rollout.num_cpus=${nothing.here}",
@@ -212,7 +212,7 @@ def test_a_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:
     words = [
         MODEL,
         "data.template=Frage: {prompt}\nπ",
-        "reward.graders={openai/gsm8k: gsm8k, a.b: math}",
+        "reward.functions={openai/gsm8k: gsm8k, a.b: math}",
         "learner.learning_rate=1e-6",
         "rollout.engine={nested: {deep: [1, null, x]}}",
     ]

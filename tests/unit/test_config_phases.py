@@ -10,13 +10,13 @@ from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import dump_config, known_keys, load_config
 from hpt_ray.config.phases import PER_PHASE, phases_of
 from hpt_ray.data.mini.base import tokenizer_path
-from hpt_ray.driver.setup import demand_of, prepare
+from hpt_ray.driver.setup import prepare, roles_of
 from hpt_ray.errors import UserError
 from hpt_ray.learner.schedule import learning_rates
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 GOOD = ("model.path=m", "data.train=[a.parquet]")
-SFT = "{steps: 3, rollouts_per_question: 0, algorithm: {name: sft}, learner: {learning_rate: 1.0e-3}}"
+SFT = "{steps: 3, group_size: 0, algorithm: {name: sft}, learner: {learning_rate: 1.0e-3}}"
 GRPO = "{steps: 2, algorithm: {name: grpo}, data: {train: [b.parquet]}, selection: {gamma: 0.25}}"
 BOTH = f"phases=[{SFT}, {GRPO}]"
 
@@ -46,8 +46,8 @@ def test_each_phase_is_the_configuration_of_a_run_of_its_steps() -> None:
         (1, 0, 3, 3),
         (2, 3, 5, 2),
     ]
-    assert (sft.config.algorithm.name, sft.config.rollouts_per_question) == ("sft", 0)
-    assert (grpo.config.algorithm.name, grpo.config.rollouts_per_question) == ("grpo", 8)
+    assert (sft.config.algorithm.name, sft.config.group_size) == ("sft", 0)
+    assert (grpo.config.algorithm.name, grpo.config.group_size) == ("grpo", 8)
     assert (sft.config.learner.learning_rate, grpo.config.learner.learning_rate) == (1e-3, 5e-6)
     assert (sft.config.data.train, grpo.config.data.train) == (["a.parquet"], ["b.parquet"])
     for phase in (sft, grpo):  # what a phase does not name is the run's
@@ -79,7 +79,7 @@ def test_steps_are_those_of_the_phases() -> None:
         ("[{steps: 1, updates_per_step: many}]", "phase 1: `updates_per_step` must be int, but is 'many'"),
         ("[{steps: 1, algorithm: sft}]", "phase 1: `algorithm` is a section, not a value"),
         ("[{steps: 1, rollout: {num_workers: 2}, learner: {zero_stage: 3}}]",
-         "phase 1: `rollout.num_workers`, `learner.zero_stage` cannot differ between phases; what can: questions_per"),
+         "phase 1: `rollout.num_workers`, `learner.zero_stage` cannot differ between phases; what can: prompts_per"),
         ("[{steps: 1, model: {path: x}}]", "`model.path` cannot differ"),
         ("[{steps: 1, run: {steps: 3}}]", "`run.steps` cannot differ"),
         ("[{steps: 1, phases: []}]", "`phases` cannot differ"),
@@ -90,8 +90,8 @@ def test_a_phase_that_cannot_be_is_refused_by_its_number(phases: str, message: s
 
 
 def test_rules_hold_in_every_phase() -> None:
-    message = refused("phases=[{steps: 1}, {steps: 1, questions_per_step: 10, updates_per_step: 4}]")
-    assert message.startswith("phase 2: `questions_per_step` (10) must be a multiple")
+    message = refused("phases=[{steps: 1}, {steps: 1, prompts_per_step: 10, updates_per_step: 4}]")
+    assert message.startswith("phase 2: `prompts_per_step` (10) must be a multiple")
     # What a phase mends is not wrong.
     check_config(config_of("data.train=[]", "phases=[{steps: 1, data: {train: [a.parquet]}}]"))
 
@@ -106,7 +106,7 @@ def test_the_learning_rate_counts_from_the_beginning_of_a_phase() -> None:
         "learner.learning_rate=1.0",
         "learner.warmup_steps=2",
         "critic.learning_rate=0.5",
-        "questions_per_step=4",
+        "prompts_per_step=4",
     )
     first, second = phases_of(
         config_of(
@@ -129,8 +129,8 @@ def test_steps_belong_to_phases_and_actors_to_any_of_them() -> None:
     prepared = prepare(config, tokenizer_path(config.model.path))
     assert [prepared.phase_of(step).number for step in range(1, 7)] == [1, 1, 1, 2, 2, 2]
     assert [(p.gate, p.num_rollouts) for p in prepared.phases] == [("demonstrations", 0), ("rollouts", 8)]
-    demand = demand_of(config)
-    assert (demand.rollouts, demand.critic, demand.reference) == (True, True, False)
+    roles = roles_of(config)
+    assert (roles.rollouts, roles.critic, roles.reference) == (True, True, False)
 
 
 def test_a_reference_of_a_later_phase_must_be_named() -> None:
@@ -138,5 +138,5 @@ def test_a_reference_of_a_later_phase_must_be_named() -> None:
     with pytest.raises(
         UserError, match=r"algorithm\.kl_coef of phase 2 .* name the model .* in reference\.path"
     ):
-        demand_of(config_of(kl))
-    assert demand_of(config_of(kl, "reference.path=elsewhere")).reference
+        roles_of(config_of(kl))
+    assert roles_of(config_of(kl, "reference.path=elsewhere")).reference

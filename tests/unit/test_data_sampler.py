@@ -1,4 +1,4 @@
-"""The order of questions: seeded, complete per epoch, and the same after a resume at any point."""
+"""The order of prompts: seeded, complete per epoch, and the same after a resume at any point."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_resume_at_any_point_gives_the_same_remaining_order(size, seed, shuffle,
 
 
 @given(sizes, seeds, st.lists(st.integers(1, 50), min_size=1, max_size=8))
-def test_every_epoch_holds_every_question_once_however_it_is_cut(size, seed, counts):
+def test_every_epoch_holds_every_prompt_once_however_it_is_cut(size, seed, counts):
     sampler = Sampler(size, seed=seed)
     drawn = [index for count in counts for index in sampler.next_batch(count)]
     assert len(drawn) == sum(counts)
@@ -64,5 +64,5 @@ def test_another_order_cannot_be_continued(other):
 
 
 def test_nothing_to_draw_from():
-    with pytest.raises(UserError, match="no question"):
+    with pytest.raises(UserError, match="no prompt"):
         Sampler(0, seed=0)

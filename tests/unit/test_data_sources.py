@@ -1,4 +1,4 @@
-"""Reading question files: what is accepted, what is refused and how, and how much memory it takes."""
+"""Reading prompt files: what is accepted, what is refused and how, and how much memory it takes."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def write(path, rows, **options):
 
 @pytest.fixture(params=["parquet", "jsonl"])
 def file(request, tmp_path):
-    return tmp_path / f"questions.{request.param}"
+    return tmp_path / f"prompts.{request.param}"
 
 
 def test_a_published_row(file):
@@ -78,7 +78,7 @@ def test_columns_that_may_be_absent(file, column):
 
 @pytest.mark.parametrize("column", ["prompt", "reward_model", "data_source"])
 def test_missing_column(file, column):
-    with pytest.raises(UserError, match=rf"`{column}` is missing; found .*Question files need"):
+    with pytest.raises(UserError, match=rf"`{column}` is missing; found .*Prompt files need"):
         list(read_rows(write(file, [without(column)])))
 
 

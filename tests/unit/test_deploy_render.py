@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import KUBERAY, ROOT, Object, build, check, cluster_of, groups
 
-from hpt_ray.cluster.runtime import Need, lay_out
+from hpt_ray.cluster.runtime import ResourceRequest, lay_out
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.actors import needs
-from hpt_ray.driver.setup import demand_of
+from hpt_ray.driver.setup import roles_of
 from hpt_ray.errors import UserError
 from hpt_ray.tools.deploy.__main__ import main
 from hpt_ray.tools.deploy.drain import actors, drain
@@ -63,8 +63,8 @@ def gpu_run(*words: str) -> Config:
     return load_config(None, [*GPU_RUN, *words])
 
 
-def asked(config: Config) -> list[Need]:
-    return needs(config, demand_of(config))
+def asked(config: Config) -> list[ResourceRequest]:
+    return needs(config, roles_of(config))
 
 
 def place(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) -> None:

@@ -18,20 +18,20 @@ from hpt_ray.errors import UserError
         ("gpro", {}, "Did you mean .*grpo"),
         ("grpo", {"clip_hihg": 0.3}, "Did you mean .*clip_high"),
         ("grpo", {"rollout_advantage": "group_men"}, "Did you mean group_mean"),
-        ("grpo", {"rollout_mask": "clipped"}, "Did you mean clip"),
+        ("grpo", {"rollout_clip": "clipped"}, "Did you mean cispo"),
         ("hpt", {"mode": "offical"}, "Did you mean official"),
         ("gspo", {"mode": "official"}, "does not run gspo"),
         ("hpt", {"offline_branch": "mixed"}, "Did you mean mix"),
         ("grpo", {"offline_branch": "mix"}, "grpo has none"),
-        ("grpo", {"demo_normalizer": "row_mean"}, "no term on demonstrations"),
+        ("grpo", {"demo_loss_aggregation": "seq-mean-token-mean"}, "no term on demonstrations"),
         ("sft", {"rollout_advantage": "group_mean"}, "no term on rollouts"),
         ("srft", {"demo_advantage": "reward"}, "2 terms on demonstrations"),
         ("hpt", {"demo_denominator": "old"}, "π_old is unknown"),
         ("hpt", {"demo_advantage": "group_mean"}, "not one of the group's rollouts"),
         ("hpt", {"demo_advantage": "gae"}, "critic"),
-        ("hpt", {"demo_mask": "clip"}, "needs the ratio"),
+        ("hpt", {"demo_clip": "ppo"}, "needs the ratio"),
         ("hpt", {"rollout_advantage": "union_mean"}, "never trains both"),
-        ("hpt", {"rollout_normalizer": "union_constant"}, "never trains both"),
+        ("hpt", {"rollout_loss_aggregation": "union-seq-mean-token-sum-norm"}, "never trains both"),
         ("grpo", {"rollout_denominator": "one"}, "evenly"),
         ("grpo", {"rollout_denominator": "current"}, "needs the ratio"),
         ("grpo", {"rollout_advantage": "one"}, "without signal"),
@@ -51,27 +51,29 @@ def test_refusals(name, overrides, message):
 
 
 def test_any_four_parts_can_be_named():
-    """GRPO spelled out from another row: only the name differs."""
+    """GRPO spelled out from another sample: only the name differs."""
     built = make_estimator(
         "reinforce",
         rollout_advantage="group_std",
         rollout_denominator="old",
-        rollout_mask="clip",
-        rollout_normalizer="row_mean",
+        rollout_clip="ppo",
+        rollout_loss_aggregation="seq-mean-token-mean",
     )
     assert dataclasses.replace(built, name="grpo") == make_estimator("grpo")
 
 
 def test_configuration_and_keywords_give_the_same():
-    config = AlgorithmConfig(name="dapo", clip_high=0.3, rollout_normalizer="constant", length_constant=24.0)
+    config = AlgorithmConfig(
+        name="dapo", clip_high=0.3, rollout_loss_aggregation="seq-mean-token-sum-norm", length_constant=24.0
+    )
     estimator = estimator_from_config(config)
     assert estimator == make_estimator(
-        "dapo", clip_high=0.3, rollout_normalizer="constant", length_constant=24.0
+        "dapo", clip_high=0.3, rollout_loss_aggregation="seq-mean-token-sum-norm", length_constant=24.0
     )
     assert (estimator.settings.clip_low, estimator.settings.clip_high) == (0.2, 0.3)
 
 
-def test_rows_keep_their_own_clip():
+def test_samples_keep_their_own_clip():
     assert make_estimator("gspo").settings.clip_high == 4e-4
     assert make_estimator("dapo").settings.clip_high == 0.28
 
@@ -94,7 +96,7 @@ def test_configuration_documents_every_name():
 
 def test_offline_branches_of_hpt():
     terms = make_estimator("hpt", offline_branch="mix", demo_coef=0.5).terms
-    assert [(t.rows, t.shaping, t.coef) for t in terms] == [
+    assert [(t.stream, t.shaping, t.coef) for t in terms] == [
         ("rollouts", "none", 1.0),
         ("demonstrations", "none", 0.05),
         ("demonstrations", "luffy", 0.5),

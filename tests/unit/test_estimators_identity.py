@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpt_ray.algorithms import BatchShape, RowWeights, TokenRows, make_estimator
+from hpt_ray.algorithms import BatchShape, SampleWeights, TokenBatch, make_estimator
 
 MU = 0.7
 NUM = 5
-BATCH = BatchShape(num_questions=1, num_rollouts=1, max_response_tokens=1)
+BATCH = BatchShape(num_prompts=1, num_rollouts=1, max_response_tokens=1)
 RANDOM = torch.Generator().manual_seed(3)
 THETA = torch.randn(NUM, generator=RANDOM, dtype=torch.float64).requires_grad_()
 REWARD = torch.tensor([1.0, 0.0, 1.0, 0.3, 0.0], dtype=torch.float64)
@@ -31,16 +31,16 @@ def rl_gradient():
 
 def sft_gradient():
     """μ ∇E_{π_β}[log π_θ], which is −μ ∇KL(π_β‖π_θ): the cross-entropy differs by a constant."""
-    logp = torch.log_softmax(THETA, 0)
-    return gradient(-MU * (DEMONSTRATOR * (DEMONSTRATOR.log() - logp)).sum())
+    logprob = torch.log_softmax(THETA, 0)
+    return gradient(-MU * (DEMONSTRATOR * (DEMONSTRATOR.log() - logprob)).sum())
 
 
 def all_sequences(drawn_from, is_demo):
-    """Every sequence as a row of one token; `drawn_from` is the density of π_old on it."""
-    return TokenRows(
-        logp_now=torch.log_softmax(THETA, 0),
-        logp_old=drawn_from.log() if not is_demo else torch.full((NUM,), torch.nan, dtype=torch.float64),
-        row_lengths=torch.ones(NUM, dtype=torch.long),
+    """Every sequence as a sample of one token; `drawn_from` is the density of π_old on it."""
+    return TokenBatch(
+        logprobs=torch.log_softmax(THETA, 0),
+        old_logprobs=drawn_from.log() if not is_demo else torch.full((NUM,), torch.nan, dtype=torch.float64),
+        sample_lengths=torch.ones(NUM, dtype=torch.long),
         group_ids=torch.zeros(NUM, dtype=torch.long),
         rewards=REWARD,
         is_demo=torch.full((NUM,), is_demo),
@@ -49,17 +49,17 @@ def all_sequences(drawn_from, is_demo):
 
 def expectation(estimator, density, is_demo=False):
     """Gradient ascended by the estimator when each sequence comes with probability `density`."""
-    rows = all_sequences(density, is_demo)
+    samples = all_sequences(density, is_demo)
     weights = estimator.weigh(
-        rows.row_lengths, rows.group_ids, rows.rewards, rows.is_demo, density.detach(), BATCH
+        samples.sample_lengths, samples.group_ids, samples.rewards, samples.is_demo, density.detach(), BATCH
     )
-    return -gradient(estimator.loss(rows, weights)[0])
+    return -gradient(estimator.loss(samples, weights)[0])
 
 
 @pytest.mark.parametrize("density", [OLD, FAR, DEMONSTRATOR], ids=["old", "far", "demonstrator"])
 def test_old_policy_denominator_is_unbiased_for_any_sampler(density):
     estimator = make_estimator(
-        "grpo", rollout_advantage="reward", rollout_mask="none", rollout_normalizer="row_sum"
+        "grpo", rollout_advantage="reward", rollout_clip="none", rollout_loss_aggregation="seq-mean-token-sum"
     )
     assert (expectation(estimator, density) - rl_gradient()).abs().max() < 1e-14
 
@@ -73,7 +73,7 @@ def test_current_policy_denominator_is_unbiased_on_its_own_samples():
 
 def test_unit_denominator_is_exact_when_every_sequence_comes_once():
     estimator = make_estimator(
-        "sft", demo_advantage="reward", demo_denominator="one", demo_normalizer="row_sum"
+        "sft", demo_advantage="reward", demo_denominator="one", demo_loss_aggregation="seq-mean-token-sum"
     )
     found = expectation(estimator, torch.ones(NUM, dtype=torch.float64), is_demo=True)
     assert (found - rl_gradient()).abs().max() < 1e-14
@@ -89,30 +89,34 @@ def test_sft_is_the_gradient_of_the_forward_kl():
 def test_unified_advantage_gives_the_whole_objective(density):
     """A_uni = r + μ π_β/π_θ with π_ref = the sampler: one stream carries both objectives."""
     estimator = make_estimator("hpt")  # its rollout term: π_ref = π_old, no mask
-    rows = all_sequences(density, is_demo=False)
+    samples = all_sequences(density, is_demo=False)
     unified = REWARD + MU * DEMONSTRATOR / torch.softmax(THETA, 0).detach()
-    weights = RowWeights(
+    weights = SampleWeights(
         advantages=torch.stack([unified, torch.zeros(NUM)]),
         scales=torch.stack([density, torch.zeros(NUM)]),
         entropy_scales=np.zeros(NUM),
         kl_scales=np.zeros(NUM),
     )
-    found = -gradient(estimator.loss(rows, weights)[0])
+    found = -gradient(estimator.loss(samples, weights)[0])
     assert (found - (rl_gradient() + sft_gradient())).abs().max() < 1e-13
 
 
 def test_two_streams_give_the_whole_objective():
     """HPT with both weights on: rollouts from π_old and demonstrations from π_β, added up."""
-    estimator = make_estimator("hpt", rollout_advantage="reward", rollout_normalizer="row_sum", demo_coef=MU)
+    estimator = make_estimator(
+        "hpt", rollout_advantage="reward", rollout_loss_aggregation="seq-mean-token-sum", demo_coef=MU
+    )
     total = expectation(estimator, OLD) + expectation(estimator, DEMONSTRATOR, is_demo=True)
     assert (total - (rl_gradient() + sft_gradient())).abs().max() < 1e-14
 
 
 def test_a_baseline_leaves_the_expectation_as_it_is():
     estimator = make_estimator(
-        "grpo", rollout_advantage="reward", rollout_mask="none", rollout_normalizer="row_sum"
+        "grpo", rollout_advantage="reward", rollout_clip="none", rollout_loss_aggregation="seq-mean-token-sum"
     )
     plain = expectation(estimator, OLD)
-    rows = all_sequences(OLD, is_demo=False)
-    weights = estimator.weigh(rows.row_lengths, rows.group_ids, rows.rewards - 0.4, rows.is_demo, OLD, BATCH)
-    assert (-gradient(estimator.loss(rows, weights)[0]) - plain).abs().max() < 1e-14
+    samples = all_sequences(OLD, is_demo=False)
+    weights = estimator.weigh(
+        samples.sample_lengths, samples.group_ids, samples.rewards - 0.4, samples.is_demo, OLD, BATCH
+    )
+    assert (-gradient(estimator.loss(samples, weights)[0]) - plain).abs().max() < 1e-14

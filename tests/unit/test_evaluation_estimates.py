@@ -14,7 +14,7 @@ from hpt_ray.evaluation.estimates import (
     Estimate,
     bootstrap_pass_at_k,
     default_ks,
-    mean_over_questions,
+    mean_over_prompts,
     pass_at_k,
     weighted_average,
 )
@@ -69,9 +69,7 @@ def test_pass_at_1_is_the_mean_and_values_rise_with_k():
 @pytest.mark.parametrize("estimator", [pass_at_k, bootstrap_pass_at_k])
 @pytest.mark.parametrize("k", [0, 9])
 def test_fewer_samples_than_k_are_refused(estimator, k):
-    with pytest.raises(
-        UserError, match=rf"pass@{k} needs at least {k} samples per question, and there are 8"
-    ):
+    with pytest.raises(UserError, match=rf"pass@{k} needs at least {k} samples per prompt, and there are 8"):
         estimator(8, np.array([3]), k)
 
 
@@ -80,10 +78,10 @@ def test_default_ks():
 
 
 def test_the_interval_by_hand():
-    estimate = mean_over_questions(np.array([1.0, 0.0, 1.0, 0.0]))
+    estimate = mean_over_prompts(np.array([1.0, 0.0, 1.0, 0.0]))
     assert estimate.value == 0.5
     assert estimate.half_width == pytest.approx(1.959964 * np.sqrt(1 / 3) / 2, rel=1e-6)
-    assert mean_over_questions(np.array([0.25])) == Estimate(0.25, None)
+    assert mean_over_prompts(np.array([0.25])) == Estimate(0.25, None)
 
 
 def test_the_interval_covers_what_it_says():
@@ -92,7 +90,7 @@ def test_the_interval_covers_what_it_says():
     truth, covered = 0.5 / 1.3, 0
     for _ in range(1000):
         asked = random.choice(difficulty, 200)
-        estimate = mean_over_questions(random.binomial(4, asked) / 4)
+        estimate = mean_over_prompts(random.binomial(4, asked) / 4)
         covered += abs(estimate.value - truth) <= estimate.half_width
     assert 925 <= covered <= 970
 

@@ -12,39 +12,38 @@ import pytest
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.journal import Journal
 from hpt_ray.evaluation.results import read_results, result_of, write_results
-from hpt_ray.types import FinishReason, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import FinishReason, Outcome, Prompt, RewardResult, Rollout
 
-QUESTIONS = [
-    Question(f"s/{i}", np.array([1], np.int32), f"q{i}", str(i), "s", extra={"level": i % 3})
-    for i in range(5)
+PROMPTS = [
+    Prompt(f"s/{i}", np.array([1], np.int32), f"q{i}", str(i), "s", extra={"level": i % 3}) for i in range(5)
 ]
 SAMPLES = 4
 IDENTITY = {"model": "m", "seed": 0, "benchmarks": {"b": {"temperature": 1.0}}}
-WANTED = {("b", q.id): SAMPLES for q in QUESTIONS}
+WANTED = {("b", q.id): SAMPLES for q in PROMPTS}
 
 
-def answer(question: Question, sample: int) -> tuple[Rollout, Verdict]:
-    """A function of question and sample, as with seeds."""
-    draw = random.Random(f"{question.id}/{sample}")
+def answer(prompt: Prompt, sample: int) -> tuple[Rollout, RewardResult]:
+    """A function of prompt and sample, as with seeds."""
+    draw = random.Random(f"{prompt.id}/{sample}")
     outcome = draw.choice([Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT])
     finish = draw.choice([FinishReason.STOP, FinishReason.LENGTH])
     length = draw.randrange(1, 99)
     rollout = Rollout("k", 0, np.zeros(length, np.int32), np.zeros(length, np.float32), finish, 0, "text ☃")
-    return rollout, Verdict(float(outcome is Outcome.CORRECT), outcome, "x")
+    return rollout, RewardResult(float(outcome is Outcome.CORRECT), outcome, "x")
 
 
 def go_on(folder, order, *, limit=None, keep_text=False) -> Journal:
     journal = Journal(folder, IDENTITY, WANTED)
-    missing = list(journal.missing([("b", q.id) for q in QUESTIONS]))
+    missing = list(journal.missing([("b", q.id) for q in PROMPTS]))
     order.shuffle(missing)
     for i, sample in missing[:limit]:
-        journal.add(("b", QUESTIONS[i].id), sample, *answer(QUESTIONS[i], sample), keep_text=keep_text)
+        journal.add(("b", PROMPTS[i].id), sample, *answer(PROMPTS[i], sample), keep_text=keep_text)
     return journal
 
 
 def finish(folder, journal) -> bytes:
     assert journal.num_missing == 0
-    results = [result_of("b", q, "level", journal.tallies["b", q.id]) for q in QUESTIONS]
+    results = [result_of("b", q, "level", journal.tallies["b", q.id]) for q in PROMPTS]
     journal.close()
     return write_results(folder, results).read_bytes()
 
@@ -60,18 +59,18 @@ def test_cut_at_any_byte_and_resumed_it_ends_with_the_same_file(tmp_path):
         journal = go_on(folder, random.Random(-trial))
         assert finish(folder, journal) == whole
         lines = [json.loads(line) for line in (folder / "samples.jsonl").open()]
-        assert len(lines) == len({(line["id"], line["sample"]) for line in lines}) == SAMPLES * len(QUESTIONS)
+        assert len(lines) == len({(line["id"], line["sample"]) for line in lines}) == SAMPLES * len(PROMPTS)
 
 
-def test_rows_say_what_came_of_each_question(tmp_path):
+def test_rows_say_what_came_of_each_prompt(tmp_path):
     finish(tmp_path, go_on(tmp_path, random.Random(3)))
-    for row, question in zip(read_results(tmp_path), QUESTIONS, strict=True):
-        answers = [answer(question, sample) for sample in range(SAMPLES)]
-        assert (row.benchmark, row.question_id, row.n) == ("b", question.id, SAMPLES)
-        assert row.level == str(question.extra["level"])
-        assert row.correct == sum(verdict.solved for _, verdict in answers)
+    for row, prompt in zip(read_results(tmp_path), PROMPTS, strict=True):
+        answers = [answer(prompt, sample) for sample in range(SAMPLES)]
+        assert (row.benchmark, row.prompt_id, row.n) == ("b", prompt.id, SAMPLES)
+        assert row.level == str(prompt.extra["level"])
+        assert row.correct == sum(result.correct for _, result in answers)
         assert row.correct + row.wrong + row.no_answer + row.unparsable + row.timeout + row.error == SAMPLES
-        assert row.timeout == sum(verdict.outcome is Outcome.TIMEOUT for _, verdict in answers)
+        assert row.timeout == sum(result.outcome is Outcome.TIMEOUT for _, result in answers)
         assert row.mean_tokens == np.mean([len(rollout.token_ids) for rollout, _ in answers])
         assert row.truncated == sum(rollout.truncated for rollout, _ in answers)
 
@@ -79,7 +78,7 @@ def test_rows_say_what_came_of_each_question(tmp_path):
 def test_more_samples_go_on_where_fewer_stopped(tmp_path):
     finish(tmp_path, go_on(tmp_path, random.Random(0)))
     more = Journal(tmp_path, IDENTITY, dict.fromkeys(WANTED, 6))
-    assert more.num_done == SAMPLES * len(QUESTIONS)
+    assert more.num_done == SAMPLES * len(PROMPTS)
     assert list(more.missing([("b", "s/2")])) == [(0, 4), (0, 5)]
     more.close()
     fewer = Journal(tmp_path, IDENTITY, dict.fromkeys(WANTED, 2))

@@ -1,4 +1,4 @@
-"""What an evaluation asks, from words on the command line: models, benchmarks, graders, protocols, refusals."""
+"""What an evaluation asks, from words on the command line: models, benchmarks, rewards, protocols, refusals."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.plan import load_evaluation, make_plan
 from hpt_ray.evaluation.report import results_table, summarise, versions
-from hpt_ray.evaluation.results import QuestionResult
+from hpt_ray.evaluation.results import PromptResult
 from hpt_ray.evaluation.schema import NOT_HERE, EvaluateConfig
-from hpt_ray.reward import check_grader
+from hpt_ray.reward import check_reward_function
 
 MINI = ["model=mini:t-fresh", "benchmarks=[mini-geo]"]
 
@@ -35,7 +35,7 @@ def plan(*words):
     return make_plan(load_evaluation(None, list(words)))
 
 
-def write_questions(path, answers, data_source="s", prompt="Compute 4*3-6."):
+def write_prompts(path, answers, data_source="s", prompt="Compute 4*3-6."):
     rows = (make_row(prompt, None, a, data_source=data_source, extra_info={}) for a in answers)
     write_rows(path, rows, {"index": pa.int64()})
     return path
@@ -76,8 +76,8 @@ def test_the_table_has_the_paper_protocol():
     assert len(GROUPS["mini"]) == 6
     assert len(GROUPS["mini-ood"]) == 2
     for row in BENCHMARKS.values():
-        if row.grader is not None:
-            check_grader(row.grader)
+        if row.reward_function is not None:
+            check_reward_function(row.reward_function)
 
 
 def test_names_and_groups():
@@ -91,10 +91,10 @@ def test_names_and_groups():
 
 def test_the_small_task_is_asked_as_its_models_were_trained():
     (task,) = plan(*MINI).tasks
-    assert task.questions[0].prompt_ids[0] == build_tokenizer().bos_token_id
-    assert (len(task.questions), task.num_samples, task.ks) == (48, 1, [1])
+    assert task.prompts[0].prompt_ids[0] == build_tokenizer().bos_token_id
+    assert (len(task.prompts), task.num_samples, task.ks) == (48, 1, [1])
     assert (task.sampling.temperature, task.sampling.max_tokens) == (0.0, 64)
-    assert set(task.graders.values()) == {"boxed"}
+    assert set(task.reward_functions.values()) == {"boxed"}
 
 
 def test_words_replace_the_protocol():
@@ -105,7 +105,7 @@ def test_words_replace_the_protocol():
     assert (task.num_samples, task.ks) == (6, [1, 2, 4])
     sampling = task.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.5, 0.9, 5, 9)
-    assert made.max_model_len == 9 + max(len(q.prompt_ids) for q in task.questions)
+    assert made.max_model_len == 9 + max(len(q.prompt_ids) for q in task.prompts)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +113,14 @@ def test_words_replace_the_protocol():
     [
         (
             ["samples=4", "temperature=1", "pass_k=[2, 8]"],
-            "pass@8 needs at least 8 samples per question, and there are 4",
+            "pass@8 needs at least 8 samples per prompt, and there are 4",
         ),
-        (["samples=2"], "at temperature 0 all 2 samples of a question are the same"),
+        (["samples=2"], "at temperature 0 all 2 samples of a prompt are the same"),
         (["data.train=[a]"], "`data.train` is a key of training"),
         (["rollout.temperature=0.6"], "set `temperature`"),
         (["reward.terms={format: 1.0}"], "counts right answers only"),
         (["top_p=1.5"], "`top_p` \\(1.5\\) must be above 0"),
-        (["reward.grader=maths"], "Unknown grader `maths`"),
+        (["reward.function=maths"], "Unknown reward function `maths`"),
         (["bechmarks=[math]"], "Did you mean `benchmarks`"),
         (["benchmarks=[]"], "Nothing to evaluate"),
         (
@@ -134,34 +134,34 @@ def test_what_the_user_must_change(words, message):
         plan(*MINI, *words)
 
 
-def test_own_files_and_own_graders(tmp_path):
-    file = write_questions(tmp_path / "q.parquet", ["6", "7"])
-    (task,) = plan("model=mini:t-fresh", f"sets={{mine: {file}}}", "reward.graders={s: exact}").tasks
-    assert (task.name, dict(task.graders)) == ("mine", {"s": "exact"})
+def test_own_files_and_own_reward_functions(tmp_path):
+    file = write_prompts(tmp_path / "q.parquet", ["6", "7"])
+    (task,) = plan("model=mini:t-fresh", f"sets={{mine: {file}}}", "reward.functions={s: exact}").tasks
+    assert (task.name, dict(task.reward_functions)) == ("mine", {"s": "exact"})
     assert task.sampling.temperature == 0.6
     (task,) = plan(
-        "model=mini:t-fresh", "benchmarks=[arc-c]", f"sets={{arc-c: {file}}}", "reward.graders={s: exact}"
+        "model=mini:t-fresh", "benchmarks=[arc-c]", f"sets={{arc-c: {file}}}", "reward.functions={s: exact}"
     ).tasks
-    assert dict(task.graders) == {"s": "exact"}  # the configuration comes before the row
-    with pytest.raises(UserError, match=r"arc-c, question .*no label of a choice"):
+    assert dict(task.reward_functions) == {"s": "exact"}  # the configuration comes before the row
+    with pytest.raises(UserError, match=r"arc-c, prompt .*no label of a choice"):
         plan(
             "model=mini:t-fresh",
             "benchmarks=[arc-c]",
-            f"sets={{arc-c: {write_questions(tmp_path / 'r.parquet', ['12'])}}}",
+            f"sets={{arc-c: {write_prompts(tmp_path / 'r.parquet', ['12'])}}}",
         )
 
 
-def test_no_question_is_left_out(tmp_path):
+def test_no_prompt_is_left_out(tmp_path):
     rows = (
         make_row(p, None, "6", data_source="s", extra_info={}) for p in ("Compute 4*3-6.", "Compute 4." * 9)
     )
     write_rows(tmp_path / "q.parquet", rows, {"index": pa.int64()})
-    with pytest.raises(UserError, match="1 prompt_too_long, and an evaluation leaves no question out"):
+    with pytest.raises(UserError, match="1 prompt_too_long, and an evaluation leaves no prompt out"):
         plan("model=mini:t-fresh", f"sets={{mine: {tmp_path / 'q.parquet'}}}", "data.max_prompt_tokens=20")
 
 
 def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
-    run = make_run(tmp_path / "run", grader="exact", require_finished=False)
+    run = make_run(tmp_path / "run", reward_function="exact", require_finished=False)
     made = plan(f"model={run}", "benchmarks=[mini-geo]")
     assert made.model.path == str(run / "checkpoints" / "step-000007" / "hf")
     assert made.model.name == "run-step-000007"
@@ -169,16 +169,19 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     assert made.config.data.add_bos
     assert made.config.rollout.start_timeout_s == 1200.0
     assert not made.config.reward.require_finished
-    assert made.graders == made.training_graders == {"mini/geo": "exact"}
+    assert made.reward_functions == made.training_reward_functions == {"mini/geo": "exact"}
     one = plan(
         f"model={run}/checkpoints/step-000003",
         "benchmarks=[mini-geo]",
-        "reward.grader=boxed",
+        "reward.function=boxed",
         "dtype=float32",
     )
     assert one.model.name == "run-step-000003"
     assert one.config.dtype == "float32"
-    assert (dict(one.graders), one.training_graders) == ({"mini/geo": "boxed"}, {"mini/geo": "exact"})
+    assert (dict(one.reward_functions), one.training_reward_functions) == (
+        {"mini/geo": "boxed"},
+        {"mini/geo": "exact"},
+    )
 
 
 def test_an_override_that_nothing_reads_is_refused(tmp_path):
@@ -201,7 +204,7 @@ def test_a_damaged_newest_checkpoint_is_not_passed_over(tmp_path):
 
 def results_for(made, correct):
     return [
-        QuestionResult(
+        PromptResult(
             t.name,
             q.id,
             q.data_source,
@@ -218,12 +221,12 @@ def results_for(made, correct):
             1,
         )
         for t in made.tasks
-        for i, q in enumerate(t.questions)
+        for i, q in enumerate(t.prompts)
     ]
 
 
 def test_results_say_what_graded_and_average_in_two_ways(tmp_path):
-    small = write_questions(tmp_path / "q.parquet", ["6"] * 3, data_source="own", prompt="Find 1+2.")
+    small = write_prompts(tmp_path / "q.parquet", ["6"] * 3, data_source="own", prompt="Find 1+2.")
     write_rows(
         small,
         (
@@ -232,20 +235,20 @@ def test_results_say_what_graded_and_average_in_two_ways(tmp_path):
         ),
         {"index": pa.int64()},
     )
-    run = make_run(tmp_path / "run", grader="boxed")
+    run = make_run(tmp_path / "run", reward_function="boxed")
     made = plan(
         f"model={run}",
         "benchmarks=[mini-geo]",
         f"sets={{own: {small}}}",
         "samples=4",
         "temperature=1",
-        "reward.graders={own: exact}",
+        "reward.functions={own: exact}",
     )
     summary = summarise(made, results_for(made, lambda task, i: 4 if task.name == "own" else 2 * (i % 2)))
     json.dumps(summary, allow_nan=False)
     geo, own = summary["benchmarks"]["mini-geo"], summary["benchmarks"]["own"]
-    assert geo["graders"] == {"mini/geo": {"grader": "boxed", "in_training": "boxed"}}
-    assert own["graders"] == {"own": {"grader": "exact", "in_training": "boxed"}}
+    assert geo["reward_functions"] == {"mini/geo": {"reward_function": "boxed", "in_training": "boxed"}}
+    assert own["reward_functions"] == {"own": {"reward_function": "exact", "in_training": "boxed"}}
     assert (geo["mean"]["value"], own["mean"]["value"]) == (0.25, 1.0)
     assert geo["pass_at_k"]["2"]["value"] == pytest.approx(0.5 * 5 / 6)
     assert geo["bootstrap_pass_at_k"]["2"] == pytest.approx(0.5 * 3 / 4)

@@ -37,7 +37,7 @@ def test_a_recipe_is_ready_to_start(name: str) -> None:
     assert sum(phase.config.run.steps for phase in prepared.phases) == config.run.steps
     for phase in prepared.phases:
         assert phase.estimator == estimator_from_config(phase.config.algorithm)
-        assert len(phase.questions) >= phase.config.questions_per_step
+        assert len(phase.prompts) >= phase.config.prompts_per_step
     if name in ALGORITHMS:
         assert [phase.estimator.name for phase in prepared.phases] == [name]
 
@@ -68,7 +68,7 @@ def test_phases_are_explained_one_by_one(capsys: pytest.CaptureFixture[str]) -> 
     assert first < text.index("sft: supervised") < second < text.index("grpo: group relative")
 
 
-def test_a_soft_gate_shows_both_sides_of_one_question(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_soft_gate_shows_both_sides_of_one_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     _, text, _ = run(capsys, "selection.gate=posterior", "selection.gamma=0.125")
     assert "α = 0.983948, β = 0.0160522 (weighed)" in text  # 2 of 4: Pr(Bin(5, 1/8) ≥ 3)
     assert "α = 0.512909, β = 0.487091 (weighed)" in text  # 0 of 4: 1 − (7/8)^5
@@ -86,7 +86,16 @@ def test_every_algorithm_is_explained(name: str, capsys: pytest.CaptureFixture[s
     code, text, _ = run(capsys, "--config", str(CONFIGS / f"{name}.yaml"))
     assert code == 0
     assert text.startswith(f"{name}: {ALGORITHMS[name].title}  (mode: default")
-    for word in ("advantage", "denominator", "mask", "shaping", "normalizer", "gate", "N = 32", "Example"):
+    for word in (
+        "advantage",
+        "denominator",
+        "clip",
+        "shaping",
+        "loss_aggregation",
+        "gate",
+        "N = 32",
+        "Example",
+    ):
         assert word in text
     assert "nan" not in text
     # The contributions of each table add up to the policy terms below it.
@@ -103,13 +112,13 @@ def test_the_example_of_dr_grpo_by_hand(capsys: pytest.CaptureFixture[str]) -> N
     """Rewards 1, 0, 0, 1 have mean ½; with C = 10 each token counts 1/(1 · 4 · 10)."""
     words = ("algorithm.rollout_coef=1", "algorithm.length_constant=10")
     _, text, _ = run(capsys, "algorithm.name=dr_grpo", *words)
-    rows = [line.split() for line in text.splitlines() if line.startswith("  rollout ")]
-    assert [row[2] for row in rows] == ["1", "0", "0", "1"]
-    assert [row[4] for row in rows] == ["0.5", "-0.5", "-0.5", "0.5"]
-    assert {row[-2] for row in rows} == {"0.025"}
+    samples = [line.split() for line in text.splitlines() if line.startswith("  rollout ")]
+    assert [sample[2] for sample in samples] == ["1", "0", "0", "1"]
+    assert [sample[4] for sample in samples] == ["0.5", "-0.5", "-0.5", "0.5"]
+    assert {sample[-2] for sample in samples} == {"0.025"}
     # Rollout 2: log π = −0.55, −0.9 after −0.5, −1.2; neither ratio is below 0.8, so neither is clipped.
-    assert rows[1][5:-2] == ["-0.55", "-0.9", "0.951", "1.35", "-0.476", "-0.675"]
-    assert rows[1][-1] == "-0.0217"
+    assert samples[1][5:-2] == ["-0.55", "-0.9", "0.951", "1.35", "-0.476", "-0.675"]
+    assert samples[1][-1] == "-0.0217"
 
 
 def test_the_switch_shows_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +131,7 @@ def test_the_switch_shows_both_sides(capsys: pytest.CaptureFixture[str]) -> None
     assert unsolved.count("\n  demonstration") == 1
 
 
-def test_rows_that_add_nothing_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_add_nothing_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     _, text, _ = run(capsys, "selection.gamma=-1")
     assert "exactly 0: rollout 1, rollout 2, rollout 3, rollout 4" in text
 
@@ -144,7 +153,7 @@ def test_what_starts_actors_of_its_own_is_named(capsys: pytest.CaptureFixture[st
         (["algorithm.name=grpo", "algorithm.rollout_advantage=one"], "makes no sense on rollouts"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["selection.gamma=0.3"], "selection.gamma"),
-        (["algorithm.name=grpo", "rollouts_per_question=0"], "trains on rollouts"),
+        (["algorithm.name=grpo", "group_size=0"], "trains on rollouts"),
         (["algorithm.name=ppo", "critic.num_gpus=2"], "critic.num_ranks"),
     ],
 )

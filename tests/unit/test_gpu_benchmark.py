@@ -40,7 +40,7 @@ def test_every_part_has_run_or_says_why_not(report):
 
 
 def test_training_is_timed_at_every_size(report):
-    trained = [report["raw"][f"train/segments/{tokens}"] for tokens in report["settings"]["packs"]]
+    trained = [report["raw"][f"train/segments/{tokens}"] for tokens in report["settings"]["micro_batches"]]
     assert len(trained) == 3
     for part in trained:
         assert part["tokens_per_s"] > 0

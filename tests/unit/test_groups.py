@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from hpt_ray.reward.groups import GroupStream, graded_groups, in_order
-from hpt_ray.types import FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 
 class LocalVerifier:
     """Grades in this process what the service grades in its own: an answer of "1" is right."""
 
-    async def call(self, method: str, items, *, timeout_s: float, what: str) -> list[list[Verdict]]:
+    async def call(self, method: str, items, *, timeout_s: float, what: str) -> list[list[RewardResult]]:
         await asyncio.sleep(0)
-        right, wrong = Verdict(1.0, Outcome.CORRECT), Verdict(0.0, Outcome.WRONG)
+        right, wrong = RewardResult(1.0, Outcome.CORRECT), RewardResult(0.0, Outcome.WRONG)
         return [[right if item.response == "1" else wrong for item in items]]
 
 
-def rollout(question: str, sample: int, text: str) -> Rollout:
-    ids, logps = np.array([1], np.int32), np.array([-0.1], np.float32)
-    return Rollout(question, sample, ids, logps, FinishReason.STOP, 0, text)
+def rollout(prompt: str, sample: int, text: str) -> Rollout:
+    ids, logprobs = np.array([1], np.int32), np.array([-0.1], np.float32)
+    return Rollout(prompt, sample, ids, logprobs, FinishReason.STOP, 0, text)
 
 
 def collect(batches, *, num_samples: int, is_certain=None) -> tuple[list[Group], list[set[str]]]:
@@ -40,10 +40,10 @@ def collect(batches, *, num_samples: int, is_certain=None) -> tuple[list[Group],
         aborted.append(ids)
 
     async def run() -> list[Group]:
-        questions = {name: Question(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
+        prompts = {name: Prompt(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
         groups = graded_groups(
             stream(),
-            questions,
+            prompts,
             num_samples=num_samples,
             verifier=LocalVerifier(),  # type: ignore[arg-type]
             timeout_s=5,
@@ -62,27 +62,27 @@ def test_groups_come_as_they_are_complete_with_every_sample_in_its_place() -> No
         [rollout("a", 0, "0")],
     ]
     groups, aborted = collect(batches, num_samples=2)
-    assert [group.question.id for group in groups] == ["b", "a"]
-    assert [[v.solved for v in group.verdicts] for group in groups] == [[True, False], [False, True]]
+    assert [group.prompt.id for group in groups] == ["b", "a"]
+    assert [[v.correct for v in group.results] for group in groups] == [[True, False], [False, True]]
     assert [[r.sample for r in group.rollouts] for group in groups] == [[0, 1], [0, 1]]
     assert aborted == []
 
 
-def test_a_certain_question_leaves_at_once_and_its_late_rollouts_are_ignored() -> None:
+def test_a_certain_prompt_leaves_at_once_and_its_late_rollouts_are_ignored() -> None:
     batches = [
         [rollout("a", 2, "0"), rollout("a", 0, "0")],
         [rollout("a", 1, "1"), rollout("b", 0, "1"), rollout("b", 1, "1"), rollout("b", 2, "0")],
     ]
     groups, aborted = collect(
-        batches, num_samples=3, is_certain=lambda question, solved, graded: graded - solved >= 2
+        batches, num_samples=3, is_certain=lambda prompt, solved, graded: graded - solved >= 2
     )
     assert aborted == [{"a"}]
     first, second = groups
-    assert first.question.id == "a"
+    assert first.prompt.id == "a"
     assert [r.finish for r in first.rollouts] == [FinishReason.STOP, FinishReason.ABORT, FinishReason.STOP]
     assert len(first.rollouts[1].token_ids) == 0
-    assert first.num_solved == 0
-    assert second.num_solved == 2
+    assert first.num_correct == 0
+    assert second.num_correct == 2
 
 
 def test_a_failing_stream_is_handed_on() -> None:
@@ -101,10 +101,10 @@ def test_a_right_answer_asks_for_what_was_held() -> None:
         yield [rollout("a", 1, "0"), rollout("b", 1, "0")]
 
     async def run() -> list[Group]:
-        questions = {name: Question(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
+        prompts = {name: Prompt(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
         groups = graded_groups(
             stream(),
-            questions,
+            prompts,
             num_samples=2,
             verifier=LocalVerifier(),  # type: ignore[arg-type]
             timeout_s=5,
@@ -115,26 +115,26 @@ def test_a_right_answer_asks_for_what_was_held() -> None:
     assert len(asyncio.run(run())) == 2
 
 
-def lost(question: str, sample: int) -> Rollout:
+def lost(prompt: str, sample: int) -> Rollout:
     nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
-    return Rollout(question, sample, *nothing, FinishReason.LOST, -1, "")
+    return Rollout(prompt, sample, *nothing, FinishReason.LOST, -1, "")
 
 
 def test_a_lost_rollout_is_not_graded_and_stands_in_its_group() -> None:
     batches = [[rollout("a", 0, "1"), lost("a", 1), rollout("b", 0, "1"), rollout("b", 1, "1")]]
     groups, _ = collect(batches, num_samples=2)
-    (group,) = (group for group in groups if group.question.id == "a")
+    (group,) = (group for group in groups if group.prompt.id == "a")
     assert [r.finish for r in group.rollouts] == [FinishReason.STOP, FinishReason.LOST]
-    assert group.num_solved == 1
-    assert "lost" in (group.verdicts[1].detail or "")
+    assert group.num_correct == 1
+    assert "lost" in (group.results[1].detail or "")
 
 
 # -- streams ---------------------------------------------------------------------------------------
 
 
 def group_of(name: str) -> Group:
-    question = Question(name, np.array([1], np.int32), name, "1", "set")
-    return Group(question, [rollout(name, 0, "1")], [Verdict(1.0, Outcome.CORRECT)])
+    prompt = Prompt(name, np.array([1], np.int32), name, "1", "set")
+    return Group(prompt, [rollout(name, 0, "1")], [RewardResult(1.0, Outcome.CORRECT)])
 
 
 async def slowly(names: str, error: Exception | None = None):
@@ -148,8 +148,8 @@ async def slowly(names: str, error: Exception | None = None):
 def test_a_stream_works_before_it_is_read_and_can_be_read_twice() -> None:
     async def run() -> tuple[list[str], list[str]]:
         stream = GroupStream(source=slowly("abc"))
-        everything = [group.question.id for group in await stream.all()]
-        return everything, [group.question.id async for group in stream]
+        everything = [group.prompt.id for group in await stream.all()]
+        return everything, [group.prompt.id async for group in stream]
 
     assert asyncio.run(run()) == (["a", "b", "c"], ["a", "b", "c"])
 
@@ -159,7 +159,7 @@ def test_a_stream_gives_what_came_before_it_failed_and_then_raises() -> None:
 
     async def run() -> None:
         async for group in GroupStream(source=slowly("ab", ValueError("broken"))):
-            seen.append(group.question.id)
+            seen.append(group.prompt.id)
 
     with pytest.raises(ValueError, match="broken"):
         asyncio.run(run())
@@ -188,6 +188,6 @@ def test_a_closed_stream_stops_its_source() -> None:
 
 def test_groups_in_order_wait_for_those_before_them() -> None:
     async def run() -> list[str]:
-        return [group.question.id async for group in in_order(slowly("cab"), ["a", "b", "c"])]
+        return [group.prompt.id async for group in in_order(slowly("cab"), ["a", "b", "c"])]
 
     assert asyncio.run(run()) == ["a", "b", "c"]

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpt_ray.learner.logprobs import TILE_LOGITS, LogProbHead, logprob_and_entropy
 
 HIDDEN, VOCABULARY = 5, 23
-TILES = [1, 7, 23, 64, 10_000]  # one logit, parts of a row, one row, some rows, everything
+TILES = [1, 7, 23, 64, 10_000]  # one logit, parts of a sample, one sample, some samples, everything
 
 
 def draw(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -20,14 +20,14 @@ def draw(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.
     return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
 
 
-def make_inputs(num_rows: int, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def make_inputs(num_samples: int, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
-        "hidden": draw(num_rows, HIDDEN, seed=1, scale=2, dtype=dtype).requires_grad_(),
+        "hidden": draw(num_samples, HIDDEN, seed=1, scale=2, dtype=dtype).requires_grad_(),
         "weight": draw(VOCABULARY, HIDDEN, seed=2, dtype=dtype).requires_grad_(),
         "bias": draw(VOCABULARY, seed=3, dtype=dtype).requires_grad_(),
-        "targets": torch.randint(0, VOCABULARY, (num_rows,), generator=generator),
-        "temperature": 0.5 + torch.rand(num_rows, generator=generator),
+        "targets": torch.randint(0, VOCABULARY, (num_samples,), generator=generator),
+        "temperature": 0.5 + torch.rand(num_samples, generator=generator),
     }
 
 
@@ -54,18 +54,18 @@ def plain(
 
 def gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor], *, of_entropy: bool) -> list[Tensor]:
     """Of one random direction of log π, and of the entropy where asked for."""
-    logp, entropy = outputs
-    loss = (draw(len(logp), seed=4).to(logp.dtype) * logp).sum()
+    logprob, entropy = outputs
+    loss = (draw(len(logprob), seed=4).to(logprob.dtype) * logprob).sum()
     if of_entropy:
-        loss = loss + (draw(len(logp), seed=5).to(logp.dtype) * entropy).sum()
+        loss = loss + (draw(len(logprob), seed=5).to(logprob.dtype) * entropy).sum()
     return list(torch.autograd.grad(loss, inputs))
 
 
 @pytest.mark.parametrize("tile_logits", TILES)
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 11])
+@pytest.mark.parametrize("num_samples", [0, 1, 2, 11])
 @pytest.mark.parametrize("entropy_grad", [False, True], ids=["", "entropy-grad"])
-def test_values_and_gradients_equal_full_logits(num_rows, tile_logits, entropy_grad):
-    made = make_inputs(num_rows)
+def test_values_and_gradients_equal_full_logits(num_samples, tile_logits, entropy_grad):
+    made = make_inputs(num_samples)
     for names in itertools.chain.from_iterable(
         itertools.combinations(("bias", "temperature", "softcap"), size) for size in range(4)
     ):
@@ -130,8 +130,8 @@ def test_a_parameter_may_keep_its_gradient_in_float32():
     made = make_inputs(11, dtype=torch.bfloat16)
     weight = made["weight"]
     weight.grad_dtype = torch.float32
-    logp, _ = logprob_and_entropy(made["hidden"], weight, made["targets"], tile_logits=64)
-    logp.sum().backward()
+    logprob, _ = logprob_and_entropy(made["hidden"], weight, made["targets"], tile_logits=64)
+    logprob.sum().backward()
     assert weight.grad.dtype == torch.float32
     assert (weight.grad != weight.grad.bfloat16()).any()
 
@@ -144,7 +144,7 @@ def test_entropy_is_a_constant_unless_asked_for():
 
 
 def test_large_logits_do_not_overflow():
-    """The largest logit of a row may come in any tile."""
+    """The largest logit of a sample may come in any tile."""
     made = make_inputs(11)
     hidden = 1e3 * made["hidden"].detach()
     mine = logprob_and_entropy(hidden, made["weight"], made["targets"], tile_logits=7)
@@ -155,12 +155,12 @@ def test_large_logits_do_not_overflow():
 def test_a_frozen_layer_passes_the_gradient_on():
     layer = torch.nn.Linear(HIDDEN, VOCABULARY, dtype=torch.float64).requires_grad_(False)
     made = make_inputs(4)
-    logp, _ = LogProbHead(layer)(made["hidden"], made["targets"], made["temperature"], False)
+    logprob, _ = LogProbHead(layer)(made["hidden"], made["targets"], made["temperature"], False)
     theirs, _ = plain(
         made["hidden"], layer.weight, made["targets"], bias=layer.bias, temperature=made["temperature"]
     )
     for a, b in zip(
-        torch.autograd.grad(logp.sum(), made["hidden"]),
+        torch.autograd.grad(logprob.sum(), made["hidden"]),
         torch.autograd.grad(theirs.sum(), made["hidden"]),
         strict=True,
     ):
@@ -179,14 +179,14 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("num_rows", [256, 1024])
-def test_no_tensor_is_larger_than_a_tile(num_rows):
-    """Whatever the number of rows, with a vocabulary of a size in use."""
+@pytest.mark.parametrize("num_samples", [256, 1024])
+def test_no_tensor_is_larger_than_a_tile(num_samples):
+    """Whatever the number of samples, with a vocabulary of a size in use."""
     vocabulary, hidden_size = 151_936, 4
-    hidden = draw(num_rows, hidden_size, seed=1, dtype=torch.float32).requires_grad_()
+    hidden = draw(num_samples, hidden_size, seed=1, dtype=torch.float32).requires_grad_()
     weight = draw(vocabulary, hidden_size, seed=2, dtype=torch.float32).requires_grad_()
-    targets = torch.arange(num_rows)
+    targets = torch.arange(num_samples)
     with LargestTensor() as largest:
-        logp, entropy = logprob_and_entropy(hidden, weight, targets, entropy_grad=True)
-        torch.autograd.grad((logp + entropy).sum(), [hidden, weight])
+        logprob, entropy = logprob_and_entropy(hidden, weight, targets, entropy_grad=True)
+        torch.autograd.grad((logprob + entropy).sum(), [hidden, weight])
     assert largest.numel == max(TILE_LOGITS["cpu"], weight.numel())

@@ -13,7 +13,7 @@ import pytest
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.rollout_dump import (
-    question_ids,
+    ids_of_prompts,
     read_groups,
     read_pairs,
     read_rollouts,
@@ -27,56 +27,56 @@ from hpt_ray.types import (
     FinishReason,
     Group,
     Outcome,
-    Question,
+    Prompt,
+    RewardResult,
     Rollout,
-    Verdict,
 )
 
 
-def test_a_dump_holds_tokens_logps_verdict_and_decision(tmp_path: Path) -> None:
-    question = Question("mini/1", np.array([1, 9], np.int32), "What is 6*7?", ["42", 42], "mini")
-    ids, logps = np.array([5, 6, 2], np.int32), np.array([-0.1, -2.5, -1e-7], np.float32)
+def test_a_dump_holds_tokens_logps_result_and_decision(tmp_path: Path) -> None:
+    prompt = Prompt("mini/1", np.array([1, 9], np.int32), "What is 6*7?", ["42", 42], "mini")
+    ids, logprobs = np.array([5, 6, 2], np.int32), np.array([-0.1, -2.5, -1e-7], np.float32)
     rollouts = [
-        Rollout("mini/1", 0, ids, logps, FinishReason.STOP, 7, "42"),
-        Rollout("mini/1", 1, ids[:0], logps[:0], FinishReason.LOST, 7, ""),
+        Rollout("mini/1", 0, ids, logprobs, FinishReason.STOP, 7, "42"),
+        Rollout("mini/1", 1, ids[:0], logprobs[:0], FinishReason.LOST, 7, ""),
     ]
-    verdicts = [Verdict(1.0, Outcome.CORRECT, "42"), Verdict(0.0, Outcome.ERROR, None, "no rollout")]
+    results = [RewardResult(1.0, Outcome.CORRECT, "42"), RewardResult(0.0, Outcome.ERROR, None, "no rollout")]
     decision = Decision(1.0, 0.0, 1, 2, "solved")
-    path = write_rollouts(tmp_path, 12, [(Group(question, rollouts, verdicts), decision)])
+    path = write_rollouts(tmp_path, 12, [(Group(prompt, rollouts, results), decision)])
     assert [file.name for file in tmp_path.iterdir()] == ["step-000012.parquet"]
     first, second = read_rollouts(path)
     assert np.array_equal(np.array(first["token_ids"], np.int32), ids)
-    assert np.array_equal(np.array(first["logps"], np.float32), logps)
+    assert np.array_equal(np.array(first["logprobs"], np.float32), logprobs)
     assert json.loads(first["reference"]) == ["42", 42]
     expected = {
-        "step": 12, "group": 0, "question_id": "mini/1", "data_source": "mini", "prompt": "What is 6*7?", "sample": 0,
+        "step": 12, "group": 0, "prompt_id": "mini/1", "data_source": "mini", "prompt": "What is 6*7?", "sample": 0,
         "text": "42", "finish": "stop", "weight_version": 7, "score": 1.0, "outcome": "correct",
-        "extracted": "42", "detail": None, "branch": "rollouts", "reason": "solved", "num_solved": 1,
+        "extracted": "42", "detail": None, "branch": "rollouts", "reason": "solved", "num_correct": 1,
         "num_rollouts": 2, "rollout_weight": 1.0, "demo_weight": 0.0, "request_id": "mini/1",
     }  # fmt: skip
     assert {name: first[name] for name in expected} == expected
     assert (second["token_ids"], second["finish"], second["outcome"]) == ([], "lost", "error")
 
 
-def question(number: int) -> Question:
+def prompt(number: int) -> Prompt:
     demonstration = Demonstration(np.array([7, 2], np.int32), "42")
-    return Question(f"mini/{number}", np.array([1, number], np.int32), "6*7?", "42", "mini", demonstration)
+    return Prompt(f"mini/{number}", np.array([1, number], np.int32), "6*7?", "42", "mini", demonstration)
 
 
-def group_of(asked: Question, num_rollouts: int, *, seed: int, suffix: str = "") -> Group:
+def group_of(asked: Prompt, num_rollouts: int, *, seed: int, suffix: str = "") -> Group:
     """Rollouts of every kind: finished, cut, aborted without a token, lost."""
     random = np.random.default_rng(seed)
-    rollouts, verdicts = [], []
+    rollouts, results = [], []
     for sample in range(num_rollouts):
         finish = list(FinishReason)[sample % 4]
         length = 0 if finish in (FinishReason.ABORT, FinishReason.LOST) else int(random.integers(1, 9))
-        ids, logps = random.integers(0, 2**31, length), random.standard_normal(length)
+        ids, logprobs = random.integers(0, 2**31, length), random.standard_normal(length)
         rollouts.append(
             Rollout(
-                question_id=asked.id + suffix,
+                prompt_id=asked.id + suffix,
                 sample=sample,
                 token_ids=ids.astype(np.int32),
-                logps=logps.astype(np.float32),
+                logprobs=logprobs.astype(np.float32),
                 finish=finish,
                 weight_version=-1 if finish is FinishReason.ABORT else seed,
                 text=f"größer “{sample}” \x00",
@@ -84,17 +84,17 @@ def group_of(asked: Question, num_rollouts: int, *, seed: int, suffix: str = "")
         )
         outcome = list(Outcome)[sample % len(Outcome)]
         extracted = None if outcome is Outcome.NO_ANSWER else "42"
-        verdicts.append(
-            Verdict(float(random.standard_normal()), outcome, extracted, "why" if sample else None)
+        results.append(
+            RewardResult(float(random.standard_normal()), outcome, extracted, "why" if sample else None)
         )
-    return Group(asked, rollouts, verdicts)
+    return Group(asked, rollouts, results)
 
 
-DATA = {f"mini/{number}": question(number) for number in (1, 2, 3, 4)}
+DATA = {f"mini/{number}": prompt(number) for number in (1, 2, 3, 4)}
 
 
 def groups_of_a_step() -> list[Group]:
-    """The order is that of arrival; one question is there twice, one has no rollouts."""
+    """The order is that of arrival; one prompt is there twice, one has no rollouts."""
     return [
         group_of(DATA["mini/3"], 8, seed=1),
         group_of(DATA["mini/1"], 8, seed=2),
@@ -114,7 +114,7 @@ def plain(group: Group) -> tuple:
         }
         for rollout in group.rollouts
     ]
-    return id(group.question), rollouts, group.verdicts
+    return id(group.prompt), rollouts, group.results
 
 
 def test_groups_come_back_as_they_were(tmp_path: Path) -> None:
@@ -139,44 +139,44 @@ def test_a_step_comes_back_with_its_decisions_in_the_order_of_training(tmp_path:
     assert [plain(group) for group, _ in pairs] == [plain(group) for group in groups]
 
 
-def test_a_question_without_rollouts_has_a_line_of_its_own(tmp_path: Path) -> None:
+def test_a_prompt_without_rollouts_has_a_line_of_its_own(tmp_path: Path) -> None:
     decision = Decision(0.0, 1.0, 0, 0, "demonstrations_always")
-    path = write_rollouts(tmp_path, 1, [(Group(question(i), [], []), decision) for i in (4, 2)])
+    path = write_rollouts(tmp_path, 1, [(Group(prompt(i), [], []), decision) for i in (4, 2)])
     lines = read_rollouts(path)
-    assert [(line["group"], line["question_id"], line["sample"]) for line in lines] == [
+    assert [(line["group"], line["prompt_id"], line["sample"]) for line in lines] == [
         (0, "mini/4", None),
         (1, "mini/2", None),
     ]
     assert {line["branch"] for line in lines} == {"demonstration"}
-    assert question_ids(path) == {"mini/2", "mini/4"}
+    assert ids_of_prompts(path) == {"mini/2", "mini/4"}
     assert read_rollouts(write_rollouts(tmp_path, 2, [])) == []
 
 
 def test_a_dump_that_cannot_be_made_into_groups_says_why(tmp_path: Path) -> None:
-    path = write_groups(tmp_path / "pending.parquet", [group_of(question(3), 2, seed=1)])
-    with pytest.raises(UserError, match=r"pending\.parquet: question mini/3 is not in the data"):
-        read_groups(path, {"mini/1": question(1)})
+    path = write_groups(tmp_path / "pending.parquet", [group_of(prompt(3), 2, seed=1)])
+    with pytest.raises(UserError, match=r"pending\.parquet: prompt mini/3 is not in the data"):
+        read_groups(path, {"mini/1": prompt(1)})
     pq.write_table(pq.read_table(path).drop_columns(["group", "demo_weight"]), path)
     with pytest.raises(UserError, match=r"older version of hpt_ray: it lacks demo_weight, group, so"):
         read_pairs(path, DATA)
 
 
 def test_a_step_of_the_papers_size_is_written_in_moments(tmp_path: Path) -> None:
-    """128 questions × 8 rollouts × 8,192 tokens. Value by value it would take a minute."""
-    ids, logps = np.arange(8192, dtype=np.int32), np.linspace(-1, 0, 8192, dtype=np.float32)
-    verdict = Verdict(1.0, Outcome.CORRECT, "42")
+    """128 prompts × 8 rollouts × 8,192 tokens. Value by value it would take a minute."""
+    ids, logprobs = np.arange(8192, dtype=np.int32), np.linspace(-1, 0, 8192, dtype=np.float32)
+    result = RewardResult(1.0, Outcome.CORRECT, "42")
     groups = [
         Group(
-            question(i),
-            [Rollout(f"mini/{i}", s, ids, logps, FinishReason.STOP, 1, "x" * 20_000) for s in range(8)],
-            [verdict] * 8,
+            prompt(i),
+            [Rollout(f"mini/{i}", s, ids, logprobs, FinishReason.STOP, 1, "x" * 20_000) for s in range(8)],
+            [result] * 8,
         )
         for i in range(128)
     ]
     begin = time.perf_counter()
     path = write_rollouts(tmp_path, 1, [(group, Decision(1.0, 0.0, 8, 8, "solved")) for group in groups])
     assert time.perf_counter() - begin < 10
-    (first, *_) = read_groups(path, {group.question.id: group.question for group in groups})
+    (first, *_) = read_groups(path, {group.prompt.id: group.prompt for group in groups})
     assert plain(first) == plain(groups[0])
 
 

@@ -11,7 +11,7 @@ from hpt_ray.config.load import known_keys
 from hpt_ray.config.schema import Config
 from hpt_ray.observe.progress import Progress, ProgressState, progress_line, short_count, short_time
 from hpt_ray.observe.tables import batch_facts, end_summary, shorten, start_summary, table_of_samples
-from hpt_ray.types import Decision, FinishReason, Group, Outcome, Question, Rollout, Verdict
+from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 STATE = ProgressState(100, "rollout", 12, 0.4234, 0.311, 12345, 754)
 
@@ -27,9 +27,9 @@ def rendered(renderable: RenderableType, width: int = 80) -> str:
 
 def sample(text: str, outcome: Outcome, *, prompt: str = "What is 6*7?") -> Group:
     ids = np.array([1, 2], dtype=np.int32)
-    question = Question("mini/1", ids, prompt, "42", "mini")
+    prompt = Prompt("mini/1", ids, prompt, "42", "mini")
     rollout = Rollout("mini/1", 0, ids, np.zeros(2, np.float32), FinishReason.STOP, 3, text)
-    return Group(question, [rollout], [Verdict(float(outcome is Outcome.CORRECT), outcome)])
+    return Group(prompt, [rollout], [RewardResult(float(outcome is Outcome.CORRECT), outcome)])
 
 
 def test_the_line_says_it_all() -> None:
@@ -92,10 +92,10 @@ def test_on_a_terminal_one_line_is_redrawn_and_tables_stay_above() -> None:
 
 
 def test_what_follows_from_the_three_sizes() -> None:
-    config = Config(questions_per_step=128, rollouts_per_question=8, updates_per_step=2)
+    config = Config(prompts_per_step=128, group_size=8, updates_per_step=2)
     facts = batch_facts(config)
     assert facts["rollouts per step"] == 1024
-    assert facts["questions per update"] == 64
+    assert facts["prompts per update"] == 64
     assert facts["optimizer steps in all"] == 200
     rows = {}
     for gate in known_keys()["selection.gate"].choices:
@@ -116,13 +116,13 @@ def test_the_start_summary_names_sizes_data_and_folder() -> None:
             config,
             title="Training run for 100 steps",
             algorithm_mode="demonstrations where no rollout is right, else Dr. GRPO",
-            num_questions=45_812,
+            num_prompts=45_812,
             dropped={"prompt_too_long": 1203, "no_demonstration": 0},
             folder=Path("runs/quickstart-20260101-101010"),
         )
     )
     for part in (
-        "questions_per_step",
+        "prompts_per_step",
         "1,024",
         "32,768",
         "45,812",
@@ -133,11 +133,11 @@ def test_the_start_summary_names_sizes_data_and_folder() -> None:
     assert "no_demonstration" not in text
 
 
-def test_samples_show_question_answer_reference_and_verdict() -> None:
+def test_samples_show_prompt_answer_reference_and_result() -> None:
     pairs = [
         (sample("6*7=42. \\boxed{42}", Outcome.CORRECT), Decision(1, 0, 3, 8, "solved")),
         (sample("[/red] I [bold]give up", Outcome.NO_ANSWER), Decision(0, 1, 0, 8, "unsolved")),
-        (Group(sample("", Outcome.WRONG).question, [], []), Decision(0, 1, 0, 0, "no_rollouts")),
+        (Group(sample("", Outcome.WRONG).prompt, [], []), Decision(0, 1, 0, 0, "no_rollouts")),
     ]
     text = rendered(table_of_samples(pairs, step=25))
     for part in (

@@ -34,8 +34,8 @@ RECIPES = sorted(PAPER.glob("*_as_*.yaml"))
 
 # The same for every recipe.
 EVERYWHERE: dict[str, Any] = {
-    "questions_per_step": 128,
-    "rollouts_per_question": 8,
+    "prompts_per_step": 128,
+    "group_size": 8,
     "updates_per_step": 2,  # 128 / ppo_mini_batch_size 64
     "run.steps": 500,
     "model.dtype": "bfloat16",
@@ -46,8 +46,8 @@ EVERYWHERE: dict[str, Any] = {
     "rollout.temperature": 1.0,
     "rollout.top_p": 1.0,
     "rollout.top_k": -1,
-    "rollout.max_staleness": 0,
-    "reward.grader": "math",
+    "rollout.max_off_policy_steps": 0,
+    "reward.function": "math",
     "reward.require_finished": False,
     "reward.terms": {},
     "selection.gate": "auto",
@@ -62,7 +62,7 @@ EVERYWHERE: dict[str, Any] = {
     "learner.weight_decay": 0.01,
     "learner.max_grad_norm": 1.0,
     "learner.gradient_checkpointing": True,
-    "learner.recompute_old_logps": True,
+    "learner.recompute_old_logprobs": True,
     "checkpoint.every": 50,
     "checkpoint.keep": 2,
     "checkpoint.best_of": None,
@@ -88,7 +88,7 @@ BY_MODEL: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
         "model.path": "meta-llama/Llama-3.1-8B",
         "model.config_overrides": {},
-        "data.template": "Question:\n{prompt}\nPlease reason step by step, and put your final answer within "
+        "data.template": "Prompt:\n{prompt}\nPlease reason step by step, and put your final answer within "
         "\\boxed{}.\nAnswer:\nLet's think step by step.",
         "data.add_bos": False,
         "data.system_prompt": "",
@@ -109,12 +109,12 @@ SKIP = {"qwen2.5-math-7b": 80.0, "qwen2.5-math-1.5b": 80.0, "llama-3.1-8b": 0.0}
 # Of each term of the loss: stream, advantage, π_ref, mask, normalizer.
 TERMS = {
     "official": {
-        ("rollouts", "group_mean", "old", "none", "official_sum"),
-        ("demonstrations", "one", "current", "none", "official_microbatch_mean"),
+        ("rollouts", "group_mean", "old", "none", "official-sum"),
+        ("demonstrations", "one", "current", "none", "official-micro-batch-mean"),
     },
     "paper": {
-        ("rollouts", "group_std", "old", "clip", "row_sum"),
-        ("demonstrations", "one", "current", "none", "row_mean"),
+        ("rollouts", "group_std", "old", "ppo", "seq-mean-token-sum"),
+        ("demonstrations", "one", "current", "none", "seq-mean-token-mean"),
     },
 }
 
@@ -156,7 +156,7 @@ def test_a_recipe_holds_the_published_values(path: Path) -> None:
 def test_a_recipe_computes_the_published_loss(path: Path) -> None:
     config = recipe(path)
     estimator = estimator_from_config(config.algorithm)
-    terms = {(t.rows, t.advantage, t.denominator, t.mask, t.normalizer) for t in estimator.terms}
+    terms = {(t.rows, t.advantage, t.denominator, t.mask, t.loss_aggregation) for t in estimator.terms}
     assert terms == TERMS[config.algorithm.mode]
     assert estimator.entropy_coef == (0.001 if config.algorithm.mode == "official" else 0.0)
     assert estimator.settings.length_constant in (None, 8192)
@@ -196,7 +196,7 @@ def test_every_method_and_every_placement_fits(model: str) -> None:
 METHOD_VALUES: dict[str, list[dict[str, Any]]] = {
     "sft": [
         {
-            "questions_per_step": 64,
+            "prompts_per_step": 64,
             "run.steps": 3 * 45_800 // 64 + 2,  # 3 epochs of about 45.8k
             "learner.learning_rate": 5e-5,
             "learner.schedule": "cosine",
@@ -205,20 +205,20 @@ METHOD_VALUES: dict[str, list[dict[str, Any]]] = {
             "learner.weight_decay": 0.01,
             "algorithm.name": "sft",
             "algorithm.demo_coef": 1.0,
-            "algorithm.demo_normalizer": "token_mean",
+            "algorithm.demo_loss_aggregation": "token-mean",
         }
     ],
     "sft_then_grpo": [
-        {"questions_per_step": 64, "learner.learning_rate": 5e-5, "learner.schedule": "cosine"},
+        {"prompts_per_step": 64, "learner.learning_rate": 5e-5, "learner.schedule": "cosine"},
         {
-            "questions_per_step": 128,
+            "prompts_per_step": 128,
             "run.steps": 500,
-            "rollouts_per_question": 8,
+            "group_size": 8,
             "updates_per_step": 2,
             "learner.learning_rate": 1e-6,
             "learner.schedule": "constant",
             "algorithm.rollout_advantage": "group_mean",
-            "algorithm.rollout_normalizer": "token_mean",
+            "algorithm.rollout_loss_aggregation": "token-mean",
             "algorithm.clip_low": 0.2,
             "algorithm.clip_high": 0.28,
             "algorithm.kl_coef": 0.0,
@@ -226,7 +226,7 @@ METHOD_VALUES: dict[str, list[dict[str, Any]]] = {
     ],
     "luffy": [{"learner.learning_rate": 1e-6, "run.steps": 500, "algorithm.shaping_gamma": 0.1}],
     "srft": [{"learner.learning_rate": 1e-6, "run.steps": 500, "algorithm.name": "srft_official"}],
-    "grpo": [{"learner.learning_rate": 1e-6, "algorithm.rollout_mask": "clip", "algorithm.mode": "official"}],
+    "grpo": [{"learner.learning_rate": 1e-6, "algorithm.rollout_clip": "ppo", "algorithm.mode": "official"}],
     "dr_grpo": [{"learner.learning_rate": 1e-6, "algorithm.name": "dr_grpo"}],
 }
 

@@ -2,27 +2,27 @@
 
 import pytest
 
-from hpt_ray.cluster.runtime import POOL_SHARE, Need, lay_out, missing_pools
+from hpt_ray.cluster.runtime import POOL_SHARE, ResourceRequest, lay_out, missing_pools
 from hpt_ray.config.load import load_config
 from hpt_ray.config.placement import colocated_groups_match
-from hpt_ray.driver.actors import carrier_of, needs, with_one_thread
-from hpt_ray.driver.setup import Demand
+from hpt_ray.driver.actors import backend_of, needs, with_one_thread
+from hpt_ray.driver.setup import Roles
 from hpt_ray.rollout.engine import EngineSpec, engine_arguments
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
 
 
-def room(*words: str, rollouts: bool = True) -> dict[str, Need]:
+def room(*words: str, rollouts: bool = True) -> dict[str, ResourceRequest]:
     """What a run with these words asks for, by kind."""
     config = load_config(None, [*GOOD, *words])
-    asked = needs(config, Demand(rollouts=rollouts, reference=True, critic=False))
+    asked = needs(config, Roles(rollouts=rollouts, reference=True, critic=False))
     return {need.kind: need for need in asked}
 
 
 def test_a_bundle_holds_what_is_above_zero() -> None:
-    assert Need("learner", 1, 2.0, 1.0).bundle == {"CPU": 2.0, "GPU": 1.0}
-    assert Need("verifier", 1, 0.0, 0.0).bundle == {}
-    assert Need("verifier", 1, 0.0, 0.0, "head").bundle == {"head": POOL_SHARE}
+    assert ResourceRequest("learner", 1, 2.0, 1.0).bundle == {"CPU": 2.0, "GPU": 1.0}
+    assert ResourceRequest("verifier", 1, 0.0, 0.0).bundle == {}
+    assert ResourceRequest("verifier", 1, 0.0, 0.0, "head").bundle == {"head": POOL_SHARE}
 
 
 def test_pools_are_given_to_the_groups_they_name() -> None:
@@ -45,7 +45,11 @@ def test_a_pool_without_a_node_is_named() -> None:
 
 def test_each_actor_has_a_bundle_of_its_own() -> None:
     bundles, places = lay_out(
-        [Need("learner", 2, 1.0, 1.0), Need("verifier", 1, 0.0, 0.0), Need("rollout", 1, 2.0, 4.0)]
+        [
+            ResourceRequest("learner", 2, 1.0, 1.0),
+            ResourceRequest("verifier", 1, 0.0, 0.0),
+            ResourceRequest("rollout", 1, 2.0, 4.0),
+        ]
     )
     assert bundles == [{"CPU": 1.0, "GPU": 1.0}] * 2 + [{"CPU": 2.0, "GPU": 4.0}]
     assert places == {"learner": [0, 1], "rollout": [2]}
@@ -82,8 +86,8 @@ def test_without_rollouts_there_is_nothing_to_share() -> None:
     [
         (("learner.num_ranks=2",), "`learner.num_ranks` (2) to be 4"),
         (("rollout.num_gpus=0",), "`rollout.num_gpus` (0) to be 2, the GPUs of 2 ranks"),
-        (("rollout.max_staleness=1",), "`rollout.max_staleness` to be 0"),
-        (("weight_sync.carrier=nccl",), "`weight_sync.carrier` to be `auto`"),
+        (("rollout.max_off_policy_steps=1",), "`rollout.max_off_policy_steps` to be 0"),
+        (("weight_sync.backend=nccl",), "`weight_sync.backend` to be `auto`"),
         (("cluster.pools={rollout: a}",), "the same resource for `rollout` and `learner`"),
     ],
 )
@@ -97,8 +101,8 @@ def test_what_cannot_be_colocated_is_refused(words: tuple[str, ...], wish: str) 
 
 def test_weights_of_shared_gpus_go_through_the_host() -> None:
     apart = ("rollout.num_gpus=1", "learner.num_gpus=1")
-    assert carrier_of(load_config(None, [*GOOD, *apart])) == "nccl"
-    assert carrier_of(load_config(None, [*GOOD, *COLOCATED])) == "gloo"
+    assert backend_of(load_config(None, [*GOOD, *apart])) == "nccl"
+    assert backend_of(load_config(None, [*GOOD, *COLOCATED])) == "gloo"
 
 
 def arguments_of(*words: str, sleeps: bool = False) -> dict[str, object]:
@@ -125,4 +129,4 @@ def test_actors_of_a_deterministic_run_compute_with_one_thread_and_reserve_what_
     told = with_one_thread(config)
     assert (told.learner.num_cpus, told.critic.num_cpus) == (1.0, 1.0)
     assert (told.reference.num_cpus, told.rollout.num_cpus) == (0.0, 0.5)
-    assert needs(config, Demand(rollouts=True, reference=True, critic=False))[0].cpus == 4.0
+    assert needs(config, Roles(rollouts=True, reference=True, critic=False))[0].cpus == 4.0

@@ -115,8 +115,8 @@ def test_copies_in_memory_are_in_the_host_s() -> None:
     ("words", "smaller"),
     [
         (("learner.zero_stage=3",), "weights"),
-        (("tokens_per_microbatch=16384",), "activations"),
-        (("tokens_per_microbatch=16384",), "log-probs"),
+        (("max_tokens_per_micro_batch=16384",), "activations"),
+        (("max_tokens_per_micro_batch=16384",), "log-probs"),
         (("learner.deepspeed={data_types: {grad_accum_dtype: bf16}}",), "gradients"),
     ],
 )
@@ -169,7 +169,11 @@ TOO_MUCH: dict[tuple[str, ...], tuple[str, str, str]] = {
         "activations",
         "`learner.gradient_checkpointing`",
     ),
-    ("tokens_per_microbatch=131072",): ("learner", "activations", "`tokens_per_microbatch` (131072)"),
+    ("max_tokens_per_micro_batch=131072",): (
+        "learner",
+        "activations",
+        "`max_tokens_per_micro_batch` (131072)",
+    ),
     ("cluster.gpu_memory_gib=16",): ("rollout", "weights", "`rollout.tensor_parallel`"),
 }
 
@@ -204,7 +208,7 @@ def test_host_memory_is_compared_on_request() -> None:
 
 # -- cost ----------------------------------------------------------------------------------------------
 
-# GPU hours of 7B runs on 64k questions (LUFFY's README) → how such a run is set up.
+# GPU hours of 7B runs on 64k prompts (LUFFY's README) → how such a run is set up.
 PUBLISHED = {
     "LUFFY": (77 * 8, ("algorithm.name=luffy",)),
     "RL with an SFT loss": (133 * 8, ("algorithm.name=srft",)),
@@ -245,7 +249,7 @@ def test_evaluations_are_part_of_the_cost() -> None:
     words = ("evaluation.sets={aime24: aime24.parquet}", "evaluation.every=10", "evaluation.samples=8")
     config = load_config(None, [*SEVEN_B, *words, "evaluation.temperature=0.6"])
     shape = find_shape(config.model, config.model.path)
-    with_them = make_plan(config, shape, DataFacts(evaluation_questions={"aime24": 30})).costs
+    with_them = make_plan(config, shape, DataFacts(evaluation_prompts={"aime24": 30})).costs
     without = make_plan(config, shape).costs
     assert with_them is not None
     assert without is not None
@@ -300,7 +304,7 @@ def test_an_unknown_model_is_said_to_be_unknown() -> None:
 def dry_run(tmp_path: Path) -> Callable[..., int]:
     """The exit code of a dry run of the 7B configuration."""
     file = tmp_path / "base.yaml"
-    file.write_text("questions_per_step: 128\n")
+    file.write_text("prompts_per_step: 128\n")
     return lambda *words: main(["--dry-run", "--config", str(file), *SEVEN_B, *words])
 
 
@@ -320,7 +324,7 @@ def test_a_dry_run_names_what_it_could_not_check(
     ("words", "message"),
     [
         (("algorithm.name=gspq",), "gspq"),
-        (("reward.grader=nonsense",), "nonsense"),
+        (("reward.function=nonsense",), "nonsense"),
         (("reward.terms={nonsense: 1.0}",), "nonsense"),
         (("learner.gradient_checkpointing=false",), "activations"),
         (("selection.gamma=0.3",), "selection.gamma"),
@@ -335,7 +339,7 @@ def test_a_dry_run_without_files_still_finds_mistakes(
 
 def test_a_dry_run_checks_the_files_that_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "broken.jsonl"
-    broken.write_text(json.dumps({"question": "no prompt"}) + "\n")
+    broken.write_text(json.dumps({"prompt": "no prompt"}) + "\n")
     words = ["--dry-run", f"data.train=[mini:train, {broken}]", "evaluation.sets={gone: gone.jsonl}"]
     assert main(words) == 2
     assert "broken.jsonl" in capsys.readouterr().err
@@ -360,10 +364,10 @@ def test_a_real_start_refuses_what_a_dry_run_only_names(
 
 def test_several_configuration_files_compose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text("questions_per_step: 16\nrun: {steps: 7}\n")
-    second.write_text("questions_per_step: 24\n")
+    first.write_text("prompts_per_step: 16\nrun: {steps: 7}\n")
+    second.write_text("prompts_per_step: 24\n")
     config = load_config([first, second], ["model.path=m"])
-    assert (config.questions_per_step, config.run.steps) == (24, 7)
-    second.write_text("questions_per_stop: 24\n")
+    assert (config.prompts_per_step, config.run.steps) == (24, 7)
+    second.write_text("prompts_per_stop: 24\n")
     with pytest.raises(UserError, match=r"second\.yaml"):
         load_config([first, second], ["model.path=m"])

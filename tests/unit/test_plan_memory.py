@@ -77,7 +77,7 @@ class Peak(TorchDispatchMode):
 def train(
     rank: int, ranks: int, port: int, listener: socket | None, stage: int, dtype: str, answers: Any
 ) -> None:
-    """Two steps of one rank; puts its bytes in the second one: between packs, at the peaks of pass and step."""
+    """Two steps of one rank; puts its bytes in the second one: between micro-batches, at the peaks of pass and step."""
     limits: dict[str, Any] = {"world_size": ranks, "gpu": False, "timeout_s": LIMIT_S}
     join_ranks("127.0.0.1", port, rank=rank, listener=listener, **limits)
     gc.collect()

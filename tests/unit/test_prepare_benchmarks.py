@@ -90,7 +90,7 @@ def test_arc_gets_letters_whatever_its_labels(tmp_path):
 def test_gpqa_choices_are_shuffled_the_same_way_every_time(tmp_path):
     fields = [
         "Record ID",
-        "Question",
+        "Prompt",
         "Correct Answer",
         "Incorrect Answer 1",
         "Incorrect Answer 2",
@@ -110,7 +110,7 @@ def test_gpqa_choices_are_shuffled_the_same_way_every_time(tmp_path):
         assert f"{row.ground_truth}. right\n" in row.messages[0]["content"]
 
 
-def test_a_mixed_file_of_verl_with_every_question_32_times(tmp_path, capsys):
+def test_a_mixed_file_of_verl_with_every_prompt_32_times(tmp_path, capsys):
     rows = [
         {
             "data_source": source,

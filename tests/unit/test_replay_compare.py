@@ -7,7 +7,7 @@ import pytest
 
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
-from hpt_ray.cli.replay import Difference, compare, parse, verdict
+from hpt_ray.cli.replay import Difference, compare, parse, result
 from hpt_ray.config.load import dump_config, load_config
 from hpt_ray.errors import UserError
 from hpt_ray.observe.rollout_dump import dump_of, write_rollouts
@@ -85,7 +85,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_norms_are_compared_by_their_size_and_everything_else_by_one() -> None:
     assert Difference("optim/grad_norm", 1e-6, 1.1e-6).relative == pytest.approx(1 / 11)
     assert Difference("critic/grad_norm", 0.0, 0.0).relative == 0
-    assert Difference("policy/logp_gap_max", 1e-7, 3e-7).relative == pytest.approx(2e-7)
+    assert Difference("policy/logprob_gap_max", 1e-7, 3e-7).relative == pytest.approx(2e-7)
     assert Difference("critic/value_loss", 200.0, 100.0).relative == 0.5
 
 
@@ -106,6 +106,6 @@ def test_a_number_that_one_side_lacks_is_a_difference() -> None:
         (None, "not the same: optim/grad_norm differs by inf (tolerance 1e-05)"),
     ],
 )
-def test_a_verdict_in_words(replayed: float | None, words: str) -> None:
+def test_a_result_in_words(replayed: float | None, words: str) -> None:
     differences = [Difference("policy/entropy", 1.0, 1.0), Difference("optim/grad_norm", 2.0, replayed)]
-    assert verdict(differences, 1e-5) == words
+    assert result(differences, 1e-5) == words

@@ -8,7 +8,7 @@ import yaml
 from report_material import PER_STEP, N, evaluate, make_run
 
 from hpt_ray.errors import UserError
-from hpt_ray.tools.report.load import Visit, flat_keys, load_run
+from hpt_ray.tools.report.load import Attempt, flat_keys, load_run
 from hpt_ray.tools.report.methods import differing_keys, group_runs, shown
 
 
@@ -22,7 +22,7 @@ def test_a_run_is_read_as_it_was_written_and_left_as_it_was(tmp_path: Path) -> N
     assert grad_norm.values[0] == 1.0
     assert run.evaluations()["easy"].steps.tolist() == [0, 2, 4, 6]
     assert len(run.series("nothing/like_it")) == 0
-    assert len(run.visits) == 6 * PER_STEP
+    assert len(run.attempts) == 6 * PER_STEP
     assert run.tokens_sampled == 6 * PER_STEP * N * 3  # three tokens each
     assert run.tokens_trained == 6 * 100 * 0.5
     assert (tmp_path / "latest").resolve() == second
@@ -30,7 +30,7 @@ def test_a_run_is_read_as_it_was_written_and_left_as_it_was(tmp_path: Path) -> N
 
 def test_a_run_under_way_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
     root = make_run(tmp_path, done=False)
-    for name in ("metrics.jsonl", "feedback.jsonl"):
+    for name in ("metrics.jsonl", "prompt_history.jsonl"):
         with (root / name).open("a") as file:
             file.write('{"step": 7, "rew')
     run = load_run(root)
@@ -53,9 +53,9 @@ def test_what_is_no_run_or_cannot_be_read_is_a_users_mistake(tmp_path: Path) -> 
 
 
 def test_the_solve_rate_is_over_what_was_graded() -> None:
-    assert Visit(1, "q", 1, 8, "unsolved", 0.0, 1.0, aborted=4).solve_rate == 0.25
-    assert np.isnan(Visit(1, "q", 0, 8, "unsolved", 0.0, 1.0, aborted=8).solve_rate)
-    branches = [Visit(1, "q", 0, 8, "", a, b).branch for a, b in ((1, 0), (0, 1), (0.5, 0.5), (0, 0))]
+    assert Attempt(1, "q", 1, 8, "unsolved", 0.0, 1.0, aborted=4).solve_rate == 0.25
+    assert np.isnan(Attempt(1, "q", 0, 8, "unsolved", 0.0, 1.0, aborted=8).solve_rate)
+    branches = [Attempt(1, "q", 0, 8, "", a, b).branch for a, b in ((1, 0), (0, 1), (0.5, 0.5), (0, 0))]
     assert branches == ["rollouts", "demonstration", "both", "nothing"]
 
 

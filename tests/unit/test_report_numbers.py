@@ -9,20 +9,20 @@ from report_material import evaluate, make_run
 from scipy import stats
 
 from hpt_ray.evaluation.seed_stats import BANDS, rolling_mean, smoothing_window, spread_of
+from hpt_ray.tools.report.attempts import BRANCHES, attempt_map, blocks, moves
 from hpt_ray.tools.report.curves import aligned, curves_of
-from hpt_ray.tools.report.load import Series, Visit, load_run
+from hpt_ray.tools.report.load import Attempt, Series, load_run
 from hpt_ray.tools.report.methods import group_runs
 from hpt_ray.tools.report.pass_at_k import pass_curve
 from hpt_ray.tools.report.results import difference, final_scores
 from hpt_ray.tools.report.run_figures import marks_of, mean_over_sets
 from hpt_ray.tools.report.stacks import MOST_BARS, stack_figure
 from hpt_ray.tools.report.style import move_apart, short
-from hpt_ray.tools.report.visits import BRANCHES, blocks, moves, visit_map
 
 
-def visit(step: int, question: str, solved: int, n: int = 4) -> Visit:
+def attempt(step: int, prompt: str, solved: int, n: int = 4) -> Attempt:
     weights = (1.0, 0.0) if solved else (0.0, 1.0)
-    return Visit(step, question, solved, n, "", *weights)
+    return Attempt(step, prompt, solved, n, "", *weights)
 
 
 def test_spread_over_seeds_has_students_interval() -> None:
@@ -118,21 +118,21 @@ def test_pass_at_k_is_the_chance_over_all_subsets(tmp_path: Path) -> None:
     assert (half > 0).all()
 
 
-def test_questions_are_sorted_by_when_they_were_first_solved() -> None:
-    visits = [visit(1, "never", 0), visit(1, "late", 0), visit(1, "early", 1), visit(1, "best", 4)]
-    visits += [visit(2, "late", 4), visit(2, "never", 0), visit(2, "early", 0)]
-    map_ = visit_map(visits)
-    assert map_.question_ids == ["best", "early", "late", "never"]
+def test_prompts_are_sorted_by_when_they_were_first_solved() -> None:
+    attempts = [attempt(1, "never", 0), attempt(1, "late", 0), attempt(1, "early", 1), attempt(1, "best", 4)]
+    attempts += [attempt(2, "late", 4), attempt(2, "never", 0), attempt(2, "early", 0)]
+    map_ = attempt_map(attempts)
+    assert map_.prompt_ids == ["best", "early", "late", "never"]
     np.testing.assert_array_equal(map_.solve_rate, [[1, np.nan], [0.25, 0], [0, 1], [0, 0]])
     assert map_.branch[0, 1] == -1
     assert [BRANCHES[i] for i in map_.branch[1:, 1]] == ["demonstration", "rollouts", "demonstration"]
-    assert moves(visits).tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]  # "best" was visited once
+    assert moves(attempts).tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]  # "best" was visited once
 
 
 def test_without_rollouts_there_are_no_solve_rates() -> None:
-    map_ = visit_map([Visit(1, "q", 0, 0, "demonstrations_always", 0.0, 1.0)])
+    map_ = attempt_map([Attempt(1, "q", 0, 0, "demonstrations_always", 0.0, 1.0)])
     assert not map_.has_solve_rates
-    assert not visit_map([]).has_solve_rates
+    assert not attempt_map([]).has_solve_rates
 
 
 def test_blocks_average_neighbours_and_pass_over_what_is_not_there() -> None:

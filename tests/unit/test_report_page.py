@@ -72,12 +72,12 @@ def test_the_page_of_a_run_has_every_part(tmp_path: Path) -> None:
     text, found = report_of(root, out=tmp_path / "out")
     titles = re.findall(r"<h2>(.*?)</h2>", text)
     assert titles == [
-        "Learning", "Evaluations", "Questions", "Answers", "Optimizer and policy", "Time and memory", "Faults",
+        "Learning", "Evaluations", "Prompts", "Answers", "Optimizer and policy", "Time and memory", "Faults",
         "Configuration", "Metrics",
     ]  # fmt: skip
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert drawn == {
-        "reward", "evaluations", "offline_ratio", "outcomes", "entropy", "length", "questions", "grad_norm", "lr",
+        "reward", "evaluations", "offline_ratio", "outcomes", "entropy", "length", "prompts", "grad_norm", "lr",
         "phases", "throughput", "memory", "pass_at_k_mini_chain",
     }  # fmt: skip
     assert len(found.all("img")) == len(drawn)
@@ -122,7 +122,7 @@ def test_any_run_has_a_page(tmp_path: Path, steps: int, done: bool, rollouts: bo
 
 def test_a_run_may_lack_every_file_but_its_configuration(tmp_path: Path) -> None:
     root = make_run(tmp_path, done=False)
-    (root / "feedback.jsonl").unlink()
+    (root / "prompt_history.jsonl").unlink()
     for dump in (root / "rollouts").iterdir():
         dump.unlink()
     lines = [
@@ -139,14 +139,14 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
         make_run(tmp_path, seed=0),
         make_run(tmp_path, seed=1),
         make_run(tmp_path, "algorithm.name=grpo", steps=4, done=False),
-        make_run(tmp_path, "algorithm.name=sft", "rollouts_per_question=0", rollouts=False),
+        make_run(tmp_path, "algorithm.name=sft", "group_size=0", rollouts=False),
     ]
     begun = make_run(tmp_path, "algorithm.name=dapo", steps=0, done=False)
     for number, run in enumerate(runs):
         evaluate(run / "evaluation", [0, number, 8])
     text, _ = report_of(*runs, begun, out=tmp_path / "out")
     titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert titles == ["Results", "Learning", "pass@k", "Questions", "Costs", "What differs", "Runs"]
+    assert titles == ["Results", "Learning", "pass@k", "Prompts", "Costs", "What differs", "Runs"]
     assert "<h1>hpt · grpo · sft</h1>" in text
     assert f"Left out, since no step of them is done: {begun.name}" in text
     assert "± one standard deviation over the seeds" in text
@@ -155,7 +155,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert drawn == {
         "evaluations", "evaluation_0", "evaluation_1", "reward", "offline_ratio", "entropy", "length", "grad_norm",
-        "step_time", "questions", "pass_at_k_0",
+        "step_time", "prompts", "pass_at_k_0",
     }  # fmt: skip
 
 

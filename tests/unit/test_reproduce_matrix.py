@@ -63,9 +63,9 @@ def test_a_run_has_the_recipe_and_its_own_parts(suite: Suite) -> None:
     run = next(run for run in reported_runs(suite, untuned(suite)) if run.id == "t.gamma.s2")
     config = run.config
     assert (config.run.seed, config.run.name, config.model.path) == (2, "t.gamma.s2", "mini:t")
-    assert (config.selection.gamma, config.run.steps, config.questions_per_step) == (0.25, 10, 8)
+    assert (config.selection.gamma, config.run.steps, config.prompts_per_step) == (0.25, 10, 8)
     assert config.evaluation.sets == {"chain": "mini:test/chain"}  # and none of the recipe's
-    assert run.visits == 80
+    assert run.attempts == 80
 
 
 def test_a_try_is_looked_at_once_and_on_validation_sets(suite: Suite) -> None:
@@ -124,13 +124,13 @@ def test_what_would_not_be_a_fair_comparison_is_refused(
         load_suite(suite_file, words)
 
 
-def test_unequal_question_visits_are_refused_without_a_reason(suite_file: Path) -> None:
+def test_unequal_prompt_attempts_are_refused_without_a_reason(suite_file: Path) -> None:
     longer = "methods.grpo.config={algorithm: {name: grpo}, run: {steps: 20}}"
     unfair = load_suite(suite_file, [longer])
-    with pytest.raises(UserError, match="unequally many questions: grpo 160, hpt 80"):
+    with pytest.raises(UserError, match="unequally many prompts: grpo 160, hpt 80"):
         reported_runs(unfair, untuned(unfair))
     suite = load_suite(suite_file, [longer, "methods.grpo.budget=twice as many, since it is cheap"])
-    assert {run.visits for run in reported_runs(suite, untuned(suite))} == {80, 160}
+    assert {run.attempts for run in reported_runs(suite, untuned(suite))} == {80, 160}
 
 
 def test_a_broken_setting_names_the_method(suite_file: Path) -> None:
@@ -155,6 +155,6 @@ def test_the_plan_is_shown_without_a_trace(suite_file: Path, capsys: pytest.Capt
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "0 of 4 tries and 0 of 3 runs are done" in shown
-    assert "32" in shown  # 4 steps of 8 questions
+    assert "32" in shown  # 4 steps of 8 prompts
     assert not (suite_file.parent / "out").exists()
     assert main([str(suite_file), "--only", "t.none", "--dry-run"]) == 2

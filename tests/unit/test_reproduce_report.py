@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpt_ray.config.load import dump_config
-from hpt_ray.evaluation.results import QuestionResult, write_results
+from hpt_ray.evaluation.results import PromptResult, write_results
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.suite import tables
 from hpt_ray.tools.suite.collect import ALL, ID, collect
@@ -68,16 +68,16 @@ def write_run(spec: RunSpec, scores: dict[str, float], offline: list[float], ent
             {
                 "step": step,
                 "reward/mean": 0.1 * step,
-                "selection/demo_question_ratio": ratio,
+                "selection/demo_prompt_ratio": ratio,
                 "policy/entropy": entropy,
                 "rollout/length_mean": 10.0,
                 "reward/outcome/correct": 32,
                 **({f"eval/{n}/mean": s for n, s in scores.items()} if step == len(offline) else {}),
             }
         )
-    visit = {"step": 1, "solved": 1, "rollouts": 4, "aborted": 0, "reason": "solved"}
-    lines = [{**visit, "question_id": f"q{i}", "rollout_weight": 1.0, "demo_weight": 0.0} for i in range(3)]
-    (folder.root / "feedback.jsonl").write_text(
+    attempt = {"step": 1, "solved": 1, "rollouts": 4, "aborted": 0, "reason": "solved"}
+    lines = [{**attempt, "prompt_id": f"q{i}", "rollout_weight": 1.0, "demo_weight": 0.0} for i in range(3)]
+    (folder.root / "prompt_history.jsonl").write_text(
         "".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8"
     )
     evaluations = {n: {"first": {}, "best": {}, "last": {"step": 4, "mean": s}} for n, s in scores.items()}
@@ -109,10 +109,10 @@ def done(suite: Suite) -> Done:
     return made
 
 
-def answers(correct: int, number: int) -> QuestionResult:
-    return QuestionResult(
+def answers(correct: int, number: int) -> PromptResult:
+    return PromptResult(
         benchmark="mini-test-chain",
-        question_id=f"q{number}",
+        prompt_id=f"q{number}",
         data_source="mini/chain",
         level="1",
         reference_hash="0",
@@ -171,9 +171,9 @@ def test_scores_with_missing_cells(done: Done) -> None:
     assert rows["before training"][-2:] == ["0.0", ""]
 
 
-def test_costs_count_visits_and_tokens(done: Done) -> None:
+def test_costs_count_attempts_and_tokens(done: Done) -> None:
     rows = {row[0]: row[1:] for row in tables.costs_table(collect(done), "t").rows}
-    assert rows["GRPO"] == ["32", "1,280", "0", "30"]  # 4 steps × 8 questions; 4 × 32 rollouts × 10 tokens
+    assert rows["GRPO"] == ["32", "1,280", "0", "30"]  # 4 steps × 8 prompts; 4 × 32 rollouts × 10 tokens
 
 
 def test_differences_are_paired_and_leave_out_what_is_missing(done: Done) -> None:
@@ -193,12 +193,12 @@ def test_claims_are_decided_by_the_numbers(done: Done) -> None:
     assert found["HPT's entropy is above GRPO's at all times"].verdict == "holds"
     assert found["γ = 0 is better than γ = 1/8"].verdict == "open"  # one common seed decides nothing
     large_k = found["HPT's pass@4 is above GRPO's"]
-    assert large_k.verdict == "open"  # three questions decide nothing
-    assert large_k.numbers == "66.7% against 33.3%: +33.3 ± 65.3 points, over questions; 1 seed."
+    assert large_k.verdict == "open"  # three prompts decide nothing
+    assert large_k.numbers == "66.7% against 33.3%: +33.3 ± 65.3 points, over prompts; 1 seed."
     assert "SFT's pass@4 is above GRPO's" not in found
 
 
-def test_pass_at_k_is_compared_question_by_question(done: Done) -> None:
+def test_pass_at_k_is_compared_prompt_by_prompt(done: Done) -> None:
     evaluate(done, "hpt", [0, 4, 2, *[1] * 9])
     evaluate(done, "grpo", [4, 0, 4, *[0] * 9])
     passes = read_passes(done.evaluations)
@@ -206,7 +206,7 @@ def test_pass_at_k_is_compared_question_by_question(done: Done) -> None:
     assert hpt.means() == pytest.approx({1: (0 + 1 + 0.5 + 9 * 0.25) / 12, 2: 6.5 / 12 - 1 / 72, 4: 11 / 12})
     difference = hpt.minus(grpo, 4)
     assert difference is not None
-    deltas = [-1, 1, 0, *[1] * 9]  # at k = 4 a question with any right answer is solved
+    deltas = [-1, 1, 0, *[1] * 9]  # at k = 4 a prompt with any right answer is solved
     assert difference.value == pytest.approx(fmean(deltas))
     assert difference.half_width == pytest.approx(1.959964 * stdev(deltas) / 12**0.5)
     found = {f.claim: f.verdict for f in findings(collect(done), passes)}

@@ -1,4 +1,4 @@
-"""pass@k is compared between methods only where both were asked the same questions."""
+"""pass@k is compared between methods only where both were asked the same prompts."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.results import QuestionResult, write_results
+from hpt_ray.evaluation.results import PromptResult, write_results
 from hpt_ray.tools.suite.passes import PASS, Evaluation
 from hpt_ray.tools.suite.solved import Solved, read_passes
 
@@ -18,12 +18,12 @@ def solved(asked: str, chances: list[float]) -> Solved:
 
 
 def evaluated(folder: Path, method: str, seed: int, correct: dict[str, int]) -> Evaluation:
-    """A finished evaluation with two samples of each question; a question's hash is its id."""
+    """A finished evaluation with two samples of each prompt; a prompt's hash is its id."""
     evaluation = Evaluation(PASS, "t", method, seed, folder / f"{method}-{seed}", ())
     evaluation.out.mkdir()
     none = dict.fromkeys(("no_answer", "unparsable", "timeout", "error", "truncated"), 0)
     rows = [
-        QuestionResult(BENCHMARK, q, "s", None, q, n=2, correct=c, wrong=2 - c, mean_tokens=1.0, **none)
+        PromptResult(BENCHMARK, q, "s", None, q, n=2, correct=c, wrong=2 - c, mean_tokens=1.0, **none)
         for q, c in correct.items()
     ]
     write_results(evaluation.out, rows)
@@ -31,7 +31,7 @@ def evaluated(folder: Path, method: str, seed: int, correct: dict[str, int]) -> 
     return evaluation
 
 
-def test_others_questions_are_not_compared_though_they_are_as_many() -> None:
+def test_others_prompts_are_not_compared_though_they_are_as_many() -> None:
     ours = solved("abc", [1.0, 0.5, 0.0])
     same = ours.minus(solved("abc", [0.0, 0.5, 0.0]), 1)
     assert same is not None
@@ -40,7 +40,7 @@ def test_others_questions_are_not_compared_though_they_are_as_many() -> None:
     assert ours.minus(solved("ab", [0.0, 0.5]), 1) is None
 
 
-def test_the_questions_are_those_of_the_result_files(tmp_path: Path) -> None:
+def test_the_prompts_are_those_of_the_result_files(tmp_path: Path) -> None:
     passes = read_passes(
         [
             evaluated(tmp_path, "hpt", 1, {"a": 2, "b": 0}),
@@ -56,7 +56,7 @@ def test_the_questions_are_those_of_the_result_files(tmp_path: Path) -> None:
     assert hpt.minus(passes["t", "sft"], 1) is None
 
 
-def test_seeds_that_were_asked_different_questions_are_refused(tmp_path: Path) -> None:
+def test_seeds_that_were_asked_different_prompts_are_refused(tmp_path: Path) -> None:
     first, second = (evaluated(tmp_path, "hpt", s, {"a": 2, q: 0}) for s, q in ((1, "b"), (2, "c")))
-    with pytest.raises(UserError, match=f"{second.out}: the questions of chain are not those"):
+    with pytest.raises(UserError, match=f"{second.out}: the prompts of chain are not those"):
         read_passes([first, second])

@@ -13,7 +13,7 @@ from hpt_ray.types import Outcome
 
 GRADER = """
 import os, signal, subprocess, time
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.types import Outcome, Result
 
 def behave(response, truth):
     word, _, argument = response.partition(" ")
@@ -33,7 +33,7 @@ def behave(response, truth):
     if word == "leave": raise SystemExit(3)
     if word == "raise": raise KeyError("missing")
     if word == "eat": bytearray(int(argument))
-    if word == "long": return Verdict(0.0, Outcome.WRONG, "x" * 1_000_000)
+    if word == "long": return RewardResult(0.0, Outcome.WRONG, "x" * 1_000_000)
     if word == "nan": return float("nan")
     return response == truth
 """
@@ -41,7 +41,7 @@ def behave(response, truth):
 
 @pytest.fixture(scope="module")
 def behave(tmp_path_factory):
-    file = tmp_path_factory.mktemp("graders") / "behaviour.py"
+    file = tmp_path_factory.mktemp("reward_functions") / "behaviour.py"
     file.write_text(GRADER)
     return f"python:{file}:behave"
 
@@ -52,14 +52,14 @@ def children() -> list[psutil.Process]:
     return [child for child in every if "hpt_ray.reward.worker" in " ".join(child.cmdline())]
 
 
-def test_verdicts_come_in_the_order_of_the_tasks():
+def test_results_come_in_the_order_of_the_tasks():
     with Pool(2) as pool:
-        verdicts = pool.grade([Task("boxed", rf"\boxed{{{i}}}", str(i - i % 3)) for i in range(300)])
-    assert [verdict.solved for verdict in verdicts] == [i % 3 == 0 for i in range(300)]
-    assert [verdict.extracted for verdict in verdicts] == [str(i) for i in range(300)]
+        results = pool.grade([Task("boxed", rf"\boxed{{{i}}}", str(i - i % 3)) for i in range(300)])
+    assert [result.correct for result in results] == [i % 3 == 0 for i in range(300)]
+    assert [result.extracted for result in results] == [str(i) for i in range(300)]
 
 
-def test_no_tasks_no_verdicts():
+def test_no_tasks_no_results():
     with Pool() as pool:
         assert pool.grade([]) == []
 
@@ -69,11 +69,11 @@ def test_a_hanging_answer_is_killed_while_others_are_graded(behave):
         started = time.monotonic()
         hanging = pool.submit([Task(behave, "stubborn", "")])
         others = pool.submit([Task(behave, "a", "a")] * 200)
-        assert all(verdict.solved for verdict in others.result(timeout=10))
+        assert all(result.correct for result in others.result(timeout=10))
         assert not hanging.done()
-        [verdict] = hanging.result(timeout=10)
-        assert verdict.outcome is Outcome.TIMEOUT
-        assert "1.5 s" in verdict.detail
+        [result] = hanging.result(timeout=10)
+        assert result.outcome is Outcome.TIMEOUT
+        assert "1.5 s" in result.detail
         assert 1.5 <= time.monotonic() - started < 4
         assert pool.num_replaced == 1
 
@@ -87,7 +87,7 @@ def test_only_the_hanging_answer_of_a_batch_is_lost(behave):
     assert outcomes == [correct, timeout, correct, wrong, timeout, correct]
 
 
-def test_a_killed_grader_takes_its_own_children_along(behave, tmp_path):
+def test_a_killed_reward_function_takes_its_own_children_along(behave, tmp_path):
     note = tmp_path / "pid"
     with Pool(1, timeout_s=0.8) as pool:
         assert pool.grade([Task(behave, f"family {note}", "")])[0].outcome is Outcome.TIMEOUT
@@ -98,7 +98,7 @@ def test_a_killed_grader_takes_its_own_children_along(behave, tmp_path):
             time.sleep(0.02)
 
 
-def test_failures_of_a_grader_are_values_with_a_reason(behave):
+def test_failures_of_a_reward_function_are_values_with_a_reason(behave):
     expected = {
         "segfault": "SIGSEGV",
         "exit": "exit code 3",
@@ -109,11 +109,11 @@ def test_failures_of_a_grader_are_values_with_a_reason(behave):
     }
     with Pool(1, memory_mb=512) as pool:
         tasks = [Task(behave, text, "a") for word in expected for text in ("a", word)]
-        verdicts = pool.grade(tasks)
-    assert all(verdict.solved for verdict in verdicts[::2])
-    for (word, detail), verdict in zip(expected.items(), verdicts[1::2], strict=True):
-        assert verdict.outcome is Outcome.ERROR, word
-        assert detail in verdict.detail
+        results = pool.grade(tasks)
+    assert all(result.correct for result in results[::2])
+    for (word, detail), result in zip(expected.items(), results[1::2], strict=True):
+        assert result.outcome is Outcome.ERROR, word
+        assert detail in result.detail
 
 
 def test_what_comes_back_is_small(behave):
@@ -125,7 +125,7 @@ def test_unusable_inputs_are_errors_and_the_pool_goes_on(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("import no_such_module\ndef grade(response, truth): ...\n")
     with Pool() as pool:
-        verdicts = pool.grade(
+        results = pool.grade(
             [
                 Task("math", r"\boxed{1}", None),
                 Task("boxed", r"\boxed{1}", lambda: 1),  # cannot be pickled
@@ -135,10 +135,10 @@ def test_unusable_inputs_are_errors_and_the_pool_goes_on(tmp_path):
             ]
         )
         assert pool.num_replaced == 0
-    assert [verdict.outcome for verdict in verdicts] == [Outcome.ERROR] * 4 + [Outcome.CORRECT]
-    reasons = ["missing", "cannot be sent", "Unknown grader", "no_such_module"]
-    for reason, verdict in zip(reasons, verdicts[:4], strict=True):
-        assert reason in verdict.detail
+    assert [result.outcome for result in results] == [Outcome.ERROR] * 4 + [Outcome.CORRECT]
+    reasons = ["missing", "cannot be sent", "Unknown reward function", "no_such_module"]
+    for reason, result in zip(reasons, results[:4], strict=True):
+        assert reason in result.detail
 
 
 def test_a_process_killed_from_outside_costs_no_answer(behave):
@@ -158,7 +158,7 @@ def test_close_ends_everything_and_answers_whoever_waits(behave):
     started = time.monotonic()
     pool.close()
     assert time.monotonic() - started < 2
-    assert [verdict.outcome for verdict in future.result(timeout=1)] == [Outcome.ERROR] * 5
+    assert [result.outcome for result in future.result(timeout=1)] == [Outcome.ERROR] * 5
     assert children() == []
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit([])
@@ -199,19 +199,19 @@ def pools():
 
 @pytest.fixture(scope="module")
 def alone():
-    """The verdict of each task from a process that graded nothing else."""
-    verdicts = []
+    """The result of each task from a process that graded nothing else."""
+    results = []
     for task in MIXED:
         with Pool() as pool:
-            verdicts += pool.grade([task])
-    return verdicts
+            results += pool.grade([task])
+    return results
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.lists(st.integers(0, len(MIXED) - 1), max_size=40), which=st.integers(0, 2))
-def test_verdicts_depend_on_neither_order_nor_number_of_processes(pools, alone, order, which):
-    verdicts = pools[which].grade([MIXED[index] for index in order])
-    assert verdicts == [alone[index] for index in order]
+def test_results_depend_on_neither_order_nor_number_of_processes(pools, alone, order, which):
+    results = pools[which].grade([MIXED[index] for index in order])
+    assert results == [alone[index] for index in order]
 
 
 HOSTILE = [
@@ -254,10 +254,10 @@ def test_hostile_answers_are_graded_or_killed_and_the_rest_goes_on(truth):
     with Pool(2, timeout_s=1.0, memory_mb=1024, preload=["math"]) as pool:
         hostile = pool.submit([Task("math", response, truth) for response in HOSTILE])
         between = pool.submit([Task("math", rf"\boxed{{{truth}}}", truth)] * 50)
-        verdicts = hostile.result(timeout=60)
-        assert all(verdict.solved for verdict in between.result(timeout=10))
+        results = hostile.result(timeout=60)
+        assert all(result.correct for result in between.result(timeout=10))
         assert sum(child.memory_info().rss for child in children()) < 2 * 1024 * 2**20
-    assert not any(verdict.solved for verdict in verdicts)
-    # Whatever an answer holds, the outcome is one that names it, never a crash of the grader.
-    crashed = [i for i, v in enumerate(verdicts) if v.outcome is Outcome.ERROR and "MB" not in v.detail]
+    assert not any(result.correct for result in results)
+    # Whatever an answer holds, the outcome is one that names it, never a crash of the reward function.
+    crashed = [i for i, v in enumerate(results) if v.outcome is Outcome.ERROR and "MB" not in v.detail]
     assert crashed == []

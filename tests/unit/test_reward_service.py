@@ -1,4 +1,4 @@
-"""The verifier service without Ray: choice of grader, truncation, extra terms, counts, many callers."""
+"""The verifier service without Ray: choice of reward function, truncation, extra terms, counts, many callers."""
 
 import asyncio
 import subprocess
@@ -21,8 +21,8 @@ def run_service(config, items, **arguments):
         service.close()
 
 
-def test_grader_by_data_source_and_counts():
-    config = RewardConfig(grader="boxed", graders={"openai/gsm8k": "gsm8k"})
+def test_reward_function_by_data_source_and_counts():
+    config = RewardConfig(function="boxed", reward_functions={"openai/gsm8k": "gsm8k"})
     items = [
         GradeItem(r"\boxed{1/2}", "0.5", "mini", True),
         GradeItem(r"\boxed{7}", "7", "mini", True),
@@ -30,8 +30,8 @@ def test_grader_by_data_source_and_counts():
         GradeItem("no", "7", "openai/gsm8k", True),
         GradeItem(r"\boxed{7}", None, "mini", True),
     ]
-    verdicts, counts = run_service(config, items)
-    assert [v.outcome.value for v in verdicts] == ["wrong", "correct", "correct", "no_answer", "error"]
+    results, counts = run_service(config, items)
+    assert [v.outcome.value for v in results] == ["wrong", "correct", "correct", "no_answer", "error"]
     assert counts == {
         "correct": 2,
         "wrong": 1,
@@ -63,8 +63,8 @@ def test_many_small_batches_share_the_pool():
 
     service = VerifierService(RewardConfig(num_processes=2))
     try:
-        for verdicts in asyncio.run(grade_all(service)):
-            assert [v.solved for v in verdicts] == [True, False] * 4
+        for results in asyncio.run(grade_all(service)):
+            assert [v.correct for v in results] == [True, False] * 4
         assert service.counts()["correct"] == 400
     finally:
         service.close()
@@ -77,9 +77,9 @@ def test_terms_add_to_the_score_and_not_to_the_outcome():
         GradeItem(r"\boxed{7}", "7", "", True, num_tokens=90),
         GradeItem("so 7", "7", "", False, num_tokens=100),
     ]
-    verdicts, _ = run_service(config, items, max_response_tokens=100)
-    assert [v.score for v in verdicts] == [1.25, 0.75, -1.0]
-    assert [v.solved for v in verdicts] == [True, True, False]
+    results, _ = run_service(config, items, max_response_tokens=100)
+    assert [v.score for v in results] == [1.25, 0.75, -1.0]
+    assert [v.correct for v in results] == [True, True, False]
 
 
 def test_overlong_penalty_is_dapo_equation_13():
@@ -95,8 +95,8 @@ def test_format_reward():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (RewardConfig(grader="maths"), r"reward\.grader: .*`maths`.*`math`"),
-        (RewardConfig(graders={"a/b": "choise"}), r"reward\.graders\[a/b\]: .*`choice`"),
+        (RewardConfig(function="maths"), r"reward\.function: .*`maths`.*`math`"),
+        (RewardConfig(functions={"a/b": "choise"}), r"reward\.reward functions\[a/b\]: .*`choice`"),
         (RewardConfig(terms={"fromat": 1.0}), r"reward\.terms.*`format`"),
         (RewardConfig(terms={"overlong": 1.0}, overlong_buffer=200), r"overlong_buffer \(200\)"),
     ],
@@ -107,10 +107,10 @@ def test_mistakes_are_refused_before_anything_starts(config, message):
 
 
 def test_grade_for_scripts():
-    assert grade(r"so \boxed{1/2}", "0.5").solved
-    assert grade("#### 8", "7", grader="gsm8k").outcome is Outcome.WRONG
+    assert grade(r"so \boxed{1/2}", "0.5").correct
+    assert grade("#### 8", "7", reward_function="gsm8k").outcome is Outcome.WRONG
     with pytest.raises(UserError, match="Did you mean `gsm8k`"):
-        grade("8", "7", grader="gsm")
+        grade("8", "7", reward_function="gsm")
     with pytest.raises(UserError, match="missing"):
         grade("8", None)
 

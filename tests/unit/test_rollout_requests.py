@@ -20,10 +20,10 @@ def test_a_seed_depends_on_everything_it_should_and_nothing_else() -> None:
 def test_seeds_fit_and_rarely_meet() -> None:
     seeds = [sampling_seed(0, step, f"q{q}", s) for step in range(10) for q in range(100) for s in range(8)]
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert len(set(seeds)) >= len(seeds) - 1  # 8,000 draws from 2³¹: a meeting is a chance of 1.5 %
+    assert len(set(seeds)) >= len(seeds) - 1  # 8,000 draws from 2³¹: a rendezvous is a chance of 1.5 %
 
 
-def test_a_question_twice_in_a_batch_gets_two_ids() -> None:
+def test_a_prompt_twice_in_a_batch_gets_two_ids() -> None:
     assert unique_ids(["a", "b", "a", "a"]) == ["a", "b", "a#2", "a#3"]
 
 
@@ -34,7 +34,7 @@ def test_what_takes_longest_comes_first_and_nothing_is_lost(expected: list[float
         for i, tokens in enumerate(expected)
     ]
     ordered = longest_first(requests)
-    assert sorted(r.question_id for r in ordered) == sorted(r.question_id for r in requests)
+    assert sorted(r.prompt_id for r in ordered) == sorted(r.prompt_id for r in requests)
     assert [r.expected_tokens for r in ordered] == sorted(expected, reverse=True)
 
 
@@ -42,4 +42,4 @@ def test_of_equally_long_answers_those_to_longer_prompts_come_first() -> None:
     requests = [
         request_for(f"q{n}", np.zeros(n, np.int32), num_samples=1, run_seed=0, step=0) for n in (2, 9, 5)
     ]
-    assert [r.question_id for r in longest_first(requests)] == ["q9", "q5", "q2"]
+    assert [r.prompt_id for r in longest_first(requests)] == ["q9", "q5", "q2"]

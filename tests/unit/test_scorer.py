@@ -1,4 +1,4 @@
-"""The scorer on packed rows against full logits of one row at a time, on small models in float64."""
+"""The scorer on packed samples against full logits of one sample at a time, on small models in float64."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import hpt_ray.learner.logprobs as logprob_module
 import hpt_ray.learner.scorer as scorer_module
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.errors import UserError
-from hpt_ray.learner.packing import WeighedRow, make_pack
+from hpt_ray.learner.packing import WeightedSample, make_micro_batch
 from hpt_ray.learner.scorer import ScorerInput, TokenScorer
-from hpt_ray.types import Pack, Row
+from hpt_ray.types import MicroBatch, Sample
 
 VOCABULARY = 82
 TEMPERATURE = 0.7
@@ -39,16 +39,16 @@ def fill(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def make_rows() -> list[Row]:
-    """Rows of many lengths, among them the shortest possible, and every third a demonstration."""
+def make_samples() -> list[Sample]:
+    """Samples of many lengths, among them the shortest possible, and every third a demonstration."""
     random = np.random.default_rng(0)
     shapes = [(1, 1), (3, 20), (9, 2), (1, 60), (30, 1), (4, 4)]
     return [
-        Row(
-            question_id=f"q/{i}",
+        Sample(
+            prompt_id=f"q/{i}",
             token_ids=random.integers(0, VOCABULARY, prompt + response).astype(np.int32),
             prompt_length=prompt,
-            logp_old=np.zeros(response, np.float32),
+            old_logprobs=np.zeros(response, np.float32),
             is_demo=i % 3 == 0,
             reward=0.0,
             group=i,
@@ -57,28 +57,28 @@ def make_rows() -> list[Row]:
     ]
 
 
-def pack_of(rows: list[Row]) -> Pack:
-    return make_pack([WeighedRow(row, np.zeros((1, 1)), np.zeros(1)) for row in rows])
+def micro_batch_of(samples: list[Sample]) -> MicroBatch:
+    return make_micro_batch([WeightedSample(sample, np.zeros((1, 1)), np.zeros(1)) for sample in samples])
 
 
-def full_logits(model: PreTrainedModel, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """log π and entropy [R] by transformers' own forward pass, row by row."""
-    logps, entropies = [], []
-    for row in rows:
-        tokens = torch.from_numpy(row.token_ids).long()
-        logits = model(input_ids=tokens[None], use_cache=False).logits[0, row.prompt_length - 1 : -1]
-        log_pi = torch.log_softmax(logits / (1.0 if row.is_demo else TEMPERATURE), -1)
-        response = tokens[row.prompt_length :]
-        logps.append(log_pi[torch.arange(len(response)), response])
+def full_logits(model: PreTrainedModel, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """log π and entropy [R] by transformers' own forward pass, sample by sample."""
+    logprobs, entropies = [], []
+    for sample in samples:
+        tokens = torch.from_numpy(sample.token_ids).long()
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, sample.prompt_length - 1 : -1]
+        log_pi = torch.log_softmax(logits / (1.0 if sample.is_demo else TEMPERATURE), -1)
+        response = tokens[sample.prompt_length :]
+        logprobs.append(log_pi[torch.arange(len(response)), response])
         entropies.append(-(log_pi.exp() * log_pi).sum(-1))
-    return torch.cat(logps), torch.cat(entropies)
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
-def gradient(model: PreTrainedModel, logp: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+def gradient(model: PreTrainedModel, logprob: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
     """Of one random direction of both outputs."""
     generator = torch.Generator().manual_seed(4)
-    w, v = (torch.randn(logp.shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    loss = (w * logp).sum() + (v * entropy).sum()
+    w, v = (torch.randn(logprob.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    loss = (w * logprob).sum() + (v * entropy).sum()
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
@@ -86,25 +86,25 @@ def relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((mine - theirs).norm() / theirs.norm())
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 7, 1000], ids=lambda n: f"chunks-of-{n}")
+@pytest.mark.parametrize("chunk_samples", [1, 7, 1000], ids=lambda n: f"chunks-of-{n}")
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "gradient-checkpointing"])
 @pytest.mark.parametrize(("architecture", "tied"), MODELS)
-def test_equals_full_logits(monkeypatch, architecture, tied, recompute, chunk_rows):
+def test_equals_full_logits(monkeypatch, architecture, tied, recompute, chunk_samples):
     """The results are float32 by design, so that much of float64 is left."""
-    monkeypatch.setitem(logprob_module.TILE_LOGITS, "cpu", chunk_rows * VOCABULARY)
-    rows = make_rows()
+    monkeypatch.setitem(logprob_module.TILE_LOGITS, "cpu", chunk_samples * VOCABULARY)
+    samples = make_samples()
     plain = make_model(architecture, tied, attention="eager")
-    expected = full_logits(plain, rows)
+    expected = full_logits(plain, samples)
     model = make_model(architecture, tied).train()
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     scorer = TokenScorer(model)
-    packed = ScorerInput.from_pack(pack_of(rows), temperature=TEMPERATURE, device="cpu")
-    logp, entropy = scorer(packed, entropy_grad=True)
-    assert logp.dtype == entropy.dtype == torch.float32
-    assert (logp - expected[0]).abs().max() < 2e-6
+    packed = ScorerInput.from_micro_batch(micro_batch_of(samples), temperature=TEMPERATURE, device="cpu")
+    logprob, entropy = scorer(packed, entropy_grad=True)
+    assert logprob.dtype == entropy.dtype == torch.float32
+    assert (logprob - expected[0]).abs().max() < 2e-6
     assert (entropy - expected[1]).abs().max() < 2e-6
-    assert relative(gradient(model, logp, entropy), gradient(plain, *expected)) < 1e-6
+    assert relative(gradient(model, logprob, entropy), gradient(plain, *expected)) < 1e-6
 
 
 class OddLinear(torch.nn.Linear):
@@ -114,19 +114,19 @@ class OddLinear(torch.nn.Linear):
         return super().forward(hidden) * 1.5
 
 
-@pytest.mark.parametrize("chunk_rows", [7, 1000], ids=lambda n: f"chunks-of-{n}")
-def test_an_output_layer_of_another_kind_is_called(monkeypatch, chunk_rows):
-    monkeypatch.setattr(scorer_module, "CHUNK_LOGITS", chunk_rows * VOCABULARY)
-    rows = make_rows()
+@pytest.mark.parametrize("chunk_samples", [7, 1000], ids=lambda n: f"chunks-of-{n}")
+def test_an_output_layer_of_another_kind_is_called(monkeypatch, chunk_samples):
+    monkeypatch.setattr(scorer_module, "CHUNK_LOGITS", chunk_samples * VOCABULARY)
+    samples = make_samples()
     plain, model = (make_model("qwen2", tied=True, attention=name) for name in ("eager", "segments"))
     for m in (plain, model):
         m.lm_head.__class__ = OddLinear
-    expected = full_logits(plain, rows)
-    packed = ScorerInput.from_pack(pack_of(rows), temperature=TEMPERATURE, device="cpu")
-    logp, entropy = TokenScorer(model)(packed, entropy_grad=True)
-    assert (logp - expected[0]).abs().max() < 2e-6
+    expected = full_logits(plain, samples)
+    packed = ScorerInput.from_micro_batch(micro_batch_of(samples), temperature=TEMPERATURE, device="cpu")
+    logprob, entropy = TokenScorer(model)(packed, entropy_grad=True)
+    assert (logprob - expected[0]).abs().max() < 2e-6
     assert (entropy - expected[1]).abs().max() < 2e-6
-    assert relative(gradient(model, logp, entropy), gradient(plain, *expected)) < 1e-6
+    assert relative(gradient(model, logprob, entropy), gradient(plain, *expected)) < 1e-6
 
 
 @pytest.mark.parametrize(("architecture", "tied"), MODELS)
@@ -139,25 +139,27 @@ def test_parameters_are_those_of_the_model(architecture, tied):
 
 def test_entropy_is_detached_unless_asked_for():
     scorer = TokenScorer(make_model("qwen2", tied=True))
-    packed = ScorerInput.from_pack(pack_of(make_rows()), temperature=1.0, device="cpu")
-    logp, entropy = scorer(packed)
-    assert logp.requires_grad
+    packed = ScorerInput.from_micro_batch(micro_batch_of(make_samples()), temperature=1.0, device="cpu")
+    logprob, entropy = scorer(packed)
+    assert logprob.requires_grad
     assert not entropy.requires_grad
     with_gradient = scorer(packed, entropy_grad=True)[1]
     assert with_gradient.requires_grad
     assert torch.allclose(with_gradient, entropy, rtol=0, atol=1e-6)
 
 
-def test_rows_do_not_see_each_other():
+def test_samples_do_not_see_each_other():
     scorer = TokenScorer(make_model("llama", tied=False))
-    rows = make_rows()
+    samples = make_samples()
 
-    def score(rows: list[Row]) -> torch.Tensor:
-        return scorer(ScorerInput.from_pack(pack_of(rows), temperature=1.0, device="cpu"))[0].detach()
+    def score(samples: list[Sample]) -> torch.Tensor:
+        return scorer(ScorerInput.from_micro_batch(micro_batch_of(samples), temperature=1.0, device="cpu"))[
+            0
+        ].detach()
 
-    alone = torch.cat([score([row]) for row in rows])
-    assert (score(rows) - alone).abs().max() < 1e-6
-    backwards = score(rows[::-1]).split([row.response_length for row in rows[::-1]])
+    alone = torch.cat([score([sample]) for sample in samples])
+    assert (score(samples) - alone).abs().max() < 1e-6
+    backwards = score(samples[::-1]).split([sample.response_length for sample in samples[::-1]])
     assert (torch.cat(backwards[::-1]) - alone).abs().max() < 1e-6
 
 
@@ -182,10 +184,10 @@ def test_soft_capped_logits():
         )
         for name in ("eager", "segments")
     )
-    rows = make_rows()
-    packed = ScorerInput.from_pack(pack_of(rows), temperature=TEMPERATURE, device="cpu")
-    logp, _ = TokenScorer(model)(packed)
-    assert (logp - full_logits(plain, rows)[0]).abs().max() < 2e-6
+    samples = make_samples()
+    packed = ScorerInput.from_micro_batch(micro_batch_of(samples), temperature=TEMPERATURE, device="cpu")
+    logprob, _ = TokenScorer(model)(packed)
+    assert (logprob - full_logits(plain, samples)[0]).abs().max() < 2e-6
 
 
 def test_an_output_layer_that_scales_its_logits_is_refused():

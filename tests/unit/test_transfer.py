@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, size_of, unpack
-from hpt_ray.weight_sync.group import Meeting, MeetingPoint, TransferBroken, TransferGroup
+from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferBroken, TransferGroup
 from hpt_ray.weight_sync.sender import WeightSender
 from hpt_ray.weight_sync.transfer import receive, send
 
 CPU = torch.device("cpu")
 METAS = [
-    TensorMeta(f"w{i}", dtype, (rows, 8))
-    for i, (dtype, rows) in enumerate(
+    TensorMeta(f"w{i}", dtype, (samples, 8))
+    for i, (dtype, samples) in enumerate(
         [("float32", 64), ("bfloat16", 3), ("float32", 5), ("float32", 40), ("int8", 9), ("float32", 16)]
     )
 ]
@@ -30,9 +30,9 @@ def tensors(seed: int) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def point(monkeypatch) -> MeetingPoint:
+def point(monkeypatch) -> RendezvousPoint:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    return MeetingPoint("127.0.0.1", timeout_s=30.0)
+    return RendezvousPoint("127.0.0.1", timeout_s=30.0)
 
 
 def received(group: TransferGroup) -> list[torch.Tensor]:
@@ -41,16 +41,16 @@ def received(group: TransferGroup) -> list[torch.Tensor]:
     return got
 
 
-def member(meeting: Meeting, rank: int) -> TransferGroup:
-    return TransferGroup(meeting, rank, device=CPU)
+def member(rendezvous: Rendezvous, rank: int) -> TransferGroup:
+    return TransferGroup(rendezvous, rank, device=CPU)
 
 
 @pytest.mark.parametrize("num_buffers", [1, 2])
 def test_every_receiver_gets_every_tensor(point, num_buffers: int) -> None:
-    meeting = point.open(3, "gloo")
+    rendezvous = point.open(3, "gloo")
     with ThreadPoolExecutor(2) as threads:
-        receivers = [threads.submit(lambda r=rank: received(member(meeting, r))) for rank in (1, 2)]
-        send(member(meeting, 0), BUCKETS, iter(tensors(1)), num_buffers=num_buffers)
+        receivers = [threads.submit(lambda r=rank: received(member(rendezvous, r))) for rank in (1, 2)]
+        send(member(rendezvous, 0), BUCKETS, iter(tensors(1)), num_buffers=num_buffers)
         for receiver in receivers:
             assert all(map(torch.equal, receiver.result(10), tensors(1)))
 
@@ -59,9 +59,9 @@ def test_a_copy_is_sent_as_it_was_to_who_comes_later(point) -> None:
     sender = WeightSender(CPU)
     with ThreadPoolExecutor(1) as threads:
         for attempt in range(2):
-            meeting = point.open(2, "gloo")
-            receiver = threads.submit(lambda meeting=meeting: received(member(meeting, 1)))
-            sender.join(meeting)
+            rendezvous = point.open(2, "gloo")
+            receiver = threads.submit(lambda rendezvous=rendezvous: received(member(rendezvous, 1)))
+            sender.join(rendezvous)
             if attempt == 0:
                 sender.send(METAS, tensors(2), bucket_bytes=1000, num_buffers=2, keep=True)
             else:
@@ -71,14 +71,14 @@ def test_a_copy_is_sent_as_it_was_to_who_comes_later(point) -> None:
 
 def test_memory_that_the_loader_keeps_a_view_of_is_left_alone(point) -> None:
     kept: dict[str, torch.Tensor] = {}
-    meeting = point.open(2, "gloo")
+    rendezvous = point.open(2, "gloo")
     with ThreadPoolExecutor(1) as threads:
         load = threads.submit(
             lambda: receive(
-                member(meeting, 1), BUCKETS, lambda buffer, bucket: kept.update(unpack(buffer, bucket))
+                member(rendezvous, 1), BUCKETS, lambda buffer, bucket: kept.update(unpack(buffer, bucket))
             )
         )
-        send(member(meeting, 0), BUCKETS, tensors(3))
+        send(member(rendezvous, 0), BUCKETS, tensors(3))
         load.result(10)
     assert all(map(torch.equal, kept.values(), tensors(3)))
 
@@ -99,10 +99,10 @@ def test_the_sender_reads_no_further_than_one_bucket_ahead(point) -> None:
         loaded.append(size_of(bucket))
         ahead.append(sum(read) - sum(loaded))
 
-    meeting = point.open(2, "gloo")
+    rendezvous = point.open(2, "gloo")
     with ThreadPoolExecutor(1) as threads:
-        loading = threads.submit(lambda: receive(member(meeting, 1), BUCKETS, load))
-        send(member(meeting, 0), BUCKETS, stream())
+        loading = threads.submit(lambda: receive(member(rendezvous, 1), BUCKETS, load))
+        send(member(rendezvous, 0), BUCKETS, stream())
         loading.result(10)
     largest = max(size_of(bucket) for bucket in BUCKETS)
     assert max(ahead) <= 4 * largest  # two on each side
@@ -110,22 +110,22 @@ def test_the_sender_reads_no_further_than_one_bucket_ahead(point) -> None:
 
 @pytest.mark.parametrize("silent", ["never_came", "stopped_taking_part"])
 def test_called_off_means_everybody_gives_up_within_a_second(point, silent: str) -> None:
-    meeting = point.open(3, "gloo")
+    rendezvous = point.open(3, "gloo")
 
     def sending() -> None:
-        send(member(meeting, 0), BUCKETS, tensors(5))
+        send(member(rendezvous, 0), BUCKETS, tensors(5))
 
     def receiving() -> None:
-        received(member(meeting, 1))
+        received(member(rendezvous, 1))
 
     with ThreadPoolExecutor(3) as threads:
-        third = threads.submit(lambda: member(meeting, 2)) if silent == "stopped_taking_part" else None
+        third = threads.submit(lambda: member(rendezvous, 2)) if silent == "stopped_taking_part" else None
         waiting = [threads.submit(sending), threads.submit(receiving)]
         time.sleep(0.5)
         assert third is None or third.result(10)
         assert not waiting[0].done()
         begin = time.monotonic()
-        point.call_off(meeting)
+        point.call_off(rendezvous)
         with pytest.raises(TransferBroken, match="called it off"):
             waiting[0].result(10)
         if waiting[1].exception(10) is not None:  # it may have received everything

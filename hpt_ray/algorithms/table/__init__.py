@@ -1,4 +1,4 @@
-"""The table of algorithms. Each row is made in the file of its family, with formula and source.
+"""The table of algorithms. Each sample is made in the file of its family, with formula and source.
 
 A new algorithm is one `Algorithm` in one file here, and one entry in `ALGORITHMS`.
 """

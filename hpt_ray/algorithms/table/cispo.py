@@ -10,7 +10,15 @@ CISPO = Algorithm(
     source="arXiv 2506.13585, Eq 4 and 5 (ε_high is not given there)",
     gate="rollouts",
     default=Recipe(
-        (Term("rollouts", advantage="group_std", denominator="old", mask="cap", normalizer="token_mean"),),
+        (
+            Term(
+                "rollouts",
+                advantage="group_std",
+                denominator="old",
+                clip="cispo",
+                loss_aggregation="token-mean",
+            ),
+        ),
         clip_low=1.0,
     ),
 )

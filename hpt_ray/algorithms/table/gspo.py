@@ -12,7 +12,11 @@ GSPO = Algorithm(
     default=Recipe(
         (
             Term(
-                "rollouts", advantage="group_std", denominator="sequence", mask="clip", normalizer="row_mean"
+                "rollouts",
+                advantage="group_std",
+                denominator="sequence",
+                clip="ppo",
+                loss_aggregation="seq-mean-token-mean",
             ),
         ),
         clip_low=3e-4,

@@ -1,4 +1,4 @@
-"""HPT: per question, RL on the rollouts where the policy can solve it, else the demonstration.
+"""HPT: per prompt, RL on the rollouts where the policy can solve it, else the demonstration.
 
 Modes differ in what the paper prints, what its code runs, and what does not depend on layout:
 
@@ -17,9 +17,9 @@ from hpt_ray.algorithms.table.luffy import off_policy
 from hpt_ray.algorithms.table.sft import nll
 
 
-def _offline(sft_normalizer: str, rl_normalizer: str) -> dict[str, tuple[Term, ...]]:
-    rl = off_policy("reward", rl_normalizer)
-    return {"off_policy": (rl,), "mix": (nll(sft_normalizer, coef=0.1), rl)}
+def _offline(sft_aggregation: str, rl_aggregation: str) -> dict[str, tuple[Term, ...]]:
+    rl = off_policy("reward", rl_aggregation)
+    return {"off_policy": (rl,), "mix": (nll(sft_aggregation, coef=0.1), rl)}
 
 
 HPT = Algorithm(
@@ -30,18 +30,18 @@ HPT = Algorithm(
     source="arXiv 2509.04419, Eq 10 to 13; official code at ae332f5",
     gate="switch",
     default=Recipe(
-        (clipped("group_mean", "constant", mask="none"), nll("row_mean")),
-        offline=_offline("row_mean", "constant"),
+        (clipped("group_mean", "seq-mean-token-sum-norm", clip="none"), nll("seq-mean-token-mean")),
+        offline=_offline("seq-mean-token-mean", "seq-mean-token-sum-norm"),
     ),
     paper=Recipe(
-        (clipped("group_std", "row_sum"), nll("row_mean")),
-        offline=_offline("row_mean", "row_mean"),
+        (clipped("group_std", "seq-mean-token-sum"), nll("seq-mean-token-mean")),
+        offline=_offline("seq-mean-token-mean", "seq-mean-token-mean"),
     ),
     official=Recipe(
-        (clipped("group_mean", "official_sum", mask="none"), nll("official_microbatch_mean")),
+        (clipped("group_mean", "official-sum", clip="none"), nll("official-micro-batch-mean")),
         entropy_coef=0.001,
-        entropy_normalizer="official_microbatch_mean",
-        offline=_offline("official_microbatch_mean", "official_sum"),
+        entropy_aggregation="official-micro-batch-mean",
+        offline=_offline("official-micro-batch-mean", "official-sum"),
     ),
     notes="ρ = rollout_coef, λ = demo_coef, C = length_constant.",
 )

@@ -9,7 +9,15 @@ PPO = Algorithm(
     source="arXiv 1707.06347, Eq 7; arXiv 1506.02438, Eq 16; arXiv 2509.04419, Eq 16",
     gate="rollouts",
     default=Recipe(
-        (Term("rollouts", advantage="gae", denominator="old", mask="clip", normalizer="row_mean"),)
+        (
+            Term(
+                "rollouts",
+                advantage="gae",
+                denominator="old",
+                clip="ppo",
+                loss_aggregation="seq-mean-token-mean",
+            ),
+        )
     ),
     notes="The critic has its own clipped value loss; discount = 1 and gae_lambda = 0.95.",
 )

@@ -1,4 +1,4 @@
-"""REINFORCE and RLOO: on-policy rows weighted by a reward or by a leave-one-out reward.
+"""REINFORCE and RLOO: on-policy samples weighted by a reward or by a leave-one-out reward.
 
 Both take π_ref = π_θ: nothing is re-weighted, so they are exact for fresh rollouts only (one update
 per step).
@@ -12,7 +12,9 @@ REINFORCE = Algorithm(
     formula="−(1/Nn) Σ_i (2R_i − 1) Σ_t log π_θ(τ_it)",
     source="arXiv 2509.04419, Table 1; Williams 1992; arXiv 2402.14740",
     gate="rollouts",
-    default=Recipe((Term("rollouts", advantage="signed", denominator="current", normalizer="row_sum"),)),
+    default=Recipe(
+        (Term("rollouts", advantage="signed", denominator="current", loss_aggregation="seq-mean-token-sum"),)
+    ),
 )
 
 RLOO = Algorithm(
@@ -22,6 +24,13 @@ RLOO = Algorithm(
     source="arXiv 2402.14740, Eq 8",
     gate="rollouts",
     default=Recipe(
-        (Term("rollouts", advantage="leave_one_out", denominator="current", normalizer="row_sum"),)
+        (
+            Term(
+                "rollouts",
+                advantage="leave_one_out",
+                denominator="current",
+                loss_aggregation="seq-mean-token-sum",
+            ),
+        )
     ),
 )

@@ -5,9 +5,9 @@ from hpt_ray.algorithms.base import Algorithm, Recipe, Term
 _NLL = Term("demonstrations", advantage="one", denominator="current")
 
 
-def nll(normalizer: str, coef: float = 1.0) -> Term:
+def nll(loss_aggregation: str, coef: float = 1.0) -> Term:
     """−log π_θ of the demonstrations' tokens."""
-    return Term(_NLL.rows, _NLL.advantage, _NLL.denominator, normalizer=normalizer, coef=coef)
+    return Term(_NLL.stream, _NLL.advantage, _NLL.denominator, loss_aggregation=loss_aggregation, coef=coef)
 
 
 SFT = Algorithm(
@@ -16,11 +16,11 @@ SFT = Algorithm(
     formula="−(1/N) Σ_demos (1/L) Σ_t log π_θ(τ*_t)",
     source="arXiv 2509.04419, Eq 12 (default), Eq 14 without length division (paper)",
     gate="demonstrations",
-    default=Recipe((nll("row_mean"),)),
-    paper=Recipe((nll("row_sum"),)),
+    default=Recipe((nll("seq-mean-token-mean"),)),
+    paper=Recipe((nll("seq-mean-token-sum"),)),
     official=Recipe(
-        (nll("official_microbatch_mean"),),
+        (nll("official-micro-batch-mean"),),
         entropy_coef=0.001,
-        entropy_normalizer="official_microbatch_mean",
+        entropy_aggregation="official-micro-batch-mean",
     ),
 )

@@ -1,4 +1,4 @@
-"""The small task: arithmetic questions on which hybrid post-training can be watched in minutes.
+"""The small task: arithmetic prompts on which hybrid post-training can be watched in minutes.
 
 Six families to train on and two held out, terse demonstrations, a corpus for a weak base, an
 82-entry tokenizer and model sizes to match: all generated, seeded and byte-reproducible. `resolve`

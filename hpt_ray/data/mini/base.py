@@ -13,7 +13,7 @@ VERSION = 1  # goes up with every change of `base_recipe` or of the corpus
 
 
 # Steps and peak learning rate by size; more of either makes the base too good to show anything.
-# All four bases of the suites solve 19-20 % of samples at temperature 1, and 63-64 % of training questions at least
+# All four bases of the suites solve 19-20 % of samples at temperature 1, and 63-64 % of training prompts at least
 # once and not always in eight.
 RECIPES = {"t": (1800, 4e-3), "xs": (1500, 4e-3), "w": (1800, 2.5e-3)}
 

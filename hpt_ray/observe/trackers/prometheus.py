@@ -21,7 +21,7 @@ from hpt_ray.observe.metrics import METRICS, Metric
 from hpt_ray.observe.run_folder import RunFolder
 
 PREFIX = "hpt_ray_"
-COUNTED = {"rollouts", "questions", "count"}  # units of what is counted by kind
+COUNTED = {"rollouts", "prompts", "count"}  # units of what is counted by kind
 _LABEL = re.compile(r"<(\w+)>")
 
 

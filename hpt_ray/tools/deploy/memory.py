@@ -16,7 +16,7 @@ from hpt_ray.tools.plan import Group, ModelShape, check_plan, find_shape, make_p
 from hpt_ray.tools.plan.memory import GIB, width_of
 
 RAY_GIB = 1.0  # raylet and agents; the object store is in shared memory
-DRIVER_GIB = 4.0  # the questions, the driver, the job server
+DRIVER_GIB = 4.0  # the prompts, the driver, the job server
 LIBRARIES_GIB = 8.0  # for each GPU: CUDA, NCCL, pinned buffers
 UNKNOWN_GIB = {True: 24.0, False: 4.0}  # for an actor with GPUs (each), and without
 SPARE = 1.25  # an estimate is not a limit

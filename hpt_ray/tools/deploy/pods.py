@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from hpt_ray.cluster.runtime import Need, lay_out
+from hpt_ray.cluster.runtime import ResourceRequest, lay_out
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.actors import needs
-from hpt_ray.driver.setup import demand_of
+from hpt_ray.driver.setup import roles_of
 from hpt_ray.errors import UserError
 
 HEAD = "head"
@@ -68,14 +68,14 @@ def plan_pods(config: Config, node: NodeSize) -> Pods:
 
     Raises `UserError` where one actor is larger than a node.
     """
-    demand = demand_of(config)
-    room = needs(config, demand)
+    roles = roles_of(config)
+    room = needs(config, roles)
     if not config.cluster.pools and _fits(pod := _pod(HEAD, room, 1, pool=None), node):
         return Pods(pod, [], config)
     pools = {need.kind: HEAD if need.kind == "verifier" else need.beside or need.kind for need in room}
     pools |= config.cluster.pools
     config = replace(config, cluster=replace(config.cluster, pools=pools))
-    room = needs(config, demand)
+    room = needs(config, roles)
     groups = {
         pool: _spread(pool, [need for need in room if need.pool == pool], node)
         for pool in dict.fromkeys([HEAD, *(pools[need.kind] for need in room)])
@@ -86,7 +86,7 @@ def plan_pods(config: Config, node: NodeSize) -> Pods:
     return Pods(head, list(groups.values()), config)
 
 
-def _spread(pool: str, members: list[Need], node: NodeSize) -> PodGroup:
+def _spread(pool: str, members: list[ResourceRequest], node: NodeSize) -> PodGroup:
     """The fewest equal pods that hold all `members`."""
     most = max((need.count for need in members), default=1)
     for replicas in range(1, most + 1):
@@ -100,7 +100,7 @@ def _spread(pool: str, members: list[Need], node: NodeSize) -> PodGroup:
     )
 
 
-def _pod(name: str, members: list[Need], replicas: int, *, pool: str | None) -> PodGroup:
+def _pod(name: str, members: list[ResourceRequest], replicas: int, *, pool: str | None) -> PodGroup:
     """One of `replicas` equal pods that hold all `members`."""
     actors: dict[str, int] = {}
     cpus, gpus = 0.0, 0
@@ -127,7 +127,7 @@ def _fits(pod: PodGroup, node: NodeSize) -> bool:
     return pod.cpus + RAY_CPUS <= node.cpus and pod.gpus <= node.gpus
 
 
-def _keys(members: list[Need]) -> list[str]:
+def _keys(members: list[ResourceRequest]) -> list[str]:
     """The keys that say how large these actors are."""
     keys = []
     for need in members:

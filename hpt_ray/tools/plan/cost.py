@@ -1,15 +1,15 @@
 """What a run will cost, in GPU hours: floating-point operations over stated utilisations.
 
 In: the phases of a run, a `ModelShape`, what is known of the data. Out: a `Cost` for three assumptions: the
-lengths of answers, how many questions the gate gives to demonstrations, and how much of a GPU's peak each kind
+lengths of answers, how many prompts the gate gives to demonstrations, and how much of a GPU's peak each kind
 of work gets are not known before a run, so the cost is a range and never a promise.
 
 Operations of one token: 2·P to read it, P without an input embedding, and 2·layers·width·length for attention to
-half a row on average; training takes three times that, and once more where activations are recomputed.
+half a sample on average; training takes three times that, and once more where activations are recomputed.
 
-Against what was published (LUFFY's README, 7B, 64k questions, A100 of 80 GB, GPU hours): LUFFY 77·8 = 616, RL
+Against what was published (LUFFY's README, 7B, 64k prompts, A100 of 80 GB, GPU hours): LUFFY 77·8 = 616, RL
 with an SFT loss 133·8 = 1064, SFT then RL 130·8 = 1040, SFT 24·8 = 192. docs/paper.md has ours beside them.
-`PEAK` is that GPU's; an H100 takes about half the hours. Not counted: start-up, checkpoints, waiting for graders.
+`PEAK` is that GPU's; an H100 takes about half the hours. Not counted: start-up, checkpoints, waiting for rewards.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ WAITING = 0.3  # of the shorter of generation and training does not run beside t
 
 @dataclass(frozen=True, slots=True)
 class Assumption:
-    """What is not known before a run. Shares are of a limit or of all questions, utilisations of `PEAK`."""
+    """What is not known before a run. Shares are of a limit or of all prompts, utilisations of `PEAK`."""
 
     answer: float  # mean answer / data.max_response_tokens (paper, Fig 7: 1000 to 6000 of 8192)
     prompt: float  # mean prompt / data.max_prompt_tokens
     demonstration: float  # mean demonstration / data.max_response_tokens (OpenR1-46k: 4.2k of 8192)
-    gated: float  # questions that a gate gives to their demonstration (paper, Fig 6)
+    gated: float  # prompts that a gate gives to their demonstration (paper, Fig 6)
     generation: float
     training: float
     scoring: float
@@ -48,8 +48,8 @@ class Work:
 
     config: Config  # of the phase
     gate: str
-    num_rollouts: int  # of a question
-    scores: int  # forward passes of training rows beside the training one: frozen reference, old log-probs
+    num_rollouts: int  # of a prompt
+    scores: int  # forward passes of training samples beside the training one: frozen reference, old log-probs
     has_critic: bool = False
 
 
@@ -72,13 +72,13 @@ class DataFacts:
 
     demonstration_tokens: float | None = None
     prompt_tokens: float | None = None
-    evaluation_questions: Mapping[str, int] = field(default_factory=dict)  # by set
+    evaluation_prompts: Mapping[str, int] = field(default_factory=dict)  # by set
 
 
-def forward_flops(shape: ModelShape, row_tokens: float) -> float:
-    """Operations of one token of a row of `row_tokens`, forward."""
+def forward_flops(shape: ModelShape, sample_tokens: float) -> float:
+    """Operations of one token of a sample of `sample_tokens`, forward."""
     product = 2 * (shape.num_parameters - shape.num_embedding)
-    return product + 2 * shape.num_layers * shape.query_width * row_tokens
+    return product + 2 * shape.num_layers * shape.query_width * sample_tokens
 
 
 def cost_of(
@@ -120,24 +120,24 @@ def _step_flops(work: Work, shape: ModelShape, facts: DataFacts, assumed: Assump
     answer = assumed.answer * config.data.max_response_tokens
     prompt = facts.prompt_tokens or assumed.prompt * config.data.max_prompt_tokens
     demonstration = facts.demonstration_tokens or assumed.demonstration * config.data.max_response_tokens
-    questions, n = config.questions_per_step, work.num_rollouts
-    rollout_row, demonstration_row = prompt + answer, prompt + demonstration
+    prompts, n = config.prompts_per_step, work.num_rollouts
+    rollout_sample, demonstration_sample = prompt + answer, prompt + demonstration
     rollouts, demonstrations = {
         "demonstrations": (0.0, 1.0),
         "rollouts": (n, 0.0),
         "switch": ((1 - assumed.gated) * n, assumed.gated),
     }.get(work.gate, (n, 1.0))
-    forward = questions * (
-        rollouts * rollout_row * forward_flops(shape, rollout_row)
-        + demonstrations * demonstration_row * forward_flops(shape, demonstration_row)
+    forward = prompts * (
+        rollouts * rollout_sample * forward_flops(shape, rollout_sample)
+        + demonstrations * demonstration_sample * forward_flops(shape, demonstration_sample)
     )
     passes = 4 if config.learner.gradient_checkpointing else 3
-    one_answer = answer * forward_flops(shape, rollout_row) + prompt * forward_flops(shape, prompt)
+    one_answer = answer * forward_flops(shape, rollout_sample) + prompt * forward_flops(shape, prompt)
     evaluation = config.evaluation
-    asked = sum(facts.evaluation_questions.get(name, 0) for name in evaluation.sets) * evaluation.samples
+    asked = sum(facts.evaluation_prompts.get(name, 0) for name in evaluation.sets) * evaluation.samples
     times = (config.run.steps // evaluation.every if evaluation.every else 1) + evaluation.before_training
     return {
-        "generation": questions * n * one_answer,
+        "generation": prompts * n * one_answer,
         "training": forward * passes * (2 if work.has_critic else 1),
         "scoring": forward * (work.scores + work.has_critic),
         "evaluation": asked * times * one_answer / max(config.run.steps, 1),

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpt_ray.cluster.runtime import Need
+from hpt_ray.cluster.runtime import ResourceRequest
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.actors import needs
-from hpt_ray.driver.setup import choose_algorithm, demand_of
+from hpt_ray.driver.setup import choose_algorithm, roles_of
 from hpt_ray.errors import UserError
 from hpt_ray.tools.plan.cost import EXPECTED, LEAST, MOST, Cost, DataFacts, Work, cost_of
 from hpt_ray.tools.plan.memory import (
@@ -51,7 +51,7 @@ class Plan:
 
 def make_plan(config: Config, shape: ModelShape | None, facts: DataFacts | None = None) -> Plan:
     """The plan of a run, all phases. Without a shape: the placement alone."""
-    room = needs(config, demand_of(config))
+    room = needs(config, roles_of(config))
     shared = config.cluster.colocate
     own = {"rollout": config.rollout.num_gpus}  # with colocation the ranks reserve them
     groups = tuple(_group(config, need, own.get(need.kind, need.gpus), shape) for need in room)
@@ -70,7 +70,7 @@ def make_plan(config: Config, shape: ModelShape | None, facts: DataFacts | None 
     return Plan(groups, config.cluster.gpu_memory_gib, num_gpus, sync, costs)
 
 
-def _group(config: Config, need: Need, gpus: float, shape: ModelShape | None) -> Group:
+def _group(config: Config, need: ResourceRequest, gpus: float, shape: ModelShape | None) -> Group:
     memory = None
     if shape is not None and need.kind in MEMORY:
         memory = MEMORY[need.kind](config, shape)
@@ -90,7 +90,7 @@ def works_of(config: Config) -> list[Work]:
     works = []
     for phase in phases_of(config):
         estimator, gate, num_rollouts = choose_algorithm(phase)
-        scores = int(estimator.needs_reference) + int(phase.config.learner.recompute_old_logps)
+        scores = int(estimator.needs_reference) + int(phase.config.learner.recompute_old_logprobs)
         works.append(Work(phase.config, gate, num_rollouts, scores, estimator.needs_values))
     return works
 
@@ -158,8 +158,8 @@ def _less_gradients(config: Config, kind: str) -> str:
 
 def _less_activations(config: Config, kind: str) -> str:
     if config.learner.gradient_checkpointing or kind == "reference":
-        return f"lower `tokens_per_microbatch` ({config.tokens_per_microbatch}), which must hold one row"
-    return "set `learner.gradient_checkpointing`, or lower `tokens_per_microbatch`"
+        return f"lower `max_tokens_per_micro_batch` ({config.max_tokens_per_micro_batch}), which must hold one sample"
+    return "set `learner.gradient_checkpointing`, or lower `max_tokens_per_micro_batch`"
 
 
 ADVICE: dict[str, Callable[[Config, str], str]] = {
@@ -169,11 +169,11 @@ ADVICE: dict[str, Callable[[Config, str], str]] = {
     "copies": lambda config, kind: "set `checkpoint.in_memory_every` to 0",
     "gradients": _less_gradients,
     "activations": _less_activations,
-    "log-probs": lambda config, kind: "lower `tokens_per_microbatch`",
+    "log-probs": lambda config, kind: "lower `max_tokens_per_micro_batch`",
     "buckets": lambda config, kind: "lower `learner.deepspeed.zero_optimization.reduce_bucket_size`",
     "buffers": lambda config, kind: "lower `learner.deepspeed.zero_optimization.reduce_bucket_size`",
     "KV cache": lambda config, kind: (
-        "lower `rollout.gpu_memory_utilization`, or, where one row does not fit, `data.max_response_tokens`"
+        "lower `rollout.gpu_memory_utilization`, or, where one sample does not fit, `data.max_response_tokens`"
     ),
     "work space": lambda config, kind: "lower `rollout.max_num_seqs`",
     "learner's weights": lambda config, kind: "set `learner.zero_stage` to 3, or raise the number of ranks",

@@ -4,13 +4,13 @@ In: the configuration and a `ModelShape`. Out: a `GroupMemory` per group: the te
 at the fullest moment, the host memory beside them, and what a term can be made smaller with.
 
 What the terms count was measured on live engines and is checked in tests/unit/test_plan_memory.py; b are the
-bytes of a number (`model.dtype`), P parameters, R ranks, T `tokens_per_microbatch`:
+bytes of a number (`model.dtype`), P parameters, R ranks, T `max_tokens_per_micro_batch`:
 
     weights       b·P; ZeRO 3: b·P/R, and at most 10⁹ gathered numbers
     optimizer     master weights and two moments, 12·P/R (float32 and ZeRO 0: 8·P); ZeRO 3: 16·P/R, its gradient
                   shard included
-    gradients     4·P, for the packs of a step add up in float32; ZeRO 2: 4·P/R; ZeRO 3 has them in `optimizer`
-    activations   T rows of layers as `layer_bytes` counts them, of attention `segments`
+    gradients     4·P, for the micro-batches of a step add up in float32; ZeRO 2: 4·P/R; ZeRO 3 has them in `optimizer`
+    activations   T samples of layers as `layer_bytes` counts them, of attention `segments`
     log-probs     hidden states and their gradient, the gradient of the output layer, tiles of logits
     buckets       DeepSpeed's `reduce_bucket_size`, as reduced and as sent, once a step; in ZeRO 2 and 3 during
                   every backward pass; ZeRO 3 keeps one as `buffers`
@@ -81,7 +81,7 @@ def critic_memory(config: Config, shape: ModelShape) -> GroupMemory:
     """One rank of the value model: no output layer, and one number a token instead."""
     learner = optimizer_of(config)
     size = shape.num_parameters - (shape.vocabulary * shape.width if shape.num_embedding else 0)
-    head = config.tokens_per_microbatch * shape.width * (4 + width_of(config))
+    head = config.max_tokens_per_micro_batch * shape.width * (4 + width_of(config))
     return _trainer(config, learner, shape, "critic", size, head, 0.0)
 
 
@@ -105,7 +105,7 @@ def _trainer(
         "buffers": states.buffers,
         "copies": 0.0 if learner.num_gpus else copies,
     }
-    # A rank is fullest while it goes back through a pack, while it reduces, or while it steps.
+    # A rank is fullest while it goes back through a micro-batch, while it reduces, or while it steps.
     passing = {"activations": activation_bytes(config, shape), "log-probs": head}
     reducing = {"buckets": states.buckets}
     summing = [passing | reducing] if learner.zero_stage >= 2 else [passing, reducing]
@@ -165,7 +165,7 @@ def activation_bytes(config: Config, shape: ModelShape) -> float:
     border = width_of(config) * shape.width  # the hidden states between two layers
     recomputes = config.learner.gradient_checkpointing
     kept = shape.num_layers * border + layer if recomputes else shape.num_layers * layer
-    return config.tokens_per_microbatch * (kept + 3 * width_of(config) * shape.mlp_width)
+    return config.max_tokens_per_micro_batch * (kept + 3 * width_of(config) * shape.mlp_width)
 
 
 def layer_bytes(shape: ModelShape, number: int) -> float:
@@ -175,7 +175,7 @@ def layer_bytes(shape: ModelShape, number: int) -> float:
 
 
 def _head_bytes(config: Config, shape: ModelShape, gpu: bool) -> float:
-    hidden = config.tokens_per_microbatch * shape.width * (4 + width_of(config))
+    hidden = config.max_tokens_per_micro_batch * shape.width * (4 + width_of(config))
     return hidden + 4 * shape.vocabulary * shape.width + TILE_BYTES[gpu]
 
 
@@ -188,16 +188,16 @@ def rollout_memory(config: Config, shape: ModelShape) -> GroupMemory:
     tokens = int(rollout.engine.get("max_num_batched_tokens", ENGINE_TOKENS if on_gpu else CPU_ENGINE_TOKENS))
     logits = 3 * 4 * rollout.max_num_seqs * shape.vocabulary
     work = (tokens * number * 4 * (shape.mlp_width + shape.width) / parts + logits) / GIB
-    row = config.data.max_prompt_tokens + config.data.max_response_tokens
-    row_gib = number * shape.kv_numbers * row / max(1, parts) / GIB
+    sample = config.data.max_prompt_tokens + config.data.max_response_tokens
+    sample_gib = number * shape.kv_numbers * sample / max(1, parts) / GIB
     bucket = 2 * config.weight_sync.bucket_mb / 1024
     if on_gpu:
         process = ON_GPU + bucket
         cache = rollout.gpu_memory_utilization * config.cluster.gpu_memory_gib - weights - work - process
     else:  # weights of linear layers lie there a second time, as oneDNN wants them
         weights, process, cache = 2 * weights, ON_CPU["rollout"] + bucket, rollout.kv_cache_gib
-    note = _cache_note(cache, row_gib, rollout.max_num_seqs)
-    terms = [Term("weights", weights), Term("KV cache", max(cache, row_gib)), Term("work space", work)]
+    note = _cache_note(cache, sample_gib, rollout.max_num_seqs)
+    terms = [Term("weights", weights), Term("KV cache", max(cache, sample_gib)), Term("work space", work)]
     if on_gpu and config.cluster.colocate:  # its own stay on the GPU in both turns
         states = training_states(config.learner, config.model.dtype, shape.num_parameters)
         shared = states.weights / GIB + ON_GPU
@@ -205,17 +205,17 @@ def rollout_memory(config: Config, shape: ModelShape) -> GroupMemory:
     return GroupMemory((*terms, Term("process", process)), note=note)
 
 
-def _cache_note(cache: float, row_gib: float, max_num_seqs: int) -> str:
-    rows = int(cache / row_gib)
-    if rows >= max_num_seqs:
+def _cache_note(cache: float, sample_gib: float, max_num_seqs: int) -> str:
+    samples = int(cache / sample_gib)
+    if samples >= max_num_seqs:
         return f"cache for all {max_num_seqs} answers at once"
-    return f"cache for {max(rows, 0)} of {max_num_seqs} answers at full length"
+    return f"cache for {max(samples, 0)} of {max_num_seqs} answers at full length"
 
 
 def reference_memory(config: Config, shape: ModelShape) -> GroupMemory:
     """One scorer: weights, and one layer at a time."""
     number, gpu = width_of(config), config.reference.num_gpus > 0
-    tokens = config.tokens_per_microbatch
+    tokens = config.max_tokens_per_micro_batch
     held = {
         "weights": float(number * shape.num_parameters),
         "activations": tokens * layer_bytes(shape, number),

@@ -42,7 +42,7 @@ PLACEMENTS = {
     "two nodes": "two_nodes",
     "four nodes": "four_nodes",
 }
-# 7B, 64k questions, 8 GPUs (LUFFY's README) → the method that comes nearest.
+# 7B, 64k prompts, 8 GPUs (LUFFY's README) → the method that comes nearest.
 PUBLISHED = {
     "SFT": (24 * 8, "sft"),
     "LUFFY": (77 * 8, "luffy"),
@@ -63,7 +63,7 @@ def load_recipe(model: str, method: str | None = None, placement: str | None = N
 
 @cache
 def plan_of(model: str, method: str | None = None, placement: str | None = None) -> Plan:
-    """Its plan, without data: lengths and numbers of questions are assumed, so it is the same everywhere."""
+    """Its plan, without data: lengths and numbers of prompts are assumed, so it is the same everywhere."""
     return plan_run(load_recipe(model, method, placement), None)
 
 

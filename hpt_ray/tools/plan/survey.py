@@ -55,7 +55,7 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
         absent.insert(
             0,
             f"model.path: {config.model.path} is no folder here and not in the Hub's cache; so neither its "
-            "tokenizer nor what needs it was checked: template, end token, lengths of the questions",
+            "tokenizer nor what needs it was checked: template, end token, lengths of the prompts",
         )
     elif not absent:
         return prepare(config, str(folder)), []
@@ -74,18 +74,18 @@ def _is_here(path: str) -> bool:
 
 
 def facts_of(config: Config, prepared: Prepared | None) -> DataFacts:
-    """Lengths and counts for the cost. Of a set that is not here, the number of questions it is published with."""
+    """Lengths and counts for the cost. Of a set that is not here, the number of prompts it is published with."""
     published = {
         name: max(BENCHMARKS[name].published, default=0)
         for name in config.evaluation.sets
         if name in BENCHMARKS
     }
     if prepared is None:
-        return DataFacts(evaluation_questions=published)
-    last = prepared.phases[-1].questions.report()
-    held_out = {name: len(questions) for name, questions in prepared.held_out.items()}
+        return DataFacts(evaluation_prompts=published)
+    last = prepared.phases[-1].prompts.report()
+    eval_sets = {name: len(prompts) for name, prompts in prepared.eval_sets.items()}
     return DataFacts(
         demonstration_tokens=float(last["demonstration_tokens_mean"]) or None,
         prompt_tokens=float(last["prompt_tokens_mean"]) or None,
-        evaluation_questions=held_out,
+        evaluation_prompts=eval_sets,
     )

@@ -5,6 +5,7 @@ there for other pages too: load, group, draw, and HTML.
 """
 
 from hpt_ray.evaluation.seed_stats import Spread, spread_of
+from hpt_ray.tools.report.attempts import AttemptMap, attempt_map, solve_rate_figure, solve_rate_maps
 from hpt_ray.tools.report.curves import Curve, curves_figure, curves_of
 from hpt_ray.tools.report.html import (
     Html,
@@ -17,12 +18,13 @@ from hpt_ray.tools.report.html import (
     swatch,
     table_html,
 )
-from hpt_ray.tools.report.load import RunData, Series, Visit, load_run
+from hpt_ray.tools.report.load import Attempt, RunData, Series, load_run
 from hpt_ray.tools.report.methods import Method, group_runs
 from hpt_ray.tools.report.pass_at_k import pass_at_k_figure, pass_curve, pass_curves
-from hpt_ray.tools.report.visits import VisitMap, solve_rate_figure, solve_rate_maps, visit_map
 
 __all__ = [
+    "Attempt",
+    "AttemptMap",
     "Curve",
     "Html",
     "Method",
@@ -31,8 +33,7 @@ __all__ = [
     "Section",
     "Series",
     "Spread",
-    "Visit",
-    "VisitMap",
+    "attempt_map",
     "curves_figure",
     "curves_of",
     "escape",
@@ -49,5 +50,4 @@ __all__ = [
     "spread_of",
     "swatch",
     "table_html",
-    "visit_map",
 ]

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from hpt_ray.errors import UserError, exit_code
-from hpt_ray.evaluation.results import QUESTIONS
+from hpt_ray.evaluation.results import PROMPTS
 from hpt_ray.observe.run_folder import write_atomic
 from hpt_ray.tools.report.comparison import comparison_page
 from hpt_ray.tools.report.dashboard import run_page
@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def load_all(paths: Sequence[Path]) -> list[RunData]:
     """The runs among `paths`, each with those evaluations among them that are of its model."""
     folders = list(dict.fromkeys(path.resolve() for path in paths))
-    evaluations = [path for path in folders if (path / QUESTIONS).is_file()]
+    evaluations = [path for path in folders if (path / PROMPTS).is_file()]
     roots = [path for path in folders if path not in evaluations]
     if not roots:
         raise UserError("Only evaluations were given. Give the run folders of their models too.")

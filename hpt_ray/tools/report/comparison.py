@@ -12,6 +12,7 @@ import numpy as np
 
 from hpt_ray.evaluation.seed_stats import BANDS
 from hpt_ray.observe.progress import short_time
+from hpt_ray.tools.report.attempts import attempt_map, solve_rate_maps
 from hpt_ray.tools.report.curves import Curve, curves_figure, curves_of
 from hpt_ray.tools.report.html import (
     Html,
@@ -30,7 +31,6 @@ from hpt_ray.tools.report.pass_at_k import benchmarks_of, pass_alt, pass_at_k_fi
 from hpt_ray.tools.report.results import named, results
 from hpt_ray.tools.report.run_figures import alt_of, mean_over_sets, offline_ratio
 from hpt_ray.tools.report.style import rounded
-from hpt_ray.tools.report.visits import solve_rate_maps, visit_map
 
 DASH = "–"
 MOST_MAPS = 4  # heat maps beside each other
@@ -75,7 +75,7 @@ def introduction(methods: Sequence[Method], left_out: Sequence[RunData] = ()) ->
     return f'<p class="lead">{escape(lead)}</p>\n{table}{note}'
 
 
-# -- curves, questions, costs ------------------------------------------------------------------------
+# -- curves, prompts, costs ------------------------------------------------------------------------
 
 
 def learning(methods: Sequence[Method], pictures: Pictures) -> str:
@@ -118,33 +118,33 @@ def pass_at_k(methods: Sequence[Method], pictures: Pictures) -> str:
     return grid(*drawn)
 
 
-def questions(methods: Sequence[Method], pictures: Pictures) -> str:
+def prompts(methods: Sequence[Method], pictures: Pictures) -> str:
     """The solve-rate maps of the first run of each method."""
-    firsts = [(method, visit_map(method.runs[0].visits)) for method in methods]
+    firsts = [(method, attempt_map(method.runs[0].attempts)) for method in methods]
     maps = [(method, map_) for method, map_ in firsts if map_.has_solve_rates][:MOST_MAPS]
     if len(maps) < 2:
         return ""
-    figure = solve_rate_maps([(m.label, map_) for m, map_ in maps], "Solve rate per question")
+    figure = solve_rate_maps([(m.label, map_) for m, map_ in maps], "Solve rate per prompt")
     rows: list[list[object]] = []
     for method, map_ in maps:
         first, last, best = _first_last_best(map_.solve_rate)
         solved = [int(np.sum(rates > 0)) for rates in (first, last, best)]
         rows.append([named(method), f"{len(first):,}", *solved, int(np.sum((first > 0) & (last == 0)))])
-    alt = "Heat maps of solve rates by question and visit, one per method: " + "; ".join(
-        f"{method.label} solved {row[4]} of {row[1]} at some visit"
+    alt = "Heat maps of solve rates by prompt and attempt, one per method: " + "; ".join(
+        f"{method.label} solved {row[4]} of {row[1]} at some attempt"
         for (method, _), row in zip(maps, rows, strict=True)
     )
     seeds = ", ".join(shown(method.runs[0].seed) for method, _ in maps)
     caption = (
         f"One run of each method (seeds {seeds}), rows sorted by when {maps[0][0].label} first solved them."
     )
-    header = ["method", "questions", "solved at first", "solved at last", "at some visit", "lost again"]
-    table = table_html(rows, header, "Questions with a right rollout at their first, last and any visit")
-    return grid(pictures.add("questions", figure, alt, caption), Html(f"<div>{table}</div>"))
+    header = ["method", "prompts", "solved at first", "solved at last", "at some attempt", "lost again"]
+    table = table_html(rows, header, "Prompts with a right rollout at their first, last and any attempt")
+    return grid(pictures.add("prompts", figure, alt, caption), Html(f"<div>{table}</div>"))
 
 
 def _first_last_best(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Solve rates of the questions that were graded at all: [Q, V] → [Q'] each."""
+    """Solve rates of the prompts that were graded at all: [Q, V] → [Q'] each."""
     graded = rates[np.isfinite(rates).any(axis=1)]
     known, rows = np.isfinite(graded), np.arange(len(graded))
     first, last = known.argmax(axis=1), known.shape[1] - 1 - known[:, ::-1].argmax(axis=1)
@@ -218,7 +218,7 @@ SECTIONS: dict[str, Callable[[Sequence[Method], Pictures], str]] = {
     "Results": results,
     "Learning": learning,
     "pass@k": pass_at_k,
-    "Questions": questions,
+    "Prompts": prompts,
     "Costs": costs,
     "What differs": differences,
     "Runs": runs,

@@ -13,15 +13,7 @@ from hpt_ray.config.load import known_keys
 from hpt_ray.observe.metrics import METRICS, summarize_evaluations
 from hpt_ray.observe.progress import short_time
 from hpt_ray.observe.tables import shorten
-from hpt_ray.tools.report.answers import (
-    Asked,
-    Line,
-    answer_at,
-    dumped_steps,
-    followed_questions,
-    read_lines,
-    sampled_answers,
-)
+from hpt_ray.tools.report.attempts import moves
 from hpt_ray.tools.report.html import (
     Html,
     Pictures,
@@ -34,12 +26,20 @@ from hpt_ray.tools.report.html import (
     swatch,
     table_html,
 )
-from hpt_ray.tools.report.load import RunData, Visit
+from hpt_ray.tools.report.load import Attempt, RunData
 from hpt_ray.tools.report.methods import algorithm_of, shown
 from hpt_ray.tools.report.pass_at_k import pass_at_k_html
+from hpt_ray.tools.report.responses import (
+    Asked,
+    Line,
+    answer_at,
+    dumped_steps,
+    followed_prompts,
+    read_lines,
+    sampled_responses,
+)
 from hpt_ray.tools.report.run_figures import draw_all, marks_of
 from hpt_ray.tools.report.style import BRANCH_COLORS, rounded
-from hpt_ray.tools.report.visits import moves
 
 MOST_CHARS = 1200  # of one answer or prompt; the beginning and the end of a longer one are shown
 DASH = "–"
@@ -60,9 +60,9 @@ def introduction(run: RunData) -> str:
     lead = f"{algorithm_of(run)} on {config.get('model.path', '?')} · {how_far}"
     facts = [
         ("seed", shown(run.seed)),
-        ("questions per step", shown(config.get("questions_per_step"))),
-        ("rollouts per question", shown(config.get("rollouts_per_question"))),
-        ("questions seen", f"{len({visit.question_id for visit in run.visits}):,}"),
+        ("prompts per step", shown(config.get("prompts_per_step"))),
+        ("rollouts per prompt", shown(config.get("group_size"))),
+        ("prompts seen", f"{len({attempt.prompt_id for attempt in run.attempts}):,}"),
         ("tokens sampled", rounded(run.tokens_sampled)),
         ("tokens trained on", rounded(run.tokens_trained)),
         ("time", short_time(run.wall_s)),
@@ -114,37 +114,37 @@ def evaluations(run: RunData, pictures: Pictures) -> str:
     return table_html(rows, header, caption) + details_html("Every evaluation", all_of_them) + finished
 
 
-def questions(run: RunData, pictures: Pictures) -> str:
-    """The heat map, where questions moved from first to last visit, and the path of single questions."""
-    if not run.visits:
-        return note_html("No visits were recorded (feedback.jsonl).") if run.lines else ""
-    drawn = figures(run, pictures, "Questions")
+def prompts(run: RunData, pictures: Pictures) -> str:
+    """The heat map, where prompts moved from first to last attempt, and the path of single prompts."""
+    if not run.attempts:
+        return note_html("No attempts were recorded (prompt_history.jsonl).") if run.lines else ""
+    drawn = figures(run, pictures, "Prompts")
     if not drawn:
         return note_html("No rollouts were sampled in training, so there is no solve rate to show.")
-    counts = moves(run.visits)
+    counts = moves(run.attempts)
     names = ["none", "some", "all"]
     rows = [[f"{name} solved at first", *row] for name, row in zip(names, counts.tolist(), strict=True)]
     table = table_html(
         rows,
-        [f"{counts.sum():,} questions", *(f"{name} at last" for name in names)],
-        "Questions by their first and last visit, of those visited more than once",
+        [f"{counts.sum():,} prompts", *(f"{name} at last" for name in names)],
+        "Prompts by their first and last attempt, of those visited more than once",
     )
-    paths = "".join(_path_html(run, kind, visits) for kind, visits in followed_questions(run).items())
+    paths = "".join(_path_html(run, kind, attempts) for kind, attempts in followed_prompts(run).items())
     return grid(drawn, Html(f"<div>{table}{note_html(READ_THE_MAP)}</div>")) + paths
 
 
 READ_THE_MAP = (
-    "Each row of the map is one question and each column one visit. The left half shows how much of a visit's "
-    "rollouts were right; the right half what the visit trained on, so a change of colour along a row is the "
-    "gate changing its mind. White: no visit yet."
+    "Each row of the map is one prompt and each column one attempt. The left half shows how much of an attempt's "
+    "rollouts were right; the right half what the attempt trained on, so a change of colour along a row is the "
+    "gate changing its mind. White: no attempt yet."
 )
 
 
-def _path_html(run: RunData, kind: str, visits: Sequence[Visit]) -> str:
-    """One question over its visits, with an answer from each visit whose rollouts were dumped."""
+def _path_html(run: RunData, kind: str, attempts: Sequence[Attempt]) -> str:
+    """One prompt over its attempts, with an answer from each attempt whose rollouts were dumped."""
     steps, rows, prompt = set(dumped_steps(run)), [], ""
-    for visit in visits:
-        found = answer_at(read_lines(run, visit.step), visit.question_id) if visit.step in steps else None
+    for attempt in attempts:
+        found = answer_at(read_lines(run, attempt.step), attempt.prompt_id) if attempt.step in steps else None
         answer = DASH
         if found:
             prompt = (
@@ -152,16 +152,16 @@ def _path_html(run: RunData, kind: str, visits: Sequence[Visit]) -> str:
                 or f"{shorten(found[0]['prompt'], 300)} — reference: {shorten(found[0]['reference'], 80)}"
             )
             answer = f"{shorten(found[1]['text'], 160)} [{_words(found[1]['outcome'])}]"
-        solved = f"{visit.solved}/{visit.rollouts - visit.aborted}"
-        rows.append([visit.step, solved, branch_html(visit.branch), _words(visit.reason), answer])
+        solved = f"{attempt.correct}/{attempt.rollouts - attempt.aborted}"
+        rows.append([attempt.step, solved, branch_html(attempt.branch), _words(attempt.reason), answer])
     header = ["step", "solved", "trained on", "why", "an answer"]
-    table = table_html(rows, header, "One question over its visits", align="rrlll")
-    return f"<h3>{escape(kind.capitalize())}: {escape(visits[0].question_id)}</h3>\n<p>{escape(prompt)}</p>\n{table}"
+    table = table_html(rows, header, "One prompt over its attempts", align="rrlll")
+    return f"<h3>{escape(kind.capitalize())}: {escape(attempts[0].prompt_id)}</h3>\n<p>{escape(prompt)}</p>\n{table}"
 
 
 def answers(run: RunData, pictures: Pictures) -> str:
-    """Groups of a few steps: question, decision and telling answers."""
-    by_step = sampled_answers(run)
+    """Groups of a few steps: prompt, decision and telling answers."""
+    by_step = sampled_responses(run)
     parts = []
     for number, (step, asked) in enumerate(by_step.items()):
         cards = "".join(_card(one) for one in asked if one.answers)
@@ -174,11 +174,11 @@ def _card(asked: Asked) -> str:
     line = asked.line
     weights = f"α = {line['rollout_weight']:g}, β = {line['demo_weight']:g}"
     given = "".join(_answer(answer) for answer in asked.answers)
-    counts = f"{line['num_solved']} of {line['num_rollouts']} solved"
+    counts = f"{line['num_correct']} of {line['num_rollouts']} solved"
     if line["num_rollouts"] is None:  # files of an older version
-        counts = f"{line['num_solved']} solved"
+        counts = f"{line['num_correct']} solved"
     return (
-        f'<article class="card"><h3>{escape(line["question_id"])}</h3>\n<pre>{_long(line["prompt"])}</pre>\n'
+        f'<article class="card"><h3>{escape(line["prompt_id"])}</h3>\n<pre>{_long(line["prompt"])}</pre>\n'
         f"<p>Reference: <code>{_long(line['reference'])}</code>. {escape(counts)} → trained on "
         f'{branch_html(line["branch"])} <span class="soft">({escape(_words(line["reason"]))}; {weights})</span>'
         f'</p>\n<div class="answers">{given}</div></article>\n'
@@ -267,7 +267,7 @@ def _figures_of(section: str) -> Callable[[RunData, Pictures], str]:
 SECTIONS: dict[str, Callable[[RunData, Pictures], str]] = {
     "Learning": learning,
     "Evaluations": evaluations,
-    "Questions": questions,
+    "Prompts": prompts,
     "Answers": answers,
     "Optimizer and policy": _figures_of("Optimizer and policy"),
     "Time and memory": _figures_of("Time and memory"),

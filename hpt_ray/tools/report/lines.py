@@ -25,9 +25,9 @@ LINES: dict[str, Lines] = {
         "Offline ratio",
         "share that trains on demonstrations",
         {
-            "of questions": "selection/demo_question_ratio",
+            "of prompts": "selection/demo_prompt_ratio",
             "by weight": "selection/demo_share",
-            "of rows": "selection/demo_row_ratio",
+            "of rows": "selection/demo_sample_ratio",
         },
         share=True,
     ),
@@ -44,10 +44,10 @@ LINES: dict[str, Lines] = {
     "grad_norm": Lines("Gradient norm", "global, before clipping", {"": "optim/grad_norm"}),
     "lr": Lines("Learning rate", "of the last update of the step", {"": "optim/lr"}, smooth=False),
     "loss": Lines("Loss terms", "nats", {"": r"loss/(.+)"}),
-    "logp_gap": Lines(
+    "logprob_gap": Lines(
         "Sampler against learner",
         "|Δ log π| on rollout tokens, nats",
-        {"mean": "policy/logp_gap_mean", "largest": "policy/logp_gap_max"},
+        {"mean": "policy/logprob_gap_mean", "largest": "policy/logprob_gap_max"},
         log=True,
     ),
     "kl": Lines(
@@ -64,7 +64,9 @@ LINES: dict[str, Lines] = {
     "explained_variance": Lines(
         "Critic: explained variance", "1 is perfect, 0 a constant", {"": "critic/explained_variance"}
     ),
-    "staleness": Lines("Staleness", "versions behind the learner, mean", {"": "rollout/staleness_mean"}),
+    "off_policy_steps": Lines(
+        "Staleness", "versions behind the learner, mean", {"": "rollout/off_policy_steps_mean"}
+    ),
     "busy": Lines(
         "Busy and overlapping",
         "share of a step's time",

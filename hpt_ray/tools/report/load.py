@@ -1,4 +1,4 @@
-"""From a run folder to plain tables: configuration, metrics, visits of questions, finished evaluations.
+"""From a run folder to plain tables: configuration, metrics, attempts of prompts, finished evaluations.
 
 In: the folder of a run that is done, still going or was killed. Out: `RunData`. What a run has not written
 is empty, not an error; only a folder that is no run is. Nothing is written, and `latest` stays where it is.
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.results import QUESTIONS, QuestionResult, read_results
+from hpt_ray.evaluation.results import PROMPTS, PromptResult, read_results
 from hpt_ray.observe.metrics import branch_of
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.types import Decision
 
-Results = dict[str, list[QuestionResult]]
+Results = dict[str, list[PromptResult]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,12 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """One line of feedback.jsonl: what a question came to at a step. `rollouts` counts aborted ones too."""
+class Attempt:
+    """One line of prompt_history.jsonl: what a prompt came to at a step. `rollouts` counts aborted ones too."""
 
     step: int
-    question_id: str
-    solved: int
+    prompt_id: str
+    correct: int
     rollouts: int
     reason: str
     rollout_weight: float
@@ -55,13 +56,13 @@ class Visit:
     def solve_rate(self) -> float:
         """Share of the graded rollouts that are right; NaN where none was graded."""
         graded = self.rollouts - self.aborted
-        return self.solved / graded if graded > 0 else math.nan
+        return self.correct / graded if graded > 0 else math.nan
 
     @property
     def branch(self) -> str:
         """What it trained on: see `observe.metrics.branch_of`."""
         weights = self.rollout_weight, self.demo_weight
-        return branch_of(Decision(*weights, self.solved, self.rollouts, self.reason))
+        return branch_of(Decision(*weights, self.correct, self.rollouts, self.reason))
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class RunData:
     root: Path
     config: Mapping[str, Any]
     lines: Sequence[Mapping[str, Any]] = ()
-    visits: Sequence[Visit] = ()
+    attempts: Sequence[Attempt] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     results: Results = field(default_factory=dict)  # by benchmark, of the finished model
 
@@ -149,9 +150,9 @@ def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
     if not folder.config.is_file():
         raise UserError(f"{path}: not a run folder (no config.yaml in it). Give the folder of a run.")
     try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        config = renamed.config(yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {})
         summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
-        visits = [_visit(line) for line in _json_lines(folder.root / "feedback.jsonl")]
+        attempts = [_attempt(line) for line in _json_lines(folder.prompt_history)]
         lines = folder.read_metrics()
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: a file of the run cannot be read: {error}") from error
@@ -159,7 +160,7 @@ def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
     for file in [*_evaluations_in(folder.root), *evaluations]:
         for row in read_results(file):
             results.setdefault(row.benchmark, []).append(row)
-    return RunData(folder.root, flat_keys(config or {}), lines, visits, summary, results)
+    return RunData(folder.root, flat_keys(config), lines, attempts, summary, results)
 
 
 def flat_keys(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -171,14 +172,15 @@ def flat_keys(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _visit(line: Mapping[str, Any]) -> Visit:
+def _attempt(line: Mapping[str, Any]) -> Attempt:
     """What else a line says is not needed here."""
-    names = (field.name for field in fields(Visit))
-    return Visit(**{name: line[name] for name in names if name in line})
+    line = renamed.fields(line)
+    names = (field.name for field in fields(Attempt))
+    return Attempt(**{name: line[name] for name in names if name in line})
 
 
 def _evaluations_in(root: Path) -> list[Path]:
-    found = {*root.glob(f"evaluation*/{QUESTIONS}"), *root.glob(f"evaluation*/*/{QUESTIONS}")}
+    found = {*root.glob(f"evaluation*/{PROMPTS}"), *root.glob(f"evaluation*/*/{PROMPTS}")}
     return sorted(path.parent for path in found)
 
 

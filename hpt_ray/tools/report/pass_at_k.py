@@ -1,7 +1,7 @@
-"""pass@k of finished models: curves over k, per benchmark and method, from the counts per question.
+"""pass@k of finished models: curves over k, per benchmark and method, from the counts per prompt.
 
 In: the result files of `python -m hpt_ray.cli.evaluate`. A curve of several seeds is the mean of theirs, with the
-band of `stats.BANDS`; one of a single run has the 95 % interval over questions.
+band of `stats.BANDS`; one of a single run has the 95 % interval over prompts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from hpt_ray.evaluation.estimates import default_ks, mean_over_questions, pass_at_k
-from hpt_ray.evaluation.results import QuestionResult
+from hpt_ray.evaluation.estimates import default_ks, mean_over_prompts, pass_at_k
+from hpt_ray.evaluation.results import PromptResult
 from hpt_ray.evaluation.seed_stats import BANDS
 from hpt_ray.tools.report.curves import Curve, curves_figure
 from hpt_ray.tools.report.html import Pictures, grid, table_html
@@ -22,9 +22,9 @@ from hpt_ray.tools.report.methods import Method
 from hpt_ray.tools.report.style import BLUE, short
 
 
-def chances(rows: Sequence[QuestionResult]) -> tuple[np.ndarray, np.ndarray]:
-    """k [K], and for each question the chance that one of k samples is right [K, Q]; for the powers of two
-    up to the fewest samples that a question has."""
+def chances(rows: Sequence[PromptResult]) -> tuple[np.ndarray, np.ndarray]:
+    """k [K], and for each prompt the chance that one of k samples is right [K, Q]; for the powers of two
+    up to the fewest samples that a prompt has."""
     counts = np.array([(row.n, row.correct) for row in rows])
     ks = np.array(default_ks(int(counts[:, 0].min())))
     found = np.zeros((len(ks), len(rows)))
@@ -35,10 +35,10 @@ def chances(rows: Sequence[QuestionResult]) -> tuple[np.ndarray, np.ndarray]:
     return ks, found
 
 
-def pass_curve(rows: Sequence[QuestionResult]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """k [K], pass@k [K] and half its 95 % interval over questions [K], for the k of `chances`."""
+def pass_curve(rows: Sequence[PromptResult]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """k [K], pass@k [K] and half its 95 % interval over prompts [K], for the k of `chances`."""
     ks, found = chances(rows)
-    estimates = [mean_over_questions(of_k) for of_k in found]
+    estimates = [mean_over_prompts(of_k) for of_k in found]
     return ks, np.array([e.value for e in estimates]), np.array([e.half_width or 0.0 for e in estimates])
 
 
@@ -61,7 +61,7 @@ def pass_curves(methods: Sequence[Method], benchmark: str, *, band: str = "std")
 def pass_at_k_figure(curves: Sequence[Curve], title: str) -> Figure:
     """Curves over k, which grows by doubling."""
     figure = curves_figure(
-        curves, title, "share of questions solved by one of k samples", x_label="k", share=True
+        curves, title, "share of prompts solved by one of k samples", x_label="k", share=True
     )
     axes = figure.axes[0]
     axes.set_xscale("log", base=2)
@@ -80,7 +80,7 @@ def pass_at_k_html(results: Results, pictures: Pictures) -> str:
     for benchmark, of_benchmark in results.items():
         ks, values, half = pass_curve(of_benchmark)
         k, n = int(ks[-1]), min(row.n for row in of_benchmark)
-        mean = mean_over_questions(np.array([row.correct / row.n for row in of_benchmark]))
+        mean = mean_over_prompts(np.array([row.correct / row.n for row in of_benchmark]))
         rows.append(
             [benchmark, f"{len(of_benchmark):,}", n, percent(mean.value, mean.half_width)]
             + ([f"{percent(values[-1], half[-1])} @{k}"] if k > 1 else ["–"])
@@ -91,8 +91,8 @@ def pass_at_k_html(results: Results, pictures: Pictures) -> str:
             drawn.append(
                 pictures.add(f"pass_at_k_{_file_name(benchmark)}", figure, pass_alt(benchmark, [curve]))
             )
-    header = ["benchmark", "questions", "samples", "mean", "pass@k"]
-    caption = "The finished model, in percent ± half a 95 % interval over questions"
+    header = ["benchmark", "prompts", "samples", "mean", "pass@k"]
+    caption = "The finished model, in percent ± half a 95 % interval over prompts"
     return table_html(rows, header, caption) + grid(*drawn)
 
 

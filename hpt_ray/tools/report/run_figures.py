@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hpt_ray.observe.progress import short_time
+from hpt_ray.tools.report.attempts import attempt_map, solve_rate_figure
 from hpt_ray.tools.report.curves import Curve, Marks, curves_figure, smooth_curve
 from hpt_ray.tools.report.lines import LINES, Lines
 from hpt_ray.tools.report.load import RunData, Series
@@ -30,7 +31,6 @@ from hpt_ray.tools.report.style import (
     line_style,
     short,
 )
-from hpt_ray.tools.report.visits import solve_rate_figure, visit_map
 
 NOTHING = 1e-9  # what rounding leaves of a zero; no figure shows that
 
@@ -103,11 +103,11 @@ def outcomes_figure(run: RunData) -> Drawn | None:
 
 
 def reasons_figure(run: RunData) -> Drawn | None:
-    """Questions by the gate's reason; with two of them there is nothing that the offline ratio does not show."""
+    """Prompts by the gate's reason; with two of them there is nothing that the offline ratio does not show."""
     parts = {k.replace("_", " "): series for k, series in run.matching(r"selection/reason/(.+)").items()}
     if len(parts) < 3:  # two are the offline ratio and its rest
         return None
-    title, unit = "Reasons of the gate", "questions of a step"
+    title, unit = "Reasons of the gate", "prompts of a step"
     return Drawn(stack_figure(parts, COLORS, title, unit), alt_of(title, unit, parts))
 
 
@@ -157,16 +157,16 @@ def evaluations_figure(run: RunData) -> Drawn | None:
     return Drawn(figure, alt_of(title, unit, sets))
 
 
-def questions_figure(run: RunData) -> Drawn | None:
-    """Solve rate and branch per question over its visits."""
-    map_ = visit_map(run.visits)
+def prompts_figure(run: RunData) -> Drawn | None:
+    """Solve rate and branch per prompt over its attempts."""
+    map_ = attempt_map(run.attempts)
     if not map_.has_solve_rates:
         return None
     rates = map_.solve_rate
     never = int(np.sum(~(rates > 0).any(axis=1)))
     alt = (
-        f"Heat map of {len(rates):,} questions by {rates.shape[1]} visits: share of rollouts solved, and what "
-        f"each visit trained on. {never:,} questions were never solved."
+        f"Heat map of {len(rates):,} prompts by {rates.shape[1]} attempts: share of rollouts solved, and what "
+        f"each attempt trained on. {never:,} prompts were never solved."
     )
     return Drawn(solve_rate_figure(map_), alt)
 
@@ -197,9 +197,9 @@ def alt_of(title: str, unit: str, found: Mapping[str, Series]) -> str:
 
 
 def offline_ratio(run: RunData) -> Series:
-    """Σβ/Σ(α + β); of older runs the share of questions with a demonstration, which the switch makes the same."""
+    """Σβ/Σ(α + β); of older runs the share of prompts with a demonstration, which the switch makes the same."""
     by_weight = run.series("selection/demo_share")
-    return by_weight if len(by_weight) else run.series("selection/demo_question_ratio")
+    return by_weight if len(by_weight) else run.series("selection/demo_prompt_ratio")
 
 
 def _same(one: Series, other: Series) -> bool:
@@ -227,9 +227,17 @@ FIGURES: dict[str, dict[str, Draw]] = {
         **_rows("entropy", "length", "truncated", "demo_loss"),
         "reasons": reasons_figure,
     },
-    "Questions": {"questions": questions_figure},
+    "Prompts": {"prompts": prompts_figure},
     "Optimizer and policy": _rows(
-        "grad_norm", "lr", "loss", "logp_gap", "kl", "clipped", "critic", "explained_variance", "staleness"
+        "grad_norm",
+        "lr",
+        "loss",
+        "logprob_gap",
+        "kl",
+        "clipped",
+        "critic",
+        "explained_variance",
+        "off_policy_steps",
     ),
     "Time and memory": {"phases": phases_figure, **_rows("busy", "throughput", "memory")},
 }

@@ -34,7 +34,7 @@ COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 GREY = "#b9bfc6"
 DASHES = ("-", "--", ":", "-.")
 
-# What a question trained on, in every figure and table.
+# What a prompt trained on, in every figure and table.
 BRANCH_COLORS = {"rollouts": SKY, "demonstration": ORANGE, "both": PURPLE, "nothing": GREY}
 # The usual rivals keep their colour from page to page.
 _PREFERRED = {"hpt": BLUE, "grpo": VERMILLION, "sft": GREEN, "luffy": PURPLE, "srft": ORANGE, "ppo": SKY}
@@ -102,7 +102,7 @@ def clean(axes: Axes) -> None:
 
 
 def count_axis(axes: Axes, label: str) -> None:
-    """The horizontal axis counts something: steps, visits."""
+    """The horizontal axis counts something: steps, attempts."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=NICE))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.set_xlabel(label, **plain(color=SOFT))

@@ -132,15 +132,15 @@ def show_plan(suite: Suite, only: list[str], console: Console) -> None:
     """What is there and what is missing, by model and method; nothing is started or written."""
     tries, runs = Runner(suite, LocalLauncher(), console, only).plan()
     table = Table(title=suite.keys.title)
-    for name in ("model", "method", "tries", "runs", "questions visited a run"):
+    for name in ("model", "method", "tries", "runs", "prompts visited a run"):
         table.add_column(name, justify="left" if name in ("model", "method") else "right")
     for model, method in suite.pairs():
         of_pair = [run for run in runs if (run.model, run.method) == (model, method)]
         if of_pair:
             tried = [run for run in tries if (run.model, run.method) == (model, method)]
             note = " *" if suite.methods[method].budget else ""
-            visits = f"{of_pair[0].visits:,}{note}"
-            table.add_row(model, suite.methods[method].title, _counts(tried), _counts(of_pair), visits)
+            attempts = f"{of_pair[0].attempts:,}{note}"
+            table.add_row(model, suite.methods[method].title, _counts(tried), _counts(of_pair), attempts)
     console.print(table)
     console.print(
         f"{_counts(tries)} tries and {_counts(runs)} runs are done. Output: {suite.out}", highlight=False

@@ -19,7 +19,7 @@ from hpt_ray.tools.suite.runner import Done
 from hpt_ray.tools.suite.suite import Suite
 
 ID, OOD, ALL = "ID average", "OOD average", "all"
-COSTS = ("questions visited", "tokens sampled", "tokens trained", "seconds")
+COSTS = ("prompts visited", "tokens sampled", "tokens trained", "seconds")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Score:
     @property
     def costs(self) -> dict[str, float]:
         run = self.run
-        values = self.spec.visits, run.tokens_sampled, run.tokens_trained, run.wall_s
+        values = self.spec.attempts, run.tokens_sampled, run.tokens_trained, run.wall_s
         return dict(zip(COSTS, map(float, values), strict=True))
 
 

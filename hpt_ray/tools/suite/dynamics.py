@@ -19,7 +19,7 @@ from hpt_ray.tools.suite.collect import ALL, Results
 from hpt_ray.tools.suite.solved import Passes
 from hpt_ray.tools.suite.tables import signed
 
-OFFLINE = "selection/demo_question_ratio"
+OFFLINE = "selection/demo_prompt_ratio"
 ENTROPY = "policy/entropy"
 WINDOW = 5  # steps that stand for the start and for the end
 
@@ -55,7 +55,9 @@ def offline_ratio_falls(results: Results, passes: Passes, model: str) -> Iterato
     if not ends:
         return
     starts, lasts = zip(*ends, strict=True)
-    numbers = f"{fmean(starts):.1%} of questions in the first {WINDOW} steps, {fmean(lasts):.1%} in the last {WINDOW}"
+    numbers = (
+        f"{fmean(starts):.1%} of prompts in the first {WINDOW} steps, {fmean(lasts):.1%} in the last {WINDOW}"
+    )
     falls = [b < a for a, b in ends]
     yield Finding(
         model,
@@ -84,7 +86,7 @@ def gate_at_zero_is_best(results: Results, passes: Passes, model: str) -> Iterat
     for method, name in (("hpt_gamma_1", "1/8"), ("hpt_gamma_2", "2/8")):
         ours, theirs = (_mean_over(results, model, m, OFFLINE) for m in ("hpt", method))
         if ours is not None and theirs is not None:
-            numbers = f"{theirs:.1%} of questions over the run, against {ours:.1%} at γ = 0."
+            numbers = f"{theirs:.1%} of prompts over the run, against {ours:.1%} at γ = 0."
             verdict = "holds" if theirs > ours else "does not hold"
             yield Finding(model, f"γ = {name} asks for more demonstrations", "Figure 8", verdict, numbers)
 
@@ -115,14 +117,14 @@ def passes_at_large_k(results: Results, passes: Passes, model: str) -> Iterator[
         k = max(ours.ks)
         diff = ours.minus(theirs, k)
         if diff is None:
-            numbers = "The two were not asked the same questions, or not as often."
+            numbers = "The two were not asked the same prompts, or not as often."
             yield Finding(model, claim.format(k=k), "Figure 2", "open", numbers)
             continue
         width = diff.half_width or 0.0
         verdict = _verdict_on(diff.value, abs(diff.value) > width)
         numbers = (
             f"{ours.means()[k]:.1%} against {theirs.means()[k]:.1%}: {100 * diff.value:+.1f} ± {100 * width:.1f} "
-            f"points, over questions; {ours.num_seeds} seed{'' if ours.num_seeds == 1 else 's'}."
+            f"points, over prompts; {ours.num_seeds} seed{'' if ours.num_seeds == 1 else 's'}."
         )
         yield Finding(model, claim.format(k=k), "Figure 2", verdict, numbers)
 

@@ -18,15 +18,15 @@ from hpt_ray.tools.report import (
     Pictures,
     RunData,
     Series,
+    attempt_map,
     curves_figure,
     curves_of,
     grid,
     group_runs,
-    visit_map,
 )
+from hpt_ray.tools.report.attempts import solve_rate_maps
 from hpt_ray.tools.report.pass_at_k import pass_at_k_figure
 from hpt_ray.tools.report.style import INK
-from hpt_ray.tools.report.visits import solve_rate_maps
 from hpt_ray.tools.suite.collect import Results
 from hpt_ray.tools.suite.dynamics import ENTROPY, OFFLINE
 from hpt_ray.tools.suite.passes import BASE
@@ -67,13 +67,13 @@ def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
     sets = results.suite.keys.sets
     rows = {
         "id": Lines(
-            "Held-out questions like those of training", "share right", mean_over(sets.in_distribution), True
+            "Held-out prompts like those of training", "share right", mean_over(sets.in_distribution), True
         ),
         "ood": Lines(
-            "Held-out questions of other kinds", "share right", mean_over(sets.out_of_distribution), True
+            "Held-out prompts of other kinds", "share right", mean_over(sets.out_of_distribution), True
         ),
         "reward": Lines("Training reward", "mean score of the rollouts", "reward/mean"),
-        "offline": Lines("Offline ratio", "share of questions on demonstrations", OFFLINE, True),
+        "offline": Lines("Offline ratio", "share of prompts on demonstrations", OFFLINE, True),
         "entropy": Lines("Entropy", "nats per trained token", ENTROPY),
         "length": Lines("Response length", "tokens of a rollout", "rollout/length_mean"),
     }
@@ -126,16 +126,18 @@ def _grouped(results: Results, model: str, names: Sequence[str]) -> list[Method]
 
 
 def _maps(results: Results, model: str, pictures: Pictures) -> str:
-    """Solve rate per question and visit, for the reference and what the paper shows beside it (Figures 3, 4)."""
+    """Solve rate per prompt and attempt, for the reference and what the paper shows beside it (Figures 3, 4)."""
     names = dict.fromkeys([results.suite.keys.reference, "sft_then_grpo", "grpo"])
     firsts = [scores[0] for name in names if (scores := results.of(model, name))][:MOST_MAPS]
-    maps = [(results.title(s.spec.method), visit_map(s.run.visits)) for s in firsts]
+    maps = [(results.title(s.spec.method), attempt_map(s.run.attempts)) for s in firsts]
     maps = [(name, map_) for name, map_ in maps if map_.has_solve_rates]
     if not maps:
         return ""
     seed = firsts[0].spec.seed
-    figure = solve_rate_maps(maps, f"Solve rate per question over its visits, seed {seed}")
-    alt = f"Heat maps of the share of rollouts solved, one row a question: {', '.join(name for name, _ in maps)}."
+    figure = solve_rate_maps(maps, f"Solve rate per prompt over its attempts, seed {seed}")
+    alt = (
+        f"Heat maps of the share of rollouts solved, one row a prompt: {', '.join(name for name, _ in maps)}."
+    )
     return pictures.add(f"{model}-solve-rates", figure, alt)
 
 

@@ -1,8 +1,8 @@
 """From a suite to its runs: each with an id, a whole configuration, and its place in the tables.
 
 A configuration is the recipe, then the model's part, the method's part, the chosen or tried settings, and
-last the seed and the question sets. Pure but for reading the recipe. All methods must visit equally many
-questions; what visits more or fewer says why, and the report repeats it.
+last the seed and the prompt sets. Pure but for reading the recipe. All methods must attempt equally many
+prompts; what attempts more or fewer says why, and the report repeats it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class RunSpec:
     number: int | None = None  # of the try; None: a reported run
 
     @property
-    def visits(self) -> int:
-        """Question visits, with repetition: steps × questions, over all phases."""
+    def attempts(self) -> int:
+        """Prompt attempts, with repetition: steps × prompts, over all phases."""
         phases = (phase.config for phase in phases_of(self.config))
-        return sum(config.run.steps * config.questions_per_step for config in phases)
+        return sum(config.run.steps * config.prompts_per_step for config in phases)
 
 
 def sweep_runs(suite: Suite, wanted: Sequence[Pair]) -> list[RunSpec]:
@@ -89,18 +89,18 @@ def matching(runs: Sequence[RunSpec], patterns: Sequence[str]) -> list[RunSpec]:
 
 
 def check_budgets(suite: Suite, runs: Sequence[RunSpec]) -> None:
-    """Raise `UserError` where methods of a model visit unequally many questions and none says why."""
+    """Raise `UserError` where methods of a model attempt unequally many prompts and none says why."""
     for model in suite.models:
-        visits = {
-            run.method: run.visits
+        attempts = {
+            run.method: run.attempts
             for run in runs
             if run.model == model and not suite.methods[run.method].budget
         }
-        if len(set(visits.values())) > 1:
-            listed = ", ".join(f"{method} {count:,}" for method, count in visits.items())
+        if len(set(attempts.values())) > 1:
+            listed = ", ".join(f"{method} {count:,}" for method, count in attempts.items())
             raise UserError(
-                f"{suite.path}: on {model} the methods visit unequally many questions: {listed}. Make "
-                "run.steps × questions_per_step equal, or say why in the method's `budget`."
+                f"{suite.path}: on {model} the methods attempt unequally many prompts: {listed}. Make "
+                "run.steps × prompts_per_step equal, or say why in the method's `budget`."
             )
 
 

@@ -119,10 +119,10 @@ BY_NAME = {table.name: table for table in TABLES}
 
 @dataclass(frozen=True, slots=True)
 class Exclusive:
-    """Of the questions of one level: HPT solves and the other does not, and the reverse."""
+    """Of the prompts of one level: HPT solves and the other does not, and the reverse."""
 
     level: str
-    questions: int
+    prompts: int
     only_hpt: int
     only_other: int
 

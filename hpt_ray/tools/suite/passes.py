@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from hpt_ray.evaluation.model import as_trained
-from hpt_ray.evaluation.results import QUESTIONS
+from hpt_ray.evaluation.results import PROMPTS
 from hpt_ray.tools.suite.jobs import Job
 from hpt_ray.tools.suite.matrix import RunSpec
 from hpt_ray.tools.suite.suite import Suite
@@ -28,7 +28,7 @@ FINAL, PASS = "final", "pass@k"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation. `seed` is None of the base. `out` holds results.json and questions.parquet when done."""
+    """One evaluation. `seed` is None of the base. `out` holds results.json and prompts.parquet when done."""
 
     kind: str
     model: str
@@ -44,7 +44,7 @@ class Evaluation:
 
     @property
     def is_done(self) -> bool:
-        return (self.out / "results.json").is_file() and (self.out / QUESTIONS).is_file()
+        return (self.out / "results.json").is_file() and (self.out / PROMPTS).is_file()
 
     def job(self, logs: Path) -> Job:
         words = ("hpt_ray.cli.evaluate", *self.words, f"out={self.out}")

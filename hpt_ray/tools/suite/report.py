@@ -204,9 +204,9 @@ def _results(results: Results) -> str:
         parts += [_table(tables.scores_table(results, model)), _table(tables.costs_table(results, model))]
     note = (
         "Percent of right answers at the end of training, mean ± half a 95 % interval over seeds (Student's t). "
-        "The methods stand side by side at equal numbers of questions visited, with repetition: that is what a "
-        "user has to collect, and all methods see the same questions in the same order. Tokens and seconds of a "
-        "visit differ between them and stand in the table of costs."
+        "The methods stand side by side at equal numbers of prompts visited, with repetition: that is what a "
+        "user has to collect, and all methods see the same prompts in the same order. Tokens and seconds of a "
+        "attempt differ between them and stand in the table of costs."
     )
     starred = [f"{m.title} *: {m.budget}" for m in results.suite.methods.values() if m.budget]
     return "".join(parts) + "".join(f'<p class="note">{escape(line)}</p>' for line in (note, *starred))
@@ -219,7 +219,7 @@ def _differences(results: Results) -> str:
     n = len(results.suite.seeds)
     note = (
         f"Paired by seed. With {n} seeds the sign-flip test cannot give less than {2 / 2**n:.3g}; Holm's correction "
-        "is over the methods compared by one measure on one model. A small p speaks of these questions and this "
+        "is over the methods compared by one measure on one model. A small p speaks of these prompts and this "
         "base model alone."
     )
     return "".join(parts) + f'<p class="note">{escape(note)}</p>' if any(parts) else ""

@@ -1,6 +1,6 @@
-"""pass@k question by question, so that two methods are compared on the same questions.
+"""pass@k prompt by prompt, so that two methods are compared on the same prompts.
 
-In: finished evaluations of the kind `pass_at_k`. Out: for each (model, method) the chance per question that one of
+In: finished evaluations of the kind `pass_at_k`. Out: for each (model, method) the chance per prompt that one of
 k samples is right, the mean over its seeds; means in which each benchmark weighs the same; paired differences.
 """
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.estimates import Estimate, mean_over_questions, weighted_average
-from hpt_ray.evaluation.results import QuestionResult, read_results
+from hpt_ray.evaluation.estimates import Estimate, mean_over_prompts, weighted_average
+from hpt_ray.evaluation.results import PromptResult, read_results
 from hpt_ray.tools.report.pass_at_k import chances
 from hpt_ray.tools.suite.passes import PASS, Evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """One method on one model. `by_benchmark`: chances [K, Q] of its questions, mean over seeds. `asked`: which
-    questions those are, by `reference_hash`."""
+    """One method on one model. `by_benchmark`: chances [K, Q] of its prompts, mean over seeds. `asked`: which
+    prompts those are, by `reference_hash`."""
 
     ks: tuple[int, ...]
     by_benchmark: Mapping[str, np.ndarray]
@@ -34,13 +34,11 @@ class Solved:
         return {k: float(value) for k, value in zip(self.ks, values, strict=True)}
 
     def minus(self, other: Solved, k: int) -> Estimate | None:
-        """The difference of pass@k with its interval over questions; None where they were asked others."""
+        """The difference of pass@k with its interval over prompts; None where they were asked others."""
         if self.ks != other.ks or self.asked != other.asked:
             return None
         at = self.ks.index(k)
-        deltas = [
-            mean_over_questions(v[at] - other.by_benchmark[n][at]) for n, v in self.by_benchmark.items()
-        ]
+        deltas = [mean_over_prompts(v[at] - other.by_benchmark[n][at]) for n, v in self.by_benchmark.items()]
         return weighted_average(deltas, [1.0] * len(deltas))
 
 
@@ -60,15 +58,15 @@ def _solved(evaluations: Sequence[Evaluation]) -> Solved:
     seeds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     asked: dict[str, tuple[str, ...]] = {}
     for evaluation in evaluations:
-        by_benchmark: dict[str, list[QuestionResult]] = {}
+        by_benchmark: dict[str, list[PromptResult]] = {}
         for row in read_results(evaluation.out):
             by_benchmark.setdefault(row.benchmark, []).append(row)
         for name, rows in by_benchmark.items():
-            rows.sort(key=lambda row: row.question_id)
-            questions = tuple(row.reference_hash for row in rows)
-            if asked.setdefault(name, questions) != questions:
+            rows.sort(key=lambda row: row.prompt_id)
+            prompts = tuple(row.reference_hash for row in rows)
+            if asked.setdefault(name, prompts) != prompts:
                 raise UserError(
-                    f"{evaluation.out}: the questions of {name} are not those that {evaluations[0].out} was asked. "
+                    f"{evaluation.out}: the prompts of {name} are not those that {evaluations[0].out} was asked. "
                     "Move the folder that is out of date away and run the suite again."
                 )
             seeds.setdefault(name, []).append(chances(rows))

@@ -2,7 +2,7 @@
 
 A suite names a recipe that all runs share, models and methods as what differs from it, test sets, seeds, and
 the tries by which each method's values are chosen. Refused: methods with unequal numbers of tries or of
-question visits (unless the method says why), a reported seed that was tuned on, a test set that was tuned on.
+prompt attempts (unless the method says why), a reported seed that was tuned on, a test set that was tuned on.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ class MatrixKeys:
 class SetKeys:
     """What the reported numbers are taken on."""
 
-    test: dict[str, str] = key(
-        {}, "Name → questions; answered in training as `evaluation` of the recipe says."
-    )
+    test: dict[str, str] = key({}, "Name → prompts; answered in training as `evaluation` of the recipe says.")
     in_distribution: list[str] = key([], "The sets of the first average.")
     out_of_distribution: list[str] = key([], "The sets of the second average.")
 
@@ -61,7 +59,7 @@ class PassKeys:
         None, "Configuration of that program, for what is not here; relative to the suite file."
     )
     benchmarks: list[str] = key([], "Benchmarks of the table of docs/evaluation.md; none: no pass@k.")
-    samples: int = key(64, "Answers per question, and the largest k.", minimum=1)
+    samples: int = key(64, "Answers per prompt, and the largest k.", minimum=1)
     temperature: float = key(1.0, "Sampling temperature.", minimum=0)
     top_p: float = key(1.0, "Nucleus.", minimum=0)
     methods: list[str] = key([], "Methods; all of the matrix where it is empty.")
@@ -118,7 +116,7 @@ class MethodKeys:
     tries: list[Any] = key([], "Settings to try, instead of the suite's; as many.")
     tuned_as: str | None = key(None, "Takes the values chosen for this method: for ablations of it.")
     models: list[str] = key([], "Models it runs on; all where it is empty.")
-    budget: str = key("", "Why its number of question visits differs from that of the others.")
+    budget: str = key("", "Why its number of prompt attempts differs from that of the others.")
 
 
 @dataclass
@@ -249,7 +247,7 @@ def _sweep_is_separate(suite: Suite) -> Iterator[str]:
     if tuned := set(sweep.seeds) & set(suite.seeds):
         yield f"seeds {sorted(tuned)} are tuned on and reported: use other ones in `sweep.seeds`."
     if shared := set(sweep.sets.values()) & set(suite.keys.sets.test.values()):
-        yield f"{', '.join(sorted(shared))} decide about values and are reported: tune on other questions."
+        yield f"{', '.join(sorted(shared))} decide about values and are reported: tune on other prompts."
 
 
 def _evaluations_can_be_read(suite: Suite) -> Iterator[str]:

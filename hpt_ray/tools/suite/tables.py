@@ -131,16 +131,16 @@ def _as_printed(table: PaperTable) -> Rows:
 
 
 def exclusive_table(results: Results, compared: Sequence[tuple[str, str, Sequence[Comparison]]]) -> Rows:
-    """Ours of the paper's Table 4: (model, other method, comparisons), over all questions of a benchmark."""
+    """Ours of the paper's Table 4: (model, other method, comparisons), over all prompts of a benchmark."""
     reference = results.title(results.suite.keys.reference)
     rows = []
     for model, method, comparisons in compared:
         for c in comparisons:
             if c.level == ALL_LEVELS:
-                shares = f"{100 * c.only_a / c.questions:.1f}/{100 * c.only_b / c.questions:.1f}"
-                cells = [results.title(method), model, c.benchmark, str(c.questions)]
+                shares = f"{100 * c.only_a / c.prompts:.1f}/{100 * c.only_b / c.prompts:.1f}"
+                cells = [results.title(method), model, c.benchmark, str(c.prompts)]
                 rows.append([*cells, f"+{c.only_a}/−{c.only_b}", shares])
-    header = ["against", "model", "benchmark", "questions", "+X/−Y", "percent"]
+    header = ["against", "model", "benchmark", "prompts", "+X/−Y", "percent"]
     return Rows(
         f"Exclusive solves: +X {reference} solves and the other does not, −Y the reverse", header, rows
     )
@@ -153,14 +153,14 @@ def paper_exclusive_table() -> Rows:
         [
             names[method],
             e.level,
-            str(e.questions),
+            str(e.prompts),
             f"+{e.only_hpt}/−{e.only_other}",
-            f"{100 * e.only_hpt / e.questions:.1f}/{100 * e.only_other / e.questions:.1f}",
+            f"{100 * e.only_hpt / e.prompts:.1f}/{100 * e.only_other / e.prompts:.1f}",
         ]
         for method, levels in TABLE4.items()
         for e in levels
     ]
-    header = ["against", "level", "questions", "+X/−Y", "percent"]
+    header = ["against", "level", "prompts", "+X/−Y", "percent"]
     return Rows("Table 4 (paper): MATH-500, Qwen2.5-Math-7B, HPT against", header, rows)
 
 

@@ -1,6 +1,6 @@
-"""`python:FILE:FUNCTION`: a user's own grader, run in the same killable processes as the others.
+"""`python:FILE:FUNCTION`: a user's own reward function, run in the same killable processes as the others.
 
-The function takes `(response: str, ground_truth)`, may be sync or async, and returns a `Verdict`, a truth
+The function takes `(response: str, ground_truth)`, may be sync or async, and returns a `RewardResult`, a truth
 value, or a number as the score; an answer counts as solved when its score is at least 1. What it raises
 becomes the outcome `error`. The file is loaded once a process; modules beside it can be imported.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.types import Outcome, RewardResult
 
 
 def check_argument(argument: str) -> None:
@@ -37,7 +37,7 @@ def check_argument(argument: str) -> None:
         raise ValueError(f"{path} has no function {function} (it has: {', '.join(sorted(names)) or 'none'})")
 
 
-def make(argument: str) -> Callable[[str, Any], Verdict]:
+def make(argument: str) -> Callable[[str, Any], RewardResult]:
     file, _, name = argument.rpartition(":")
     path = Path(file).resolve()
     sys.path.insert(0, str(path.parent))
@@ -49,20 +49,22 @@ def make(argument: str) -> Callable[[str, Any], Verdict]:
     module_spec.loader.exec_module(module)
     function = getattr(module, name)
 
-    def grade(response: str, ground_truth: Any) -> Verdict:
+    def grade(response: str, ground_truth: Any) -> RewardResult:
         result = function(response, ground_truth)
-        return to_verdict(asyncio.run(result) if inspect.iscoroutine(result) else result)
+        return to_result(asyncio.run(result) if inspect.iscoroutine(result) else result)
 
     return grade
 
 
-def to_verdict(result: Any) -> Verdict:
-    """A Verdict from what a user's grader returned. Raises TypeError or ValueError with what is wrong."""
-    if isinstance(result, Verdict):
+def to_result(result: Any) -> RewardResult:
+    """A Result from what a user's reward function returned. Raises TypeError or ValueError with what is wrong."""
+    if isinstance(result, RewardResult):
         return result
     if not isinstance(result, (bool, int, float)):
-        raise TypeError(f"a grader returns a Verdict, a bool or a number, not {type(result).__name__}")
+        raise TypeError(
+            f"a reward function returns a Result, a bool or a number, not {type(result).__name__}"
+        )
     score = float(result)
     if not math.isfinite(score):
-        raise ValueError(f"the grader's score is {score}")
-    return Verdict(score, Outcome.CORRECT if score >= 1 else Outcome.WRONG)
+        raise ValueError(f"the reward function's score is {score}")
+    return RewardResult(score, Outcome.CORRECT if score >= 1 else Outcome.WRONG)

@@ -1,9 +1,9 @@
-"""The rollout workers as a fleet: who serves, who holds which weights, who is started again.
+"""The rollout workers as an engine group: who serves, who holds which weights, who is started again.
 
 In: a way to make worker i, and the path the weights come on. Out: workers that serve the committed version, and
 word (`on_up`, `on_down`) when one comes or goes. A worker whose process ends, whose engine fails or which makes
 no progress is killed and started again in its place; it serves once it holds the committed weights. The run
-goes on with the others, down to one. What a worker was asked for is the pool's business.
+goes on with the others, down to one. What a worker was asked for is the router's business.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FIRST_PAUSE_S = 0.5  # before a worker is started again; doubles with every fail
 
 @dataclass(eq=False)
 class Worker:
-    """A place in the fleet and the actor that fills it now."""
+    """A place in the engine group and the actor that fills it now."""
 
     index: int
     actor: Any
@@ -58,7 +58,7 @@ class Worker:
         return answer
 
 
-class Fleet:
+class EngineGroup:
     """`num_workers` rollout workers. `make(i)` starts the actor of worker i.
 
     Without `sync` (evaluation) the engines load their weights themselves.
@@ -315,13 +315,13 @@ def _group(workers: list[Worker]) -> ActorGroup:
 ROLLOUT_CONCURRENCY = 100
 
 
-def make_fleet(
+def make_engine_group(
     cluster: Cluster,
     spec: EngineSpec,
     sync: WeightSync | None,
     logs: Path,
     gpus: Sequence[str] | None = None,
-) -> Fleet:
+) -> EngineGroup:
     """The rollout workers, coming up; each on its own of `gpus`, where others reserved them."""
     count = range(spec.rollout.num_workers)
     own: Sequence[str | None] = gpus or [None] * len(count)
@@ -332,4 +332,4 @@ def make_fleet(
         [(replace(spec, seed=spec.seed + i, gpus=own[i]), log_file(logs, "rollout", i)) for i in count],
         max_concurrency=ROLLOUT_CONCURRENCY,
     )
-    return Fleet(make, len(count), spec.rollout, sync)
+    return EngineGroup(make, len(count), spec.rollout, sync)

@@ -1,4 +1,4 @@
-"""Finding an answer in a response, and reading a ground truth: what several graders share.
+"""Finding an answer in a response, and reading a ground truth: what several reward functions share.
 
 Everything here is a pure function of strings and takes time linear in their length, whatever they hold.
 """

@@ -1,4 +1,4 @@
-"""`http:URL`: a grader behind HTTP.
+"""`http:URL`: a reward function behind HTTP.
 
 Sends POST with JSON `{"response": text, "ground_truth": value}` and expects JSON
 `{"score": number, "outcome"?: one of the outcomes, "extracted"?: text, "detail"?: text}`. Without an outcome
@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlparse
 
-from hpt_ray.reward.graders.custom import to_verdict
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.reward.functions.custom import to_result
+from hpt_ray.types import Outcome, RewardResult
 
 NUM_TRIES = 4
 TRY_TIMEOUT_S = 2.0
@@ -34,8 +34,8 @@ def check_argument(url: str) -> None:
         raise ValueError(f"`{url}` is no address that begins with http:// or https://")
 
 
-def make(url: str) -> Callable[[str, Any], Verdict]:
-    def grade(response: str, ground_truth: Any) -> Verdict:
+def make(url: str) -> Callable[[str, Any], RewardResult]:
+    def grade(response: str, ground_truth: Any) -> RewardResult:
         truth = ground_truth.tolist() if hasattr(ground_truth, "tolist") else ground_truth
         body = json.dumps({"response": response, "ground_truth": truth}).encode()
         return _read(json.loads(_post(url, body)))
@@ -61,14 +61,14 @@ def _post(url: str, body: bytes) -> bytes:
     raise ConnectionError(f"{url}: no answer in {NUM_TRIES} tries ({failure})")
 
 
-def _read(reply: Any) -> Verdict:
+def _read(reply: Any) -> RewardResult:
     if not isinstance(reply, dict) or "score" not in reply:
         raise ValueError("the reply is no JSON object with a `score`")
-    verdict = to_verdict(reply["score"])
-    outcome = Outcome(reply["outcome"]) if "outcome" in reply else verdict.outcome
+    result = to_result(reply["score"])
+    outcome = Outcome(reply["outcome"]) if "outcome" in reply else result.outcome
     extracted, detail = reply.get("extracted"), reply.get("detail")
-    return Verdict(
-        verdict.score,
+    return RewardResult(
+        result.score,
         outcome,
         None if extracted is None else str(extracted),
         None if detail is None else str(detail)[:MAX_DETAIL_CHARS],

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from hpt_ray.reward.graders.extract import alternatives, last_boxed, without_blanks
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.reward.functions.extract import alternatives, last_boxed, without_blanks
+from hpt_ray.types import Outcome, RewardResult
 
 MAX_ANSWER_CHARS = 2000  # a longer one that is not the reference letter by letter is not read
 LENIENT_TAIL_CHARS = 1000  # where an answer without a box is looked for
@@ -48,7 +48,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|mbox|mathrm|textrm)\{([^{}]*)\}")
 def normalise(answer: str) -> str:
     r"""An answer without its typography: `\left( 3,\ \dfrac12 \right)` becomes `( 3, \frac{1}{2} )`.
 
-    Only changes that keep the meaning whatever the question; blanks are compared away later.
+    Only changes that keep the meaning whatever the prompt; blanks are compared away later.
     """
     answer = answer.strip()
     for pattern, new in _REWRITES:
@@ -88,52 +88,52 @@ def check_argument(argument: str) -> None:
         raise ValueError(f"`{argument}` is not a way to extract answers")
 
 
-def make(argument: str) -> Callable[[str, Any], Verdict]:
+def make(argument: str) -> Callable[[str, Any], RewardResult]:
     lenient = argument == "lenient"
     import math_verify  # noqa: F401  # loading counts here, not within the first answer's time limit
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that our pool keeps the time
 
-    def grade(response: str, ground_truth: Any) -> Verdict:
+    def grade(response: str, ground_truth: Any) -> RewardResult:
         right = references(ground_truth)
         answer = last_boxed(response)
         if answer is None and lenient:
             return _grade_unboxed(response, right)
         if answer is None or not answer.strip():
-            return Verdict(0.0, Outcome.NO_ANSWER)
+            return RewardResult(0.0, Outcome.NO_ANSWER)
         return compare(answer, right)
 
     return grade
 
 
-def compare(answer: str, right: list[str]) -> Verdict:
-    """The verdict on an extracted answer, against normalised references."""
+def compare(answer: str, right: list[str]) -> RewardResult:
+    """The result on an extracted answer, against normalised references."""
     normal = normalise(answer)
     if any(_same_text(normal, text) for text in right):
-        return Verdict(1.0, Outcome.CORRECT, answer)
+        return RewardResult(1.0, Outcome.CORRECT, answer)
     if _INTEGER.fullmatch(normal) and all(_INTEGER.fullmatch(text) for text in right):
         equal = int(normal) in [int(text) for text in right]
-        return Verdict(float(equal), Outcome.CORRECT if equal else Outcome.WRONG, answer)
+        return RewardResult(float(equal), Outcome.CORRECT if equal else Outcome.WRONG, answer)
     if len(normal) > MAX_ANSWER_CHARS:
-        return Verdict(0.0, Outcome.UNPARSABLE, answer, f"longer than {MAX_ANSWER_CHARS} characters")
+        return RewardResult(0.0, Outcome.UNPARSABLE, answer, f"longer than {MAX_ANSWER_CHARS} characters")
     return _verify(_parse(normal), right, answer)
 
 
-def _verify(parsed: list[Any], right: list[str], answer: str) -> Verdict:
+def _verify(parsed: list[Any], right: list[str], answer: str) -> RewardResult:
     """Equivalence by math-verify. `parsed` is what it read: an expression, its text, or both."""
     from math_verify import verify
 
     if all(isinstance(value, str) for value in parsed):
-        return Verdict(0.0, Outcome.UNPARSABLE, answer, "not a mathematical expression")
+        return RewardResult(0.0, Outcome.UNPARSABLE, answer, "not a mathematical expression")
     for text in right:
         try:
             if verify(_parse_reference(text), parsed, timeout_seconds=None, raise_on_error=True):
-                return Verdict(1.0, Outcome.CORRECT, answer)
+                return RewardResult(1.0, Outcome.CORRECT, answer)
         except MemoryError:
             raise
         except Exception as error:  # sympy raises many kinds on pairs it cannot compare
-            return Verdict(0.0, Outcome.UNPARSABLE, answer, f"not comparable ({type(error).__name__})")
-    return Verdict(0.0, Outcome.WRONG, answer)
+            return RewardResult(0.0, Outcome.UNPARSABLE, answer, f"not comparable ({type(error).__name__})")
+    return RewardResult(0.0, Outcome.WRONG, answer)
 
 
 def _parse(latex: str) -> list[Any]:
@@ -143,18 +143,18 @@ def _parse(latex: str) -> list[Any]:
     return parse(f"\\boxed{{{latex}}}", config, parsing_timeout=None)  # type: ignore[arg-type]
 
 
-@lru_cache(maxsize=256)  # the n rollouts of a question share its reference
+@lru_cache(maxsize=256)  # the n rollouts of a prompt share its reference
 def _parse_reference(latex: str) -> list[Any]:
     return _parse(latex)
 
 
-def _grade_unboxed(response: str, right: list[str]) -> Verdict:
+def _grade_unboxed(response: str, right: list[str]) -> RewardResult:
     from math_verify import parse
 
     parsed = parse(response[-LENIENT_TAIL_CHARS:], parsing_timeout=None)  # type: ignore[arg-type]
     texts = [value for value in parsed if isinstance(value, str)]
     if not parsed:
-        return Verdict(0.0, Outcome.NO_ANSWER)
+        return RewardResult(0.0, Outcome.NO_ANSWER)
     answer = texts[-1] if texts else str(parsed[0])
-    verdict = compare(answer, right) if texts else None
-    return verdict if verdict is not None and verdict.solved else _verify(parsed, right, answer)
+    result = compare(answer, right) if texts else None
+    return result if result is not None and result.correct else _verify(parsed, right, answer)

@@ -1,7 +1,7 @@
-"""Where each question went: solve rate and branch per question and visit, and the figure of it.
+"""Where each prompt went: solve rate and branch per prompt and attempt, and the figure of it.
 
-In: the visits of a run (feedback.jsonl). A question's k-th visit is in column k, which is an epoch as long as
-the sampler draws without replacement. Rows are sorted by the visit at which a question was first solved, so
+In: the attempts of a run (prompt_history.jsonl). A prompt's k-th attempt is in column k, which is an epoch as long as
+the sampler draws without replacement. Rows are sorted by the attempt at which a prompt was first solved, so
 that what was learned early is on top and what was never solved is at the bottom.
 """
 
@@ -17,7 +17,7 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hpt_ray.tools.report.load import Visit
+from hpt_ray.tools.report.load import Attempt
 from hpt_ray.tools.report.style import (
     BRANCH_COLORS,
     GREY,
@@ -34,18 +34,18 @@ from hpt_ray.tools.report.style import (
 
 BRANCHES = tuple(BRANCH_COLORS)
 MAP_HEIGHT = 5.0  # inches
-MOST_ROWS = 660  # of the picture: one pixel each; more questions are averaged with their neighbours
+MOST_ROWS = 660  # of the picture: one pixel each; more prompts are averaged with their neighbours
 SOLVE_RATE = colors.LinearSegmentedColormap.from_list(
     "solve_rate", ["#f3ead6", "#bfdbc8", "#5fb3bf", "#2b74a6", "#123a6d"]
 )
 
 
 @dataclass(frozen=True, slots=True)
-class VisitMap:
-    """[Q, V] arrays, questions sorted. `solve_rate` is NaN where nothing was graded or there was no visit;
-    `branch` holds indices into `BRANCHES`, −1 without a visit."""
+class AttemptMap:
+    """[Q, V] arrays, prompts sorted. `solve_rate` is NaN where nothing was graded or there was no attempt;
+    `branch` holds indices into `BRANCHES`, −1 without an attempt."""
 
-    question_ids: Sequence[str]
+    prompt_ids: Sequence[str]
     solve_rate: np.ndarray
     branch: np.ndarray
 
@@ -54,23 +54,23 @@ class VisitMap:
         return bool(np.isfinite(self.solve_rate).any())
 
 
-def visit_map(visits: Iterable[Visit]) -> VisitMap:
-    """Visits in the order of steps → the map."""
-    of_question: defaultdict[str, list[Visit]] = defaultdict(list)
-    for visit in visits:
-        of_question[visit.question_id].append(visit)
-    shape = len(of_question), max((len(v) for v in of_question.values()), default=0)
+def attempt_map(attempts: Iterable[Attempt]) -> AttemptMap:
+    """Attempts in the order of steps → the map."""
+    of_prompt: defaultdict[str, list[Attempt]] = defaultdict(list)
+    for attempt in attempts:
+        of_prompt[attempt.prompt_id].append(attempt)
+    shape = len(of_prompt), max((len(v) for v in of_prompt.values()), default=0)
     rates, branches = np.full(shape, np.nan), np.full(shape, -1)
-    for i, question_visits in enumerate(of_question.values()):
-        for j, visit in enumerate(question_visits):
-            rates[i, j], branches[i, j] = visit.solve_rate, BRANCHES.index(visit.branch)
+    for i, prompt_attempts in enumerate(of_prompt.values()):
+        for j, attempt in enumerate(prompt_attempts):
+            rates[i, j], branches[i, j] = attempt.solve_rate, BRANCHES.index(attempt.branch)
     order = _order(rates)
-    ids = list(of_question)
-    return VisitMap([ids[i] for i in order], rates[order], branches[order])
+    ids = list(of_prompt)
+    return AttemptMap([ids[i] for i in order], rates[order], branches[order])
 
 
 def _order(rates: np.ndarray) -> np.ndarray:
-    """First by the visit of the first right answer, then from often right to seldom."""
+    """First by the attempt of the first right answer, then from often right to seldom."""
     if not rates.size:
         return np.arange(len(rates))
     solved = rates > 0
@@ -78,17 +78,17 @@ def _order(rates: np.ndarray) -> np.ndarray:
     return np.lexsort((-_mean(rates, axis=1), first))
 
 
-def moves(visits: Sequence[Visit]) -> np.ndarray:
-    """Questions by their first and their last visit: [3, 3] counts, none / some / all of the rollouts right.
+def moves(attempts: Sequence[Attempt]) -> np.ndarray:
+    """Prompts by their first and their last attempt: [3, 3] counts, none / some / all of the rollouts right.
 
-    Only questions that were graded at two visits or more.
+    Only prompts that were graded at two attempts or more.
     """
     ends: dict[str, tuple[int, int]] = {}
-    for visit in visits:
-        if np.isfinite(rate := visit.solve_rate):
+    for attempt in attempts:
+        if np.isfinite(rate := attempt.solve_rate):
             state = 0 if rate == 0 else 2 if rate == 1 else 1
-            first = ends[visit.question_id][0] if visit.question_id in ends else -1
-            ends[visit.question_id] = (state, -1) if first < 0 else (first, state)
+            first = ends[attempt.prompt_id][0] if attempt.prompt_id in ends else -1
+            ends[attempt.prompt_id] = (state, -1) if first < 0 else (first, state)
     counts = np.zeros((3, 3), int)
     for first, last in ends.values():
         if last >= 0:
@@ -96,49 +96,49 @@ def moves(visits: Sequence[Visit]) -> np.ndarray:
     return counts
 
 
-def solve_rate_figure(map_: VisitMap, title: str = "Solve rate per question") -> Figure:
-    """Two maps side by side: share of rollouts solved, and what the question trained on."""
-    num = len(map_.question_ids)
+def solve_rate_figure(map_: AttemptMap, title: str = "Solve rate per prompt") -> Figure:
+    """Two maps side by side: share of rollouts solved, and what the prompt trained on."""
+    num = len(map_.prompt_ids)
     per_row = -(-num // MOST_ROWS)
-    rows = f"{num:,} questions" + (f", {per_row} a row" if per_row > 1 else "")
+    rows = f"{num:,} prompts" + (f", {per_row} a row" if per_row > 1 else "")
     figure = canvas(title, f"{rows}, sorted by when first solved", height=MAP_HEIGHT)
     rates, branches = SOLVE_RATE(blocks(map_.solve_rate, per_row)), _branch_image(map_.branch, per_row)
-    _map_axes(figure, 0.115, 0.41, "share solved", rates, num).set_ylabel("questions", **plain(color=SOFT))
+    _map_axes(figure, 0.115, 0.41, "share solved", rates, num).set_ylabel("prompts", **plain(color=SOFT))
     _map_axes(figure, 0.57, 0.41, "trained on", branches, num).set_yticklabels([])
     _color_scale(figure)
     _branch_key(figure, map_.branch)
     return figure
 
 
-def solve_rate_maps(maps: Sequence[tuple[str, VisitMap]], title: str) -> Figure:
+def solve_rate_maps(maps: Sequence[tuple[str, AttemptMap]], title: str) -> Figure:
     """The solve rates of several runs beside each other, all rows in the order of the first map."""
-    order = {q: i for i, q in enumerate(dict.fromkeys(q for _, map_ in maps for q in map_.question_ids))}
+    order = {q: i for i, q in enumerate(dict.fromkeys(q for _, map_ in maps for q in map_.prompt_ids))}
     per_row = -(-len(order) // MOST_ROWS)
-    rows = f"{len(order):,} questions, each at the same height in every map"
+    rows = f"{len(order):,} prompts, each at the same height in every map"
     figure = canvas(title, rows, height=MAP_HEIGHT)
     width = 0.885 / len(maps)
     for number, (name, map_) in enumerate(maps):
         rates = np.full((len(order), map_.solve_rate.shape[1]), np.nan)
-        rates[[order[question] for question in map_.question_ids]] = map_.solve_rate
+        rates[[order[prompt] for prompt in map_.prompt_ids]] = map_.solve_rate
         image = SOLVE_RATE(blocks(rates, per_row))
         axes = _map_axes(figure, 0.115 + number * width, 0.9 * width, name, image, len(order))
         if number:
             axes.set_yticklabels([])
         else:
-            axes.set_ylabel("questions", **plain(color=SOFT))
+            axes.set_ylabel("prompts", **plain(color=SOFT))
     _color_scale(figure)
     return figure
 
 
 def _map_axes(figure: Figure, left: float, width: float, name: str, image: np.ndarray, num: int) -> Axes:
-    """A picture [rows, V, RGBA] with one column a visit."""
+    """A picture [rows, V, RGBA] with one column an attempt."""
     axes = figure.add_axes((left, 0.96 / MAP_HEIGHT, width, 1 - 1.7 / MAP_HEIGHT))
     clean(axes)
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
     axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0.5, image.shape[1] + 0.5, num, 0))
     axes.set_title(cut(name, 22), loc="left", pad=5, **plain())
-    count_axis(axes, "visit")
+    count_axis(axes, "attempt")
     return axes
 
 
@@ -150,7 +150,7 @@ def blocks(values: np.ndarray, per_row: int) -> np.ndarray:
 
 
 def _branch_image(branch: np.ndarray, per_row: int) -> np.ndarray:
-    """[rows, V, 4]: the colours of the branches mixed in the shares of a row's questions; white for none."""
+    """[rows, V, 4]: the colours of the branches mixed in the shares of a row's prompts; white for none."""
     image = np.ones((-(-len(branch) // per_row), branch.shape[1], 4))
     tints = np.array([colors.to_rgb(BRANCH_COLORS[name]) for name in BRANCHES])
     for channel in range(3):
@@ -181,5 +181,5 @@ def _branch_key(figure: Figure, branch: np.ndarray) -> None:
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     """Mean of what is not NaN; NaN where nothing is."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of rows without a visit
+        warnings.simplefilter("ignore", RuntimeWarning)  # of rows without an attempt
         return np.nanmean(values, axis=axis)

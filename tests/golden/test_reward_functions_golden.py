@@ -1,4 +1,4 @@
-"""Graders against published data: GSM8K solutions, and the reference answers of five mathematics benchmarks.
+"""RewardFunctions against published data: GSM8K solutions, and the reference answers of five mathematics benchmarks.
 
 Reads `shared/data` beside the repository and is skipped where that is absent.
 """
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.reward.graders.extract import last_boxed
-from hpt_ray.reward.graders.math import normalise
-from hpt_ray.reward.graders.table import check_ground_truth
+from hpt_ray.reward.functions.extract import last_boxed
+from hpt_ray.reward.functions.math import normalise
+from hpt_ray.reward.functions.table import check_ground_truth
 from hpt_ray.reward.pool import Pool, Task
 from hpt_ray.types import Outcome
 
@@ -69,22 +69,22 @@ def named(reference: str) -> str:
 def test_reference_answers_are_correct(pool, benchmark, spelling):
     answers = references(benchmark)
     assert [check_ground_truth(answer, "math") for answer in answers] == [None] * len(answers)
-    verdicts = pool.grade([Task("math", worked(spelling(answer)), answer) for answer in answers])
-    missed = [(a, v.outcome.value, v.detail) for a, v in zip(answers, verdicts, strict=True) if not v.solved]
+    results = pool.grade([Task("math", worked(spelling(answer)), answer) for answer in answers])
+    missed = [(a, v.outcome.value, v.detail) for a, v in zip(answers, results, strict=True) if not v.correct]
     assert len(missed) <= 0.01 * len(answers), missed
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_answers_of_other_questions_are_wrong(pool, benchmark):
+def test_answers_of_other_prompts_are_wrong(pool, benchmark):
     answers = references(benchmark)
     others = answers[1:] + answers[:1]
-    verdicts = pool.grade([Task("math", worked(bare(a)), b) for a, b in zip(answers, others, strict=True)])
-    for answer, other, verdict in zip(answers, others, verdicts, strict=True):
+    results = pool.grade([Task("math", worked(bare(a)), b) for a, b in zip(answers, others, strict=True)])
+    for answer, other, result in zip(answers, others, results, strict=True):
         pair = bare(answer), bare(other)
         equal = normalise(pair[0]) == normalise(pair[1]) or pair in EQUAL_VALUES
-        assert verdict.solved == equal, (pair, verdict)
+        assert result.correct == equal, (pair, result)
         if not equal:
-            assert verdict.outcome in (Outcome.WRONG, Outcome.UNPARSABLE), (pair, verdict)
+            assert result.outcome in (Outcome.WRONG, Outcome.UNPARSABLE), (pair, result)
 
 
 def gsm8k() -> list[str]:
@@ -93,18 +93,20 @@ def gsm8k() -> list[str]:
     return [json.loads(row)["answer"] for row in rows]
 
 
-@pytest.mark.parametrize("grader", ["gsm8k", "math"])
-def test_all_gsm8k_solutions_are_correct(pool, grader):
+@pytest.mark.parametrize("reward_function", ["gsm8k", "math"])
+def test_all_gsm8k_solutions_are_correct(pool, reward_function):
     solutions = gsm8k()
     numbers = [solution.rpartition("#### ")[2] for solution in solutions]
-    responses = {"gsm8k": solutions, "math": [worked(number) for number in numbers]}[grader]
-    tasks = [Task(grader, response, number) for response, number in zip(responses, numbers, strict=True)]
-    assert [verdict.outcome for verdict in pool.grade(tasks)] == [Outcome.CORRECT] * 1319
+    responses = {"gsm8k": solutions, "math": [worked(number) for number in numbers]}[reward_function]
+    tasks = [
+        Task(reward_function, response, number) for response, number in zip(responses, numbers, strict=True)
+    ]
+    assert [result.outcome for result in pool.grade(tasks)] == [Outcome.CORRECT] * 1319
 
 
 def test_a_whole_gsm8k_solution_is_a_ground_truth(pool):
     tasks = [Task("gsm8k", worked(solution.rpartition("#### ")[2]), solution) for solution in gsm8k()]
-    assert [verdict.outcome for verdict in pool.grade(tasks)] == [Outcome.CORRECT] * 1319
+    assert [result.outcome for result in pool.grade(tasks)] == [Outcome.CORRECT] * 1319
 
 
 def test_perturbed_gsm8k_numbers_are_wrong(pool):
@@ -115,4 +117,4 @@ def test_perturbed_gsm8k_numbers_are_wrong(pool):
         others = {value + 1, value - 1, value * 10, -value, value + 0.5} - {value}
         tasks += [Task("gsm8k", f"{work}#### {other}", number) for other in others]
         tasks += [Task("math", worked(str(other)), number) for other in others]
-    assert {verdict.outcome for verdict in pool.grade(tasks)} == {Outcome.WRONG}
+    assert {result.outcome for result in pool.grade(tasks)} == {Outcome.WRONG}

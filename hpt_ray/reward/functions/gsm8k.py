@@ -12,8 +12,8 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from hpt_ray.reward.graders.extract import alternatives, last_boxed
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.reward.functions.extract import alternatives, last_boxed
+from hpt_ray.types import Outcome, RewardResult
 
 _NUMBER = re.compile(r"[-+−]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _MARK = "####"
@@ -30,7 +30,7 @@ def references(ground_truth: Any) -> list[Decimal]:
     return values
 
 
-def grade(response: str, ground_truth: Any) -> Verdict:
+def grade(response: str, ground_truth: Any) -> RewardResult:
     right = references(ground_truth)
     answer = _marked(response)
     if answer is None:
@@ -38,14 +38,14 @@ def grade(response: str, ground_truth: Any) -> Verdict:
     if answer is None:
         numbers = _NUMBER.findall(response)
         if not numbers:
-            return Verdict(0.0, Outcome.NO_ANSWER)
+            return RewardResult(0.0, Outcome.NO_ANSWER)
         answer = numbers[-1]
     value = _number(answer)
     if value is None:
-        return Verdict(0.0, Outcome.UNPARSABLE, answer, "no number in the answer")
+        return RewardResult(0.0, Outcome.UNPARSABLE, answer, "no number in the answer")
     if value in right:
-        return Verdict(1.0, Outcome.CORRECT, answer)
-    return Verdict(0.0, Outcome.WRONG, answer)
+        return RewardResult(1.0, Outcome.CORRECT, answer)
+    return RewardResult(0.0, Outcome.WRONG, answer)
 
 
 def _marked(response: str) -> str | None:

@@ -1,7 +1,7 @@
 """Sampled answers of a run: what was asked, what came, how it was graded, what trained and why.
 
 In: the dumps of graded rollouts (`observe/rollout_dump.py`). Out: a few groups per step, chosen to show each
-branch, and the path of single questions over their visits. Token ids are not read, only counted.
+branch, and the path of single prompts over their attempts. Token ids are not read, only counted.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from hpt_ray.errors import UserError
-from hpt_ray.observe.rollout_dump import SCHEMA, dump_of
+from hpt_ray.observe.rollout_dump import SCHEMA, dump_of, read_columns
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.tools.report.load import RunData, Visit
+from hpt_ray.tools.report.load import Attempt, RunData
 
 NUM_STEPS = 4  # of which answers are shown
-MOST_VISITS = 8  # of one question that is followed
+MOST_VISITS = 8  # of one prompt that is followed
 
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One question at one step: `line` holds what all its rollouts share, `answers` a right and a wrong one."""
+    """One prompt at one step: `line` holds what all its rollouts share, `answers` a right and a wrong one."""
 
     step: int
     line: Line
@@ -41,8 +40,8 @@ def dumped_steps(run: RunData) -> list[int]:
     return sorted(int(path.stem.removeprefix("step-")) for path in paths)
 
 
-def sampled_answers(run: RunData) -> dict[int, list[Asked]]:
-    """By step, from the first to the last that was dumped: one question of each branch."""
+def sampled_responses(run: RunData) -> dict[int, list[Asked]]:
+    """By step, from the first to the last that was dumped: one prompt of each branch."""
     steps = dumped_steps(run)
     count = min(NUM_STEPS, len(steps))
     chosen = [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
@@ -53,9 +52,7 @@ def read_lines(run: RunData, step: int) -> list[Line]:
     """The dump of a step as dicts, with `num_tokens` in place of ids and log-probs."""
     path = dump_of(RunFolder(run.root).rollouts, step)
     try:
-        with pq.ParquetFile(path) as file:
-            names = [n for n in SCHEMA.names if n in file.schema_arrow.names and n != "logps"]
-            table = file.read(columns=names)
+        table = read_columns(path, [name for name in SCHEMA.names if name != "logprobs"])
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path}: cannot be read as parquet ({error}). Remove it to go without it."
@@ -65,17 +62,17 @@ def read_lines(run: RunData, step: int) -> list[Line]:
     return [dict.fromkeys(SCHEMA.names) | line for line in lines]  # an older file lacks some columns
 
 
-def followed_questions(run: RunData) -> dict[str, list[Visit]]:
-    """The visits of up to three questions: one learned, one never solved, one lost again.
+def followed_prompts(run: RunData) -> dict[str, list[Attempt]]:
+    """The attempts of up to three prompts: one learned, one never solved, one lost again.
 
-    Each is the one that changed most in its kind; of equals, the one with the most visits.
+    Each is the one that changed most in its kind; of equals, the one with the most attempts.
     """
-    of_question: defaultdict[str, list[Visit]] = defaultdict(list)
-    for visit in run.visits:
-        if visit.rollouts > visit.aborted:
-            of_question[visit.question_id].append(visit)
-    paths = [visits for visits in of_question.values() if len(visits) > 1]
-    best = [max(visit.solve_rate for visit in visits) for visits in paths]
+    of_prompt: defaultdict[str, list[Attempt]] = defaultdict(list)
+    for attempt in run.attempts:
+        if attempt.rollouts > attempt.aborted:
+            of_prompt[attempt.prompt_id].append(attempt)
+    paths = [attempts for attempts in of_prompt.values() if len(attempts) > 1]
+    best = [max(attempt.solve_rate for attempt in attempts) for attempts in paths]
     kinds = {
         "learned": [v for v in paths if v[0].solve_rate == 0 and v[-1].solve_rate >= 0.5],
         "never solved": [v for v, most in zip(paths, best, strict=True) if most == 0],
@@ -86,27 +83,27 @@ def followed_questions(run: RunData) -> dict[str, list[Visit]]:
     return {name: _spread(max(kind, key=_change), MOST_VISITS) for name, kind in kinds.items() if kind}
 
 
-def _change(visits: Sequence[Visit]) -> tuple[float, int]:
-    rates = [visit.solve_rate for visit in visits]
-    return max(rates) - min(rates), len(visits)
+def _change(attempts: Sequence[Attempt]) -> tuple[float, int]:
+    rates = [attempt.solve_rate for attempt in attempts]
+    return max(rates) - min(rates), len(attempts)
 
 
-def _spread(visits: list[Visit], most: int) -> list[Visit]:
-    """At most so many of the visits, the first and the last among them."""
-    count = min(most, len(visits))
-    return [visits[round(i * (len(visits) - 1) / max(count - 1, 1))] for i in range(count)]
+def _spread(attempts: list[Attempt], most: int) -> list[Attempt]:
+    """At most so many of the attempts, the first and the last among them."""
+    count = min(most, len(attempts))
+    return [attempts[round(i * (len(attempts) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def answer_at(lines: Sequence[Line], question_id: str) -> tuple[Line, Line] | None:
-    """The question's shared line and one of its answers, a right one where there is one."""
-    found = [x for x in lines if x["question_id"] == question_id and x["text"] is not None]
+def answer_at(lines: Sequence[Line], prompt_id: str) -> tuple[Line, Line] | None:
+    """The prompt's shared line and one of its answers, a right one where there is one."""
+    found = [x for x in lines if x["prompt_id"] == prompt_id and x["text"] is not None]
     return (found[0], max(found, key=lambda line: line["outcome"] == "correct")) if found else None
 
 
 def _one_per_branch(step: int, lines: Sequence[Line]) -> list[Asked]:
     groups: defaultdict[Any, list[Line]] = defaultdict(list)
     for line in lines:
-        groups[line["group"], line["question_id"]].append(line)
+        groups[line["group"], line["prompt_id"]].append(line)
     by_branch: dict[str, list[Line]] = {}
     for group in groups.values():
         known = by_branch.setdefault(group[0]["branch"], group)

@@ -1,4 +1,4 @@
-"""What each grader reads as the answer, and what it makes of it. Pure functions, no processes."""
+"""What each reward function reads as the answer, and what it makes of it. Pure functions, no processes."""
 
 import json
 import threading
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hpt_ray.errors import UserError
-from hpt_ray.reward.graders.extract import alternatives, last_boxed
-from hpt_ray.reward.graders.table import GRADERS, build, check_grader, check_ground_truth
+from hpt_ray.reward.functions.extract import alternatives, last_boxed
+from hpt_ray.reward.functions.table import REWARD_FUNCTIONS, build, check_ground_truth, check_reward_function
 from hpt_ray.types import Outcome
 
 CORRECT, WRONG = Outcome.CORRECT, Outcome.WRONG
@@ -53,8 +53,8 @@ def test_alternatives_reads_strings_numbers_and_lists():
 
 @pytest.mark.parametrize("value", [None, "", "  ", [], [None], float("nan"), True, b"3", {"a": 1}, object()])
 def test_unusable_ground_truths_are_refused_with_a_reason(value):
-    for grader in ("boxed", "math", "gsm8k", "choice", "exact"):
-        assert check_ground_truth(value, grader).startswith("the ground truth")
+    for reward_function in ("boxed", "math", "gsm8k", "choice", "exact"):
+        assert check_ground_truth(value, reward_function).startswith("the ground truth")
 
 
 CASES = {
@@ -144,17 +144,17 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    ("grader", "response", "truth", "outcome"),
-    [(grader, *case) for grader, cases in CASES.items() for case in cases],
+    ("reward_function", "response", "truth", "outcome"),
+    [(reward_function, *case) for reward_function, cases in CASES.items() for case in cases],
 )
-def test_outcomes(grader, response, truth, outcome):
-    verdict = build(grader)(response, truth)
-    assert verdict.outcome is outcome, verdict
-    assert verdict.score == float(outcome is CORRECT)
-    assert (verdict.extracted is None) == (outcome is NO_ANSWER)
+def test_outcomes(reward_function, response, truth, outcome):
+    result = build(reward_function)(response, truth)
+    assert result.outcome is outcome, result
+    assert result.score == float(outcome is CORRECT)
+    assert (result.extracted is None) == (outcome is NO_ANSWER)
 
 
-def test_ground_truth_must_fit_its_grader():
+def test_ground_truth_must_fit_its_reward_function():
     assert "no number" in check_ground_truth("none", "gsm8k")
     assert "no label" in check_ground_truth("Paris", "choice")
     assert check_ground_truth("A", "choice") is None
@@ -163,9 +163,9 @@ def test_ground_truth_must_fit_its_grader():
     assert check_ground_truth({"any": "thing"}, "http:http://localhost/grade") is None
 
 
-def test_unknown_grader_names_the_nearest():
+def test_unknown_reward_function_names_the_nearest():
     with pytest.raises(UserError, match=r"`mth`.*Did you mean `math`"):
-        check_grader("mth")
+        check_reward_function("mth")
 
 
 @pytest.mark.parametrize(
@@ -183,35 +183,35 @@ def test_unknown_grader_names_the_nearest():
 def test_mistakes_in_arguments_are_refused_with_the_right_form(spec, message):
     name = spec.partition(":")[0]
     with pytest.raises(UserError, match=message) as caught:
-        check_grader(spec)
-    assert f"Write it as `{GRADERS[name].usage}`" in str(caught.value)
+        check_reward_function(spec)
+    assert f"Write it as `{REWARD_FUNCTIONS[name].usage}`" in str(caught.value)
 
 
-def test_python_grader_names_the_functions_of_the_file(tmp_path):
+def test_python_reward_function_names_the_functions_of_the_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("raise SystemExit('checking must not run this')\ndef score(response, truth): ...\n")
     with pytest.raises(UserError, match=r"no function grade \(it has: score\)"):
-        check_grader(f"python:{file}:grade")
+        check_reward_function(f"python:{file}:grade")
 
 
-def test_python_grader_sync_async_and_results(tmp_path):
+def test_python_reward_function_sync_async_and_results(tmp_path):
     (tmp_path / "beside.py").write_text("LIMIT = 3\n")
     file = tmp_path / "mine.py"
     file.write_text(
         "import asyncio, beside\n"
-        "from hpt_ray.types import Outcome, Verdict\n"
+        "from hpt_ray.types import Outcome, Result\n"
         "def truth_value(response, truth): return response == truth\n"
         "async def score(response, truth):\n"
         "    await asyncio.sleep(0)\n"
         "    return len(response) / beside.LIMIT\n"
-        "def verdict(response, truth): return Verdict(0.5, Outcome.WRONG, 'x')\n"
+        "def result(response, truth): return RewardResult(0.5, Outcome.WRONG, 'x')\n"
         "def word(response, truth): return 'yes'\n"
     )
     assert build(f"python:{file}:truth_value")("a", "a").outcome is CORRECT
     assert build(f"python:{file}:score")("ab", None).score == pytest.approx(2 / 3)
     assert build(f"python:{file}:score")("ab", None).outcome is WRONG
     assert build(f"python:{file}:score")("abc", None).outcome is CORRECT
-    assert build(f"python:{file}:verdict")("a", "a").extracted == "x"
+    assert build(f"python:{file}:result")("a", "a").extracted == "x"
     with pytest.raises(TypeError, match="not str"):
         build(f"python:{file}:word")("a", "a")
 
@@ -247,7 +247,7 @@ def grading_server():
     server.server_close()
 
 
-def test_http_grader_repeats_when_busy_and_not_when_refused(grading_server):
+def test_http_reward_function_repeats_when_busy_and_not_when_refused(grading_server):
     url, received = grading_server
     grade = build(f"http:{url}")
     assert grade("4", "4").outcome is CORRECT
@@ -258,6 +258,6 @@ def test_http_grader_repeats_when_busy_and_not_when_refused(grading_server):
     assert len(received) == 4
 
 
-def test_http_grader_without_a_server_says_so():
+def test_http_reward_function_without_a_server_says_so():
     with pytest.raises(ConnectionError, match="no answer in 4 tries"):
         build("http:http://127.0.0.1:9/grade")("4", "4")

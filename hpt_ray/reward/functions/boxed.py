@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpt_ray.reward.graders.extract import alternatives, last_boxed, without_blanks
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.reward.functions.extract import alternatives, last_boxed, without_blanks
+from hpt_ray.types import Outcome, RewardResult
 
 
 def references(ground_truth: Any) -> list[str]:
     return [without_blanks(text) for text in alternatives(ground_truth)]
 
 
-def grade(response: str, ground_truth: Any) -> Verdict:
+def grade(response: str, ground_truth: Any) -> RewardResult:
     right = references(ground_truth)
     answer = last_boxed(response)
     if answer is None or not answer.strip():
-        return Verdict(0.0, Outcome.NO_ANSWER)
+        return RewardResult(0.0, Outcome.NO_ANSWER)
     if without_blanks(answer) in right:
-        return Verdict(1.0, Outcome.CORRECT, answer)
-    return Verdict(0.0, Outcome.WRONG, answer)
+        return RewardResult(1.0, Outcome.CORRECT, answer)
+    return RewardResult(0.0, Outcome.WRONG, answer)

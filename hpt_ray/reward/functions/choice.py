@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hpt_ray.reward.graders.extract import alternatives, last_boxed
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.reward.functions.extract import alternatives, last_boxed
+from hpt_ray.types import Outcome, RewardResult
 
 _WRAPPING = re.compile(r"\\(?:text|textbf|mathrm|mathbf|rm|bf)\b|[\s${}*\\]")
 _ALONE = re.compile(r"\(?([A-Ja-j1-9])[).:]*")
@@ -34,20 +34,20 @@ def references(ground_truth: Any) -> list[str]:
     return labels
 
 
-def grade(response: str, ground_truth: Any) -> Verdict:
+def grade(response: str, ground_truth: Any) -> RewardResult:
     right = references(ground_truth)
     answer = last_boxed(response)
     if answer is not None:
         label = _label(answer)
         if label is None:
-            return Verdict(0.0, Outcome.UNPARSABLE, answer, "no label of a choice in the box")
+            return RewardResult(0.0, Outcome.UNPARSABLE, answer, "no label of a choice in the box")
     else:
         label = _phrase(response) or _label(response)
         if label is None:
-            return Verdict(0.0, Outcome.NO_ANSWER)
+            return RewardResult(0.0, Outcome.NO_ANSWER)
     if label in right:
-        return Verdict(1.0, Outcome.CORRECT, label)
-    return Verdict(0.0, Outcome.WRONG, label)
+        return RewardResult(1.0, Outcome.CORRECT, label)
+    return RewardResult(0.0, Outcome.WRONG, label)
 
 
 def _label(text: str) -> str | None:

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hpt_ray.reward.graders import exact
-from hpt_ray.types import Outcome, Verdict
+from hpt_ray.reward.functions import exact
+from hpt_ray.types import Outcome, RewardResult
 
 
 def check_argument(pattern: str) -> None:
@@ -24,15 +24,15 @@ def check_argument(pattern: str) -> None:
         raise ValueError(f"the pattern cannot be read ({error})") from error
 
 
-def make(pattern: str) -> Callable[[str, Any], Verdict]:
+def make(pattern: str) -> Callable[[str, Any], RewardResult]:
     compiled = re.compile(pattern, re.MULTILINE)
     group = 1 if compiled.groups else 0
 
-    def grade(response: str, ground_truth: Any) -> Verdict:
+    def grade(response: str, ground_truth: Any) -> RewardResult:
         exact.references(ground_truth)
         last = deque(compiled.finditer(response), maxlen=1)
         if not last:
-            return Verdict(0.0, Outcome.NO_ANSWER)
+            return RewardResult(0.0, Outcome.NO_ANSWER)
         return exact.compare(last[0].group(group) or "", ground_truth)
 
     return grade

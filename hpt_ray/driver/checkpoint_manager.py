@@ -45,7 +45,7 @@ class Saved:
         return "the copy in memory" if self.in_memory else self.path.name
 
 
-class Keeper:
+class CheckpointManager:
     """The checkpoints of one run. One save is under way at a time."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The set of questions: every row is accounted for, nothing is cut, and memory stays bounded."""
+"""The set of prompts: every row is accounted for, nothing is cut, and memory stays bounded."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hpt_ray.config.schema import DataConfig
-from hpt_ray.data.dataset import load_questions
+from hpt_ray.data.dataset import load_prompts
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.template import Template
 from hpt_ray.errors import UserError
@@ -43,7 +43,7 @@ def write(path, rows):
 
 
 def load(*paths, max_prompt_tokens=8, max_response_tokens=12, demonstrations="required", **options):
-    return load_questions(
+    return load_prompts(
         paths,
         TEMPLATE,
         max_prompt_tokens=max_prompt_tokens,
@@ -69,8 +69,8 @@ MIXED = [
 
 
 def test_every_row_is_kept_or_dropped_for_a_reason(tmp_path):
-    questions = load(write(tmp_path / "a.jsonl", MIXED))
-    assert questions.dropped == {
+    prompts = load(write(tmp_path / "a.jsonl", MIXED))
+    assert prompts.dropped == {
         "no_ground_truth": 2,
         "empty_prompt": 1,
         "prompt_too_long": 1,
@@ -79,40 +79,40 @@ def test_every_row_is_kept_or_dropped_for_a_reason(tmp_path):
         "demonstration_past_end": 1,
         "duplicate": 1,
     }
-    report = questions.report()
+    report = prompts.report()
     assert (report["rows"], report["kept"]) == (11, 2)
-    assert report["kept"] + sum(questions.dropped.values()) == report["rows"]
-    assert [questions[i].id for i in range(len(questions))] == ["mini/expr/0", "mini/expr/9"]
+    assert report["kept"] + sum(prompts.dropped.values()) == report["rows"]
+    assert [prompts[i].id for i in range(len(prompts))] == ["mini/expr/0", "mini/expr/9"]
 
 
-def test_optional_demonstrations_are_left_out_and_the_question_stays(tmp_path):
-    questions = load(write(tmp_path / "a.jsonl", MIXED), demonstrations="optional")
-    report = questions.report()
-    assert len(questions) == 6
-    assert report["kept"] + sum(questions.dropped.values()) == report["rows"]
+def test_optional_demonstrations_are_left_out_and_the_prompt_stays(tmp_path):
+    prompts = load(write(tmp_path / "a.jsonl", MIXED), demonstrations="optional")
+    report = prompts.report()
+    assert len(prompts) == 6
+    assert report["kept"] + sum(prompts.dropped.values()) == report["rows"]
     left_out = {name.split("/")[1]: count for name, count in report.items() if "left_out" in name}
     assert left_out == {"demonstration_too_long": 1, "no_demonstration": 2, "demonstration_past_end": 1}
-    with_demonstration = [questions[i].id for i in range(6) if questions[i].demonstration]
+    with_demonstration = [prompts[i].id for i in range(6) if prompts[i].demonstration]
     assert with_demonstration == ["mini/expr/0", "mini/expr/9"]
 
 
 def test_ignored_demonstrations_are_not_looked_at(tmp_path):
-    questions = load(write(tmp_path / "a.jsonl", MIXED), demonstrations="ignored")
-    assert len(questions) == 6
-    assert all(questions[i].demonstration is None for i in range(6))
-    assert questions.report()["demonstrations"] == 0
+    prompts = load(write(tmp_path / "a.jsonl", MIXED), demonstrations="ignored")
+    assert len(prompts) == 6
+    assert all(prompts[i].demonstration is None for i in range(6))
+    assert prompts.report()["demonstrations"] == 0
 
 
-def test_a_question_carries_its_tokens_and_what_the_grader_needs(tmp_path):
-    question = load(write(tmp_path / "a.jsonl", MIXED))[1]
-    assert question.prompt == "Compute 4*3-6."
-    assert question.prompt_ids.tolist() == [1, 53, 7, 15, 6, 14, 9, 17]
-    assert question.demonstration.token_ids.tolist() == [7, 15, 6, 14, 9, 16, 9, 17, 21, 9, 22, 2]
-    assert question.demonstration.text == "4*3-6=6. \\boxed{6}"
-    assert question.ground_truth == ["6", "six"]
-    assert question.data_source == "mini/expr"
-    assert question.extra == {"index": 9, "level": 3}
-    for ids in (question.prompt_ids, question.demonstration.token_ids):
+def test_a_prompt_carries_its_tokens_and_what_the_reward_function_needs(tmp_path):
+    prompt = load(write(tmp_path / "a.jsonl", MIXED))[1]
+    assert prompt.text == "Compute 4*3-6."
+    assert prompt.token_ids.tolist() == [1, 53, 7, 15, 6, 14, 9, 17]
+    assert prompt.demonstration.token_ids.tolist() == [7, 15, 6, 14, 9, 16, 9, 17, 21, 9, 22, 2]
+    assert prompt.demonstration.text == "4*3-6=6. \\boxed{6}"
+    assert prompt.ground_truth == ["6", "six"]
+    assert prompt.data_source == "mini/expr"
+    assert prompt.extra == {"index": 9, "level": 3}
+    for ids in (prompt.token_ids, prompt.demonstration.token_ids):
         assert ids.dtype == np.int32
         assert ids.flags.writeable
 
@@ -122,7 +122,7 @@ def test_exact_limits_fit_and_one_token_less_does_not(tmp_path):
     assert len(load(path, max_prompt_tokens=8, max_response_tokens=12)) == 1
     with pytest.raises(UserError, match="1 prompt_too_long"):
         load(path, max_prompt_tokens=7)
-    with pytest.raises(UserError, match=r"a\.jsonl: no question is left \(1 demonstration_too_long\)"):
+    with pytest.raises(UserError, match=r"a\.jsonl: no prompt is left \(1 demonstration_too_long\)"):
         load(path, max_response_tokens=11)
 
 
@@ -139,8 +139,8 @@ def test_ids_are_unique_over_files_that_count_from_zero_each(tmp_path):
         tmp_path / "second.jsonl", [row(0, prompt="Compute 5*3-6."), row(1, prompt="Compute 4*4.")]
     )
     third = write(tmp_path / "third.jsonl", [row(None, split="train"), row(0, split="train")])
-    questions = load(first, second, third)
-    ids = [questions[i].id for i in range(len(questions))]
+    prompts = load(first, second, third)
+    ids = [prompts[i].id for i in range(len(prompts))]
     assert ids == [
         "mini/expr/0",
         "mini/expr/1",
@@ -149,7 +149,7 @@ def test_ids_are_unique_over_files_that_count_from_zero_each(tmp_path):
         "mini/expr/third:1",
         "mini/expr/train/0",
     ]
-    assert not questions.dropped
+    assert not prompts.dropped
 
 
 def test_random_access_agrees_with_file_order_over_many_batches(tmp_path):
@@ -157,13 +157,13 @@ def test_random_access_agrees_with_file_order_over_many_batches(tmp_path):
     rows = [row(i, prompt=f"Compute {a}*{b}+{c}.") for i, (a, b, c) in enumerate(digits)]
     for i in range(200, 500):
         rows[i]["reward_model"]["ground_truth"] = None  # whole batches without a row that is kept
-    questions = load(write(tmp_path / "a.jsonl", rows))
+    prompts = load(write(tmp_path / "a.jsonl", rows))
     kept = [*range(200), *range(500, 1000)]
-    assert len(questions) == len(kept)
+    assert len(prompts) == len(kept)
     order = np.random.default_rng(0).permutation(len(kept))
-    assert [questions[i].extra["index"] for i in order] == [kept[i] for i in order]
+    assert [prompts[i].extra["index"] for i in order] == [kept[i] for i in order]
     with pytest.raises(IndexError):
-        questions[len(kept)]
+        prompts[len(kept)]
 
 
 def test_tokenised_once_and_again_when_anything_changes(tmp_path, cache):
@@ -178,14 +178,14 @@ def test_tokenised_once_and_again_when_anything_changes(tmp_path, cache):
     write(path, [row(0), row(1)])
     assert len(load(str(path), on_progress=calls.append)) == 2
     assert calls == [1, 1, 2]
-    assert len(list((cache / "questions").iterdir())) == 3
+    assert len(list((cache / "prompts").iterdir())) == 3
 
 
 def test_an_error_half_way_leaves_nothing_behind(tmp_path, cache):
     path = write(tmp_path / "a.jsonl", [*(row(i) for i in range(300)), row(300, target=5)])
     with pytest.raises(UserError, match="row 301"):
         load(path)
-    assert list((cache / "questions").iterdir()) == []
+    assert list((cache / "prompts").iterdir()) == []
 
 
 def test_a_prompt_that_cannot_be_rendered_names_its_row(tmp_path):
@@ -195,8 +195,8 @@ def test_a_prompt_that_cannot_be_rendered_names_its_row(tmp_path):
 
 
 def test_the_mini_task_loads_by_name_with_every_row():
-    questions = load("mini:train", max_prompt_tokens=25, max_response_tokens=29)
-    report = questions.report()
+    prompts = load("mini:train", max_prompt_tokens=25, max_response_tokens=29)
+    report = prompts.report()
     assert (report["rows"], report["kept"], report["demonstrations"]) == (600, 600, 600)
     assert report["prompt_tokens_mean"] == pytest.approx(14, abs=0.5)
     assert report["demonstration_tokens_mean"] == pytest.approx(17, abs=0.5)
@@ -236,14 +236,14 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from hpt_ray.config.schema import DataConfig
-from hpt_ray.data.dataset import load_questions
+from hpt_ray.data.dataset import load_prompts
 from hpt_ray.data.template import Template
 words = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1}, unk_token="<unk>"))
 words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
 template = Template(DataConfig(template="plain"), tokenizer)
 limits = {"max_prompt_tokens": 9, "max_response_tokens": 99}
-load = lambda path: load_questions([path], template, **limits, demonstrations="required")
+load = lambda path: load_prompts([path], template, **limits, demonstrations="required")
 peak_mib = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 load(sys.argv[1])
 before = peak_mib()
@@ -252,7 +252,7 @@ print(count, peak_mib() - before)
 """
 
 
-def test_memory_does_not_grow_with_the_number_of_questions(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
     paths = []
     for count in (2100, 6300):
         rows = [row(i, target=" ".join(os.urandom(500).hex() for _ in range(10))) for i in range(count)]

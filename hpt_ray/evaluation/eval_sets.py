@@ -1,0 +1,92 @@
+"""Held-out sets inside training: answered by the rollout workers, graded by the reward function of training.
+
+In: prompt sets by name. Out: the share of correct answers of each set. All sets are answered in one go, so the
+engines stay full until the last prompt.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpt_ray.algorithms.samples import samples_of
+from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch
+from hpt_ray.reward.groups import graded_groups
+from hpt_ray.rollout.requests import Sampling, request_for
+from hpt_ray.rollout.router import Router
+from hpt_ray.types import Decision, Group, Prompt
+
+
+@dataclass(frozen=True)
+class EvalSets:
+    """The prompts of every set, by the set's name."""
+
+    sets: Mapping[str, Sequence[Prompt]]
+    samples: int
+    sampling: Sampling
+    seed: int
+    timeout_s: float
+
+    async def scores(self, router: Router, verifier: ActorGroup) -> dict[str, float]:
+        """`eval/<set>/mean`: the share of answers that are correct, over prompts and samples.
+
+        Extra reward terms (length, format) are not in it: it is what `hpt_ray.cli.evaluate` reports too.
+        """
+        prompts = {f"{name}#{i}": q for name, qs in self.sets.items() for i, q in enumerate(qs)}
+        requests = [
+            # The same seeds at every evaluation: two evaluations differ by the weights alone.
+            request_for(key, q.token_ids, num_samples=self.samples, run_seed=self.seed, step="evaluation")
+            for key, q in prompts.items()
+        ]
+        scores: defaultdict[str, list[float]] = defaultdict(list)
+        set_of = {id(prompt): key.rpartition("#")[0] for key, prompt in prompts.items()}
+        async for group in graded_groups(
+            router.generate(requests, self.sampling),
+            prompts,
+            num_samples=self.samples,
+            verifier=verifier,
+            timeout_s=self.timeout_s,
+        ):
+            scores[set_of[id(group.prompt)]] += [float(result.correct) for result in group.results]
+        return {f"eval/{name}/mean": float(np.mean(scores[name])) for name in self.sets}
+
+    async def demonstration_losses(
+        self, learners: ActorGroup, *, max_tokens_per_micro_batch: int, num_terms: int
+    ) -> dict[str, float]:
+        """`eval/<set>/demonstration_loss`: mean −log π over the tokens of the set's demonstrations.
+
+        A set without demonstrations has no such loss and is left out.
+        """
+        losses = {}
+        for name, prompts in self.sets.items():
+            packer = Packer(
+                num_ranks=len(learners),
+                max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+                dummy=dummy_micro_batch(num_terms),
+            )
+            for prompt in prompts:
+                if prompt.demonstration is not None:
+                    packer.add(_demonstration(prompt, num_terms))
+            total, count = 0.0, 0
+            for micro_batches in packer.last_rounds():
+                refs = learners.send_each("logprobs", [(micro_batch,) for micro_batch in micro_batches])
+                answers = await learners.wait(refs, "score demonstrations", self.timeout_s)
+                for micro_batch, (logprob, _) in zip(micro_batches, answers, strict=True):
+                    if not micro_batch.is_dummy:
+                        total -= float(logprob.astype(np.float64).sum())
+                        count += len(logprob)
+            if count:
+                losses[f"eval/{name}/demonstration_loss"] = total / count
+        return losses
+
+
+def _demonstration(prompt: Prompt, num_terms: int) -> list[WeightedSample]:
+    decision = Decision(0.0, 1.0, 0, 0, "evaluation")
+    nothing = np.zeros((num_terms, 1)), np.zeros(num_terms)
+    return [
+        WeightedSample(sample, *nothing) for sample in samples_of(Group(prompt, [], []), decision, index=0)
+    ]

@@ -1,0 +1,248 @@
+"""Engine group and router with workers that answer, die and hang as they are told: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from probe import room_for
+from scripted import ANSWER, DIE, HANG, ScriptedWorker
+
+from hpt_ray.config.schema import RolloutConfig
+from hpt_ray.errors import NoWorkerLeft, WaitExpired
+from hpt_ray.rollout import engines as engine_group_module
+from hpt_ray.rollout.engine_group import EngineGroup
+from hpt_ray.rollout.health import State
+from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
+from hpt_ray.rollout.router import MAX_TRIES, WINDOW, Draw, Router
+from hpt_ray.types import FinishReason, Rollout
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=8, stop_token_ids=(1,))
+SAMPLES = 4
+
+Test = Callable[[EngineGroup, Router], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch):
+    monkeypatch.setattr(engine_group_module, "CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr(engine_group_module, "FIRST_PAUSE_S", 0.05)
+
+
+@pytest.fixture
+def with_engines(ray_cluster) -> Callable[..., None]:
+    """Runs a test with an engine group that is up and a router over it."""
+
+    def run(
+        test: Test,
+        *,
+        num_workers: int = 2,
+        breaks_at_start: Path | None = None,
+        max_num_seqs: int = 256,
+        timeout_s: float = 60.0,
+        **config,
+    ) -> None:
+        room = room_for(rollout=num_workers)
+        arguments = [(i, str(breaks_at_start or "")) for i in range(num_workers)]
+        make = room.maker("rollout", ScriptedWorker, arguments, max_concurrency=100)
+
+        async def whole() -> None:
+            engines = EngineGroup(make, num_workers, RolloutConfig(num_workers=num_workers, **config), None)
+            try:
+                await engines.start()
+                await test(engines, Router(engines, max_num_seqs=max_num_seqs, timeout_s=timeout_s))
+            finally:
+                engines.stop()
+
+        try:
+            asyncio.run(whole())
+        finally:
+            room.release()
+
+    return run
+
+
+def ask(name: str, what: int, milliseconds: int, expected_tokens: float = 1.0) -> GenerateRequest:
+    prompt = np.array([what, milliseconds], np.int32)
+    return request_for(name, prompt, num_samples=SAMPLES, run_seed=0, step=1, expected_tokens=expected_tokens)
+
+
+async def draw(router: Router, requests: list[GenerateRequest]) -> list[Rollout]:
+    return await read(router.generate(requests, SAMPLING))
+
+
+async def read(draw: Draw) -> list[Rollout]:
+    return [rollout async for batch in draw for rollout in batch]
+
+
+def keys(rollouts: list[Rollout]) -> Counter[tuple[str, int]]:
+    return Counter((rollout.prompt_id, rollout.sample) for rollout in rollouts)
+
+
+def each_once(names: list[str]) -> Counter[tuple[str, int]]:
+    return Counter((name, sample) for name in names for sample in range(SAMPLES))
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.02)
+
+
+def test_what_a_dead_worker_owed_is_drawn_by_others_with_the_same_seeds(with_engines):
+    names = [f"q{i}" for i in range(12)]
+
+    async def test(engines: EngineGroup, router: Router) -> None:
+        requests = [ask(name, ANSWER, 600) for name in names]
+        seeds = {(r.prompt_id, s): seed for r in requests for s, seed in zip(r.samples, r.seeds, strict=True)}
+        drawing = asyncio.create_task(draw(router, requests))
+        await asyncio.sleep(0.3)
+        ray.kill(engines.workers[0].actor)
+        rollouts = await drawing
+        assert keys(rollouts) == each_once(names)
+        assert all(r.token_ids[0] == seeds[r.prompt_id, r.sample] % 1000 for r in rollouts)
+        assert engines.faults["rollout_failed"] == 1
+        assert router.faults["rollouts_requeued"] > 0
+        # It comes back and serves.
+        await until(lambda: len(engines.serving) == 2)
+        rollouts = await draw(router, [ask(f"later{i}", ANSWER, 50) for i in range(8)])
+        assert {rollout.text for rollout in rollouts} == {"0", "1"}
+
+    with_engines(test)
+
+
+def test_the_only_worker_is_waited_for(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        drawing = asyncio.create_task(draw(router, [ask("q", ANSWER, 500)]))
+        await asyncio.sleep(0.2)
+        ray.kill(engines.workers[0].actor)
+        assert keys(await drawing) == each_once(["q"])
+
+    with_engines(test, num_workers=1)
+
+
+def test_a_prompt_that_kills_every_worker_is_lost_and_the_others_are_not(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        requests = [ask("poison", DIE, 1500), *(ask(f"q{i}", ANSWER, 30) for i in range(6))]
+        rollouts = await draw(router, requests)
+        assert keys(rollouts) == each_once(["poison", *(f"q{i}" for i in range(6))])
+        finishes = {r.prompt_id: r.finish for r in rollouts}
+        assert finishes.pop("poison") is FinishReason.LOST
+        assert set(finishes.values()) == {FinishReason.STOP}
+        assert router.faults["rollouts_lost"] == SAMPLES
+        assert engines.faults["rollout_failed"] == MAX_TRIES
+
+    with_engines(test)
+
+
+def test_a_worker_that_hangs_is_replaced(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        hung = asyncio.create_task(draw(router, [ask("hang", HANG, 50)]))
+        await until(lambda: any(w.health.state is State.SUSPECT for w in engines.workers))
+        # Meanwhile the other one serves alone.
+        await draw(router, [ask(f"q{i}", ANSWER, 10) for i in range(4)])
+        await until(lambda: engines.faults["rollout_failed"] > 0)
+        assert "rollout.stall_timeout_s" in max(w.why for w in engines.workers)
+        hung.cancel()
+
+    with_engines(test, stall_timeout_s=1.5)
+
+
+def test_workers_that_do_not_come_up_again_end_the_run_with_their_reasons(with_engines, tmp_path):
+    broken = tmp_path / "broken"
+
+    async def test(engines: EngineGroup, router: Router) -> None:
+        broken.touch()
+        with pytest.raises(NoWorkerLeft, match="out of memory"):
+            await draw(router, [ask("poison", DIE, 50)])
+        assert engines.faults["rollout_retired"] == 1
+
+    with_engines(test, num_workers=1, breaks_at_start=broken, max_restarts=1)
+
+
+def test_a_worker_without_room_is_waited_for_while_others_serve(with_engines, monkeypatch):
+    monkeypatch.setattr(engine_group_module, "PLACED_SOON_S", 0.3)
+    said: list[str] = []
+
+    async def test(engines: EngineGroup, router: Router) -> None:
+        homeless = ray.remote(ScriptedWorker).options(resources={"a node that was lost": 1})
+        engines.say, engines._make = said.append, homeless.remote
+        engines.failed(engines.workers[0], "its node was lost")
+        await until(lambda: any("waits for room" in text for text in said))
+        rollouts = await draw(router, [ask(f"q{i}", ANSWER, 10) for i in range(4)])
+        assert {rollout.text for rollout in rollouts} == {"1"}
+        assert engines.workers[0].health.state is State.STARTING
+        assert engines.faults["rollout_failed"] == 1
+
+    with_engines(test)
+
+
+def test_a_pool_that_gets_nothing_says_whom_it_waited_for(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        with pytest.raises(WaitExpired, match=r"rollout-0.*|rollout.timeout_s"):
+            await draw(router, [ask("hang", HANG, 0)])
+
+    with_engines(test, num_workers=1, timeout_s=1.0)
+
+
+def test_an_aborted_prompt_ends_at_once_and_what_it_cost_is_known(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        begin = time.monotonic()
+        batch = router.generate([ask("slow", ANSWER, 20_000), ask("fast", ANSWER, 10)], SAMPLING)
+        drawing = asyncio.create_task(read(batch))
+        await asyncio.sleep(0.3)
+        await batch.abort({"slow"})
+        assert keys(await drawing) == each_once(["fast"])
+        assert time.monotonic() - begin < 10
+        assert router.aborted_tokens == 7
+
+    with_engines(test)
+
+
+def test_a_worker_is_given_little_more_than_it_decodes_and_work_is_even(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        rollouts = await draw(router, [ask(f"q{i}", ANSWER, 40) for i in range(30)])
+        assert keys(rollouts) == each_once([f"q{i}" for i in range(30)])
+        for worker in engines.workers:
+            assert await worker.actor.most.remote() < WINDOW * 8 + SAMPLES
+        share = Counter(rollout.text for rollout in rollouts)
+        assert abs(share["0"] - share["1"]) <= 6 * SAMPLES
+
+    with_engines(test, max_num_seqs=8)
+
+
+def test_what_is_held_is_drawn_only_when_it_is_asked_for(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        requests = [replace(ask(name, ANSWER, 30), num_held=3) for name in ("wanted", "settled")]
+        batch = router.generate(requests, SAMPLING)
+        drawing = asyncio.create_task(read(batch))
+        await asyncio.sleep(0.5)
+        assert not drawing.done()
+        batch.release({"wanted"})
+        await batch.abort({"settled"})
+        assert keys(await drawing) == each_once(["wanted"]) + Counter({("settled", 0): 1})
+        assert router.aborted_tokens == 0  # nothing was running for what was held
+
+    with_engines(test)
+
+
+def test_two_batches_at_a_time_do_not_mix(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        first, second = await asyncio.gather(
+            draw(router, [ask("q0", ANSWER, 100)]),
+            draw(router, [ask("q0", ANSWER, 50), ask("q1", ANSWER, 10)]),
+        )
+        assert keys(first) == each_once(["q0"])
+        assert keys(second) == each_once(["q0", "q1"])
+
+    with_engines(test)
