@@ -1,6 +1,6 @@
 """The records that travel through a step, in the order of the data flow.
 
-    Prompt ─▶ Rollout ─▶ Result ─▶ Group ─▶ Decision ─▶ Sample ─▶ Pack
+    Prompt ─▶ Rollout ─▶ RewardResult ─▶ Group ─▶ Decision ─▶ Sample ─▶ MicroBatch
 
 Token ids are the truth (`numpy` int32); text is a view for reward functions and for people. Nothing here
 imports Ray, vLLM or DeepSpeed, so every record can be made by hand in a test.
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """τ*: a worked answer. `token_ids` ends with the same end-of-turn token a rollout ends with."""
+    """τ*: a worked response. `token_ids` ends with the same end-of-turn token a rollout ends with."""
 
     token_ids: np.ndarray  # [L] int32
     text: str
@@ -43,19 +43,19 @@ class FinishReason(enum.StrEnum):
     """Why a rollout ended."""
 
     STOP = "stop"  # the model ended its turn
-    LENGTH = "length"  # the token limit cut it
+    LENGTH = "length"  # truncated at the token limit
     ABORT = "abort"  # no longer needed
     LOST = "lost"  # its worker failed and no retry was left
 
     @property
     def is_response(self) -> bool:
-        """There is a whole answer: not one that was aborted or lost."""
+        """The model gave a response: it was neither aborted nor lost."""
         return self in (FinishReason.STOP, FinishReason.LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """τ_i: one sampled answer. `logprobs[t]` is log π_old(token_ids[t]) as the sampler drew it."""
+    """τ_i: one sampled response. `logprobs[t]` is log π_old(token_ids[t]) as the sampler drew it."""
 
     prompt_id: str
     sample: int  # 0 … n−1 within its group
@@ -71,12 +71,12 @@ class Rollout:
 
     @classmethod
     def missing(cls, prompt_id: str, sample: int, finish: FinishReason) -> Rollout:
-        """What stands in a group for an answer that was aborted or lost: no tokens, no version."""
+        """What stands in a group for a response that was aborted or lost: no tokens, no version."""
         return cls(prompt_id, sample, np.zeros(0, np.int32), np.zeros(0, np.float32), finish, -1, "")
 
 
 class Outcome(enum.StrEnum):
-    """What grading one answer came to. Every value is counted in the metrics."""
+    """What grading one response came to. Every value is counted in the metrics."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -88,7 +88,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """R(τ): the score of one answer, how it came about, and what was read as the answer."""
+    """R(τ): the score of one response, how it came about, and what was read as the answer."""
 
     score: float
     outcome: Outcome

@@ -21,7 +21,7 @@ from hpt_ray.errors import UserError
 FORMAT = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunState:
     """The run after `step` steps."""
 

@@ -1,7 +1,7 @@
 """`python -m hpt_ray.cli.evaluate [--config FILE] [--dry-run] model=… benchmarks=[…] [key=value …]`
 `python -m hpt_ray.cli.evaluate compare A B [--json FILE]`
 
-Answers benchmarks with a model and grades the answers, or compares two results. Exit code 0: done. 2: the
+Samples responses to benchmarks and grades them, or compares two results. Exit code 0: done. 2: the
 user must change something. 1: a failure; 75: stopped by SIGTERM; 130: interrupted by Ctrl-C. After these three
 the same command goes on where it stopped.
 """
@@ -94,7 +94,7 @@ def describe(plan: Plan) -> str:
 
 
 async def evaluate(plan: Plan, console: Console) -> dict[str, Any]:
-    """Answer what is missing, then write prompts.parquet and results.json. Returns the latter."""
+    """Sample what is missing, then write prompts.parquet and results.json. Returns the latter."""
     cluster = None
     try:
         model_path = plan.model.path
@@ -129,7 +129,7 @@ async def _answer(plan: Plan, journal: Journal, cluster: Cluster, model_path: st
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(
-            "answers", completed=journal.num_done, total=journal.num_done + journal.num_missing
+            "responses", completed=journal.num_done, total=journal.num_done + journal.num_missing
         )
         workers = await start_workers(cluster, plan, model_path, plan.out / "logs")
         try:
@@ -137,7 +137,7 @@ async def _answer(plan: Plan, journal: Journal, cluster: Cluster, model_path: st
         finally:
             workers.stop()
     if num_lost:
-        raise RuntimeError(f"{num_lost} answers were lost with their workers. Run the same command again.")
+        raise RuntimeError(f"{num_lost} responses were lost with their workers. Run the same command again.")
 
 
 def finish(plan: Plan, journal: Journal) -> dict[str, Any]:

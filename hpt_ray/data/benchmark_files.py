@@ -1,7 +1,7 @@
-r"""Published benchmark files to question files: JSON, JSON lines, parquet or CSV in, one parquet file out.
+r"""Published benchmark files to prompt files: JSON, JSON lines, parquet or CSV in, one parquet file out.
 
 `--source` is a file, a folder, or the Hub name of a data set (OWNER/NAME, needs network). Publishers name
-their columns differently; `QUESTION` and `ANSWER` list the names that are understood, whatever their case,
+their columns differently; `PROMPT` and `ANSWER` list the names that are understood, whatever their case,
 and files in the schema of verl and LUFFY are read too. Multiple-choice questions come as in ARC (`choices`,
 `answerKey`) or GPQA (`Correct Answer`, `Incorrect Answer 1` …, in an order drawn from the question's text).
 
@@ -92,7 +92,7 @@ def _condition(where: str | None) -> tuple[str, str] | None:
 
 
 def pick_file(benchmark: Benchmark, source: str, pattern: str | None) -> Path:
-    """The one file that holds the benchmark's questions. Raises UserError where that is not clear."""
+    """The one file that holds the benchmark's prompts. Raises UserError where that is not clear."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -165,7 +165,7 @@ def _read(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: unknown kind of file. Known are {', '.join(SUFFIXES)}.")
 
 
-# -- the question ----------------------------------------------------------------------------------
+# -- the prompt ------------------------------------------------------------------------------------
 
 
 def _prompt_and_answer(benchmark: Benchmark, record: Record, where: str) -> tuple[str, str]:

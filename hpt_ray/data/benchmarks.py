@@ -1,7 +1,7 @@
 r"""The table of benchmarks: one row each, with its prompt, its reward function, samples per prompt and protocol.
 
 A row says where `python -m hpt_ray.data.prepare` puts its prompts, how they are put to a model, and how
-they are answered and graded. Its metric is mean@samples (avg@k in the paper), and pass@k where there is
+they are sampled and graded. Its metric is mean@samples (avg@k in the paper), and pass@k where there is
 more than one sample. Names of groups stand for all rows of the group, e.g. `math` for the six benchmarks of
 the paper's average. No prompt is stored here: some publishers ask not to spread theirs in plain text.
 
@@ -26,7 +26,7 @@ Answer with the letter of the right choice, as in \boxed{{A}}."""
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How answers are drawn."""
+    """How responses are sampled."""
 
     temperature: float
     top_p: float
@@ -34,7 +34,7 @@ class Protocol:
 
 
 PAPER = Protocol(temperature=0.6, top_p=0.95, max_response_tokens=8192)
-SMALL = Protocol(temperature=0.0, top_p=1.0, max_response_tokens=64)  # one greedy answer to the small task
+SMALL = Protocol(temperature=0.0, top_p=1.0, max_response_tokens=64)  # one greedy response to the small task
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Source rows become prompts as they are stored: rendered, tokenised, those that fit.
 
 `Intake` takes files and yields Arrow record batches in `SCHEMA`; its `tally` says what became of each
-row. What does not fit is dropped and counted, never cut; rows = kept + dropped, always:
+row. What does not fit is dropped and counted, never truncated; rows = kept + dropped, always:
 
     no_ground_truth, empty_prompt, duplicate   the row is of no use (duplicate: same id, same prompt)
     prompt_too_long                            more than `max_prompt_tokens`

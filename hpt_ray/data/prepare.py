@@ -1,4 +1,4 @@
-"""Turn published files into question files: `python -m hpt_ray.data.prepare NAME --source … --out DIR`.
+"""Turn published files into prompt files: `python -m hpt_ray.data.prepare NAME --source … --out DIR`.
 
 `PREPARERS` has one row per data set to train on: a new one is a function that writes parquet files in the
 schema of `schema` and returns what it wrote. Benchmarks are rows of `evaluation.benchmarks` and are read by
@@ -95,7 +95,7 @@ PREPARERS: dict[str, Preparer] = {
 }
 
 
-# Benchmarks whose questions come from one published file; the others are written by PREPARERS.
+# Benchmarks whose prompts come from one published file; the others are written by PREPARERS.
 SINGLE_FILES = {
     name: row
     for name, row in BENCHMARKS.items()
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     described |= {name: f"benchmark {row.title}" for name, row in SINGLE_FILES.items()}
     parser = argparse.ArgumentParser(
         prog="python -m hpt_ray.data.prepare",
-        description="Write question files (parquet) from published ones.\n\n"
+        description="Write prompt files (parquet) from published ones.\n\n"
         + "\n".join(f"  {name:12} {description}" for name, description in described.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,12 +1,12 @@
-"""From messages to token ids: how a prompt is put to the model, and where its answer ends.
+"""From messages to token ids: how a prompt is put to the model, and where its response ends.
 
 A prompt is rendered to text and tokenised; a demonstration is tokenised on its own and closed with
 the end token. So prompt ids + demonstration ids is exactly what the model would have seen and
-sampled: a sampled answer starts with a fresh token after the prompt, hence no token here ever spans
-the border either. (Tokenising prompt and answer as one text could merge across it.)
+sampled: a sampled response starts with a fresh token after the prompt, hence no token here ever spans
+the border either. (Tokenising prompt and response as one text could merge across it.)
 
 One token ends every response: the last one of each demonstration and the stop token of rollouts.
-Nothing is cut here; what is too long is for `prompts` to drop.
+Nothing is truncated here; what is too long is for `dataset` to drop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from hpt_ray.config.schema import DataConfig
 from hpt_ray.errors import UserError
 
-# Some chat templates open the answer for the model; published demonstrations may open it again.
+# Some chat templates open the response for the model; published demonstrations may open it again.
 OPENINGS = ("<think>\n", "<think>")
 
 
@@ -126,7 +126,7 @@ class Template:
 def strip_opening(prompt: str, demonstration: str) -> str:
     """The demonstration without the `<think>` that the rendered prompt already ends with.
 
-    At most one is taken away; where the prompt does not open the answer, the text stays as it is.
+    At most one is taken away; where the prompt does not open the response, the text stays as it is.
     """
     for opening in OPENINGS:
         if prompt.endswith(opening) and demonstration.startswith(opening):

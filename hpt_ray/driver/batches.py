@@ -70,7 +70,7 @@ class BatchStream:
         self._current: Batch | None = None  # in training
         self._mostly_solved = False  # that was so for most prompts of the last step
         self.position = self._sampler.state()  # after the prompts that have been trained on
-        self.lengths: dict[str, float] = {}  # mean response tokens of a prompt when it was last answered
+        self.lengths: dict[str, float] = {}  # mean response tokens of a prompt at its last attempt
         self.attempts: dict[str, list[Attempt]] = {}  # what each prompt's attempts came to, the oldest first
 
     def connect(self, router: Router, verifier: ActorGroup) -> None:
@@ -167,7 +167,7 @@ class BatchStream:
     def _num_held(self, prompt: Prompt) -> int:
         """Samples that need not be drawn while all others are wrong: the decision is certain without.
 
-        None where a right answer is likely: all are needed then, and those that wait make the step longer.
+        None where a correct response is likely: all are needed then, and those that wait make the step longer.
         """
         attempts = self.attempts.get(prompt.id)
         is_likely = attempts[-1].num_correct > 0 if attempts else self._mostly_solved

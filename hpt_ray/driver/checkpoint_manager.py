@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class CheckpointManager:
         self.store, self._timeout_s, self._say = store, timeout_s, say
         self.replicas = Replicas(timeout_s=timeout_s)
         self._committing: asyncio.Task[Committed] | None = None
-        self.mirror_problems: list[str] = []  # why copies to the mirror failed, save by save
+        self._faults: Counter[str] = Counter()
 
     async def write(self, actors: Actors, step: int, ahead: BatchStream | None) -> None:
         """Write the actors' files of a checkpoint, and the batches ahead where they are given."""
@@ -87,7 +88,7 @@ class CheckpointManager:
             committing, self._committing = self._committing, None
             problem = (await committing).mirror_problem
             if problem is not None:
-                self.mirror_problems.append(problem)
+                self._faults["checkpoint_mirror"] += 1
                 self._say(f"The mirror failed, and the run goes on: {problem}")
 
     @property
@@ -95,14 +96,32 @@ class CheckpointManager:
         """What the ranks would start again from, if it is whole; 0: the beginning."""
         return max([self.replicas.step, *self.store.steps()])
 
-    async def newest(self) -> tuple[Saved | None, dict[Path, str]]:
-        """The newest whole checkpoint or copy in memory, and those that were rejected: path → why."""
+    @property
+    def faults(self) -> Counter[str]:
+        """What went wrong with checkpoints, and was mended, so far."""
+        return self._faults + Counter(checkpoint_in_memory=len(self.replicas.problems))
+
+    async def newest(self, last_step: int) -> Saved | None:
+        """The newest whole checkpoint on disk or mirror, or copy in memory; those that are damaged are said.
+
+        Raises `UserError` where it is past `last_step` of the run.
+        """
         await self.settle()
         copy = await self.replicas.newest()
         if copy is not None and all(step <= copy[0].step for step in self.store.steps()):
-            return Saved(copy[1], copy[0], in_memory=True), {}
+            return Saved(copy[1], copy[0], in_memory=True)
         found = self.store.latest(checksums=True)
-        return (None if found.path is None else Saved(found.path, read_state(found.path))), found.rejected
+        for path, why in found.rejected.items():
+            self._faults["checkpoint_damaged"] += 1
+            self._say(f"Checkpoint {path.name} is damaged ({why}); the one before is used.")
+        if found.path is None:
+            return None
+        state = read_state(found.path)
+        if state.step > last_step:
+            raise UserError(
+                f"{found.path} is at step {state.step}, past run.steps={last_step}: raise run.steps."
+            )
+        return Saved(found.path, state)
 
     async def load(self, actors: Actors, saved: Saved) -> None:
         """The checkpoint's weights and optimizer into the ranks."""

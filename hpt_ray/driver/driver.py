@@ -1,20 +1,28 @@
-"""The loop.
+"""The loop: one run, step after step.
 
-     data ──prompts──▶ rollout ──groups──▶ reward ──results──▶ selection ──samples──▶ learner ──▶ new weights
-      ▲                vLLM actors         verifier             the gate            DeepSpeed        │
-      │                    ▲                                                                         │
-      └─ sampler           └────────────────────────── weight_sync ◀─────────────────────────────────┘
+        1 draw           2 generate            3 reward           4 gate            5 learn
+     sampler ──prompts──▶ router ──rollouts──▶ verifier ──groups──▶ gate ──samples──▶ learner ranks
+                            ▲ vLLM engines     killable processes                     DeepSpeed │
+                            └──────────────────────── 6 sync: new weights ◀─────────────────────┘
 
-One step: draw prompts, roll out, grade, decide per prompt between rollouts and demonstration, micro-batch,
-back-propagate, step, sync the new weights, report. Groups flow through one by one: while some are being
-generated, others are graded and back-propagated. The weights do not change until the last group is in, so
-this is exactly on-policy, and the gradient is that of a step that waits for everything.
+One step draws prompts, samples a group of responses to each, rewards them, decides per prompt between its
+rollouts and its demonstration, steps the optimizer, and sends the new weights to the engines. Groups flow through
+one by one: while some are generated, others are rewarded and back-propagated. The weights do not change before
+the last group is in, so this is exactly on-policy, and the gradient is that of a step that waits for everything.
+
+What holds each arrow back:
+
+    1 → 2   one batch of prompts, and `rollout.max_off_policy_steps` more that may be begun ahead
+    2       the router gives an engine 1.5 times the sequences it decodes at once; the rest waits in the router
+    2 → 3   at most 8 calls to the verifier; what finishes meanwhile goes with the next one
+    3 → 4   nothing: a group is decided when its last response is, or as soon as the decision is certain
+    4 → 5   a full micro-batch for each rank is sent at once; a Z over all samples waits for the last group
+    5 → 6   the optimizer step waits for every group of its update; the sync waits for the step
+    6 → 2   without steps ahead, nothing is generated before the weights are committed
 
 Steps fall into phases, such as SFT and then GRPO; most runs have one. A phase changes what is trained on and
-how, not the actors.
-
-A rollout worker that fails is replaced beside the loop. When a learner rank dies, the ranks start again
-from the newest checkpoint and the loop goes back to its step: the same prompts, the same seeds.
+how, not the actors. A rollout worker that fails is replaced beside the loop. When a learner rank dies, the ranks
+start again from the newest checkpoint and the loop goes back to its step: the same prompts, the same seeds.
 """
 
 from __future__ import annotations
@@ -24,6 +32,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from hpt_ray.algorithms.gates import GATES
@@ -37,21 +46,19 @@ from hpt_ray.config.schema import Config
 from hpt_ray.driver.actors import Actors, learner_of, start_actors
 from hpt_ray.driver.batches import Batch, BatchStream
 from hpt_ray.driver.checkpoint_manager import CheckpointManager, Saved
+from hpt_ray.driver.evaluator import Evaluator
 from hpt_ray.driver.reporter import Reporter
 from hpt_ray.driver.setup import Prepared, PreparedPhase, roles_of
 from hpt_ray.driver.step_metrics import Pairs, StepReport, failures_of
-from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged, UserError
-from hpt_ray.evaluation.eval_sets import EvalSets
+from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged
 from hpt_ray.learner.schedule import learning_rates
-from hpt_ray.observe.metrics import complete_line, summarize_evaluations
+from hpt_ray.observe.metrics import complete_line
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.tables import end_summary
 from hpt_ray.observe.timeline import Timeline
-from hpt_ray.rollout.requests import Sampling
 from hpt_ray.rollout.router import Router
-from hpt_ray.types import UpdateResult
+from hpt_ray.types import Decision, Group, UpdateResult
 
 T = TypeVar("T")
 DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
@@ -73,20 +80,7 @@ class Driver:
         self.prepared = prepared
         self.router: Router | None = None
         self._set_phase(prepared.phase_of(1))
-        evaluation = config.evaluation
-        self.eval_sets = EvalSets(
-            sets=prepared.eval_sets,
-            samples=evaluation.samples,
-            sampling=Sampling(
-                temperature=evaluation.temperature,
-                top_p=evaluation.top_p,
-                top_k=-1,
-                max_tokens=evaluation.max_response_tokens or config.data.max_response_tokens,
-                stop_token_ids=prepared.stop_token_ids,
-            ),
-            seed=config.run.seed,
-            timeout_s=config.rollout.timeout_s,
-        )
+        self.evaluator = Evaluator(config, prepared)
         mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
         store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
         self.checkpoints = CheckpointManager(store, timeout_s=config.learner.timeout_s, say=progress.show)
@@ -98,7 +92,7 @@ class Driver:
         self.stopping = asyncio.Event()
         self.is_updating = False  # the weights of this step have begun to change, and it is not done
         self.began_s = time.perf_counter()
-        self._set_state(RunState(step=0, version=0, sampler=self.batches.position))
+        self.state = RunState(step=0, version=0, sampler={})  # what the steps done came to
 
     def _set_phase(self, phase: PreparedPhase) -> None:
         """What the phase trains on, from its beginning; only the actors stay."""
@@ -107,26 +101,20 @@ class Driver:
         if self.router is not None and self.actors.verifier is not None:
             self.batches.connect(self.router, self.actors.verifier)
 
-    def _set_state(self, state: RunState) -> None:
-        self.step, self.version = state.step, state.version  # steps done; version of the learner's weights
-        self.best = state.best  # score on checkpoint.best_of, and its step
-        self.failures = Counter(state.failures)  # of the steps done
-        self.skipped_in_a_row = state.skipped_in_a_row
-        self.owes_evaluation = state.owes_evaluation  # of the last step: a stop broke it off
-        self.wall_s = state.wall_s  # of the processes before this one
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
 
     def _state(self) -> RunState:
-        return RunState(
-            step=self.step,
-            version=self.version,
+        """The run as a checkpoint keeps it."""
+        return replace(
+            self.state,
             sampler=self.batches.position,
-            best=self.best,
-            failures=dict(self.failures),
             history=self.batches.lengths,
             attempts=self.batches.attempts,
-            skipped_in_a_row=self.skipped_in_a_row,
-            owes_evaluation=self.owes_evaluation,
-            wall_s=self.wall_s + time.perf_counter() - self.began_s,
+            failures=dict(self.state.failures),
+            wall_s=self.state.wall_s + time.perf_counter() - self.began_s,
         )
 
     # -- the run -----------------------------------------------------------------------------------
@@ -139,20 +127,20 @@ class Driver:
         config = self.config
         self.progress.phase("starting")
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
-        saved = await self._newest_checkpoint()
+        saved = await self.checkpoints.newest(self.config.run.steps)
         self.actors = await self._start(cluster)
         try:
             await self._go_to(saved, cut_after=-1)
             started = time.perf_counter()
-            if self.step == 0 and self.eval_sets.sets and config.evaluation.before_training:
-                line = complete_line({"weights/version": self.version})
+            if self.step == 0 and self.evaluator.before_training:
+                line = complete_line({"weights/version": self.state.version})
                 await self._report(0, line, [], force_evaluation=True)
             while self.step < config.run.steps and not self.stopping.is_set():
                 try:
                     await self._one_step()
                 except Exception as error:
                     await self._recover(cluster, error)
-            if self.step < config.run.steps or self.owes_evaluation:
+            if self.step < config.run.steps or self.state.owes_evaluation:
                 await self._stop()
             await self.checkpoints.settle()
             times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
@@ -189,17 +177,19 @@ class Driver:
         return task
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
-        """One batch of prompts, `updates_per_step` optimizer steps, one weight sync."""
+        """One batch of prompts, `updates_per_step` optimizer steps, one weight sync: metrics and decisions."""
         config = self.phase.config
-        report = StepReport(self.version, self._aborted_tokens())
+        report = StepReport(self.state.version, self._aborted_tokens())
         per_update = config.prompts_per_step // config.updates_per_step
-        updates: list[UpdateResult] = []
         pairs: Pairs = []
+        updates: list[UpdateResult] = []
         with self.timeline.phase("rollout"):
+            # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
             async for group in self.actors.turns.groups(batch.groups()):
-                history = self.batches.attempts.get(group.prompt.id, [])
-                decision = self.gate(group, config.selection.gamma, history)
+                # 4: the gate decides what this prompt trains on.
+                decision = self._decide(group)
                 pairs.append((group, decision))
+                # 5: forward and backward at once; the optimizer steps when an update has all its prompts.
                 samples = samples_of(group, decision, index=len(pairs))
                 self.learner.add(samples, update=(len(pairs) - 1) // per_update)
                 report.rollouts_done()
@@ -208,24 +198,21 @@ class Driver:
                     updates.append(await self._update(len(updates)))
             while len(updates) < config.updates_per_step:
                 updates.append(await self._update(len(updates)))
+        # 6: the engines get the new weights.
         with self.timeline.phase("sync"):
             sync_s = await self._sync()
-        self.step = batch.step
+        # 7: what the step came to.
+        self.state.step = batch.step
         self.batches.done(batch, [group for group, _ in pairs])
-        metrics = report.metrics(pairs, updates, self._aborted_tokens())
-        metrics |= {"weights/version": self.version, "time/sync_s": sync_s}
-        metrics |= {"phase": self.phase.number}
-        metrics |= {"optim/lr": learning_rates(self.phase, self.step, config.updates_per_step - 1)[0]}
-        spans = [update.spans for update in updates]
-        if self.actors.engines is not None:
-            spans.append(await self.actors.engines.spans())
-            metrics["memory/rollout_mb"] = self.actors.engines.memory_mb
-        metrics |= self.timeline.add_step(spans, report.begin_s, time.time())
-        metrics |= {"memory/driver_mb": memory_mb()}
         for update in updates:
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
+            self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if update.skipped else 0
+        metrics = await self._account(report, pairs, updates)
         self.is_updating = False  # not before: a step whose weights have changed must be reported
-        return metrics, pairs
+        return metrics | {"time/sync_s": sync_s}, pairs
+
+    def _decide(self, group: Group) -> Decision:
+        history = self.batches.attempts.get(group.prompt.id, [])
+        return self.gate(group, self.phase.config.selection.gamma, history)
 
     async def _update(self, number: int) -> UpdateResult:
         """One optimizer step, the `number`-th of this step."""
@@ -237,12 +224,25 @@ class Driver:
 
     async def _sync(self) -> float:
         """The learner's weights, under a new version, to every rollout worker; seconds it took."""
-        self.version += 1
+        self.state.version += 1
         if self.actors.engines is None:
             return 0.0
         if self.config.run.deterministic:
             await self.batches.drain()  # no rollout of two versions
-        return await self.actors.turns.push(self.version)
+        return await self.actors.turns.push(self.state.version)
+
+    async def _account(self, report: StepReport, pairs: Pairs, updates: list[UpdateResult]) -> dict[str, Any]:
+        """The step's line: groups, decisions, updates, and what every actor did when."""
+        metrics = report.metrics(pairs, updates, self._aborted_tokens())
+        last = self.phase.config.updates_per_step - 1
+        metrics |= {"weights/version": self.state.version, "phase": self.phase.number}
+        metrics |= {"optim/lr": learning_rates(self.phase, self.step, last)[0]}
+        spans = [update.spans for update in updates]
+        if self.actors.engines is not None:
+            spans.append(await self.actors.engines.spans())
+            metrics["memory/rollout_mb"] = self.actors.engines.memory_mb
+        metrics |= self.timeline.add_step(spans, report.begin_s, time.time())
+        return metrics | {"memory/driver_mb": memory_mb()}
 
     def _aborted_tokens(self) -> int:
         return 0 if self.router is None else self.router.aborted_tokens
@@ -269,35 +269,22 @@ class Driver:
             )
         return actors
 
-    async def _newest_checkpoint(self) -> Saved | None:
-        """The newest whole checkpoint of this folder, or of its mirror."""
-        saved, rejected = await self.checkpoints.newest()
-        for path, why in rejected.items():
-            self.faults["checkpoint_damaged"] += 1
-            self.progress.show(f"Checkpoint {path.name} is damaged ({why}); the one before is used.")
-        if saved is not None and saved.state.step > self.config.run.steps:
-            raise UserError(
-                f"{saved.path} is at step {saved.state.step}, past run.steps={self.config.run.steps}: "
-                "raise run.steps."
-            )
-        return saved
-
     async def _go_to(self, saved: Saved | None, *, cut_after: int) -> None:
         """Be where a checkpoint was made; without one, at the beginning, with metrics up to `cut_after`."""
         if saved is not None:
-            self._set_state(saved.state)
+            self.state = replace(saved.state)
             self.saved_at = None if saved.in_memory else self.step
             await self.checkpoints.load(self.actors, saved)
             self.progress.show(f"Continuing from step {self.step} ({saved.name}).")
             cut_after = self.step
         else:
-            self._set_state(RunState(step=0, version=0, sampler={}))
+            self.state = RunState(step=0, version=0, sampler={})
         await self._enter_phase(saved)
         self.reporter.go_to(cut_after)
         if self.actors.engines is not None:
-            await self.actors.turns.push(self.version)
-        if self.owes_evaluation and (scores := await self._evaluate()):
-            self.owes_evaluation = False
+            await self.actors.turns.push(self.state.version)
+        if self.state.owes_evaluation and (scores := await self._evaluate()):
+            self.state.owes_evaluation = False
             self.reporter.amend(self.step, scores)
             self._is_best(self.step, scores)
 
@@ -334,7 +321,7 @@ class Driver:
                     await self.actors.restart_ranks(cluster, self.config)
                     self.learner.reset()
                     self.is_updating = False
-                    await self._go_to(await self._newest_checkpoint(), cut_after=0)
+                    await self._go_to(await self.checkpoints.newest(self.config.run.steps), cut_after=0)
                 return
             except Exception as again:
                 error = again
@@ -363,14 +350,13 @@ class Driver:
         """Evaluate and save where it is due, then write the step's line and show it."""
         config = self.config
         is_last = step == self.phase.last
-        every = config.evaluation.every
-        if self.eval_sets.sets and (force_evaluation or is_last or (every and step % every == 0)):
+        if force_evaluation or self.evaluator.is_due(step, is_last=is_last):
             metrics |= await self._evaluate()
-            self.owes_evaluation = step > 0 and "time/evaluation_s" not in metrics
+            self.state.owes_evaluation = step > 0 and "time/evaluation_s" not in metrics
         is_due = config.checkpoint.every and step % config.checkpoint.every == 0
         is_best = self._is_best(step, metrics)
         saves = step and (is_last or is_due or is_best)
-        self.failures.update(failures_of(pairs))
+        self.state.failures = Counter(self.state.failures) + failures_of(pairs)
         if saves:
             metrics["time/checkpoint_s"] = await self._write_checkpoint()
         self.reporter.write(step, metrics, pairs, self._faults())
@@ -381,7 +367,7 @@ class Driver:
             await self.checkpoints.copy(self.actors, self._state(), self._batches_to_keep)
 
     async def _evaluate(self) -> dict[str, float]:
-        """The held-out sets' scores; nothing, at once, where the run is to stop: it may have little time."""
+        """The eval sets' scores; nothing, at once, where the run is to stop: it may have little time."""
         evaluation = await self._until_stopped(self._scores())
         if evaluation.done():
             return await evaluation
@@ -390,25 +376,16 @@ class Driver:
         return {}
 
     async def _scores(self) -> dict[str, float]:
-        begin = time.perf_counter()
         assert self.router is not None
-        assert self.actors.verifier is not None
         with self.timeline.phase("evaluate"):
-            values = await self.eval_sets.scores(self.router, self.actors.verifier)
-            if self.config.evaluation.demonstration_loss:
-                values |= await self.eval_sets.demonstration_losses(
-                    self.actors.learners,
-                    max_tokens_per_micro_batch=self.phase.config.max_tokens_per_micro_batch,
-                    num_terms=len(self.phase.estimator.terms),
-                )
-        return {**values, "time/evaluation_s": time.perf_counter() - begin}
+            return await self.evaluator.scores(self.router, self.actors, self.phase)
 
     def _is_best(self, step: int, metrics: dict[str, Any]) -> bool:
         """Whether the declared validation set came out better than ever; of equals the earliest stays."""
         score = metrics.get(f"eval/{self.config.checkpoint.best_of}/mean")
-        if not step or score is None or (self.best is not None and score <= self.best[0]):
+        if not step or score is None or (self.state.best is not None and score <= self.state.best[0]):
             return False
-        self.best = (score, step)
+        self.state.best = (score, step)
         return True
 
     async def _write_checkpoint(self) -> float:
@@ -424,49 +401,30 @@ class Driver:
         return self.batches if self.config.run.deterministic else None
 
     def _commit_checkpoint(self) -> None:
-        self.checkpoints.commit(self._state(), keep_also=self.best[1] if self.best else None)
+        self.checkpoints.commit(self._state(), keep_also=self.state.best[1] if self.state.best else None)
         self.saved_at = self.step
 
     def _check_progress(self, pairs: Pairs) -> None:
         """Stop a run whose updates come out as nothing again and again, and keep what they came from."""
         limit = self.config.learner.max_skipped_updates
-        if self.skipped_in_a_row > limit:
+        if self.state.skipped_in_a_row > limit:
             dump = write_rollouts(self.folder.rollouts, self.step, pairs)
             raise TrainingDiverged(
-                f"{self.skipped_in_a_row} updates in a row were skipped, more than "
+                f"{self.state.skipped_in_a_row} updates in a row were skipped, more than "
                 f"learner.max_skipped_updates={limit}: their gradient was not finite, or above "
                 f"learner.skip_grad_norm. The samples of the last step are in {dump}."
             )
 
     def _faults(self) -> Counter[str]:
         """What failed around the training, and was mended, since this process began."""
-        faults = Counter(self.faults)
+        faults = self.faults + self.checkpoints.faults
         if self.actors.engines is not None:
             faults += self.actors.engines.faults
         if self.router is not None:
             faults += self.router.faults
-        faults["checkpoint_mirror"] += len(self.checkpoints.mirror_problems)
-        faults["checkpoint_in_memory"] += len(self.checkpoints.replicas.problems)
-        return +faults
+        return faults
 
     def _finish(self, times: dict[str, float]) -> dict[str, Any]:
-        lines = self.folder.read_metrics()
         newest = self.checkpoints.store.latest().path
-        summary = {
-            "name": self.config.run.name,
-            "steps": self.step,
-            "evaluations": summarize_evaluations(lines),
-            "wall_s": self._state().wall_s,
-            **times,
-            "dropped_rows": self.prepared.dropped,
-            "failures": dict(self.failures)
-            | {f"tracker/{name}": why for name, why in self.reporter.tracker_failures.items()},
-            "faults": dict(self._faults()),
-            "best": self.best
-            and {"mean": self.best[0], "checkpoint": f"checkpoints/step-{self.best[1]:06d}"},
-            "checkpoint": str(newest.relative_to(self.folder.root)) if newest else None,
-        }
-        self.folder.write_summary(summary)
-        if not self.quiet:
-            self.progress.show(end_summary(summary, self.folder.root))
-        return summary
+        facts = {**times, "dropped_rows": self.prepared.dropped, "faults": dict(self._faults())}
+        return self.reporter.finish(self._state(), facts, newest, quiet=self.quiet)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from hpt_ray.checkpoint.state import RunState
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.step_metrics import Pairs
+from hpt_ray.observe.metrics import summarize_evaluations
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.tables import table_of_samples
+from hpt_ray.observe.tables import end_summary, table_of_samples
 from hpt_ray.observe.trackers import TrackerGroup, start_trackers
 
 
@@ -61,9 +64,26 @@ class Reporter:
         assert self._trackers is not None, "go somewhere first"
         self._trackers.log(step, self._folder.amend_metrics(metrics))
 
-    @property
-    def tracker_failures(self) -> dict[str, str]:
-        return {} if self._trackers is None else self._trackers.failures
+    def finish(
+        self, state: RunState, facts: dict[str, Any], checkpoint: Path | None, *, quiet: bool
+    ) -> dict[str, Any]:
+        """summary.json of a run that is done, written, shown and handed back."""
+        trackers = {} if self._trackers is None else self._trackers.failures
+        best = state.best
+        summary = {
+            "name": self._config.run.name,
+            "steps": state.step,
+            "evaluations": summarize_evaluations(self._folder.read_metrics()),
+            "wall_s": state.wall_s,
+            **facts,
+            "failures": state.failures | {f"tracker/{name}": why for name, why in trackers.items()},
+            "best": best and {"mean": best[0], "checkpoint": f"checkpoints/step-{best[1]:06d}"},
+            "checkpoint": str(checkpoint.relative_to(self._folder.root)) if checkpoint else None,
+        }
+        self._folder.write_summary(summary)
+        if not quiet:
+            self._progress.show(end_summary(summary, self._folder.root))
+        return summary
 
     def close(self) -> None:
         if self._trackers is not None:

@@ -131,7 +131,7 @@ def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., Pro
 
 
 def roles_of(config: Config) -> Roles:
-    """Engines to train on rollouts, or to answer held-out prompts; the others where an algorithm asks."""
+    """Engines to train on rollouts or for eval sets; the others where an algorithm asks."""
     chosen = [choose_algorithm(phase) for phase in phases_of(config)]
     return Roles(
         rollouts=bool(config.evaluation.sets) or any(num_rollouts for _, _, num_rollouts in chosen),

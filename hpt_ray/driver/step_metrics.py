@@ -75,7 +75,7 @@ def off_policy_metrics(pairs: Pairs, version: int) -> dict[str, Any]:
     total = behind.total()
     mean = sum(steps * count for steps, count in behind.items()) / total if total else None
     histogram = {
-        f"rollout/off-policy steps/{steps}": count for steps, count in sorted(behind.items()) if mean
+        f"rollout/off_policy_steps/{steps}": count for steps, count in sorted(behind.items()) if mean
     }
     return {"rollout/off_policy_steps_mean": mean, **histogram}
 

@@ -1,6 +1,6 @@
 """What every attempt of every prompt came to: `prompt_history.jsonl` in the run folder.
 
-One line an attempt: step, prompt, solved and total rollouts, how many of those were aborted because the
+One line an attempt: step, prompt, correct and total rollouts, how many of those were aborted because the
 decision was certain without them, reason, and what trained. From it come the solve-rate maps over epochs,
 and feedback functions that look at a prompt's history.
 """

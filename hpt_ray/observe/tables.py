@@ -1,8 +1,8 @@
 """What is shown at the start, now and then, and at the end: functions from records to rich tables.
 
 The start summary derives everything about batches from the three sizes a person sets; the samples show a
-few answers with their results; the end summary says what came of the run and where to look. Nothing is
-printed here, and no text is read as rich markup: answers of a model may hold brackets.
+few responses with their results; the end summary says what came of the run and where to look. Nothing is
+printed here, and no text is read as rich markup: a response may hold brackets.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from hpt_ray.types import Decision, Group
 
 
 def batch_facts(config: Config) -> dict[str, int]:
-    """What follows from the three sizes. "At most" counts full-length rows.
+    """What follows from the three sizes. "At most" counts full-length samples.
 
-    A prompt gives n rollout rows, one demonstration row, or both; which one the algorithm chooses for
+    A prompt gives n rollouts, one demonstration, or both, as samples; which one the algorithm chooses for
     itself (`selection.gate=auto`) is not known here, so the most is taken.
     """
     prompts, n = config.prompts_per_step, config.group_size
-    rows_per_prompt = {"switch": max(n, 1), "rollouts": n, "demonstrations": 1}
-    rows = prompts * rows_per_prompt.get(config.selection.gate, n + 1)
-    row_tokens = config.data.max_prompt_tokens + config.data.max_response_tokens
+    samples_per_prompt = {"switch": max(n, 1), "rollouts": n, "demonstrations": 1}
+    samples = prompts * samples_per_prompt.get(config.selection.gate, n + 1)
+    sample_tokens = config.data.max_prompt_tokens + config.data.max_response_tokens
     return {
         "rollouts per step": prompts * n,
-        "rows per step, at most": rows,
-        "tokens per step, at most": rows * row_tokens,
-        "tokens per row, at most": row_tokens,
+        "samples per step, at most": samples,
+        "tokens per step, at most": samples * sample_tokens,
+        "tokens per sample, at most": sample_tokens,
         "updates per step": config.updates_per_step,
         "prompts per update": prompts // config.updates_per_step,
         "optimizer steps in all": config.run.steps * config.updates_per_step,
@@ -72,15 +72,15 @@ def start_summary(
 
 
 def table_of_samples(pairs: Iterable[tuple[Group, Decision]], *, step: int, max_chars: int = 120) -> Table:
-    """The first rollout of each given prompt: prompt, answer, reference, outcome and what was trained on.
+    """The first rollout of each given prompt: prompt, response, reference, outcome and what was trained on.
 
     Long texts keep their beginning and their end. Prompts without a rollout are passed over.
     """
     table = Table(
-        title=f"Sampled answers, step {step}", box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0)
+        title=f"Sampled responses, step {step}", box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0)
     )
     table.add_column("prompt", ratio=3, overflow="fold")
-    table.add_column("answer", ratio=4, overflow="fold")
+    table.add_column("response", ratio=4, overflow="fold")
     table.add_column("reference", overflow="fold", min_width=9, max_width=16)
     table.add_column("result", min_width=10)
     table.add_column("trained on", min_width=13)
@@ -93,7 +93,7 @@ def table_of_samples(pairs: Iterable[tuple[Group, Decision]], *, step: int, max_
             Text(shorten(group.rollouts[0].text, max_chars)),
             Text(shorten(str(group.prompt.ground_truth), max_chars // 4)),
             Text(result.outcome.value, style="green" if result.correct else "red"),
-            Text(f"{branch_of(decision)}\n{decision.num_correct}/{decision.num_rollouts} solved"),
+            Text(f"{branch_of(decision)}\n{decision.num_correct}/{decision.num_rollouts} correct"),
         )
     return table
 
@@ -127,7 +127,7 @@ _WHERE_TO_LOOK = (
     ("every step", "metrics.jsonl"),
     ("the result", "summary.json"),
     ("the model", "checkpoints"),
-    ("answers", "rollouts"),
+    ("responses", "rollouts"),
     ("curves", "tensorboard"),
 )
 
