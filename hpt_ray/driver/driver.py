@@ -56,7 +56,7 @@ from hpt_ray.observe.metrics import complete_line
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.timeline import Timeline
+from hpt_ray.observe.trace import Timeline
 from hpt_ray.rollout.router import Router
 from hpt_ray.types import Decision, Group, UpdateResult
 
