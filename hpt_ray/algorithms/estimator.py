@@ -1,7 +1,8 @@
 """The unified policy gradient estimator (arXiv 2509.04419, Eq 6), for every algorithm.
 
-Per token the coefficient of ∇log π_θ is c = m · Â · s · π_θ/π_ref, detached, and a policy term is
-−Σ c · log π_θ / Z. Both stand here, once; algorithms only choose the parts.
+Per token the coefficient of ∇log π_θ is c = m · Â · s · π_θ/π_ref, detached: the stabilisation mask m, the advantage
+Â, the factor s of the likelihood term and the reference policy π_ref. A policy term is −Σ c · log π_θ / Z. Both
+stand here, once; algorithms only choose the parts.
 
 The work is in two halves. `weigh` runs where the rewards of the whole optimizer step are known and
 gives advantages and scales per sample. `loss` runs on one micro-batch of samples with its log-probs; the
@@ -25,19 +26,18 @@ from hpt_ray.algorithms.batch import (
     SampleView,
     SampleWeights,
     Settings,
+    Stats,
     TokenBatch,
     TokenView,
     at_least_float32,
+    masked,
     to_numpy,
+    token_stats,
     token_view,
 )
-from hpt_ray.algorithms.corrections import CORRECTIONS
-from hpt_ray.algorithms.denominators import DENOMINATORS
-from hpt_ray.algorithms.kl import KL_ESTIMATORS
+from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
-from hpt_ray.algorithms.shapings import SHAPINGS
-from hpt_ray.algorithms.stats import Stats, masked, token_stats
-from hpt_ray.algorithms.token_parts import CLIPS
+from hpt_ray.algorithms.token_parts import CLIPS, CORRECTIONS, DENOMINATORS, KL_ESTIMATORS, SHAPINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class Estimator:
 
     @property
     def needs_rollouts(self) -> bool:
-        return self.gate != "demonstrations"
+        return GATES[self.gate].needs_rollouts
 
     @property
     def needs_demonstrations(self) -> bool:
-        return self.gate != "rollouts"
+        return GATES[self.gate].needs_demonstrations
 
     @property
     def needs_all_samples(self) -> bool:

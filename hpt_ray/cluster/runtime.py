@@ -34,6 +34,7 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.address import address_to_join
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.errors import UserError, WaitExpired
+from hpt_ray.utils.plugins import environment
 
 POOL_SHARE = 0.001  # of a pool's resource, for one actor: a node started with 1 of it is never the limit
 
@@ -136,6 +137,8 @@ class Cluster:
         """
         need = self._needs[kind]
         remote_class: Any = ray.remote(actor_class)
+        if plugins := environment():
+            options = {"runtime_env": {"env_vars": plugins}, **options}
 
         def make(i: int) -> Any:
             assert self.group is not None, "reserve room first"

@@ -2,7 +2,8 @@
 
 Each rule is a small function: a `Config` in, a sentence that says what to change out, or None where the
 rule holds. `check_config` runs all of `RULES` and raises what is wrong as one `UserError`. Nothing here
-touches a file, a model or the cluster; what depends on those is checked where it is read.
+touches a file, a model or the cluster, or knows which algorithms, gates and trackers there are; what depends on
+those is checked in `hpt_ray.driver.setup`, or where it is read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.placement import PLACEMENT_RULES
-from hpt_ray.config.schema import TRACKERS, Config
+from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 
 Rule = Callable[[Config], str | None]
@@ -74,47 +75,6 @@ def gamma_is_a_share(config: Config) -> str | None:
     return (
         f"`selection.gamma` is {config.selection.gamma:g}, but it is compared with a share of solved "
         "rollouts: use a value from 0 to 1, or -1 for no demonstrations."
-    )
-
-
-def gamma_is_a_whole_count(config: Config) -> str | None:
-    """The gate solves "share ≤ γ" in integers, solved ≤ ⌊γ·n⌋.
-
-    A γ·n between two integers is refused: 0.33 of 3 would quietly mean 0 of 3. The tolerance is the gate's.
-    """
-    gamma, n = config.selection.gamma, config.group_size
-    count = gamma * n
-    if (
-        config.selection.gate not in ("auto", "switch")
-        or not 0 < gamma <= 1
-        or abs(count - round(count)) < 1e-9
-    ):
-        return None
-    below = int(count)
-    return (
-        f"`selection.gamma` ({gamma:g}) times `group_size` ({n}) is {count:g}, which is no whole "
-        f"number of rollouts: use {below / n:.12g} ({below} of {n}) or {(below + 1) / n:.12g} "
-        f"({below + 1} of {n})."
-    )
-
-
-def posterior_has_a_gamma(config: Config) -> str | None:
-    """A solve rate is never known to be exactly 0 or 1, so at γ ≤ 0 or γ ≥ 1 the gate would never change."""
-    if config.selection.gate != "posterior" or 0 < config.selection.gamma < 1:
-        return None
-    return (
-        f"`selection.gate` is `posterior`, which asks how likely a solve rate of at most `selection.gamma` is, "
-        f"but `selection.gamma` is {config.selection.gamma:g}: set it above 0 and below 1, for example to 0.125."
-    )
-
-
-def no_rollouts_means_demonstrations(config: Config) -> str | None:
-    """Whether an algorithm needs rollouts is a column of the table of algorithms, and checked there."""
-    if config.group_size > 0 or config.selection.gate in ("auto", "demonstrations"):
-        return None
-    return (
-        f"`selection.gate` is `{config.selection.gate}`, which needs rollouts: raise "
-        "`group_size` above 0, or set `selection.gate` to `demonstrations`."
     )
 
 
@@ -236,22 +196,12 @@ def nccl_needs_gpus(config: Config) -> str | None:
     )
 
 
-def trackers_exist(config: Config) -> str | None:
-    unknown = [name for name in config.observe.trackers if name not in TRACKERS]
-    if not unknown:
-        return None
-    return f"`observe.trackers` names {', '.join(unknown)}; known are {', '.join(TRACKERS)}."
-
-
 RULES: list[Rule] = [
     prompts_divide_into_updates,
     sample_fits_into_micro_batch,
     sample_fits_into_engine,
     training_has_data,
     gamma_is_a_share,
-    gamma_is_a_whole_count,
-    posterior_has_a_gamma,
-    no_rollouts_means_demonstrations,
     rollouts_of_a_prompt_differ,
     evaluation_samples_differ,
     evaluation_has_sets,
@@ -266,6 +216,5 @@ RULES: list[Rule] = [
     rank_has_one_gpu,
     engine_has_its_gpus,
     nccl_needs_gpus,
-    trackers_exist,
     *PLACEMENT_RULES,
 ]

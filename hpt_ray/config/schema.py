@@ -36,6 +36,11 @@ class RunConfig:
         "run, bit for bit on CPUs in float32. Costs some overlap; actors compute with one thread each, and no "
         "prompt is decided early.",
     )
+    plugins: list[str] = key(
+        [],
+        "Python files of yours whose parts (algorithms, gates, reward functions, trackers, weight sync backends, "
+        "architecture rules) the run may name. See CONTRIBUTING.md.",
+    )
 
 
 @dataclass
@@ -158,16 +163,6 @@ class SelectionConfig:
         "auto",
         "`switch` (paper, Eq 10); softly `posterior`, `linear` or `official_soft`; `rollouts`, `demonstrations` "
         "or `both` always; `auto`: the algorithm's own. See docs/methods.md.",
-        choices=(
-            "auto",
-            "switch",
-            "posterior",
-            "linear",
-            "official_soft",
-            "rollouts",
-            "demonstrations",
-            "both",
-        ),
     )
     gamma: float = key(
         0.0,
@@ -305,9 +300,6 @@ class EvaluationConfig:
     top_p: float = key(1.0, "Nucleus of evaluation samples.")
     max_response_tokens: int = key(0, "Limit of an answer; 0: that of training.", minimum=0)
     demonstration_loss: bool = key(False, "Also report the loss on the sets' demonstrations.")
-
-
-TRACKERS = ("tensorboard", "prometheus", "wandb", "mlflow", "trackio")
 
 
 @dataclass

@@ -10,29 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from hpt_ray.algorithms import Estimator, estimator_from_config
+from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dataset import PromptSet, load_prompts
-from hpt_ray.data.intake import Demonstrations
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
 from hpt_ray.learner.model import check_weights
+from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.reward.terms import check_terms
 from hpt_ray.types import Prompt
-
-# What becomes of a prompt whose demonstration is missing or does not fit.
-DEMONSTRATIONS: dict[str, Demonstrations] = {
-    "demonstrations": "required",
-    "rollouts": "ignored",
-    "switch": "optional",
-    "posterior": "optional",
-    "linear": "optional",
-    "official_soft": "optional",
-    "both": "optional",
-}
+from hpt_ray.utils.names import check_name
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def prepare(config: Config, model_path: str) -> Prepared:
     phases = [
         PreparedPhase(
             **vars(phase),
-            prompts=load(phase.config.data.train, demonstrations=DEMONSTRATIONS[gate]),
+            prompts=load(phase.config.data.train, demonstrations=GATES[gate].demonstrations),
             estimator=estimator,
             gate=gate,
             num_rollouts=num_rollouts,
@@ -106,13 +96,25 @@ def prepare(config: Config, model_path: str) -> Prepared:
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
     """What needs neither data nor tokenizer: for each phase its `choose_algorithm`.
 
-    RewardFunctions and extra rewards exist, and a model folder that is on this machine has weights. Raises `UserError`
-    for what the user must change.
+    Reward functions, extra rewards and trackers exist, and a model folder that is on this machine has weights.
+    Raises `UserError` for what the user must change.
     """
-    chosen = [(phase, *choose_algorithm(phase)) for phase in phases_of(config)]
+    chosen = choices_of(config)
     check_weights(config.model)
     check_reward_functions(config.reward)
     check_terms(config.reward, config.data.max_response_tokens)
+    check_trackers(config.observe.trackers)
+    return chosen
+
+
+def choices_of(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
+    """For each phase its `choose_algorithm`. A `UserError` says which of several phases it is about."""
+    phases, chosen = phases_of(config), []
+    for phase in phases:
+        try:
+            chosen.append((phase, *choose_algorithm(phase)))
+        except UserError as error:
+            raise UserError(f"phase {phase.number}: {error}" if len(phases) > 1 else str(error)) from error
     return chosen
 
 
@@ -132,11 +134,11 @@ def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., Pro
 
 def roles_of(config: Config) -> Roles:
     """Engines to train on rollouts or for eval sets; the others where an algorithm asks."""
-    chosen = [choose_algorithm(phase) for phase in phases_of(config)]
+    chosen = choices_of(config)
     return Roles(
-        rollouts=bool(config.evaluation.sets) or any(num_rollouts for _, _, num_rollouts in chosen),
-        reference=any(estimator.needs_reference for estimator, _, _ in chosen),
-        critic=any(estimator.needs_values for estimator, _, _ in chosen),
+        rollouts=bool(config.evaluation.sets) or any(num_rollouts for *_, num_rollouts in chosen),
+        reference=any(estimator.needs_reference for _, estimator, _, _ in chosen),
+        critic=any(estimator.needs_values for _, estimator, _, _ in chosen),
     )
 
 
@@ -144,26 +146,29 @@ def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
     """The estimator, the gate that `auto` stands for, and how many rollouts a prompt gets."""
     config = phase.config
     estimator = estimator_from_config(config.algorithm)
-    gate = estimator.gate if config.selection.gate == "auto" else config.selection.gate
+    gate = config.selection.gate
+    gate = estimator.gate if gate == "auto" else check_name("selection.gate", gate, ["auto", *GATES])
     check_algorithm(config, estimator, gate)
     if estimator.needs_reference and phase.before and config.reference.path is None:
         raise UserError(
             f"algorithm.kl_coef of phase {phase.number} asks for a frozen reference, which would be the model from "
             "before phase 1: name the model that is meant in reference.path."
         )
-    # Where demonstrations train whatever the rollouts say, none are sampled.
-    num_rollouts = 0 if gate == "demonstrations" else estimator.num_rollouts(config.group_size)
+    num_rollouts = estimator.num_rollouts(config.group_size) if GATES[gate].needs_rollouts else 0
     return estimator, gate, num_rollouts
 
 
 def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
     """Whether the algorithm, the gate and the three sizes go together."""
-    if gate != "demonstrations" and estimator.num_rollouts(config.group_size) < 1:
+    kind, num_rollouts = GATES[gate], estimator.num_rollouts(config.group_size)
+    if kind.needs_rollouts and num_rollouts < 1:
         raise UserError(
-            f"algorithm.name={estimator.name} trains on rollouts, but group_size="
-            f"{config.group_size}: raise it, or use algorithm.name=sft."
+            f"algorithm.name={estimator.name} with gate {gate} trains on rollouts, but group_size="
+            f"{config.group_size}: raise it, or use algorithm.name=sft or selection.gate=demonstrations."
         )
-    if estimator.compares_with_demonstration and gate not in ("both", "rollouts"):
+    if kind.wrong_gamma and (problem := kind.wrong_gamma(config.selection.gamma, num_rollouts)):
+        raise UserError(f"selection.gamma={config.selection.gamma:g} with gate {gate}: {problem}.")
+    if estimator.compares_with_demonstration and (kind.by_results or not kind.needs_rollouts):
         raise UserError(
             f"algorithm.name={estimator.name} compares rollouts with their demonstration, but selection.gate={gate} "
             "leaves one of them out of some prompts: set selection.gate to auto or both."

@@ -4,6 +4,7 @@ import pytest
 
 from hpt_ray.config.checks import RULES, check_config
 from hpt_ray.config.load import load_config
+from hpt_ray.driver.setup import check_choices
 from hpt_ray.errors import UserError
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
@@ -22,12 +23,6 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         "use one of the two",
     ),
     "gamma_is_a_share": (("selection.gamma=1.5",), "`selection.gamma` is 1.5"),
-    "gamma_is_a_whole_count": (("selection.gamma=0.3",), "use 0.25 (2 of 8) or 0.375 (3 of 8)"),
-    "posterior_has_a_gamma": (("selection.gate=posterior",), "above 0 and below 1"),
-    "no_rollouts_means_demonstrations": (
-        ("group_size=0", "selection.gate=switch"),
-        "`selection.gate` to `demonstrations`",
-    ),
     "rollouts_of_a_prompt_differ": (("rollout.temperature=0",), "all 8 rollouts"),
     "evaluation_samples_differ": (("evaluation.samples=4",), "all 4 samples"),
     "evaluation_has_sets": (("evaluation.every=5",), "`evaluation.sets` is empty"),
@@ -61,10 +56,6 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         "`learner.num_ranks` (1) to be 2, `rollout.num_workers` times `rollout.tensor_parallel`; "
         "`learner.zero_stage` to be 1, 2 or 3",
     ),
-    "trackers_exist": (
-        ("observe.trackers=[wandb, wanbd]",),
-        "names wanbd; known are tensorboard, prometheus, wandb",
-    ),
 }
 
 
@@ -79,6 +70,30 @@ def test_a_rule_refuses_what_it_is_for(name: str) -> None:
     assert [rule.__name__ for rule in RULES if rule(config) is not None] == [name]
     with pytest.raises(UserError) as caught:
         check_config(config)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("selection.gamma=0.3",), "use 0.25 (2 of 8) or 0.375 (3 of 8)"),
+        (("selection.gate=posterior",), "above 0 and below 1"),
+        (("group_size=0", "selection.gate=switch"), "selection.gate=demonstrations"),
+        (("selection.gate=swich",), "selection.gate=swich: no such name. Did you mean switch?"),
+        (("phases=[{steps: 1}, {steps: 1, selection: {gamma: 0.3}}]",), "phase 2: selection.gamma=0.3"),
+        (
+            ("observe.trackers=[wandb, wanbd]",),
+            "observe.trackers=wanbd: no such name. Did you mean wandb? There are: mlflow, prometheus, tensorboard",
+        ),
+    ],
+)
+def test_what_depends_on_the_parts_there_are_is_refused_before_the_start(
+    words: tuple[str, ...], message: str
+) -> None:
+    config = load_config(None, [*GOOD, *words])
+    check_config(config)
+    with pytest.raises(UserError) as caught:
+        check_choices(config)
     assert message in str(caught.value)
 
 
@@ -112,7 +127,9 @@ def test_a_rule_refuses_what_it_is_for(name: str) -> None:
     ],
 )
 def test_what_makes_sense_passes(words: tuple[str, ...]) -> None:
-    check_config(load_config(None, [*GOOD, *words]))
+    config = load_config(None, [*GOOD, *words])
+    check_config(config)
+    check_choices(config)
 
 
 def test_all_broken_rules_are_told_at_once() -> None:
