@@ -86,7 +86,7 @@ class Recipe:
 
 @dataclass(frozen=True, repr=False)
 class Algorithm:
-    """A row of the table of algorithms; printing it shows what it is.
+    """A record of the table of algorithms; printing it shows what it is.
 
     `gate` is the one of `GATES` that belongs to it: which data trains. `paper` None: the default is the paper's.
     """

@@ -68,13 +68,13 @@ CLIPS: dict[str, Part] = {
 
 
 def no_shaping(view: TokenView) -> Tensor:
-    return torch.zeros_like(view.logprob)
+    return torch.zeros_like(view.logprobs)
 
 
 def luffy(view: TokenView) -> Tensor:
     """f'(p) of f(p) = p/(p+γ): at most 1/γ, reached as p → 0 (arXiv 2504.14945, §3)."""
     gamma = view.settings.shaping_gamma
-    return math.log(gamma) - 2 * torch.log(view.logprob.exp() + gamma)
+    return math.log(gamma) - 2 * torch.log(view.logprobs.exp() + gamma)
 
 
 def low_entropy(view: TokenView) -> Tensor:
@@ -100,7 +100,7 @@ SHAPINGS: dict[str, Part] = {
 
 
 def current(view: TokenView) -> Tensor:
-    return torch.zeros_like(view.logprob)
+    return torch.zeros_like(view.logprobs)
 
 
 def old(view: TokenView) -> Tensor:
@@ -112,7 +112,7 @@ def sequence(view: TokenView) -> Tensor:
 
 
 def one(view: TokenView) -> Tensor:
-    return view.logprob
+    return view.logprobs
 
 
 _OLD = frozenset({"old"})
