@@ -119,7 +119,7 @@ class Cluster:
         bundles, self._places = lay_out(needs)
         if self.started_here and _exceeds(bundles, ray.cluster_resources()):
             raise UserError(_no_room(needs, "this machine has too little room"))
-        self.group = placement_group(bundles, strategy="MICRO_BATCH", name=name)
+        self.group = placement_group(bundles, strategy="PACK", name=name)
         try:
             await asyncio.wait_for(_ready(self.group), timeout_s)
         except TimeoutError as error:
