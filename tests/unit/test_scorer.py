@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, PreTrainedModel
 
 import hpt_ray.learner.logprobs as logprob_module
-import hpt_ray.learner.scorer as scorer_module
+import hpt_ray.learner.logprobs as scorer_module
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.errors import UserError
+from hpt_ray.learner.logprobs import ScorerInput, TokenScorer
 from hpt_ray.learner.packing import WeightedSample, make_micro_batch
-from hpt_ray.learner.scorer import ScorerInput, TokenScorer
 from hpt_ray.types import MicroBatch, Sample
 
 VOCABULARY = 82

@@ -12,7 +12,7 @@ from hpt_ray.algorithms import BatchShape, make_estimator
 from hpt_ray.algorithms.gates import FEEDBACK, GATES, Attempt, attempt_of, is_certain, posterior, threshold
 from hpt_ray.algorithms.samples import samples_of
 from hpt_ray.driver.step_metrics import selection_metrics
-from hpt_ray.learner.weighing import weight_samples
+from hpt_ray.learner.scoring import weight_samples
 from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 

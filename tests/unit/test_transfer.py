@@ -10,9 +10,15 @@ import pytest
 import torch
 
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, size_of, unpack
-from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferBroken, TransferGroup
-from hpt_ray.weight_sync.sender import WeightSender
-from hpt_ray.weight_sync.transfer import receive, send
+from hpt_ray.weight_sync.group import (
+    Rendezvous,
+    RendezvousPoint,
+    TransferBroken,
+    TransferGroup,
+    WeightSender,
+    receive,
+    send,
+)
 
 CPU = torch.device("cpu")
 METAS = [
