@@ -26,7 +26,7 @@ from hpt_ray.config.schema import Config
 from hpt_ray.driver.setup import choices_of
 from hpt_ray.errors import UserError
 from hpt_ray.learner.packing import WeightedSample
-from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weight_samples
+from hpt_ray.learner.scoring import kl_in_reward, needs_scores, weight_samples
 from hpt_ray.observe.trackers import TRACKERS
 from hpt_ray.types import (
     Decision,

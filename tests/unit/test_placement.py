@@ -5,9 +5,10 @@ import pytest
 from hpt_ray.cluster.runtime import POOL_SHARE, ResourceRequest, lay_out, missing_pools
 from hpt_ray.config.load import load_config
 from hpt_ray.config.placement import colocated_groups_match
-from hpt_ray.driver.actors import backend_of, needs, with_one_thread
+from hpt_ray.driver.actors import needs, with_one_thread
 from hpt_ray.driver.setup import Roles
 from hpt_ray.rollout.engine import EngineSpec, engine_arguments
+from hpt_ray.weight_sync.backends import backend_of
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
 

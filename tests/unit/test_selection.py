@@ -19,7 +19,7 @@ from hpt_ray.algorithms.gates import (
     threshold,
 )
 from hpt_ray.driver.step_metrics import selection_metrics
-from hpt_ray.learner.weighing import weight_samples
+from hpt_ray.learner.scoring import weight_samples
 from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
