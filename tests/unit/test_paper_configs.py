@@ -88,7 +88,7 @@ BY_MODEL: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
         "model.path": "meta-llama/Llama-3.1-8B",
         "model.config_overrides": {},
-        "data.template": "Prompt:\n{prompt}\nPlease reason step by step, and put your final answer within "
+        "data.template": "Question:\n{prompt}\nPlease reason step by step, and put your final answer within "
         "\\boxed{}.\nAnswer:\nLet's think step by step.",
         "data.add_bos": False,
         "data.system_prompt": "",
