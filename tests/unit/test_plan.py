@@ -98,7 +98,7 @@ def test_terms_of_a_seven_billion_model() -> None:
     rows = int(rollout["KV cache"] * 2**30 / (2 * 28 * 4 * 128 * 2 * 9216))
     memory = next(group.memory for group in plan.groups if group.kind == "rollout")
     assert memory is not None
-    assert memory.note == f"cache for {rows} of 256 answers at full length"
+    assert memory.note == f"cache for {rows} of 256 responses at full length"
 
 
 def test_copies_in_memory_are_in_the_host_s() -> None:
@@ -116,7 +116,7 @@ def test_copies_in_memory_are_in_the_host_s() -> None:
     [
         (("learner.zero_stage=3",), "weights"),
         (("max_tokens_per_micro_batch=16384",), "activations"),
-        (("max_tokens_per_micro_batch=16384",), "log-probs"),
+        (("max_tokens_per_micro_batch=16384",), "logprobs"),
         (("learner.deepspeed={data_types: {grad_accum_dtype: bf16}}",), "gradients"),
     ],
 )
@@ -222,7 +222,7 @@ def test_published_hours_lie_within_the_range(name: str) -> None:
     assert plan.costs is not None
     least, expected, most = (cost.gpu_hours for cost in plan.costs)
     assert least < hours < most
-    assert expected < hours, "evaluations, old log-probs and waiting come on top of what is counted"
+    assert expected < hours, "evaluations, old logprobs and waiting come on top of what is counted"
     assert hours < 3.5 * expected
 
 
