@@ -52,8 +52,12 @@ PUBLISHED = {
 }
 
 
+@cache
 def load_recipe(model: str, method: str | None = None, placement: str | None = None) -> Config:
-    """A recipe of configs/paper as its code runs it, with a file of `method` and of `placement` on top."""
+    """A recipe of configs/paper as its code runs it, with a file of `method` and of `placement` on top.
+
+    Read once: it is for looking at, not for changing.
+    """
     files = [PAPER / f"{model}_as_code.yaml"]
     files += [PAPER / "method" / f"{method}.yaml"] if method else []
     files += [PAPER / "placement" / f"{placement}.yaml"] if placement else []
