@@ -253,11 +253,7 @@ class ReferenceConfig:
 class WeightSyncConfig:
     """From the learner to the rollout workers."""
 
-    backend: str = key(
-        "auto",
-        "`auto`: nccl between GPUs, gloo on CPUs and on shared GPUs.",
-        choices=("auto", "gloo", "nccl"),
-    )
+    backend: str = key("auto", "`gloo`, `nccl`, or `auto`: nccl between GPUs that are not shared.")
     bucket_mb: int = key(64, "Size of one packed bucket.", minimum=1)
     timeout_s: float = key(300.0, "Limit for one sync.", minimum=1)
 

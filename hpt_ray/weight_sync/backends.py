@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
+from hpt_ray.utils.names import check_name
 
 CONNECT_LIMIT_S = 10.0  # for members that are all there
 
@@ -86,8 +87,7 @@ def backend_of(config: Config) -> str:
     name = config.weight_sync.backend
     if name == "auto":
         return "gloo" if BACKENDS["nccl"].fits(config) else "nccl"
-    if name not in BACKENDS:
-        raise UserError(f"weight_sync.backend={name}: no such name. There are: auto, {', '.join(BACKENDS)}.")
+    check_name("weight_sync.backend", name, ["auto", *BACKENDS])
     if problem := BACKENDS[name].fits(config):
         raise UserError(problem)
     return name
