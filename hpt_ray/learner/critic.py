@@ -1,7 +1,7 @@
 """The critic worker: a Ray actor that is one DeepSpeed rank of PPO's value model.
 
-It gives values of micro-batches, forward only, and learns returns on them. Where the returns come from and what
-a sample weighs is decided elsewhere.
+In: micro-batches, and returns to learn on them. Out: values, forward only. Where the returns come from and what a
+sample weighs is decided elsewhere; the value model itself stands in `model.py`.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
     ) -> None:
         """Forward and backward of one micro-batch into the step's gradient. Collective (equal counts).
 
-        `reference` is the scorer's answer for this micro-batch: log π_ref and entropy [R].
+        `reference` is what the frozen policy gave for this micro-batch: log π_ref and entropy [R].
         """
         import torch
 
