@@ -124,7 +124,7 @@ async def _speed_of(cluster: Cluster, name: str, folder: Path, threads: int, see
     path = str(shape.save(folder))
     estimator = make_estimator("hpt")
     spec = LearnerSpec(
-        ModelConfig(random_init=True), path, LearnerConfig(num_cpus=threads), estimator, 1.0, seed
+        ModelConfig(random_init=True), path, LearnerConfig(num_cpus=threads), seed, estimator, 1.0
     )
     needs = [ResourceRequest(kind, 1, 0.5, 0.0) for kind in ("learner", "bare")]
     await cluster.reserve(needs, timeout_s=LIMIT_S, name="benchmark")

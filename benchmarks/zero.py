@@ -70,7 +70,7 @@ async def sample(stage: int, dtype: str, updates: int, folder: Path) -> dict[str
     shape = find_shape(config.model, str(folder))
     assert shape is not None
     estimator = make_estimator("grpo")
-    spec = LearnerSpec(config.model, str(folder), config.learner, estimator, 1.0, 0)
+    spec = LearnerSpec(config.model, str(folder), config.learner, 0, estimator, 1.0)
     cluster = Cluster.connect(ClusterConfig(address="local"))
     try:
         await cluster.reserve([ResourceRequest("learner", RANKS, 1, 0.0)], timeout_s=LIMIT_S, name="zero")

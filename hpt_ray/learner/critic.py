@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hpt_ray.config.schema import Config, LearnerConfig, ModelConfig
-from hpt_ray.learner.base import RankWorker
+from hpt_ray.config.schema import Config, LearnerConfig
+from hpt_ray.learner.base import RankSpec, RankWorker
 from hpt_ray.types import MicroBatch, ValueTargets
 
 
@@ -29,14 +29,10 @@ def optimizer_of(config: Config) -> LearnerConfig:
 
 
 @dataclass(frozen=True)
-class CriticSpec:
-    """What a rank is made from. `learner` comes from `optimizer_of`."""
+class CriticSpec(RankSpec):
+    """`learner` comes from `optimizer_of`."""
 
-    model: ModelConfig
-    model_path: str
-    learner: LearnerConfig
     value_clip: float
-    seed: int
 
 
 class CriticWorker(RankWorker[CriticSpec]):
