@@ -125,7 +125,7 @@ async def start_actors(
     if config.run.deterministic:
         config = with_one_thread(config)
     seed, temperature, limit = config.run.seed, config.rollout.temperature, config.learner.timeout_s
-    learner_spec = LearnerSpec(config.model, model_path, config.learner, None, temperature, seed)
+    learner_spec = LearnerSpec(config.model, model_path, config.learner, seed, None, temperature)
     num_ranks = config.learner.num_ranks
     learners = cluster.create(
         "learner",
@@ -175,7 +175,7 @@ async def start_actors(
         starting.append(reference.call("start", timeout_s=limit, what="load the model"))
     if roles.critic:
         optimizer = optimizer_of(config)
-        critic_spec = CriticSpec(config.model, model_path, optimizer, config.critic.value_clip, seed)
+        critic_spec = CriticSpec(config.model, model_path, optimizer, seed, config.critic.value_clip)
         num_critics = optimizer.num_ranks
         critic = cluster.create(
             "critic",
