@@ -1,8 +1,9 @@
 """`python -m hpt_ray.main [--config FILE …] [--dry-run] [key=value …]`
 
-Parse, validate, connect to Ray, run the driver. Exit code 0: done. 2: the user must change something, and
-one message says what. 75: SIGTERM came, what was done is saved, and `resume=auto` goes on. 130: interrupted by
-Ctrl-C. 1: a failure; the traceback is in the run folder's `logs/driver.log`.
+Parse, validate, connect to Ray, run the driver; what is slow to import comes when it is needed. Exit code
+0: done. 2: the user must change something, and one message says what. 75: SIGTERM came, what was done is saved,
+and `resume=auto` goes on. 130: interrupted by Ctrl-C. 1: a failure; the traceback is in the run folder's
+`logs/driver.log`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.console import Group as Lines
@@ -39,10 +42,11 @@ from hpt_ray.errors import STOPPED, Stopped, UserError, exit_code  # noqa: E402
 from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.observe.tables import start_summary  # noqa: E402
-from hpt_ray.tools.plan import Plan, plan_run, survey  # noqa: E402
-from hpt_ray.tools.plan.show import not_checked, plan_summary  # noqa: E402
 from hpt_ray.utils import plugins  # noqa: E402
 from hpt_ray.utils.lock import alone  # noqa: E402
+
+if TYPE_CHECKING:
+    from hpt_ray.tools.plan import Plan
 
 HANDOVER_S = 900.0  # for a driver to save and end after SIGTERM, as in deploy/runtime_env.yaml
 
@@ -56,18 +60,21 @@ def main(arguments: list[str] | None = None) -> int:
         if mini.is_mini(config.model.path):
             parse_name(config.model.path)
         if dry_run:
+            from hpt_ray.tools.plan import plan_run, survey
+            from hpt_ray.tools.plan.show import not_checked
+
             found, absent = survey(config)
             folder_name = Path(config.run.dir) / f"{config.run.name}-TIME"
             console.print(start_tables(config, found, plan_run(config, found), folder_name))
             console.print(not_checked(absent))
             return 0
         prepared = prepare(config, tokenizer_path(config.model.path))
-        plan = plan_run(config, prepared)
-        folder = open_folder(config)
-        with holding(folder, console):
-            write_config(config, folder)
-            console.print(start_tables(config, prepared, plan, folder.root))
-            asyncio.run(run(config, prepared, folder, console))
+        with connected(config, prepared) as (cluster, plan):
+            folder = open_folder(config)
+            with holding(folder, console):
+                write_config(config, folder)
+                console.print(start_tables(config, prepared, plan, folder.root))
+                asyncio.run(run(cluster, config, prepared, folder, console))
         return 0
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -117,6 +124,8 @@ def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: 
                 folder=folder,
             )
         )
+    from hpt_ray.tools.plan.show import plan_summary
+
     return Lines(*tables, plan_summary(plan))
 
 
@@ -165,17 +174,37 @@ def write_config(config: Config, folder: RunFolder) -> None:
         (folder.root / f"config-{number}.yaml").write_text(before, encoding="utf-8")
 
 
-async def run(config: Config, prepared: Prepared, folder: RunFolder, console: Console) -> None:
-    """Connect, train."""
-    cluster = Cluster.connect(config.cluster)
+@contextmanager
+def connected(config: Config, prepared: Prepared) -> Iterator[tuple[Cluster, Plan]]:
+    """The cluster, until the end, and the plan of the run.
+
+    The plan counts the model's parameters with all of transformers, whose import takes as long as Ray's start; so
+    they go side by side. Raises `UserError` where there is no cluster, or the run cannot fit.
+    """
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        planning = aside.submit(planned, config, prepared)
+        cluster = Cluster.connect(config.cluster)
     try:
-        if mini.is_mini(config.model.path):
-            model_path = await model_folder(config.model.path, cluster, console)
-            prepared = replace(prepared, model_path=str(model_path))
-        with Progress(config.run.steps, console=console) as progress:
-            await Driver(config, prepared, folder, progress).run(cluster)
+        yield cluster, planning.result()
     finally:
         cluster.close()
+
+
+def planned(config: Config, prepared: Prepared) -> Plan:
+    from hpt_ray.tools.plan import plan_run
+
+    return plan_run(config, prepared)
+
+
+async def run(
+    cluster: Cluster, config: Config, prepared: Prepared, folder: RunFolder, console: Console
+) -> None:
+    """Build the base model where the small task's is not there yet; train."""
+    if mini.is_mini(config.model.path):
+        model_path = await model_folder(config.model.path, cluster, console)
+        prepared = replace(prepared, model_path=str(model_path))
+    with Progress(config.run.steps, console=console) as progress:
+        await Driver(config, prepared, folder, progress).run(cluster)
 
 
 if __name__ == "__main__":

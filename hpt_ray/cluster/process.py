@@ -6,8 +6,11 @@ they read these variables at import. Variables that are already set are kept: th
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -50,6 +53,20 @@ def prepare_process(
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     load_inherited()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import large libraries: what they make stays, so no garbage is looked for in it, now or later.
+
+    A tenth of the time that torch, transformers or vLLM take, and most of every full collection after that.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def memory_mb() -> float:

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from hpt_ray.errors import UserError
 
@@ -36,6 +36,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         settings = folder / "tokenizer_config.json"
         if settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in GENERIC_CLASSES:
             return PreTrainedTokenizerFast.from_pretrained(folder)
+        from transformers import AutoTokenizer  # which imports torch and every kind of model: seconds
+
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")

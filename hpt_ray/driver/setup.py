@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
+from hpt_ray.config.model_folder import check_weights
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dataset import PromptSet, load_prompts
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
-from hpt_ray.learner.model import check_weights
 from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.reward.terms import check_terms

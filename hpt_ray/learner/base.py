@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from hpt_ray.cluster.network import listen
-from hpt_ray.cluster.process import memory_mb, prepare_process
+from hpt_ray.cluster.process import importing, memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -102,9 +102,11 @@ class RankWorker(Generic[Spec]):
 
     def start(self, host: str, port: int) -> None:
         """Join the other ranks and load the model. Collective."""
-        import torch
+        with importing():
+            import torch
 
-        from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
+            import hpt_ray.learner.model  # noqa: F401  (which `_module` needs)
+            from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
 
         spec = self._spec
         torch.set_num_threads(max(1, int(spec.learner.num_cpus)))

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hpt_ray.config.model_folder import no_weights
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.errors import UserError
 from hpt_ray.learner.logprobs import ScorerInput  # which registers attention `segments`
@@ -48,20 +49,6 @@ def load_policy(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel
         )
     except OSError as error:
         raise no_weights(path, error) from error
-
-
-def check_weights(config: ModelConfig) -> None:
-    """Raises `UserError` for a model folder on this machine that the learner will find no weights in."""
-    folder = Path(config.path).expanduser()
-    if folder.is_dir() and not config.random_init and not any(folder.glob("*.safetensors")):
-        raise no_weights(config.path, "no file *.safetensors in the folder")
-
-
-def no_weights(path: str, reason: object) -> UserError:
-    return UserError(
-        f"model.path={path}: no safetensors weights can be read there ({reason}). "
-        "Convert the model to safetensors, or set model.random_init=true to start from random weights."
-    )
 
 
 def load_model_config(config: ModelConfig, path: str) -> PreTrainedConfig:

@@ -8,13 +8,17 @@ own seed, so answers come out one by one; vLLM shares the prompt's cache blocks 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
+from hpt_ray.cluster.process import importing
 from hpt_ray.config.schema import ModelConfig, RolloutConfig
+from hpt_ray.errors import UserError, in_one_line
 from hpt_ray.rollout.requests import GenerateRequest, Sampling
-from hpt_ray.rollout.torch_match import wrong_torch
 from hpt_ray.types import FinishReason
 
 ENVIRONMENT = {
@@ -185,10 +189,11 @@ class VllmEngine:
 
 def make_engine(spec: EngineSpec) -> Any:
     """vLLM's engine, up and with its memory taken."""
-    from vllm import EngineArgs, LLMEngine
-    from vllm.config.weight_transfer import WeightTransferConfig
+    with importing():
+        from vllm import EngineArgs, LLMEngine
+        from vllm.config.weight_transfer import WeightTransferConfig
 
-    from hpt_ray.rollout.weight_receiver import BACKEND
+        from hpt_ray.rollout.weight_receiver import BACKEND
 
     transfer = WeightTransferConfig(backend=BACKEND)
     return LLMEngine.from_engine_args(EngineArgs(weight_transfer_config=transfer, **engine_arguments(spec)))
@@ -238,3 +243,37 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
 def environment(rollout: RolloutConfig) -> dict[str, str]:
     """What vLLM's process needs in its environment before the import."""
     return {**ENVIRONMENT, **(CPU_ENVIRONMENT if rollout.num_gpus == 0 else {})}
+
+
+# -- an engine that does not start -----------------------------------------------------------------
+
+
+def wrong_torch(error: Exception, installed: str | None = None) -> UserError | None:
+    """The error to raise instead where torch is not of a version that vLLM asks for; None where it is.
+
+    vLLM's compiled parts are bound to the torch they were built with. With another one they may work, or be left out
+    with a warning; then whatever needs them fails, in words that say nothing of versions. So nothing is refused
+    beforehand: only a failure is explained.
+    """
+    installed = installed or metadata.version("torch")
+    for package in metadata.packages_distributions().get("vllm", ()):
+        wanted = torch_of(metadata.requires(package) or [])
+        if not wanted.contains(installed, prereleases=True):
+            return UserError(
+                f"{package} {metadata.version(package)} is built for torch{wanted}, but torch {installed} is "
+                f"installed, and the engine does not start with it ({in_one_line(error)}). Install the two "
+                "together: torch, vLLM and DeepSpeed as requirements/cpu.lock or requirements/gpu.lock has them."
+            )
+    return None
+
+
+def torch_of(requires: list[str]) -> SpecifierSet:
+    """The versions of torch that a package asks for on this machine, from its requirements; all without any."""
+    requirements = [Requirement(line) for line in requires]
+    of_torch = [one.specifier for one in requirements if one.name == "torch" and applies(one)]
+    return SpecifierSet(",".join(str(specifier) for specifier in of_torch))
+
+
+def applies(requirement: Requirement) -> bool:
+    """Whether it is asked for here, without an extra."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.cluster import address as module
-from hpt_ray.cluster.address import IN_A_JOB, address_to_join
+from hpt_ray.cluster import runtime as module
+from hpt_ray.cluster.runtime import IN_A_JOB, address_to_join
 from hpt_ray.errors import UserError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpt_ray.rollout.torch_match import torch_of, wrong_torch
+from hpt_ray.rollout.engine import torch_of, wrong_torch
 
 FAILED = AttributeError("'_OpNamespace' '_C' object has no attribute 'init_cpu_memory_env'")
 

@@ -1,9 +1,11 @@
-"""The names of the small task's models, `mini:SIZE…`, and where they are kept. Nothing is trained here."""
+"""The names and sizes of the small task's models, `mini:SIZE…`, and where they are kept. Nothing is trained here."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from hpt_ray.data import mini
 from hpt_ray.errors import UserError
@@ -18,13 +20,32 @@ VERSION = 1  # goes up with every change of `base_recipe` or of the corpus
 RECIPES = {"t": (1800, 4e-3), "xs": (1500, 4e-3), "w": (1800, 2.5e-3)}
 
 
-ARCHITECTURES = ("qwen2", "llama")
+Architecture = Literal["qwen2", "llama"]
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Width and depth of one size; `num_heads` × 32 = `hidden`."""
+
+    hidden: int
+    mlp: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+
+
+SIZES = {
+    "t": ModelSize(64, 176, 2, 2, 1),
+    "xs": ModelSize(64, 176, 4, 2, 1),
+    "w": ModelSize(128, 352, 2, 4, 2),
+    "s": ModelSize(128, 352, 4, 4, 2),
+    "m": ModelSize(256, 704, 4, 8, 4),
+}
 
 
 def parse_name(uri: str) -> tuple[str, str, bool]:
     """`mini:xs-llama-fresh` → size, architecture, whether it is the untrained one."""
-    from hpt_ray.data.mini.model import SIZES
-
     size, *rest = uri.removeprefix(mini.PREFIX).split("-")
     architecture = next((a for a in rest if a in ARCHITECTURES), "qwen2")
     fresh = "fresh" in rest
@@ -40,10 +61,12 @@ def parse_name(uri: str) -> tuple[str, str, bool]:
 
 def fresh_model(size: str, architecture: str) -> Path:
     """The folder of the untrained model with its tokenizer."""
-    from hpt_ray.data.mini.model import create_model
-    from hpt_ray.data.mini.tokenizer import build_tokenizer
 
     def write(folder: Path) -> None:
+        # Only now: torch and transformers are slow to import, and the folder is there but for the first time.
+        from hpt_ray.data.mini.model import create_model
+        from hpt_ray.data.mini.tokenizer import build_tokenizer
+
         create_model(size, seed=0, architecture=architecture).save_pretrained(folder)  # type: ignore[arg-type]
         build_tokenizer().save_pretrained(folder)
 

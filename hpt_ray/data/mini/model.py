@@ -7,37 +7,16 @@ entries, so no row is sampled that stands for nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
+from hpt_ray.data.mini.base import SIZES, Architecture
 from hpt_ray.data.mini.tokenizer import VOCAB_SIZE, VOCABULARY
 
 HEAD_SIZE = 32
 MAX_POSITIONS = 128
-Architecture = Literal["qwen2", "llama"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """Width and depth of one size; `num_heads` × 32 = `hidden`."""
-
-    hidden: int
-    mlp: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-
-
-SIZES = {
-    "t": ModelSize(64, 176, 2, 2, 1),
-    "xs": ModelSize(64, 176, 4, 2, 1),
-    "w": ModelSize(128, 352, 2, 4, 2),
-    "s": ModelSize(128, 352, 4, 4, 2),
-    "m": ModelSize(256, 704, 4, 8, 4),
-}
 
 
 def model_config(size: str, architecture: Architecture = "qwen2") -> PreTrainedConfig:
