@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import RewardConfig
@@ -10,14 +12,15 @@ from hpt_ray.reward.service import VerifierService
 # The verifier grades many small batches at the same time in one actor.
 VERIFIER_CONCURRENCY = 1000
 
-
 # Ray starts such an actor again by itself, and asks it again what was not answered.
 STATELESS = {"max_restarts": -1, "max_task_retries": -1}
 
 
-def make_verifier(cluster: Cluster, reward: RewardConfig, max_response_tokens: int) -> ActorGroup:
-    """The verifier service, coming up."""
-    arguments = [(reward, max_response_tokens)]
+def make_verifier(
+    cluster: Cluster, reward: RewardConfig, max_response_tokens: int, plugins: Sequence[str] = ()
+) -> ActorGroup:
+    """The verifier service, coming up. `plugins`: files that may add reward functions (`run.plugins`)."""
+    arguments = [(reward, max_response_tokens, tuple(plugins))]
     return cluster.create(
         "verifier", VerifierService, arguments, max_concurrency=VERIFIER_CONCURRENCY, **STATELESS
     )

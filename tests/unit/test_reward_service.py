@@ -9,7 +9,7 @@ import pytest
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
 from hpt_ray.reward import GradeItem, VerifierService, grade
-from hpt_ray.reward.terms import format_reward, overlong_penalty
+from hpt_ray.reward.service import format_reward, overlong_penalty
 from hpt_ray.types import Outcome
 
 
@@ -22,7 +22,7 @@ def run_service(config, items, **arguments):
 
 
 def test_reward_function_by_data_source_and_counts():
-    config = RewardConfig(function="boxed", reward_functions={"openai/gsm8k": "gsm8k"})
+    config = RewardConfig(function="boxed", functions={"openai/gsm8k": "gsm8k"})
     items = [
         GradeItem(r"\boxed{1/2}", "0.5", "mini", True),
         GradeItem(r"\boxed{7}", "7", "mini", True),
@@ -96,7 +96,7 @@ def test_format_reward():
     ("config", "message"),
     [
         (RewardConfig(function="maths"), r"reward\.function: .*`maths`.*`math`"),
-        (RewardConfig(functions={"a/b": "choise"}), r"reward\.reward functions\[a/b\]: .*`choice`"),
+        (RewardConfig(functions={"a/b": "choise"}), r"reward\.functions\[a/b\]: .*`choice`"),
         (RewardConfig(terms={"fromat": 1.0}), r"reward\.terms.*`format`"),
         (RewardConfig(terms={"overlong": 1.0}, overlong_buffer=200), r"overlong_buffer \(200\)"),
     ],

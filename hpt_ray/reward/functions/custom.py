@@ -1,7 +1,7 @@
 """`python:FILE:FUNCTION`: a user's own reward function, run in the same killable processes as the others.
 
 The function takes `(response: str, ground_truth)`, may be sync or async, and returns a `RewardResult`, a truth
-value, or a number as the score; an answer counts as solved when its score is at least 1. What it raises
+value, or a number as the score; a response is correct when its score is at least 1. What it raises
 becomes the outcome `error`. The file is loaded once a process; modules beside it can be imported.
 """
 
@@ -57,12 +57,12 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
 
 
 def to_result(result: Any) -> RewardResult:
-    """A Result from what a user's reward function returned. Raises TypeError or ValueError with what is wrong."""
+    """A RewardResult from what a user's reward function returned. Raises TypeError or ValueError with what is wrong."""
     if isinstance(result, RewardResult):
         return result
     if not isinstance(result, (bool, int, float)):
         raise TypeError(
-            f"a reward function returns a Result, a bool or a number, not {type(result).__name__}"
+            f"a reward function returns a RewardResult, a bool or a number, not {type(result).__name__}"
         )
     score = float(result)
     if not math.isfinite(score):

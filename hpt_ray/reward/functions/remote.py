@@ -2,7 +2,7 @@
 
 Sends POST with JSON `{"response": text, "ground_truth": value}` and expects JSON
 `{"score": number, "outcome"?: one of the outcomes, "extracted"?: text, "detail"?: text}`. Without an outcome
-an answer counts as solved when its score is at least 1. A try that gets no reply in `TRY_TIMEOUT_S`, or a
+a response is correct when its score is at least 1. A try that gets no reply in `TRY_TIMEOUT_S`, or a
 status of 429 or 5xx, is repeated with growing pauses; other statuses are not. All tries together stand
 under `reward.timeout_s`. What remains is the outcome `error` (or `timeout`). Proxy variables of the system
 are followed.
