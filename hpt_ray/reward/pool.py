@@ -14,7 +14,6 @@ that needs it. The pool does not choose reward functions (`service.py` does).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import queue
@@ -58,8 +57,8 @@ class Task:
 class Pool:
     """`num_processes` killable grading processes behind one queue.
 
-    `plugins` are Python files that each process imports as it starts, `preload` names reward functions that it
-    loads then. Starting does not wait for anything.
+    Each imports the Python files `plugins` before its first reward function, and loads the reward functions
+    `preload` as it starts. Making the pool does not wait for anything.
     """
 
     def __init__(
@@ -71,12 +70,14 @@ class Pool:
         preload: Sequence[str] = (),
         plugins: Sequence[str] = (),
     ) -> None:
-        self._queue: _Queue = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._workers = [
-            _Worker(self._queue, timeout_s, memory_mb, preload, plugins) for _ in range(num_processes)
-        ]
+        self.timeout_s = timeout_s
+        self.memory_mb = memory_mb
+        self.preload = tuple(preload)
+        self.plugins = tuple(plugins)
+        self.closed = False
+        self.queue: queue.SimpleQueue[tuple[_Batch, int] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # nothing is queued once `closed` is set
+        self._workers = [_Worker(self) for _ in range(num_processes)]
         for worker in self._workers:
             worker.start()
 
@@ -92,10 +93,10 @@ class Pool:
         """
         batch = _Batch(tasks)
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise RuntimeError("the grading pool is closed")
             for index in range(len(tasks)):
-                self._queue.put((batch, index))
+                self.queue.put((batch, index))
         return batch
 
     def grade(self, tasks: Sequence[Task]) -> list[RewardResult]:
@@ -105,12 +106,10 @@ class Pool:
     def close(self) -> None:
         """End all processes. Responses that still wait get the outcome `error`."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            for worker in self._workers:
-                worker.close()
-                self._queue.put(None)
+            self.closed = True
+        for worker in self._workers:
+            worker.kill()
+            self.queue.put(None)
         for worker in self._workers:
             worker.join()
 
@@ -145,9 +144,6 @@ class _Batch(Future[list[RewardResult]]):
                 self.set_exception(error)
 
 
-_Queue = queue.SimpleQueue[tuple[_Batch, int] | None]
-
-
 class _CannotStart(RuntimeError):
     """No grading process could be started; the message says why."""
 
@@ -159,24 +155,19 @@ class _Ended(Exception):
 class _Worker(threading.Thread):
     """One thread, the grading process that it keeps running, and the socket between them."""
 
-    def __init__(
-        self, tasks: _Queue, timeout_s: float, memory_mb: int, preload: Sequence[str], plugins: Sequence[str]
-    ) -> None:
+    def __init__(self, pool: Pool) -> None:
         super().__init__(name="grading", daemon=True)
         self.num_replaced = 0
-        self._tasks = tasks
-        self._timeout_s = timeout_s
-        self._memory_mb = memory_mb
-        self._at_start = json.dumps([list(plugins), list(preload)])
-        self._closed = False
-        self._lock = threading.Lock()  # nothing is started once `_closed` is set
+        self._pool = pool
         self._popen: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
         while True:
             with contextlib.suppress(_CannotStart, _Ended):  # the next task meets the same, and reports it
                 self._start()
-            entry = self._tasks.get()
+                for name in self._pool.preload:
+                    self._load(name)
+            entry = self._pool.queue.get()
             if entry is None:
                 return self._end()
             batch, index = entry
@@ -185,30 +176,32 @@ class _Worker(threading.Thread):
             except _CannotStart as error:
                 batch.fail(error)
 
-    def close(self) -> None:
-        """Kill the process for good. From any thread."""
-        with self._lock:
-            self._closed = True
-            if (popen := self._popen) is not None:
-                _kill(popen)
+    def kill(self) -> int:
+        """End the process and whatever it started, now. Returns its `returncode`. From any thread."""
+        popen = self._popen
+        if popen is None:
+            return 0
+        if popen.returncode is None:  # until it is waited for, its id cannot belong to another process
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(popen.pid, signal.SIGKILL)
+        return popen.wait()
 
     def _grade(self, task: Task) -> RewardResult:
         """The result of one task, whatever it does to the process. Raises _CannotStart."""
-        name = task.reward_function
         try:
-            request = pickle.dumps((name, (task.response, task.ground_truth)))
+            request = pickle.dumps((task.reward_function, (task.response, task.ground_truth)))
         except Exception as error:
             return _error(f"the ground truth cannot be sent to another process: {error}")
         for _ in range(NUM_TRIES):
             try:
                 self._start()
-                reason = None if name in self._loaded else self._load(name)
-                if reason is not None:
-                    return _error(f"reward function {name} could not be loaded: {reason}")
-                return self._ask(request, self._timeout_s)
+                if reason := self._load(task.reward_function):
+                    return _error(f"reward function {task.reward_function} could not be loaded: {reason}")
+                return self._ask(request, self._pool.timeout_s)
             except TimeoutError:
                 self._end()
-                return RewardResult(0.0, Outcome.TIMEOUT, detail=f"not graded within {self._timeout_s:g} s")
+                detail = f"not graded within {self._pool.timeout_s:g} s"
+                return RewardResult(0.0, Outcome.TIMEOUT, detail=detail)
             except _Ended as error:
                 self._end()
                 result = _error(str(error))
@@ -216,6 +209,8 @@ class _Worker(threading.Thread):
 
     def _start(self) -> None:
         """Start the process unless it is there. Raises _CannotStart, or _Ended when the pool is closed."""
+        if self._pool.closed:
+            raise _Ended("the grading pool was closed")
         if self._popen is not None:
             return
         environment = {
@@ -226,25 +221,27 @@ class _Worker(threading.Thread):
             "OPENBLAS_NUM_THREADS": "1",  # each of its threads would reserve address space
         }
         self._loaded: set[str] = set()
-        self._socket, theirs = socket.socketpair()
-        self._reader = self._socket.makefile("rb")
-        arguments = [str(theirs.fileno()), str(self._timeout_s), str(self._memory_mb), self._at_start]
-        with theirs, self._lock:
-            if self._closed:
-                raise _Ended("the grading pool was closed")
-            try:
+        try:
+            self._socket, theirs = socket.socketpair()
+            self._reader = self._socket.makefile("rb")
+            arguments = map(str, (theirs.fileno(), self._pool.timeout_s, self._pool.memory_mb))
+            with theirs:
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _CHILD, *arguments],
+                    [sys.executable, "-P", "-c", _CHILD, *arguments, *self._pool.plugins],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     env=environment,
                     start_new_session=True,  # so that it dies with its own children, and not by Ctrl-C
                 )
-            except OSError as error:
-                raise _CannotStart(f"no grading process could be started: {error}") from error
+        except OSError as error:
+            raise _CannotStart(f"no grading process could be started: {error}") from error
+        if self._pool.closed:  # perhaps `close` looked before the process was there
+            self.kill()
 
     def _load(self, name: str) -> str | None:
-        """Load a reward function; a text says why that failed. Raises _Ended."""
+        """Load a reward function unless that is done; a text says why it failed. Raises _Ended."""
+        if name in self._loaded:
+            return None
         try:
             reason = self._ask(pickle.dumps((name, None)), LOAD_TIMEOUT_S)
         except TimeoutError as error:
@@ -254,52 +251,45 @@ class _Worker(threading.Thread):
         return reason
 
     def _ask(self, request: bytes, limit_s: float) -> Any:
-        """Send a pickled request and wait for its reply. Raises TimeoutError or _Ended."""
-        assert self._popen is not None
+        """Send a pickled request and wait for its reply. After TimeoutError or _Ended the process is dead."""
         self._socket.settimeout(limit_s)
         try:
             self._socket.sendall(request)
             return pickle.load(self._reader)
         except TimeoutError:
+            self.kill()
             raise
         except (EOFError, OSError, pickle.UnpicklingError) as error:
-            code = _kill(self._popen)
+            code = self.kill()
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             if code == OUT_OF_MEMORY:
-                raise _Ended(f"needed more than {self._memory_mb} MB of address space") from error
+                raise _Ended(f"needed more than {self._pool.memory_mb} MB of address space") from error
             raise _Ended(f"the grading process ended ({how})") from error
 
     def _end(self) -> None:
-        """Kill the process, if there is one; `_start` replaces it."""
+        """Be rid of the process, if there is one; `_start` replaces it."""
         if self._popen is not None:
-            _kill(self._popen)
+            self.kill()
             self._reader.close()
             self._socket.close()
             self._popen = None
-            self.num_replaced += not self._closed
-
-
-def _kill(popen: subprocess.Popen[bytes]) -> int:
-    """End a process and whatever it started, now. Returns how it ended, as `returncode`."""
-    if popen.returncode is None:  # until it is waited for, its id cannot belong to another process
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(popen.pid, signal.SIGKILL)
-    return popen.wait()
+            self.num_replaced += not self._pool.closed
 
 
 def _error(detail: str) -> RewardResult:
     return RewardResult(0.0, Outcome.ERROR, detail=detail)
 
 
-# -- in the grading process -----------------------------------------------------------------------
+# -- in the grading process ------------------------------------------------------------------------
 
 
-def main(descriptor: str, timeout_s: str, memory_mb: str, at_start: str) -> None:
-    """Take requests from a socket, one at a time, until the socket ends.
+def main(descriptor: str, timeout_s: str, memory_mb: str, *plugins: str) -> None:
+    """Take requests from a socket, one at a time, until it ends.
 
     A request is a pickled `(name, None)`: load this reward function; the reply is None or why that failed. Or it
     is `(name, (response, ground_truth))`; the reply is a RewardResult. A task that runs into the limit of the
-    address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that.
+    address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that. Time
+    limits are the parent's: the alarm only ends a process whose parent has vanished.
     """
     limit = int(memory_mb) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -307,15 +297,15 @@ def main(descriptor: str, timeout_s: str, memory_mb: str, at_start: str) -> None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     connection = socket.socket(fileno=int(descriptor))
     reader, writer = connection.makefile("rb"), connection.makefile("wb")
-    plugins, preload = json.loads(at_start)
     functions: dict[str, RewardFunction] = {}
     try:
-        for name in preload:
-            _answer(functions, plugins, LOAD_TIMEOUT_S, name, None)
         while True:
             name, task = pickle.load(reader)
             limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
-            pickle.dump(_answer(functions, plugins, limit_s, name, task), writer)
+            signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
+            reply = _load(functions, name, plugins) if task is None else _grade(functions[name], *task)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pickle.dump(reply, writer)
             writer.flush()
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
@@ -323,29 +313,28 @@ def main(descriptor: str, timeout_s: str, memory_mb: str, at_start: str) -> None
         pass  # nobody asks any more
 
 
-def _answer(
-    functions: dict[str, RewardFunction],
-    plugins: Sequence[str],
-    limit_s: float,
-    name: str,
-    task: tuple[str, Any] | None,
-) -> RewardResult | str | None:
-    """The reply to one request. The alarm ends a process whose parent has vanished; else the parent's kill is first."""
-    signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
+def _load(functions: dict[str, RewardFunction], name: str, plugins: Sequence[str]) -> str | None:
     try:
-        if task is not None:
-            result = functions[name](*task)
-            if result.extracted is not None and len(result.extracted) > MAX_EXTRACTED_CHARS:
-                result = replace(result, extracted=result.extracted[:MAX_EXTRACTED_CHARS] + "…")
-            return result
-        if name not in functions:
-            load_plugins(plugins)
-            functions[name] = build(name)
-        return None
+        load_plugins(plugins)
+        functions[name] = build(name)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:  # a user's file may raise anything
-        reason = f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]
-        return reason if task is None else _error(reason)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        return _describe(error)
+    return None
+
+
+def _grade(function: RewardFunction, response: str, ground_truth: Any) -> RewardResult:
+    try:
+        result = function(response, ground_truth)
+        if result.extracted is not None and len(result.extracted) > MAX_EXTRACTED_CHARS:
+            result = replace(result, extracted=result.extracted[:MAX_EXTRACTED_CHARS] + "…")
+        return result
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # becomes the outcome `error`, which is counted
+        return _error(_describe(error))
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]

@@ -155,7 +155,9 @@ def check_argument(argument):
     if not argument:
         raise ValueError("a beginning is needed")
 
-REWARD_FUNCTIONS["starts"] = RewardFunctionKind(make=make, check_argument=check_argument, usage="starts:TEXT")
+REWARD_FUNCTIONS["starts"] = RewardFunctionKind(
+    "starts:TEXT", "the response begins with the text and the reference", make, check_argument=check_argument
+)
 """
 
 

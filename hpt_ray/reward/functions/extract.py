@@ -58,10 +58,6 @@ def unparsable(answer: str, detail: str) -> RewardResult:
     return RewardResult(0.0, Outcome.UNPARSABLE, answer, detail)
 
 
-def without_blanks(text: str) -> str:
-    return "".join(text.split())
-
-
 def alternatives(ground_truth: Any) -> list[str]:
     """The ground truth as texts, any of which is correct: from a string, a number, or a list of them.
 

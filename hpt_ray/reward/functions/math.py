@@ -14,14 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from hpt_ray.reward.functions.extract import (
-    NO_ANSWER,
-    alternatives,
-    answered,
-    last_boxed,
-    unparsable,
-    without_blanks,
-)
+from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed, unparsable
 from hpt_ray.types import RewardResult
 
 MAX_ANSWER_CHARS = 2000  # a longer one that is not the reference letter by letter is not read
@@ -65,7 +58,7 @@ def normalise(answer: str) -> str:
 
 def _readings(answer: str) -> set[str]:
     """Spellings of a normalised answer that another spelling of it shares: for comparing only."""
-    text = without_blanks(_TEXT.sub(r"\1", answer)).removesuffix("%")
+    text = "".join(_TEXT.sub(r"\1", answer).split()).removesuffix("%")
     if len(text) == 3 and text[0] == "(" and text[-1] == ")":  # the label of a choice
         text = text[1:-1]
     return {text, text.replace(",", "")} if _GROUPED.fullmatch(answer) else {text}

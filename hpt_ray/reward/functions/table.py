@@ -5,7 +5,7 @@ A reward function is named `NAME` or `NAME:ARGUMENT`, e.g. `math`, `math:lenient
 starts, `build` makes the function inside a grading process. To add one: a function here and a row in the table;
 or, from outside, a file named in `run.plugins` that says
 
-    REWARD_FUNCTIONS["mine"] = RewardFunctionKind(make=lambda argument: my_function)
+    REWARD_FUNCTIONS["mine"] = RewardFunctionKind("mine", "what makes a response correct", lambda _: my_function)
 
 Reading this table imports no reward function's library: sympy is imported where `math` is made.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.errors import UserError
-from hpt_ray.reward.functions import choice, custom, gsm8k, math, remote, text
+from hpt_ray.reward.functions import choice, custom, gsm8k, math, text
 from hpt_ray.reward.functions.extract import alternatives
 from hpt_ray.types import RewardResult
 
@@ -34,73 +34,47 @@ def any_ground_truth(ground_truth: Any) -> None:
     """The user's reward function decides what a ground truth is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RewardFunctionKind:
-    """A row of the table.
+    """A row of the table. The checks raise ValueError with what is wrong."""
 
-    `make(argument)` gives the reward function; it runs in a grading process. `check_argument` and
-    `check_ground_truth` raise ValueError with what is wrong. `usage`: how it is written in a configuration;
-    `doc`: what makes a response correct. Both stand in messages.
-    """
-
-    make: Callable[[str], RewardFunction]
-    check_argument: Callable[[str], object] = no_argument
+    usage: str  # how it is written in a configuration
+    doc: str  # what makes a response correct
+    make: Callable[[str], RewardFunction]  # of the argument
     check_ground_truth: Callable[[Any], object] = any_ground_truth
-    usage: str = ""
-    doc: str = ""
+    check_argument: Callable[[str], object] = no_argument
 
 
 REWARD_FUNCTIONS: dict[str, RewardFunctionKind] = {
-    "math": RewardFunctionKind(
-        make=math.make,
-        check_argument=math.check_argument,
-        check_ground_truth=math.references,
-        usage="math or math:lenient",
-        doc="the last box means the same as the reference; `lenient` also reads an answer without a box",
-    ),
     "boxed": RewardFunctionKind(
-        make=lambda _: text.boxed,
-        check_ground_truth=alternatives,
-        usage="boxed",
-        doc="the last box holds exactly the reference",
+        "boxed", "the last box holds exactly the reference", lambda _: text.boxed, alternatives
+    ),
+    "math": RewardFunctionKind(
+        "math or math:lenient",
+        "the last box means the same as the reference; `lenient`: or the end of the response",
+        math.make,
+        math.references,
+        math.check_argument,
     ),
     "gsm8k": RewardFunctionKind(
-        make=lambda _: gsm8k.grade,
-        check_ground_truth=gsm8k.references,
-        usage="gsm8k",
-        doc="the number after `####`, in the last box or at the end equals the reference",
+        "gsm8k",
+        "the number after `####`, in the last box or at the end equals the reference",
+        lambda _: gsm8k.grade,
+        gsm8k.references,
     ),
     "choice": RewardFunctionKind(
-        make=lambda _: choice.grade,
-        check_ground_truth=choice.references,
-        usage="choice",
-        doc="the label of the choice, A to J or 1 to 9, is the reference",
+        "choice", "the label of a choice, A to J or 1 to 9", lambda _: choice.grade, choice.references
     ),
     "exact": RewardFunctionKind(
-        make=lambda _: text.exact,
-        check_ground_truth=alternatives,
-        usage="exact",
-        doc="the whole response is the reference",
+        "exact", "the whole response is the reference", lambda _: text.exact, alternatives
     ),
     "regex": RewardFunctionKind(
-        make=text.make_regex,
-        check_argument=text.check_pattern,
-        check_ground_truth=alternatives,
-        usage="regex:PATTERN",
-        doc="the last match of the pattern, or its first group, is the reference",
+        "regex:PATTERN", "the last match is the reference", text.make_regex, alternatives, text.check_pattern
     ),
     "python": RewardFunctionKind(
-        make=custom.make,
-        check_argument=custom.check_argument,
-        usage="python:FILE:FUNCTION",
-        doc="your function `(response, ground_truth)` gives true or a score of at least 1",
+        "python:FILE:FUNCTION", "your function", custom.make_python, check_argument=custom.check_python
     ),
-    "http": RewardFunctionKind(
-        make=remote.make,
-        check_argument=remote.check_argument,
-        usage="http:URL",
-        doc="your server gives a score of at least 1",
-    ),
+    "http": RewardFunctionKind("http:URL", "your server", custom.make_http, check_argument=custom.check_http),
 }
 
 
@@ -140,7 +114,7 @@ def _kind_and_argument(spec: str) -> tuple[RewardFunctionKind, str]:
     try:
         kind.check_argument(argument)
     except ValueError as error:
-        about = f" ({kind.doc})" if kind.doc else ""
-        usage = kind.usage or name
-        raise UserError(f"Reward function `{spec}`: {error}. Write it as `{usage}`{about}.") from error
+        raise UserError(
+            f"Reward function `{spec}`: {error}. Write it as `{kind.usage}` ({kind.doc})."
+        ) from error
     return kind, argument

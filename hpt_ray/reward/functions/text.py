@@ -14,16 +14,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed, without_blanks
+from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed
 from hpt_ray.types import RewardResult
 
 
 def boxed(response: str, ground_truth: Any) -> RewardResult:
-    references = [without_blanks(text) for text in alternatives(ground_truth)]
+    references = ["".join(text.split()) for text in alternatives(ground_truth)]
     answer = last_boxed(response)
     if answer is None or not answer.strip():
         return NO_ANSWER
-    return answered(answer, without_blanks(answer) in references)
+    return answered(answer, "".join(answer.split()) in references)
 
 
 def exact(response: str, ground_truth: Any) -> RewardResult:
