@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import RewardConfig
@@ -16,11 +14,9 @@ VERIFIER_CONCURRENCY = 1000
 STATELESS = {"max_restarts": -1, "max_task_retries": -1}
 
 
-def make_verifier(
-    cluster: Cluster, reward: RewardConfig, max_response_tokens: int, plugins: Sequence[str] = ()
-) -> ActorGroup:
-    """The verifier service, coming up. `plugins`: files that may add reward functions (`run.plugins`)."""
-    arguments = [(reward, max_response_tokens, tuple(plugins))]
+def make_verifier(cluster: Cluster, reward: RewardConfig, max_response_tokens: int) -> ActorGroup:
+    """The verifier service, coming up."""
+    arguments = [(reward, max_response_tokens)]
     return cluster.create(
         "verifier", VerifierService, arguments, max_concurrency=VERIFIER_CONCURRENCY, **STATELESS
     )

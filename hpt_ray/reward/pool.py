@@ -32,7 +32,7 @@ from typing import Any
 import hpt_ray
 from hpt_ray.reward.functions.table import RewardFunction, build
 from hpt_ray.types import Outcome, RewardResult
-from hpt_ray.utils.plugins import load as load_plugins
+from hpt_ray.utils.plugins import load_inherited
 
 NUM_TRIES = 2  # of a response whose process dies
 LOAD_TIMEOUT_S = 60.0  # importing a reward function, on both sides
@@ -57,8 +57,8 @@ class Task:
 class Pool:
     """`num_processes` killable grading processes behind one queue.
 
-    Each imports the Python files `plugins` before its first reward function, and loads the reward functions
-    `preload` as it starts. Making the pool does not wait for anything.
+    `preload` names reward functions that each process loads as it starts. Making the pool does not wait for
+    anything. What the caller's process loaded as `run.plugins`, the processes import as well.
     """
 
     def __init__(
@@ -68,12 +68,10 @@ class Pool:
         timeout_s: float = 10.0,
         memory_mb: int = 2048,
         preload: Sequence[str] = (),
-        plugins: Sequence[str] = (),
     ) -> None:
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
         self.preload = tuple(preload)
-        self.plugins = tuple(plugins)
         self.closed = False
         self.queue: queue.SimpleQueue[tuple[_Batch, int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is queued once `closed` is set
@@ -227,7 +225,7 @@ class _Worker(threading.Thread):
             arguments = map(str, (theirs.fileno(), self._pool.timeout_s, self._pool.memory_mb))
             with theirs:
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _CHILD, *arguments, *self._pool.plugins],
+                    [sys.executable, "-P", "-c", _CHILD, *arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     env=environment,
@@ -283,7 +281,7 @@ def _error(detail: str) -> RewardResult:
 # -- in the grading process ------------------------------------------------------------------------
 
 
-def main(descriptor: str, timeout_s: str, memory_mb: str, *plugins: str) -> None:
+def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
     """Take requests from a socket, one at a time, until it ends.
 
     A request is a pickled `(name, None)`: load this reward function; the reply is None or why that failed. Or it
@@ -303,7 +301,7 @@ def main(descriptor: str, timeout_s: str, memory_mb: str, *plugins: str) -> None
             name, task = pickle.load(reader)
             limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
             signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
-            reply = _load(functions, name, plugins) if task is None else _grade(functions[name], *task)
+            reply = _load(functions, name) if task is None else _grade(functions[name], *task)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pickle.dump(reply, writer)
             writer.flush()
@@ -313,9 +311,9 @@ def main(descriptor: str, timeout_s: str, memory_mb: str, *plugins: str) -> None
         pass  # nobody asks any more
 
 
-def _load(functions: dict[str, RewardFunction], name: str, plugins: Sequence[str]) -> str | None:
+def _load(functions: dict[str, RewardFunction], name: str) -> str | None:
     try:
-        load_plugins(plugins)
+        load_inherited()
         functions[name] = build(name)
     except MemoryError:
         raise

@@ -16,7 +16,7 @@ import asyncio
 import atexit
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -27,16 +27,12 @@ from hpt_ray.reward.functions.extract import last_boxed
 from hpt_ray.reward.functions.table import check_ground_truth, check_reward_function, suggestion
 from hpt_ray.reward.pool import Pool, Task
 from hpt_ray.types import Outcome, RewardResult
-<<<<<<< HEAD
 from hpt_ray.utils.plugins import load_inherited
-=======
-from hpt_ray.utils.plugins import load as load_plugins
 
 TRUNCATED = RewardResult(
     0.0, Outcome.NO_ANSWER, detail="truncated at the token limit (reward.require_finished)"
 )
 _lock = threading.Lock()
->>>>>>> 53b2524 (Rewards: grading processes in one file, text reward functions in one, kinds of a user's files graded in real pools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +53,6 @@ def format_reward(response: str) -> float:
     r"""1 if the response holds a balanced `\boxed{…}`, else 0."""
     return float(last_boxed(response) is not None)
 
-<<<<<<< HEAD
-    def __init__(self, config: RewardConfig, max_response_tokens: int = 0) -> None:
-        load_inherited()
-=======
 
 def overlong_penalty(num_tokens: int, limit: int, buffer: int) -> float:
     """0 down to −1 over the last `buffer` tokens before `limit` (DAPO, arXiv 2503.14476, Eq 13).
@@ -80,16 +72,13 @@ TERMS: dict[str, Callable[[GradeItem, RewardConfig, int], float]] = {
 class VerifierService:
     """Raises UserError at once when the configuration names a reward function or a term that does not exist.
 
-    `plugins`: Python files that may add to REWARD_FUNCTIONS and TERMS, imported here and by the grading processes.
+    Those that a user's files add (`run.plugins`) are known here and in the grading processes.
     """
 
-    def __init__(
-        self, config: RewardConfig, max_response_tokens: int = 0, plugins: Sequence[str] = ()
-    ) -> None:
->>>>>>> 53b2524 (Rewards: grading processes in one file, text reward functions in one, kinds of a user's files graded in real pools)
+    def __init__(self, config: RewardConfig, max_response_tokens: int = 0) -> None:
         self.config = config
         self.max_response_tokens = max_response_tokens
-        load_plugins(plugins)
+        load_inherited()
         check_reward_functions(config)
         check_terms(config, max_response_tokens)
         self._outcomes: Counter[str] = Counter()
@@ -98,7 +87,6 @@ class VerifierService:
             timeout_s=config.timeout_s,
             memory_mb=config.memory_mb,
             preload=sorted({config.function, *config.functions.values()}),
-            plugins=plugins,
         )
 
     async def grade(self, items: list[GradeItem]) -> list[RewardResult]:

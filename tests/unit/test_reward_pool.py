@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hpt_ray.reward.pool import Pool, Task
 from hpt_ray.types import Outcome
+from hpt_ray.utils.plugins import VARIABLE
 
 BEHAVIOUR = """
 import os, signal, subprocess, time
@@ -161,24 +162,27 @@ REWARD_FUNCTIONS["starts"] = RewardFunctionKind(
 """
 
 
-def test_a_reward_function_of_a_users_file_is_known_in_the_grading_processes(tmp_path):
+def test_a_reward_function_of_a_users_file_is_known_in_the_grading_processes(tmp_path, monkeypatch):
     file = tmp_path / "starting.py"
     file.write_text(PLUGIN)
     tasks = [Task("starts:so ", text, "7") for text in ("so 7.", "7")] + [Task("starts:", "7", "7")]
-    with Pool(2, plugins=[str(file)], preload=["starts:so "]) as pool:
+    monkeypatch.setenv(VARIABLE, str(file))  # as `plugins.load` does in the process that starts the pool
+    with Pool(2, preload=["starts:so "]) as pool:
         correct, wrong, refused = pool.grade(tasks)
         assert pool.num_replaced == 0
     assert correct.correct
     assert wrong.outcome is Outcome.WRONG
     assert "a beginning is needed. Write it as `starts:TEXT`" in refused.detail
+    monkeypatch.delenv(VARIABLE)
     with Pool() as pool:
         assert "Unknown reward function" in pool.grade(tasks)[0].detail
 
 
-def test_a_users_file_that_cannot_be_imported_is_an_error_that_names_it(tmp_path):
+def test_a_users_file_that_cannot_be_imported_is_an_error_that_names_it(tmp_path, monkeypatch):
     file = tmp_path / "broken.py"
     file.write_text("import no_such_module\n")
-    with Pool(plugins=[str(file)]) as pool:
+    monkeypatch.setenv(VARIABLE, str(file))
+    with Pool() as pool:
         [result] = pool.grade([Task("boxed", r"\boxed{1}", "1")])
     assert result.outcome is Outcome.ERROR
     assert "broken.py" in result.detail

@@ -115,6 +115,26 @@ def test_grade_for_scripts():
         grade("8", None)
 
 
+def test_the_service_knows_the_reward_functions_of_a_users_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from hpt_ray.reward import REWARD_FUNCTIONS, RewardFunctionKind\n"
+        "REWARD_FUNCTIONS['mine'] = RewardFunctionKind('mine', 'as text', REWARD_FUNCTIONS['exact'].make)\n"
+    )
+    script = (
+        "import asyncio\n"
+        "from hpt_ray.config.schema import RewardConfig\n"
+        "from hpt_ray.reward import GradeItem, VerifierService\n"
+        "from hpt_ray.utils import plugins\n"
+        "plugins.load(['mine.py'])\n"
+        "service = VerifierService(RewardConfig(function='mine'))\n"
+        "print(asyncio.run(service.grade([GradeItem('7', 7, '', True)]))[0].outcome.value)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "correct\n"
+
+
 def test_a_script_that_grades_ends_by_itself():
     script = 'from hpt_ray.reward import grade; print(grade("\\\\boxed{7}", 7).outcome.value)'
     done = subprocess.run(
