@@ -161,7 +161,7 @@ def test_no_prompt_is_left_out(tmp_path):
 
 
 def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
-    run = make_run(tmp_path / "run", reward_function="exact", require_finished=False)
+    run = make_run(tmp_path / "run", function="exact", require_finished=False)
     made = plan(f"model={run}", "benchmarks=[mini-geo]")
     assert made.model.path == str(run / "checkpoints" / "step-000007" / "hf")
     assert made.model.name == "run-step-000007"
@@ -235,7 +235,7 @@ def test_results_say_what_graded_and_average_in_two_ways(tmp_path):
         ),
         {"index": pa.int64()},
     )
-    run = make_run(tmp_path / "run", reward_function="boxed")
+    run = make_run(tmp_path / "run", function="boxed")
     made = plan(
         f"model={run}",
         "benchmarks=[mini-geo]",
