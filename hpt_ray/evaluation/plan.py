@@ -23,10 +23,10 @@ from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.estimates import check_ks, default_ks
 from hpt_ray.evaluation.journal import Key
 from hpt_ray.evaluation.model import ModelSource, locate_model, settings_of
 from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
+from hpt_ray.evaluation.statistics import check_ks, default_ks
 from hpt_ray.learner.model import load_model_config
 from hpt_ray.reward import check_ground_truth, check_reward_function
 from hpt_ray.rollout.requests import Sampling
@@ -53,6 +53,14 @@ class Task:
     def version(self) -> str | None:
         """Which published file this is, by its number of prompts; None where no known one has as many."""
         return self.benchmark.published.get(len(self.prompts))
+
+    @property
+    def as_published(self) -> bool:
+        """Whether samples and sampling are those of the benchmark's row."""
+        wanted, sampling = self.benchmark.protocol, self.sampling
+        published = (self.benchmark.samples, wanted.temperature, wanted.top_p, wanted.max_response_tokens, -1)
+        asked = (self.num_samples, sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.top_k)
+        return asked == published
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,19 +48,8 @@ class PromptResult:
         return 2 * self.correct >= self.n
 
 
-SCHEMA = pa.schema(
-    [
-        ("benchmark", pa.string()),
-        ("prompt_id", pa.string()),
-        ("data_source", pa.string()),
-        ("level", pa.string()),
-        ("reference_hash", pa.string()),
-        ("n", pa.int32()),
-        *((outcome.value, pa.int32()) for outcome in Outcome),
-        ("mean_tokens", pa.float64()),
-        ("truncated", pa.int32()),
-    ]
-)
+_TYPES = {"str": pa.string(), "str | None": pa.string(), "int": pa.int32(), "float": pa.float64()}
+SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(PromptResult)])
 
 
 def result_of(benchmark: str, prompt: Prompt, level: str, tally: Tally) -> PromptResult:

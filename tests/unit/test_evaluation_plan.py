@@ -91,7 +91,7 @@ def test_names_and_groups():
 
 def test_the_small_task_is_asked_as_its_models_were_trained():
     (task,) = plan(*MINI).tasks
-    assert task.prompts[0].prompt_ids[0] == build_tokenizer().bos_token_id
+    assert task.prompts[0].token_ids[0] == build_tokenizer().bos_token_id
     assert (len(task.prompts), task.num_samples, task.ks) == (48, 1, [1])
     assert (task.sampling.temperature, task.sampling.max_tokens) == (0.0, 64)
     assert set(task.reward_functions.values()) == {"boxed"}
@@ -105,7 +105,7 @@ def test_words_replace_the_protocol():
     assert (task.num_samples, task.ks) == (6, [1, 2, 4])
     sampling = task.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.5, 0.9, 5, 9)
-    assert made.max_model_len == 9 + max(len(q.prompt_ids) for q in task.prompts)
+    assert made.max_model_len == 9 + max(len(q.token_ids) for q in task.prompts)
 
 
 @pytest.mark.parametrize(

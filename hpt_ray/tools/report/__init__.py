@@ -4,23 +4,25 @@ Everything is drawn from run folders (`observe/run_folder.py`) and from finished
 there for other pages too: load, group, draw, and HTML.
 """
 
-from hpt_ray.evaluation.seed_stats import Spread, spread_of
+from hpt_ray.evaluation.statistics import Spread, spread_of
 from hpt_ray.tools.report.attempts import AttemptMap, attempt_map, solve_rate_figure, solve_rate_maps
-from hpt_ray.tools.report.curves import Curve, curves_figure, curves_of
+from hpt_ray.tools.report.curves import chances, curves_of, pass_curve, pass_curves
+from hpt_ray.tools.report.figures import Curve, curves_figure, pass_at_k_figure, stack_figure
 from hpt_ray.tools.report.html import (
     Html,
     Pictures,
     Section,
+    details_html,
     escape,
     figure_html,
     grid,
+    note_html,
     page,
     swatch,
     table_html,
 )
 from hpt_ray.tools.report.load import Attempt, RunData, Series, load_run
 from hpt_ray.tools.report.methods import Method, group_runs
-from hpt_ray.tools.report.pass_at_k import pass_at_k_figure, pass_curve, pass_curves
 
 __all__ = [
     "Attempt",
@@ -34,13 +36,16 @@ __all__ = [
     "Series",
     "Spread",
     "attempt_map",
+    "chances",
     "curves_figure",
     "curves_of",
+    "details_html",
     "escape",
     "figure_html",
     "grid",
     "group_runs",
     "load_run",
+    "note_html",
     "page",
     "pass_at_k_figure",
     "pass_curve",
@@ -48,6 +53,7 @@ __all__ = [
     "solve_rate_figure",
     "solve_rate_maps",
     "spread_of",
+    "stack_figure",
     "swatch",
     "table_html",
 ]
