@@ -36,7 +36,7 @@ from hpt_ray.evaluation.model import fingerprint  # noqa: E402
 from hpt_ray.evaluation.plan import Plan, load_evaluation, make_plan  # noqa: E402
 from hpt_ray.evaluation.report import as_json, compare, comparison_table, results_table, summarise  # noqa: E402
 from hpt_ray.evaluation.results import read_results, result_of, write_results  # noqa: E402
-from hpt_ray.evaluation.run import answer_missing, start_workers  # noqa: E402
+from hpt_ray.evaluation.run import sample_missing, start_workers  # noqa: E402
 from hpt_ray.observe.run_folder import write_atomic  # noqa: E402
 from hpt_ray.utils import plugins  # noqa: E402
 
@@ -134,7 +134,7 @@ async def _answer(plan: Plan, journal: Journal, cluster: Cluster, model_path: st
         )
         workers = await start_workers(cluster, plan, model_path, plan.out / "logs")
         try:
-            num_lost = await answer_missing(plan, journal, workers, lambda: progress.advance(bar))
+            num_lost = await sample_missing(plan, journal, workers, lambda: progress.advance(bar))
         finally:
             workers.stop()
     if num_lost:

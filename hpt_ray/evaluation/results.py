@@ -1,7 +1,7 @@
-"""prompts.parquet: one row per prompt, in a fixed order, whatever order the answers came in.
+"""prompts.parquet: one row per prompt, in a fixed order, whatever order the responses came in.
 
 The counts say everything that mean@k, pass@k and a comparison need. `reference_hash` tells whether two files
-speak of the same prompt; neither the prompt nor its answer is stored.
+speak of the same prompt; neither the prompt nor its reference is stored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PromptResult:
 
     @property
     def solved(self) -> bool:
-        """At least half of the answers are right; with one answer: it is right."""
+        """At least half of the responses are correct; with one response: it is correct."""
         return 2 * self.correct >= self.n
 
 
@@ -55,23 +55,18 @@ SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(Pr
 def result_of(benchmark: str, prompt: Prompt, level: str, tally: Tally) -> PromptResult:
     """The row of a prompt of which every sample was graded. `level`: a field of the prompt's extra."""
     n = len(tally.done)
-    difficulty = prompt.extra.get(level)
+    difficulty, text = prompt.extra.get(level), json.dumps([prompt.id, prompt.ground_truth])
     return PromptResult(
         benchmark=benchmark,
         prompt_id=prompt.id,
         data_source=prompt.data_source,
         level=None if difficulty is None else str(difficulty),
-        reference_hash=reference_hash(prompt),
+        reference_hash=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
         n=n,
         **{outcome.value: tally.outcomes[outcome.value] for outcome in Outcome},
         mean_tokens=tally.num_tokens / n,
         truncated=tally.num_truncated,
     )
-
-
-def reference_hash(prompt: Prompt) -> str:
-    text = json.dumps([prompt.id, prompt.ground_truth])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def write_results(folder: Path, results: Sequence[PromptResult]) -> Path:

@@ -61,11 +61,11 @@ class EvaluateConfig:
 # Keys of training that mean nothing here → what to set instead.
 NOT_HERE = {
     "data.train": "name files in `sets`",
-    "data.shuffle": "prompts are answered in the files' order",
+    "data.shuffle": "prompts are sampled in the files' order",
     "data.max_response_tokens": "set `max_response_tokens`",
     "rollout.temperature": "set `temperature`",
     "rollout.top_p": "set `top_p`",
-    "reward.terms": "an evaluation counts right answers only",
+    "reward.terms": "an evaluation counts correct responses only",
     "cluster.colocate": "an evaluation has no learner",
 }
 

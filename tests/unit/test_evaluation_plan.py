@@ -118,7 +118,7 @@ def test_words_replace_the_protocol():
         (["samples=2"], "at temperature 0 all 2 samples of a prompt are the same"),
         (["data.train=[a]"], "`data.train` is a key of training"),
         (["rollout.temperature=0.6"], "set `temperature`"),
-        (["reward.terms={format: 1.0}"], "counts right answers only"),
+        (["reward.terms={format: 1.0}"], "counts correct responses only"),
         (["top_p=1.5"], "`top_p` \\(1.5\\) must be above 0"),
         (["reward.function=maths"], "Unknown reward function `maths`"),
         (["bechmarks=[math]"], "Did you mean `benchmarks`"),

@@ -5,9 +5,9 @@ there for other pages too: load, group, draw, and HTML.
 """
 
 from hpt_ray.evaluation.statistics import Spread, spread_of
-from hpt_ray.tools.report.attempts import AttemptMap, attempt_map, solve_rate_figure, solve_rate_maps
-from hpt_ray.tools.report.curves import chances, curves_of, pass_curve, pass_curves
-from hpt_ray.tools.report.figures import Curve, curves_figure, pass_at_k_figure, stack_figure
+from hpt_ray.tools.report.attempts import attempt_map, solve_rate_maps
+from hpt_ray.tools.report.curves import chances, curves_of
+from hpt_ray.tools.report.figures import Curve, curves_figure, pass_at_k_figure
 from hpt_ray.tools.report.html import (
     Html,
     Pictures,
@@ -18,15 +18,12 @@ from hpt_ray.tools.report.html import (
     grid,
     note_html,
     page,
-    swatch,
     table_html,
 )
-from hpt_ray.tools.report.load import Attempt, RunData, Series, load_run
+from hpt_ray.tools.report.load import RunData, Series, load_run
 from hpt_ray.tools.report.methods import Method, group_runs
 
 __all__ = [
-    "Attempt",
-    "AttemptMap",
     "Curve",
     "Html",
     "Method",
@@ -48,12 +45,7 @@ __all__ = [
     "note_html",
     "page",
     "pass_at_k_figure",
-    "pass_curve",
-    "pass_curves",
-    "solve_rate_figure",
     "solve_rate_maps",
     "spread_of",
-    "stack_figure",
-    "swatch",
     "table_html",
 ]

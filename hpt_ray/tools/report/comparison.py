@@ -48,15 +48,10 @@ def comparison_page(
 def introduction(methods: Sequence[Method], left_out: Sequence[RunData] = ()) -> str:
     num_runs = sum(len(method.runs) for method in methods)
     lead = f"{num_runs} runs, {len(methods)} {'method' if len(methods) == 1 else 'methods'}"
-    rows = [
-        [
-            named(method),
-            ", ".join(shown(seed) for seed in method.seeds),
-            _from_to([run.num_steps for run in method.runs]),
-            f"{sum(run.state == 'done' for run in method.runs)} of {len(method.runs)}",
-        ]
-        for method in methods
-    ]
+    rows = []
+    for method in methods:
+        finished = f"{sum(run.state == 'done' for run in method.runs)} of {len(method.runs)}"
+        rows.append([named(method), ", ".join(map(shown, method.seeds)), _steps(method), finished])
     caption = "Runs whose configurations differ in the seed only are one method"
     table = table_html(rows, ["method", "seeds", "steps", "finished"], caption)
     names = ", ".join(run.name for run in left_out)
@@ -221,16 +216,13 @@ def _first_last_best(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 def costs(methods: Sequence[Method], pictures: Pictures) -> str:
     rows = []
     for method in methods:
+        sampled, trained, wall_s = (
+            float(np.mean([getattr(run, name) for run in method.runs]))
+            for name in ("tokens_sampled", "tokens_trained", "wall_s")
+        )
         seconds = [s.values.mean() for run in method.runs if len(s := run.series("time/step_s"))]
-        row = [
-            named(method),
-            _from_to([run.num_steps for run in method.runs]),
-            rounded(float(np.mean([run.tokens_sampled for run in method.runs]))),
-            rounded(float(np.mean([run.tokens_trained for run in method.runs]))),
-            short_time(float(np.mean([run.wall_s for run in method.runs]))),
-            f"{np.mean(seconds):.2f} s" if seconds else DASH,
-        ]
-        rows.append(row)
+        row = [named(method), _steps(method), rounded(sampled), rounded(trained), short_time(wall_s)]
+        rows.append([*row, f"{np.mean(seconds):.2f} s" if seconds else DASH])
     header = ["method", "steps", "tokens sampled", "tokens trained on", "time", "time of a step"]
     return table_html(rows, header, "What a run cost, mean over seeds")
 
@@ -261,7 +253,8 @@ def runs(methods: Sequence[Method], pictures: Pictures) -> str:
     return table_html(rows, header, "Every run; the evaluation is the mean over sets", align="llrrlrr")
 
 
-def _from_to(numbers: Sequence[int]) -> str:
+def _steps(method: Method) -> str:
+    numbers = [run.num_steps for run in method.runs]
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 

@@ -12,15 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hpt_ray.evaluation import statistics
 from hpt_ray.evaluation.results import PromptResult
-from hpt_ray.evaluation.statistics import (
-    BANDS,
-    default_ks,
-    mean_over_prompts,
-    pass_at_k,
-    rolling_mean,
-    smoothing_window,
-)
 from hpt_ray.tools.report.figures import Curve
 from hpt_ray.tools.report.load import RunData, Series
 from hpt_ray.tools.report.methods import Method
@@ -28,8 +21,8 @@ from hpt_ray.tools.report.methods import Method
 
 def smooth_curve(series: Series, label: str, color: str, dash: str = "-", *, smooth: bool = True) -> Curve:
     """A series of one run: its rolling mean, with the values themselves faintly behind."""
-    window = smoothing_window(len(series)) if smooth else 1
-    smoothed = rolling_mean(series.values, window)
+    window = statistics.smoothing_window(len(series)) if smooth else 1
+    smoothed = statistics.rolling_mean(series.values, window)
     return Curve(label, color, series.steps, smoothed, raw=series.values if window > 1 else None, dash=dash)
 
 
@@ -51,12 +44,12 @@ def curves_of(
         if not all_series or not all(map(len, all_series)):
             continue  # a mean over some of the seeds is not that of the method
         if smooth:
-            window = smoothing_window(max(map(len, all_series)))
-            all_series = [Series(s.steps, rolling_mean(s.values, window)) for s in all_series]
+            window = statistics.smoothing_window(max(map(len, all_series)))
+            all_series = [Series(s.steps, statistics.rolling_mean(s.values, window)) for s in all_series]
         steps, values = aligned(all_series)
         if not len(steps):
             continue
-        low, high = BANDS[band][0](values) if len(values) > 1 else (None, None)
+        low, high = statistics.BANDS[band][0](values) if len(values) > 1 else (None, None)
         tails = [(s.steps[late], s.values[late]) for s in all_series if sum(late := s.steps >= steps[-1]) > 1]
         mean, dash = np.nanmean(values, axis=0), method.dash
         curves.append(Curve(method.label, method.color, steps, mean, low, high, dash=dash, tails=tails))
@@ -86,17 +79,17 @@ def chances(rows: Sequence[PromptResult]) -> tuple[np.ndarray, np.ndarray]:
     """k [K], and for each prompt the chance that one of k samples is correct [K, Q]; for the powers of two
     up to the fewest samples that a prompt has."""
     n, correct = np.array([(row.n, row.correct) for row in rows]).T
-    ks = np.array(default_ks(int(n.min())))
+    ks = np.array(statistics.default_ks(int(n.min())))
     found = np.zeros((len(ks), len(rows)))
     for num in np.unique(n):
-        found[:, n == num] = [pass_at_k(int(num), correct[n == num], int(k)) for k in ks]
+        found[:, n == num] = [statistics.pass_at_k(int(num), correct[n == num], int(k)) for k in ks]
     return ks, found
 
 
 def pass_curve(rows: Sequence[PromptResult]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """k [K], pass@k [K] and half its 95 % interval over prompts [K], for the k of `chances`."""
     ks, found = chances(rows)
-    estimates = [mean_over_prompts(of_k) for of_k in found]
+    estimates = [statistics.mean_over_prompts(of_k) for of_k in found]
     return ks, np.array([e.value for e in estimates]), np.array([e.half_width or 0.0 for e in estimates])
 
 
@@ -111,6 +104,6 @@ def pass_curves(methods: Sequence[Method], benchmark: str, *, band: str = "std")
         values = np.stack([value[:num] for _, value, _ in found])
         ks, _, half = (array[:num] for array in found[0])
         mean = values.mean(axis=0)
-        low, high = BANDS[band][0](values) if len(found) > 1 else (mean - half, mean + half)
+        low, high = statistics.BANDS[band][0](values) if len(found) > 1 else (mean - half, mean + half)
         curves.append(Curve(method.label, method.color, ks, mean, low, high, dash=method.dash))
     return curves

@@ -129,11 +129,6 @@ def note_html(text: str) -> Html:
     return part("note", text)
 
 
-def swatch(color: str) -> Html:
-    """A chip in a colour of the figures, to stand before the name it belongs to."""
-    return part("swatch", color)
-
-
 def page(title: str, sections: Sequence[Section], intro: str = "") -> str:
     """The whole page. `intro` is HTML that comes before the first section."""
     return _TEMPLATES.get_template("page.html").render(title=title, sections=sections, intro=Html(intro))

@@ -61,7 +61,7 @@ class Attempt:
 
     @property
     def solve_rate(self) -> float:
-        """Share of the graded rollouts that are right; NaN where none was graded."""
+        """Share of the graded rollouts that are correct; NaN where none was graded."""
         graded = self.rollouts - self.aborted
         return self.correct / graded if graded > 0 else math.nan
 
@@ -118,9 +118,9 @@ class RunData:
         found = {name: m[1] for name in self.names if (m := re.fullmatch(pattern, name))}
         return {key: self.series(name) for name, key in found.items()}
 
-    def evaluations(self, value: str = "mean") -> dict[str, Series]:
-        """`eval/<set>/<value>` by set."""
-        return self.matching(rf"eval/([^/]+)/{re.escape(value)}")
+    def evaluations(self) -> dict[str, Series]:
+        """`eval/<set>/mean` by set."""
+        return self.matching(r"eval/([^/]+)/mean")
 
     @property
     def wall_s(self) -> float:

@@ -17,29 +17,12 @@ from hpt_ray.tools.report.attempts import attempt_map, solve_rate_figure
 from hpt_ray.tools.report.curves import mean_over_sets, smooth_curve
 from hpt_ray.tools.report.figures import Curve, Marks, curves_figure, pass_at_k_figure, stack_figure
 from hpt_ray.tools.report.load import RunData, Series
-from hpt_ray.tools.report.style import (
-    BLUE,
-    COLORS,
-    GREY,
-    HEIGHT,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    line_style,
-    short,
-)
+from hpt_ray.tools.report.style import COLORS, GREY, HEIGHT, INK, line_style, short
+from hpt_ray.types import Outcome
 
 NOTHING = 1e-9  # what rounding leaves of a zero; no figure shows that
-OUTCOMES = {
-    "correct": BLUE,
-    "wrong": ORANGE,
-    "no_answer": GREY,
-    "unparsable": PURPLE,
-    "timeout": VERMILLION,
-    "error": INK,
-}
+BLUE, VERMILLION, _, PURPLE, ORANGE, SKY = COLORS
+OUTCOMES = dict(zip(Outcome, (BLUE, ORANGE, GREY, PURPLE, VERMILLION, INK), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +35,13 @@ class Lines:
     share: bool | None = False  # None: where all values are between 0 and 1
     log: bool = False
     smooth: bool = True
+    by_set: bool = False  # one line an eval set, also where it is all zero, and their mean
 
 
 LINES = {
     "reward": Lines("Reward", "mean score of the graded rollouts", {"": "reward/mean"}),
     "evaluations": Lines(
-        "Evaluations", "mean score by eval set", {"": r"eval/([^/]+)/mean"}, None, smooth=False
+        "Evaluations", "mean score by eval set", {"": r"eval/([^/]+)/mean"}, None, smooth=False, by_set=True
     ),
     "offline_ratio": Lines(
         "Offline ratio",
@@ -158,28 +142,21 @@ def faults_of(run: RunData) -> dict[str, Series]:
 def lines_figure(run: RunData, lines: Lines) -> Drawn | None:
     """One row of `LINES`; None where the run has none of its metrics, or they are never more than rounding."""
     found = _series_of(run, lines)
-    if not any(np.any(abs(series.values) > NOTHING) for series in found.values()):
+    if not any(lines.by_set or np.any(abs(series.values) > NOTHING) for series in found.values()):
         return None
-    labels = list(found) if len(found) > 1 or len(lines.metrics) > 1 else [""]
+    is_named = lines.by_set or len(found) > 1 or len(lines.metrics) > 1
     curves = [
-        smooth_curve(series, label, *line_style(i), smooth=lines.smooth)
-        for i, (label, series) in enumerate(zip(labels, found.values(), strict=True))
+        smooth_curve(series, label * is_named, *line_style(i), smooth=lines.smooth)
+        for i, (label, series) in enumerate(found.items())
     ]
-    return _drawn(run, lines, curves, found)
-
-
-def evaluations_figure(run: RunData) -> Drawn | None:
-    """Mean score of every eval set, also where all are zero, and the mean over the sets."""
-    lines = LINES["evaluations"]
-    if not (sets := _series_of(run, lines)):
-        return None
-    curves = [
-        replace(smooth_curve(series, name, *line_style(i), smooth=False), width=1.2)
-        for i, (name, series) in enumerate(sets.items())
-    ]
-    if len(sets) > 1 and len(mean := mean_over_sets(run)):
+    if lines.by_set:
+        curves = [replace(curve, width=1.2) for curve in curves]
+    if lines.by_set and len(found) > 1 and len(mean := mean_over_sets(run)):
         curves.append(Curve("mean", INK, mean.steps, mean.values, width=2.4))
-    return _drawn(run, lines, curves, sets)
+    height = HEIGHT + 0.16 * max(0, len(curves) - 11)  # inches, so that every line has room for its name
+    look: dict[str, Any] = {"share": lines.share, "log": lines.log, "height": height, "marks": marks_of(run)}
+    figure = curves_figure(curves, lines.title, lines.unit, **look)
+    return Drawn(figure, alt_of(lines.title, lines.unit, found))
 
 
 def _series_of(run: RunData, lines: Lines) -> dict[str, Series]:
@@ -195,13 +172,6 @@ def _series_of(run: RunData, lines: Lines) -> dict[str, Series]:
         if len(series) and not hidden:
             found[label] = series
     return found
-
-
-def _drawn(run: RunData, lines: Lines, curves: Sequence[Curve], found: Mapping[str, Series]) -> Drawn:
-    height = HEIGHT + 0.16 * max(0, len(curves) - 11)  # inches, so that every line has room for its name
-    look: dict[str, Any] = {"share": lines.share, "log": lines.log, "height": height, "marks": marks_of(run)}
-    figure = curves_figure(curves, lines.title, lines.unit, **look)
-    return Drawn(figure, alt_of(lines.title, lines.unit, found))
 
 
 def outcomes_figure(run: RunData) -> Drawn | None:
@@ -285,7 +255,6 @@ def alt_of(title: str, unit: str, found: Mapping[str, Series]) -> str:
 
 # What is not simply a row of `LINES`.
 FIGURES: dict[str, Callable[[RunData], Drawn | None]] = {
-    "evaluations": evaluations_figure,
     "outcomes": outcomes_figure,
     "reasons": reasons_figure,
     "prompts": prompts_figure,
