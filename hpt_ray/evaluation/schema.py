@@ -37,13 +37,13 @@ class EvaluateConfig:
         None, "Sampling temperature; 0 is greedy. Default: the benchmark's.", minimum=0
     )
     top_p: float | None = key(None, "Nucleus. Default: the benchmark's.", minimum=0)
-    max_response_tokens: int | None = key(None, "Limit of an answer. Default: the benchmark's.", minimum=1)
+    max_response_tokens: int | None = key(None, "Limit of a response. Default: the benchmark's.", minimum=1)
     pass_k: list[int] = key(
         [], "The k of pass@k, at most `samples`. Default: the powers of two up to `samples`.", minimum=1
     )
     seed: int = key(0, "Seed of sampling.", minimum=0)
     keep_texts: bool = key(
-        False, "Keep every answer's text and what was read as its answer, in samples.jsonl."
+        False, "Keep every response's text and what was read as its answer, in samples.jsonl."
     )
     dtype: str = key("float32", "Precision of the engine.", choices=("float32", "bfloat16"))
     config_overrides: dict[str, Any] = key({}, "Keys of the model's config.json to replace.")
@@ -61,11 +61,11 @@ class EvaluateConfig:
 # Keys of training that mean nothing here → what to set instead.
 NOT_HERE = {
     "data.train": "name files in `sets`",
-    "data.shuffle": "prompts are answered in the files' order",
+    "data.shuffle": "prompts are sampled in the files' order",
     "data.max_response_tokens": "set `max_response_tokens`",
     "rollout.temperature": "set `temperature`",
     "rollout.top_p": "set `top_p`",
-    "reward.terms": "an evaluation counts right answers only",
+    "reward.terms": "an evaluation counts correct responses only",
     "cluster.colocate": "an evaluation has no learner",
 }
 
