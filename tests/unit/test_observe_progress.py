@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from hpt_ray.config.load import known_keys
+from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.schema import Config
 from hpt_ray.observe.progress import Progress, ProgressState, progress_line, short_count, short_time
 from hpt_ray.observe.tables import batch_facts, end_summary, shorten, start_summary, table_of_samples
@@ -98,7 +98,7 @@ def test_what_follows_from_the_three_sizes() -> None:
     assert facts["prompts per update"] == 64
     assert facts["optimizer steps in all"] == 200
     rows = {}
-    for gate in known_keys()["selection.gate"].choices:
+    for gate in ("auto", *GATES):
         config.selection.gate = gate
         rows[gate] = batch_facts(config)["rows per step, at most"]
     assert rows == {

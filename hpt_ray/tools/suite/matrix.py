@@ -23,6 +23,7 @@ from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import known_keys, load_as, load_config, steps_of_phases
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import Config
+from hpt_ray.driver.setup import check_names
 from hpt_ray.errors import UserError
 from hpt_ray.tools.report.load import flat_keys
 from hpt_ray.tools.suite.suite import Settings, Suite
@@ -116,6 +117,7 @@ def _runs(
         shared.evaluation.every, shared.evaluation.before_training = 0, False
     try:
         check_config(shared)
+        check_names(shared)
     except UserError as error:
         raise UserError(f"{suite.path}, {method} on {model}:\n{error}") from error
     runs = []
