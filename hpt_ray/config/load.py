@@ -61,6 +61,7 @@ def known_keys(root: type = Config) -> dict[str, KnownKey]:
 
 def load_config(path: Paths, dotlist: list[str]) -> Config:
     """Read, merge and check the configuration of a run: see `load_as`. Its steps are those of its phases."""
+    config: Config
     config, sources = _load(Config, path, dotlist, {})
     if config.phases:
         steps = sum(steps_of_phases(config))
@@ -95,7 +96,8 @@ def load_as(
 
     Raises `UserError` with one line for every problem found.
     """
-    return _load(root, path, dotlist, base or {})[0]
+    config: Root = _load(root, path, dotlist, base or {})[0]
+    return config
 
 
 def dump_config(config: Any, path: str | os.PathLike[str]) -> None:
@@ -223,8 +225,8 @@ def _nested(name: str, value: Any) -> dict:
 
 
 def _load(
-    root: type[Root], path: Paths, dotlist: list[str], base: Mapping[str, dict[str, Any]]
-) -> tuple[Root, dict[str, str]]:
+    root: type, path: Paths, dotlist: list[str], base: Mapping[str, dict[str, Any]]
+) -> tuple[Any, dict[str, str]]:
     """The configuration, and which source set a key last."""
     contents = list(base.items())
     for one in [path] if isinstance(path, (str, os.PathLike)) else path or []:
@@ -238,17 +240,20 @@ def _load(
         for known, value in _settings(root, content, source, "", problems)
     ]
     merged = OmegaConf.structured(root)
-    for known, value, source in settings:
-        if not _merge(merged, known, value):
-            problems.append(f"{source}: {_wrong_type(known, value)}")
+    problems += [
+        f"{source}: {problem}"
+        for known, value, source in settings
+        if (problem := _merge(merged, known, value))
+    ]
     sources = {known.name: source for known, _, source in settings}
-    found = (
-        _wrong_value(merged, key, sources.get(name, "defaults")) for name, key in known_keys(root).items()
-    )
-    problems += filter(None, found)
+    problems += [
+        problem
+        for name, known in known_keys(root).items()
+        if (problem := _wrong_value(merged, known, sources.get(name, "defaults")))
+    ]
     if problems:
         raise UserError("\n".join(problems))
-    return typing.cast(Root, OmegaConf.to_object(merged)), sources
+    return OmegaConf.to_object(merged), sources
 
 
 def _settings(
@@ -274,23 +279,19 @@ def _settings(
             )
 
 
-def _merge(merged: DictConfig, known: KnownKey, value: Any) -> bool:
-    """Put one value into `merged`; False where it does not fit the key's type."""
+def _merge(merged: DictConfig, known: KnownKey, value: Any) -> str | None:
+    """Put one value into `merged`, or say in words why it does not fit the key's type."""
+    container = typing.get_origin(known.type)
     try:
-        if value == {} and typing.get_origin(known.type) is dict:
+        if value == {} and container is dict:
             OmegaConf.update(merged, known.name, {}, merge=False)
         else:
             merged.merge_with(_nested(known.name, value))
     except OmegaConfBaseException:
-        return False
-    return True
-
-
-def _wrong_type(known: KnownKey, value: Any) -> str:
-    message = _must_be(known.name, known.type_name, value)
-    if typing.get_origin(known.type) is list and isinstance(value, str):
-        message += f" Write it as a list: {known.name}=[{value}]."
-    return message
+        hint = f" Write it as a list: {known.name}=[{value}]."
+        is_one = container is list and isinstance(value, str)
+        return _must_be(known.name, known.type_name, value) + (hint if is_one else "")
+    return None
 
 
 def _must_be(name: str, type_name: str, value: Any) -> str:

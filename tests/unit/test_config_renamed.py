@@ -14,6 +14,7 @@ from hpt_ray.config.load import dump_config, known_keys, load_as, load_config, l
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.schema import EvaluateConfig
+from hpt_ray.observe.metrics import METRICS
 
 OLD_RUN = Path(__file__).resolve().parents[1] / "fixtures" / "run-0.1" / "config.yaml"
 GOOD = ("model.path=m", "data.train=[a.parquet]")
@@ -101,3 +102,16 @@ def test_phases_of_an_old_run_are_read_too_and_written_under_new_names(tmp_path:
     assert config.phases == [{"steps": 4, "prompts_per_step": 2, "algorithm": {"rollout_clip": "cispo"}}]
     dump_config(config, path)
     assert load_config(path, []) == load_as(Config, path, []) == config
+
+
+def test_metrics_of_an_old_run_are_read_under_their_new_names() -> None:
+    line = {"step": 3, "rollout/staleness_mean": 0.5, "rollout/staleness/1": 2, "learner/skipped_updates": 0}
+    assert renamed.metrics(line | dict.fromkeys(renamed.METRICS, 1)) == {
+        "step": 3,
+        "rollout/off_policy_steps_mean": 0.5,
+        "rollout/off_policy_steps/1": 2,
+        "learner/skipped_updates": 0,
+        **dict.fromkeys(renamed.METRICS.values(), 1),
+    }
+    known = [metric.name for metric in METRICS]
+    assert all(any(name.startswith(new) for name in known) for new in renamed.METRICS.values())
