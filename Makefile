@@ -4,11 +4,13 @@ BIN := .venv/bin
 # Numeric libraries start one thread per core in every process; with many processes that is too many.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint lock docs audit clean
+.PHONY: help install demo test test-unit test-all lint lock docs audit clean
 
 help:
 	@echo "make demo     train the small task on this machine (about 3 minutes after installation)"
-	@echo "make test     lint, types and all tests, the real stack included (about an hour)"
+	@echo "make test     lint, types, unit and integration tests, the real stack included (about 20 minutes)"
+	@echo "make test-unit  what needs no actors (a few minutes)"
+	@echo "make test-all   also the long ones: faults, node loss, soak, Slurm, jobs, suites (about an hour)"
 	@echo "make install  only the set-up: .venv with the locked CPU packages"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     write the generated pages of docs/ again"
@@ -32,7 +34,14 @@ lint: install
 	@$(BIN)/mypy
 
 test: lint
-	@echo "Running the tests"
+	@echo "Running unit and integration tests"
+	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+
+test-unit: install
+	@$(BIN)/python -m pytest -m "not cluster" $(PYTEST_ARGS)
+
+test-all: lint
+	@echo "Running every test"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 docs: install

@@ -34,8 +34,7 @@ from transformers import AutoModelForCausalLM
 
 from hpt_ray.learner.attention import NAME as SEGMENTS
 from hpt_ray.learner.attention import Segments, segment_attention
-from hpt_ray.learner.logprobs import logprob_and_entropy
-from hpt_ray.learner.scorer import ScorerInput, TokenScorer
+from hpt_ray.learner.logprobs import ScorerInput, TokenScorer, logprob_and_entropy
 
 LIMIT_S = 420.0  # no part begins later
 SEED = 0
@@ -107,7 +106,7 @@ def train(scale: Scale, tokens: int, attention: str) -> dict[str, Any]:
     if attention != SEGMENTS and not HAS_FLASH:
         raise Skipped("flash-attn is not installed")
     from hpt_ray.algorithms import make_estimator
-    from hpt_ray.learner.loss import micro_batch_loss
+    from hpt_ray.learner.packing import micro_batch_loss
 
     engine, estimator = learner(scale), make_estimator("grpo")
     engine.module.model.set_attn_implementation(attention)

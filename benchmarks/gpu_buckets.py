@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from measuring import Skipped, seconds
 
-from hpt_ray.weight_sync.buckets import micro_batch
+from hpt_ray.weight_sync.buckets import pack
 
 BUCKET_BYTES = 64 << 20
 WAIT_S = 60.0
@@ -22,7 +22,7 @@ def pinned(repeats: int) -> dict[str, Any]:
         raise Skipped("needs CUDA")
     weights = [torch.randn(BUCKET_BYTES // 64, dtype=torch.bfloat16, device="cuda") for _ in range(32)]
     bucket = torch.empty(BUCKET_BYTES, dtype=torch.uint8, device="cuda")
-    figures = {"micro_batch": BUCKET_BYTES / seconds(lambda: micro_batch(weights, bucket), repeats)}
+    figures = {"pack": BUCKET_BYTES / seconds(lambda: pack(weights, bucket), repeats)}
     for name, is_pinned in (("pinned", True), ("pageable", False)):
         host = torch.empty(BUCKET_BYTES, dtype=torch.uint8, pin_memory=is_pinned)
         figures[f"{name}_to_host"] = BUCKET_BYTES / seconds(partial(host.copy_, bucket, True), repeats)

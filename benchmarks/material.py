@@ -11,7 +11,7 @@ from transformers import Qwen2Config
 
 from hpt_ray.algorithms import BatchShape, Estimator
 from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch, make_micro_batch
-from hpt_ray.learner.weighing import weight_samples
+from hpt_ray.learner.scoring import weight_samples
 from hpt_ray.types import MicroBatch, Sample
 
 VOCABULARY = 151_936  # of Qwen2

@@ -33,8 +33,7 @@ import torch
 from machine import machine, versions, write
 
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, size_of, unpack
-from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferGroup
-from hpt_ray.weight_sync.transfer import receive, send
+from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferGroup, receive, send
 
 HOST = "127.0.0.1"
 LIMIT_S = 120.0

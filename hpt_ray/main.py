@@ -41,6 +41,7 @@ from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.observe.tables import start_summary  # noqa: E402
 from hpt_ray.tools.plan import Plan, plan_run, survey  # noqa: E402
 from hpt_ray.tools.plan.show import not_checked, plan_summary  # noqa: E402
+from hpt_ray.utils import plugins  # noqa: E402
 from hpt_ray.utils.lock import alone  # noqa: E402
 
 HANDOVER_S = 900.0  # for a driver to save and end after SIGTERM, as in deploy/runtime_env.yaml
@@ -90,6 +91,7 @@ def parse(arguments: list[str] | None) -> tuple[Config, bool]:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
     options = parser.parse_args(arguments)
     config = load_config(options.config or str(QUICKSTART), options.overrides)
+    config.run.plugins = plugins.load(config.run.plugins)
     check_config(config)
     return config, options.dry_run
 

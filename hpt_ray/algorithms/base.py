@@ -1,19 +1,19 @@
 """What an algorithm is made of: a term names one part of each family, a recipe is a tuple of terms.
 
-A part is a pure function with its formula and what it needs. The families are tables:
-`ADVANTAGES`, `DENOMINATORS`, `CLIPS`, `SHAPINGS`, `LOSS_AGGREGATIONS`, `CORRECTIONS`. Terms, recipes and
-algorithms hold names and numbers only, so they can be printed, compared and pickled. Nothing is
-computed here.
+A part is a pure function with its formula and what it needs. The families are tables, in the order of the paper:
+`CLIPS` (the stabilisation mask), `DENOMINATORS` (the reference policy), `ADVANTAGES`, `SHAPINGS` (the likelihood
+term), then `LOSS_AGGREGATIONS` and `CORRECTIONS`. Terms, recipes and algorithms hold names and numbers only, so they
+can be printed, compared and pickled. Nothing is computed here.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hpt_ray.errors import UserError
+from hpt_ray.utils.names import check_name
 
 Stream = Literal["rollouts", "demonstrations"]
 STREAMS: tuple[Stream, Stream] = ("rollouts", "demonstrations")
@@ -23,9 +23,9 @@ STREAMS: tuple[Stream, Stream] = ("rollouts", "demonstrations")
 class Part:
     """One entry of a family's table.
 
-    `needs` may name: "old" (log-probs of the sampler), "ratio" (a denominator that is an old
-    policy), "entropy", "values", "all_samples" (every sample of the optimizer step before the first
-    backward pass), "length_constant", "shaping_gamma", "clip".
+    `needs` may name: "old" (logprobs of the sampler), "sequence" (of whole samples), "ratio" (a denominator that is
+    an old policy), "entropy", "values", "union" (the group with its demonstration), "all_samples" (every sample of
+    the optimizer step before the first backward pass), "length_constant", "shaping_gamma", "clip".
     `not_for` says why the part makes no sense on a stream.
     """
 
@@ -38,6 +38,8 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class Term:
     """One policy term: −Σ sg(c)·log π_θ / Z over one stream, c = m · Â · s · π_θ/π_ref.
+
+    `clip` names the stabilisation mask m, `shaping` the factor s of the likelihood term.
 
     Example: `Term("rollouts", advantage="group_std", denominator="old", clip="ppo",
     loss_aggregation="seq-mean-token-mean")` is GRPO.
@@ -84,17 +86,16 @@ class Recipe:
 
 @dataclass(frozen=True, repr=False)
 class Algorithm:
-    """A row of the table of algorithms; printing it shows what it is.
+    """A record of the table of algorithms; printing it shows what it is.
 
-    `gate` is the selection of data that belongs to it: "switch" (per prompt, rollouts or the
-    demonstration), "rollouts", "demonstrations" or "both". `paper` None: the default is the paper's.
+    `gate` is the one of `GATES` that belongs to it: which data trains. `paper` None: the default is the paper's.
     """
 
     name: str
     title: str
     formula: str
     source: str
-    gate: Literal["switch", "rollouts", "demonstrations", "both"]
+    gate: str
     default: Recipe
     paper: Recipe | None = None
     official: Recipe | None = None
@@ -104,18 +105,10 @@ class Algorithm:
     def terms(self) -> tuple[Term, ...]:
         return self.default.terms
 
-    @property
-    def needs_rollouts(self) -> bool:
-        return self.gate != "demonstrations"
-
-    @property
-    def needs_demonstrations(self) -> bool:
-        return self.gate != "rollouts"
-
     def recipe(self, mode: str) -> Recipe:
         """The recipe of a mode: "default", "paper" or "official"; UserError where there is none."""
         recipes = {"default": self.default, "paper": self.paper or self.default, "official": self.official}
-        recipe = recipes[check_name("mode", mode, recipes)]
+        recipe = recipes[check_name("algorithm.mode", mode, recipes)]
         if recipe is None:
             raise UserError(
                 f"algorithm.mode=official: the official HPT code does not run {self.name}; "
@@ -129,12 +122,3 @@ class Algorithm:
         lines += [f"  term    {term}" for term in self.terms]
         lines += [f"  note    {line}" for line in self.notes.splitlines()]
         return "\n".join(lines)
-
-
-def check_name(what: str, name: str, table: Mapping[str, object]) -> str:
-    """`name` if the table has it, else a UserError with the nearest names."""
-    if name in table:
-        return name
-    near = difflib.get_close_matches(str(name), table, n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    raise UserError(f"algorithm.{what}={name}: no such name. {hint}There are: {', '.join(sorted(table))}.")

@@ -3,11 +3,13 @@
 `TokenBatch` is what a forward pass gives (torch, flat response tokens). `SampleWeights` is what the
 driver knows about an optimizer step (advantages and scales). `SampleView` and `TokenView` are the
 same data made ready for the families: numpy float64 per sample on the driver's side, detached torch
-per token on the learner's side. No algorithm is known here.
+per token on the learner's side. `Stats` say how a forward pass went: adding the pairs of micro-batches and ranks,
+then dividing, gives the mean over all their tokens. No algorithm is known here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 Array = np.ndarray
+Stats = dict[str, tuple[Tensor, Tensor]]  # name → (sum, count), float64 scalars on the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,15 @@ class BatchShape:
 class TokenBatch:
     """Samples of responses laid end to end: R response tokens in all.
 
-    `logprobs`      [R] log π_θ(token), with gradient
-    `old_logprobs`      [R] log π_old(token) of the sampler; NaN on demonstrations, never read there
-    `sample_lengths`   [samples] response tokens of each sample, at least 1
-    `group_ids`     [samples] any integers; equal for samples of the same prompt
-    `rewards`       [samples] R(τ)
-    `is_demo`       [samples] bool
-    `entropy`       [R] entropy of π_θ at each token, with gradient where there is an entropy bonus
-    `values`        [R] V(prefix of the token) of the critic
-    `ref_logprobs`      [R] log-prob under the frozen reference policy
+    `logprobs`       [R] log π_θ(token), with gradient
+    `old_logprobs`   [R] log π_old(token) of the sampler; NaN on demonstrations, never read there
+    `sample_lengths` [samples] response tokens of each sample, at least 1
+    `group_ids`      [samples] any integers; equal for samples of the same prompt
+    `rewards`        [samples] R(τ)
+    `is_demo`        [samples] bool
+    `entropy`        [R] entropy of π_θ at each token, with gradient where there is an entropy bonus
+    `values`         [R] V(prefix of the token) of the critic
+    `ref_logprobs`   [R] log of the token's probability under the frozen reference policy
     `prompt_lengths` [samples] used by the official mode's virtual packing only; None: no prompts
 
     Example: two rollouts of one prompt, of 2 tokens and 1 token: `TokenBatch(logprobs=[-.1, -.2, -.3],
@@ -115,7 +118,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class SampleView:
-    """Samples of one optimizer step as numpy, float64; what advantages and normalizers read."""
+    """Samples of one optimizer step as numpy, float64; what advantages and loss aggregations read."""
 
     lengths: Array  # [samples] int64
     groups: Array  # [samples] int64, 0 … G−1
@@ -144,8 +147,8 @@ class SampleView:
 class TokenView:
     """Detached per-token tensors of one forward pass; what denominators and shapings read."""
 
-    logprob: Tensor  # [R] sg(log π_θ)
-    old_logprobs: Tensor  # [R]; equal to log-prob on demonstrations: no old policy is known there
+    logprobs: Tensor  # [R] sg(log π_θ)
+    old_logprobs: Tensor  # [R]; equal to logprobs on demonstrations: no old policy is known there
     lengths: Tensor  # [samples] int64
     sample_of_token: Tensor  # [R] int64
     is_demo: Tensor  # [R] bool
@@ -166,20 +169,56 @@ class TokenView:
     @cached_property
     def log_ratio_old(self) -> Tensor:
         """[R] log π_θ/π_old; 0 on demonstrations."""
-        return self.logprob - self.old_logprobs
+        return self.logprobs - self.old_logprobs
 
 
 def token_view(samples: TokenBatch, settings: Settings) -> TokenView:
-    logprob = at_least_float32(samples.logprobs.detach())
-    device = logprob.device
+    logprobs = at_least_float32(samples.logprobs.detach())
+    device = logprobs.device
     lengths = torch.as_tensor(samples.sample_lengths, device=device).long()
     sample_of_token = torch.repeat_interleave(
-        torch.arange(len(lengths), device=device), lengths, output_size=len(logprob)
+        torch.arange(len(lengths), device=device), lengths, output_size=len(logprobs)
     )
     is_demo = torch.as_tensor(samples.is_demo, device=device).bool()[sample_of_token]
-    old_logprobs = torch.where(is_demo, logprob, samples.old_logprobs.detach().to(logprob))
-    entropy = None if samples.entropy is None else samples.entropy.detach().to(logprob)
-    return TokenView(logprob, old_logprobs, lengths, sample_of_token, is_demo, entropy, settings)
+    old_logprobs = torch.where(is_demo, logprobs, samples.old_logprobs.detach().to(logprobs))
+    entropy = None if samples.entropy is None else samples.entropy.detach().to(logprobs)
+    return TokenView(logprobs, old_logprobs, lengths, sample_of_token, is_demo, entropy, settings)
+
+
+# ---- what a forward pass tells about its samples, as sums and counts that add up ---------------------
+
+
+def token_stats(view: TokenView) -> Stats:
+    """How far π_θ is from the sampler's π_old on rollouts, the loss on demonstrations, the entropy.
+
+    `policy/ratio` and `policy/ratio_squared` of w = π_θ/π_old are what `effective_sample_size` needs;
+    `policy/kl_old` is the k3 estimate of KL(π_old‖π_θ), in nats per token.
+    """
+    rollout = ~view.is_demo
+    log_ratio = view.log_ratio_old.double()
+    ratio = log_ratio.exp()
+    stats = {
+        "policy/ratio": masked(ratio, rollout),
+        "policy/ratio_squared": masked(ratio.square(), rollout),
+        "policy/kl_old": masked(ratio - 1 - log_ratio, rollout),
+        "learner/demo_loss": masked(-view.logprobs, view.is_demo),
+    }
+    if view.entropy is not None:
+        stats["policy/entropy"] = masked(view.entropy, torch.ones_like(rollout))
+    return stats
+
+
+def masked(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and number of the masked values."""
+    total = torch.where(mask, values, torch.zeros_like(values)).sum(dtype=torch.float64)
+    return total, mask.sum(dtype=torch.float64)
+
+
+def effective_sample_size(stats: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> float:
+    """(Σw)²/(N Σw²) of the importance weights w = π_θ/π_old of N tokens: 1 when all agree, 1/N at worst."""
+    total, count = (float(x) for x in stats["policy/ratio"])
+    squares = float(stats["policy/ratio_squared"][0])
+    return total**2 / (count * squares) if count else 1.0
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,27 +1,26 @@
-"""From a name and overrides to an `Estimator`, or to a refusal that says why.
+"""From a name and overrides to an `Estimator`, or to a refusal that says why; and both in words.
 
-Overrides are the keys of `AlgorithmConfig`; None leaves the sample's own choice. What cannot work is
-refused here, before anything is started.
+Overrides are the keys of `AlgorithmConfig`; None leaves the algorithm's own choice. What cannot work is refused
+here, before anything is started. `describe` prints what was chosen, `overview` the whole table of algorithms.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from hpt_ray.algorithms.advantages import ADVANTAGES
-from hpt_ray.algorithms.base import Algorithm, Part, Recipe, Stream, Term, check_name
+from hpt_ray.algorithms.base import Algorithm, Part, Recipe, Stream, Term
 from hpt_ray.algorithms.batch import Settings
-from hpt_ray.algorithms.corrections import CORRECTIONS
-from hpt_ray.algorithms.denominators import DENOMINATORS
 from hpt_ray.algorithms.estimator import Estimator, parts_of
-from hpt_ray.algorithms.kl import KL_ESTIMATORS
+from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
-from hpt_ray.algorithms.shapings import SHAPINGS
 from hpt_ray.algorithms.table import ALGORITHMS
-from hpt_ray.algorithms.token_parts import CLIPS
+from hpt_ray.algorithms.token_parts import CLIPS, CORRECTIONS, DENOMINATORS, KL_ESTIMATORS, SHAPINGS
 from hpt_ray.config.schema import AlgorithmConfig
 from hpt_ray.errors import UserError
+from hpt_ray.utils.names import check_name
 
 FAMILIES: dict[str, dict[str, Part]] = {
     "advantage": ADVANTAGES,
@@ -41,18 +40,18 @@ def make_estimator(name: str, **overrides: Any) -> Estimator:
     """
     known = {f.name: f for f in fields(AlgorithmConfig)}
     for option in overrides:
-        check_name("key", option, known)
+        check_name("algorithm.key", option, known)
     return estimator_from_config(AlgorithmConfig(name=name, **overrides))
 
 
 def estimator_from_config(config: AlgorithmConfig) -> Estimator:
     """The same, from the `algorithm` section of a configuration."""
-    algorithm = ALGORITHMS[check_name("name", config.name, ALGORITHMS)]
+    algorithm = ALGORITHMS[check_name("algorithm.name", config.name, ALGORITHMS)]
     recipe = algorithm.recipe(config.mode)
     terms = _replace_parts(algorithm, _branch_terms(algorithm, recipe, config), config)
-    check_name("kl_estimator", config.kl_estimator, KL_ESTIMATORS)
-    check_name("kl_in", config.kl_in, {"loss": None, "reward": None})
-    check_name("correction", config.correction, CORRECTIONS)
+    check_name("algorithm.kl_estimator", config.kl_estimator, KL_ESTIMATORS)
+    check_name("algorithm.kl_in", config.kl_in, {"loss": None, "reward": None})
+    check_name("algorithm.correction", config.correction, CORRECTIONS)
     for term in terms:
         _check_term(algorithm, term)
     _check_whole(algorithm, terms, config)
@@ -95,7 +94,7 @@ def _branch_terms(algorithm: Algorithm, recipe: Recipe, config: AlgorithmConfig)
         raise UserError(
             f"algorithm.offline_branch: {algorithm.name} has none; leave the key out, or use hpt."
         )
-    check_name("offline_branch", config.offline_branch, {"sft": None, **recipe.offline})
+    check_name("algorithm.offline_branch", config.offline_branch, {"sft": None, **recipe.offline})
     return recipe.terms_of(config.offline_branch)
 
 
@@ -110,7 +109,7 @@ def _replace_parts(
         named = {family: part for family, part in named.items() if part is not None}
         for family, part in named.items():
             option = f"{prefix}_{family}"
-            check_name(option, part, FAMILIES[family])
+            check_name(f"algorithm.{option}", part, FAMILIES[family])
             if counts[stream] == 0:
                 raise UserError(
                     f"algorithm.{option}: {algorithm.name} has no term on {stream}; leave the key out, or "
@@ -140,13 +139,13 @@ def _check_term(algorithm: Algorithm, term: Term) -> None:
             f"{term.denominator} has none ({parts['denominator'].formula}); use {prefix}_clip=none or, on "
             "rollouts, rollout_denominator=old or sequence."
         )
-    if "union" in parts["advantage"].needs and algorithm.gate != "both":
+    if "union" in parts["advantage"].needs and not GATES[algorithm.gate].always_both:
         raise UserError(
             f"algorithm.{prefix}_advantage={term.advantage} compares rollouts with their demonstration, but "
             f"{algorithm.name} never trains both on one prompt (gate: {algorithm.gate}); use group_mean or "
             "group_std on rollouts, reward or one on demonstrations, or take luffy or srft."
         )
-    if term.loss_aggregation.startswith("union") and algorithm.gate != "both":
+    if term.loss_aggregation.startswith("union") and not GATES[algorithm.gate].always_both:
         raise UserError(
             f"algorithm.{prefix}_loss_aggregation={term.loss_aggregation} counts both kinds of samples together, but "
             f"{algorithm.name} never trains both on one prompt; use seq-mean-token-sum-norm, "
@@ -190,3 +189,75 @@ def _check_numbers(settings: Settings) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise UserError(f"algorithm: {rule}.")
+
+
+# ---- in words ----------------------------------------------------------------------------------------
+
+
+def describe(estimator: Estimator) -> str:
+    """Readable text of several lines; formulas as in the tables, numbers as they are set."""
+    algorithm = ALGORITHMS[estimator.name]
+    lines = [
+        f"{algorithm.name}: {algorithm.title}  (mode: {estimator.mode}"
+        + (f", offline branch: {estimator.offline_branch})" if algorithm.default.offline else ")"),
+        f"  source       {algorithm.source}",
+        f"  data         {GATES[estimator.gate].data}",
+        "  loss         Σ over terms of −Σ sg(c)·log π_θ / Z,  c = m · Â · s · π_θ/π_ref",
+    ]
+    for k, term in enumerate(estimator.terms, start=1):
+        lines.append(f"  term {k} on {term.stream}, times {term.coef:g}")
+        for family, part in parts_of(term).items():
+            label = f"{family} {getattr(term, family)}"
+            lines.append(f"    {label:<32} {part.formula}{_numbers(estimator, part.needs)}")
+    lines += _additive_terms(estimator)
+    if estimator.needs_all_samples:
+        lines.append("  The backward pass waits for the last group: a Z or an advantage needs all samples.")
+    return "\n".join(lines)
+
+
+def _numbers(estimator: Estimator, needs: frozenset[str]) -> str:
+    s = estimator.settings
+    constant = "max_response_tokens" if s.length_constant is None else f"{s.length_constant:g}"
+    texts = {
+        "clip": f"ε_low = {s.clip_low:g}, ε_high = {s.clip_high:g}",
+        "length_constant": f"C = {constant}",
+        "shaping_gamma": f"γ = {s.shaping_gamma:g}",
+        "values": f"γ = {s.discount:g}, λ = {s.gae_lambda:g}",
+    }
+    used = [text for need, text in texts.items() if need in needs]
+    return f"   [{', '.join(used)}]" if used else ""
+
+
+def _additive_terms(estimator: Estimator) -> list[str]:
+    lines = []
+    if estimator.entropy_coef:
+        z = estimator.entropy_aggregation
+        rule = LOSS_AGGREGATIONS[z].formula if z else "Z of each stream's first term"
+        lines.append(f"  entropy      −{estimator.entropy_coef:g} · Σ H_t / Z,  {rule}")
+    if estimator.kl_coef:
+        where = "Σ KL_t / Z of the first term on rollouts" if estimator.kl_in == "loss" else "from the reward"
+        lines.append(f"  KL           {estimator.kl_coef:g} · {estimator.kl_estimator}, {where}")
+    if estimator.correction != "none":
+        s = estimator.settings
+        lines.append(
+            f"  correction   {CORRECTIONS[estimator.correction].formula}   "
+            f"[low = {s.correction_low:g}, high = {s.correction_high:g}]"
+        )
+    return lines
+
+
+def overview() -> str:
+    """The table of algorithms in their default mode, a line for each term, laid out as in the paper's Table 1."""
+    lines = [("algorithm", "on", "m", "π_ref", "Â", "s", "Z", "gate")]
+    for algorithm in ALGORITHMS.values():
+        for k, term in enumerate(algorithm.terms):
+            first = (algorithm.name, algorithm.gate) if k == 0 else ("", "")
+            parts = (term.clip, term.denominator, term.advantage, term.shaping, term.loss_aggregation)
+            lines.append((first[0], PREFIX[term.stream], *parts, first[1]))
+    return "\n".join(aligned(lines))
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Cells in columns, two spaces between them."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]

@@ -1,10 +1,11 @@
 """The unified policy gradient estimator (arXiv 2509.04419, Eq 6), for every algorithm.
 
-Per token the coefficient of ∇log π_θ is c = m · Â · s · π_θ/π_ref, detached, and a policy term is
-−Σ c · log π_θ / Z. Both stand here, once; algorithms only choose the parts.
+Per token the coefficient of ∇log π_θ is c = m · Â · s · π_θ/π_ref, detached: the stabilisation mask m, the advantage
+Â, the factor s of the likelihood term and the reference policy π_ref. A policy term is −Σ c · log π_θ / Z. Both
+stand here, once; algorithms only choose the parts.
 
 The work is in two halves. `weigh` runs where the rewards of the whole optimizer step are known and
-gives advantages and scales per sample. `loss` runs on one micro-batch of samples with its log-probs; the
+gives advantages and scales per sample. `loss` runs on one micro-batch of samples with its logprobs; the
 sum of the losses of all micro-batches on all ranks is the loss of the step. It knows no batch
 sizes, no gate and no other rank.
 """
@@ -25,19 +26,18 @@ from hpt_ray.algorithms.batch import (
     SampleView,
     SampleWeights,
     Settings,
+    Stats,
     TokenBatch,
     TokenView,
     at_least_float32,
+    masked,
     to_numpy,
+    token_stats,
     token_view,
 )
-from hpt_ray.algorithms.corrections import CORRECTIONS
-from hpt_ray.algorithms.denominators import DENOMINATORS
-from hpt_ray.algorithms.kl import KL_ESTIMATORS
+from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
-from hpt_ray.algorithms.shapings import SHAPINGS
-from hpt_ray.algorithms.stats import Stats, masked, token_stats
-from hpt_ray.algorithms.token_parts import CLIPS
+from hpt_ray.algorithms.token_parts import CLIPS, CORRECTIONS, DENOMINATORS, KL_ESTIMATORS, SHAPINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class Estimator:
 
     @property
     def needs_rollouts(self) -> bool:
-        return self.gate != "demonstrations"
+        return GATES[self.gate].needs_rollouts
 
     @property
     def needs_demonstrations(self) -> bool:
-        return self.gate != "rollouts"
+        return GATES[self.gate].needs_demonstrations
 
     @property
     def needs_all_samples(self) -> bool:
@@ -168,7 +168,7 @@ class Estimator:
         )
 
     def _stream_scale(self, view: SampleView, stream: Stream) -> Array:
-        """[samples] gate weight / Z with the normalizer of the stream's first term; 0 if it has none."""
+        """[samples] gate weight / Z as the stream's first term aggregates; 0 if it has none."""
         loss_aggregation = next((term.loss_aggregation for term in self.terms if term.stream == stream), None)
         if loss_aggregation is None:
             return np.zeros(len(view.lengths))
@@ -201,16 +201,16 @@ class Estimator:
         weights = self._weight_samples(samples, batch) if weights is None else weights
         coefficients, stats = self._coefficients(view, weights)
         scales = _per_token(weights.scales, view)
-        logprob = at_least_float32(samples.logprobs)
-        total = -((coefficients * scales).sum(0) * logprob).sum()
+        logprobs = at_least_float32(samples.logprobs)
+        total = -((coefficients * scales).sum(0) * logprobs).sum()
         if self.entropy_coef:
             entropy = at_least_float32(_given(samples.entropy, "entropy", "an entropy bonus"))
             total = total - (_per_token(weights.entropy_scales, view) * entropy).sum()
         if self.kl_coef and self.kl_in == "loss":
-            ref_logprobs = _given(samples.ref_logprobs, "ref_logprobs", "a KL loss").to(logprob)
+            ref_logprobs = _given(samples.ref_logprobs, "ref_logprobs", "a KL loss").to(logprobs)
             # ref_logprobs may be NaN on demonstrations, where the scale is 0; such a NaN must not reach a sum.
             kl = KL_ESTIMATORS[self.kl_estimator](
-                logprob - torch.where(view.is_demo, view.logprob, ref_logprobs)
+                logprobs - torch.where(view.is_demo, view.logprobs, ref_logprobs)
             )
             total = total + (_per_token(weights.kl_scales, view) * kl).sum()
             stats["policy/kl_ref"] = masked(kl.detach(), ~view.is_demo)
@@ -276,9 +276,9 @@ def parts_of(term: Term) -> dict[str, Part]:
 
 
 def _per_token(values: Array | Tensor, view: TokenView) -> Tensor:
-    """[…, samples] → […, R] on the device of the log-probs; [K, R] stays as it is."""
-    tensor = torch.as_tensor(values, dtype=view.logprob.dtype, device=view.logprob.device)
-    if tensor.shape[-1] == len(view.logprob):
+    """[…, samples] → […, R] on the device of the logprobs; [K, R] stays as it is."""
+    tensor = torch.as_tensor(values, dtype=view.logprobs.dtype, device=view.logprobs.device)
+    if tensor.shape[-1] == len(view.logprobs):
         return tensor
     return tensor[..., view.sample_of_token]
 

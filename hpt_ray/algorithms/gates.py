@@ -1,8 +1,8 @@
-"""The gate: from a prompt's results to the weights of its rollouts and of its demonstration.
+"""The gate: from a prompt's results to the weights of its rollouts and of its demonstration, and to its samples.
 
 In: a `Group`, γ, and what the prompt's earlier attempts came to. Out: a `Decision` with α, β and the reason
-(paper, Eq 8 to 10). A gate is a pure function of the three and a sample of `GATES`. docs/methods.md compares
-them.
+(paper, Eq 8 to 10); `samples_of` makes the samples that the learner trains on from it. A gate is one record of
+`GATES`, and everything that depends on which gate a run has is read from there. docs/methods.md compares them.
 
 The switch compares counts, so 2/8 is 2 of 8 whatever n does to rounding. Soft gates give weights between 0
 and 1; one within `NEGLIGIBLE` of 0 or 1 becomes that, for a sample of no weight would cost a backward pass.
@@ -11,12 +11,14 @@ and 1; one within `NEGLIGIBLE` of 0 or 1 becomes that, for a sample of no weight
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import floor
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 from scipy.special import betainc
 
-from hpt_ray.types import Decision, Group
+from hpt_ray.types import Decision, Group, Sample
 
 NEGLIGIBLE = 1e-3
 DISCOUNT = 0.5  # δ: what an attempt counts at the next one
@@ -27,13 +29,53 @@ OFFICIAL_SOFT = ((0.0, 1.0), (1 / 8, 1 / 2), (1 / 4, 1 / 4), (1 / 2, 1 / 8))
 
 
 class Attempt(NamedTuple):
-    """One attempt of a prompt: rollouts that were right, of those that were answers."""
+    """One attempt of a prompt: rollouts that were right, of those that were responses."""
 
     num_correct: int
     num_responses: int
 
 
-Gate = Callable[[Group, float, Sequence[Attempt]], Decision]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One gate. Only the first two must be given; the other defaults are those of a soft gate.
+
+    `function`        (group, γ, earlier attempts, the oldest first) → `Decision`; pure
+    `data`            which samples train, in words
+    `rule`            (γ, n) → the same with a run's numbers; None: `data` says it all
+    `demonstrations`  a prompt whose demonstration is missing or does not fit: "required", it is dropped;
+                      "optional", it trains on its rollouts; "ignored", demonstrations do not train
+    `needs_rollouts`  False: rollouts change nothing, and none are sampled
+    `by_results`      α and β follow the results (feedback functions; paper, Eq 9)
+    `either_or`       a prompt trains on its rollouts or on its demonstration, never on both
+    `is_certain`      whether the demonstration is sure to train, and it alone, before all rollouts are in; see
+                      the function of that name. None: this gate needs them all
+    `wrong_gamma`     (γ, n) → why this gate cannot use such a γ, and what to set; None where it can
+    """
+
+    function: Callable[[Group, float, Sequence[Attempt]], Decision]
+    data: str
+    rule: Callable[[float, int], str] | None = None
+    demonstrations: Literal["required", "optional", "ignored"] = "optional"
+    needs_rollouts: bool = True
+    by_results: bool = True
+    either_or: bool = False
+    is_certain: Callable[..., bool] | None = None
+    wrong_gamma: Callable[[float, int], str | None] | None = None
+
+    @property
+    def needs_demonstrations(self) -> bool:
+        return self.demonstrations != "ignored"
+
+    @property
+    def always_both(self) -> bool:
+        """Rollouts and demonstration of every prompt train together, so they can be compared."""
+        return self.needs_rollouts and self.needs_demonstrations and not self.by_results
+
+    def samples_at_most(self, num_rollouts: int) -> int:
+        """Of one prompt with `num_rollouts` rollouts."""
+        rollouts = num_rollouts if self.needs_rollouts else 0
+        demonstrations = 1 if self.needs_demonstrations else 0
+        return max(rollouts, demonstrations) if self.either_or else rollouts + demonstrations
 
 
 def attempt_of(group: Group) -> Attempt:
@@ -64,10 +106,36 @@ def switch(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
     return _decision(group, 1.0 - beta, beta)
 
 
+def switch_rule(gamma: float, num_rollouts: int) -> str:
+    most = threshold(gamma, num_rollouts)
+    if most < 0:
+        return f"γ = {gamma:g}: rollouts always"
+    return (
+        f"γ = {gamma:g}: at most {most} of {num_rollouts} solved → demonstration, more → rollouts; none there → "
+        "rollouts"
+    )
+
+
+def between_counts(gamma: float, num_rollouts: int) -> str | None:
+    """The switch solves "share ≤ γ" in integers, solved ≤ ⌊γ·n⌋: a γ·n between two integers is refused.
+
+    0.33 of 3 would quietly mean 0 of 3. The tolerance is that of `threshold`.
+    """
+    count = gamma * num_rollouts
+    if gamma <= 0 or abs(count - round(count)) < 1e-9:
+        return None
+    below = int(count)
+    return (
+        f"times {num_rollouts} rollouts it is {count:g}, which is no whole number: use "
+        f"{below / num_rollouts:.12g} ({below} of {num_rollouts}) or {(below + 1) / num_rollouts:.12g} "
+        f"({below + 1} of {num_rollouts})"
+    )
+
+
 def linear(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
     """α = P, β = 1 − P: the plainest functions that rise and fall with P. γ is not used.
 
-    A prompt of which no rollout is an answer counts as unsolved.
+    A prompt none of whose rollouts is a response counts as unsolved.
     """
     solved, num_responses = attempt_of(group)
     share = solved / max(num_responses, 1)
@@ -98,7 +166,7 @@ def posterior(group: Group, gamma: float, history: Sequence[Attempt]) -> Decisio
       failures: α ≥ Pr(Bin(2n + 1, γ) ≤ 1) whatever the history. For n = 8 that is 0.35 at γ = 1/8 and 0.05
       at 2/8, and above `NEGLIGIBLE` up to 3/8. The switch gives 0 to any s ≤ γn: rollouts that are right at
       times are dropped at every attempt, so P never rises above γ.
-    - β. Right answers of k attempts ago count δ^k. While all answers are wrong, S falls to 0 and F rises
+    - β. Right rollouts of k attempts ago count δ^k. While all rollouts are wrong, S falls to 0 and F rises
       towards 2n, so β rises to 1 − (1 − γ)^(2n + 1), 0.90 at γ = 1/8, whatever the history. One lucky hit
       after failures leaves β = 0.65 there, where the switch at γ = 0 ends the demonstrations.
     """
@@ -108,6 +176,13 @@ def posterior(group: Group, gamma: float, history: Sequence[Attempt]) -> Decisio
         failed = DISCOUNT * failed + attempt.num_responses - attempt.num_correct
     beta = float(betainc(1 + solved, 1 + failed, gamma))
     return _decision(group, 1.0 - beta, beta)
+
+
+def not_inside(gamma: float, num_rollouts: int) -> str | None:
+    """A solve rate is never known to be exactly 0 or 1, so at γ ≤ 0 or γ ≥ 1 `posterior` would never change."""
+    if 0 < gamma < 1:
+        return None
+    return "no solve rate is ever known to be 0 or 1: set it above 0 and below 1, for example to 0.125"
 
 
 def rollouts(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
@@ -145,13 +220,92 @@ def _snapped(weight: float) -> float:
     return 0.0 if weight < NEGLIGIBLE else 1.0 if weight > 1 - NEGLIGIBLE else weight
 
 
-FEEDBACK = ("switch", "posterior", "linear", "official_soft")  # gates that look at the results
 GATES: dict[str, Gate] = {
-    "switch": switch,
-    "posterior": posterior,
-    "linear": linear,
-    "official_soft": official_soft,
-    "rollouts": rollouts,
-    "demonstrations": demonstrations,
-    "both": both,
+    "switch": Gate(
+        function=switch,
+        data="per prompt, its rollouts (weight α) or its demonstration (weight β), as the gate decides",
+        rule=switch_rule,
+        either_or=True,
+        is_certain=is_certain,
+        wrong_gamma=between_counts,
+    ),
+    "posterior": Gate(
+        function=posterior,
+        data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
+        rule=lambda gamma, n: f"both, α = 1 − β, β = Pr(solve rate ≤ {gamma:g} | results so far)",
+        wrong_gamma=not_inside,
+    ),
+    "linear": Gate(
+        function=linear,
+        data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
+        rule=lambda gamma, n: "both, α = P, β = 1 − P",
+    ),
+    "official_soft": Gate(
+        function=official_soft,
+        data="the rollouts of every prompt (weight α) and its demonstration (weight β)",
+        rule=lambda gamma, n: "both, α and β from the official code's table by solved count",
+    ),
+    "rollouts": Gate(
+        function=rollouts,
+        data="the rollouts of every prompt",
+        rule=lambda gamma, n: "rollouts of every prompt, no demonstration",
+        demonstrations="ignored",
+        by_results=False,
+    ),
+    "demonstrations": Gate(
+        function=demonstrations,
+        data="the demonstration of every prompt",
+        rule=lambda gamma, n: "the demonstration of every prompt, no rollouts",
+        demonstrations="required",
+        needs_rollouts=False,
+        by_results=False,
+    ),
+    "both": Gate(
+        function=both,
+        data="the rollouts and the demonstration of every prompt",
+        rule=lambda gamma, n: f"{n} rollouts and the demonstration of every prompt",
+        by_results=False,
+    ),
 }
+
+
+def samples_of(group: Group, decision: Decision, *, index: int) -> list[Sample]:
+    """The samples of one prompt: its rollouts where α > 0, its demonstration where β > 0.
+
+    `index` is the prompt's number within the optimizer step. Lost and aborted rollouts carry no
+    samples. A demonstration has reward 1: it is correct by the data's word.
+    """
+    prompt = group.prompt
+    samples = []
+    if decision.rollout_weight > 0:
+        for rollout, result in zip(group.rollouts, group.results, strict=True):
+            if not rollout.finish.is_response or not len(rollout.token_ids):
+                continue
+            samples.append(
+                Sample(
+                    prompt_id=prompt.id,
+                    token_ids=np.concatenate([prompt.token_ids, rollout.token_ids]).astype(np.int32),
+                    prompt_length=len(prompt.token_ids),
+                    old_logprobs=rollout.logprobs,
+                    is_demo=False,
+                    reward=result.score,
+                    group=index,
+                    weight=decision.rollout_weight,
+                )
+            )
+    if decision.demo_weight > 0:
+        assert prompt.demonstration is not None, f"the gate asked for a demonstration of {prompt.id}"
+        demo = prompt.demonstration.token_ids
+        samples.append(
+            Sample(
+                prompt_id=prompt.id,
+                token_ids=np.concatenate([prompt.token_ids, demo]).astype(np.int32),
+                prompt_length=len(prompt.token_ids),
+                old_logprobs=np.full(len(demo), np.nan, np.float32),
+                is_demo=True,
+                reward=1.0,
+                group=index,
+                weight=decision.demo_weight,
+            )
+        )
+    return samples

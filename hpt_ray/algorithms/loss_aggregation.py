@@ -1,9 +1,16 @@
-"""Aggregations: the denominator Z of each stream, fixed before the first backward pass.
+"""Loss aggregations: how token losses become one number, as the divisor Z of each stream.
 
-In: a `SampleView` and which of its samples belong to the stream. Out: [samples] 1/Z. N and n are the
-nominal sizes of the optimizer step, so a sample that is missing changes nothing for the others. For
-demonstrations n is 1. What needs all samples says so; then no backward pass may start before the last
-group is in.
+In: a `SampleView` and which of its samples belong to the stream. Out: [samples] 1/Z, fixed before the first
+backward pass. N and n are the nominal sizes of the optimizer step, so a sample that is missing changes nothing
+for the others. For demonstrations n is 1. What needs all samples says so; then no backward pass may start
+before the last group is in.
+
+The `official-` ones stand for the layout that the released HPT code would have used (`mode: official`). It takes
+means over each micro-batch and sums them, so the balance of SFT, RL and entropy depends on how samples were packed
+on its 8 ranks. Here its packing is computed as arithmetic on sample lengths, wherever the samples really go:
+equal sample counts per rank balanced by tokens, then micro-batches of about 32,768 tokens, as many on every rank.
+Its Karmarkar-Karp partition is replaced by longest-first; the number of micro-batches is the same, their exact
+members may differ.
 """
 
 from __future__ import annotations
@@ -12,7 +19,9 @@ import numpy as np
 
 from hpt_ray.algorithms.base import Part
 from hpt_ray.algorithms.batch import Array, SampleView
-from hpt_ray.algorithms.official import NUM_RANKS, virtual_micro_batches
+
+NUM_RANKS = 8  # of the official code
+MAX_TOKENS = 32_768  # of one of its micro-batches, prompt and response together
 
 
 def seq_mean_token_sum(view: SampleView, members: Array) -> Array:
@@ -27,6 +36,10 @@ def seq_mean_token_mean(view: SampleView, members: Array) -> Array:
 
 def seq_mean_token_sum_norm(view: SampleView, members: Array) -> Array:
     return seq_mean_token_sum(view, members) / length_constant(view)
+
+
+def length_constant(view: SampleView) -> float:
+    return view.settings.length_constant or view.batch.max_response_tokens
 
 
 def union_seq_mean_token_sum_norm(view: SampleView, members: Array) -> Array:
@@ -65,8 +78,33 @@ def official_micro_batch_mean(view: SampleView, members: Array) -> Array:
     return 1.0 / (NUM_RANKS * np.maximum(tokens[micro_batch], 1))
 
 
-def length_constant(view: SampleView) -> float:
-    return view.settings.length_constant or view.batch.max_response_tokens
+def virtual_micro_batches(
+    sample_lengths: np.ndarray, num_ranks: int = NUM_RANKS, max_tokens: int = MAX_TOKENS
+) -> np.ndarray:
+    """[samples] int64: the micro-batch of each sample, numbered across all ranks.
+
+    `sample_lengths` counts prompt and response. The number per rank is the largest that any rank
+    needs, ⌈tokens / max_tokens⌉, but never more than it has samples.
+    """
+    rank = _spread(sample_lengths, num_ranks, room=-(-len(sample_lengths) // num_ranks))
+    tokens = np.bincount(rank, sample_lengths, num_ranks)
+    per_rank = max(int(np.ceil(tokens.max(initial=0) / max_tokens)), 1)
+    micro_batch = np.zeros(len(sample_lengths), dtype=np.int64)
+    for r in range(num_ranks):
+        mine = np.flatnonzero(rank == r)
+        micro_batch[mine] = r * per_rank + _spread(sample_lengths[mine], per_rank, room=len(mine))
+    return micro_batch
+
+
+def _spread(lengths: np.ndarray, num_bins: int, room: int) -> np.ndarray:
+    """Longest first, each into the bin with the fewest tokens that has room for another sample."""
+    bins = np.zeros(len(lengths), dtype=np.int64)
+    tokens, samples = np.zeros(num_bins), np.zeros(num_bins, dtype=np.int64)
+    for i in np.argsort(-lengths, kind="stable"):
+        bins[i] = np.argmin(np.where(samples < room, tokens, np.inf))
+        tokens[bins[i]] += lengths[i]
+        samples[bins[i]] += 1
+    return bins
 
 
 _C = frozenset({"length_constant"})

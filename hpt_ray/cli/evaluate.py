@@ -39,6 +39,7 @@ from hpt_ray.evaluation.report import results_table, summarise  # noqa: E402
 from hpt_ray.evaluation.results import read_results, result_of, write_results  # noqa: E402
 from hpt_ray.evaluation.run import answer_missing, start_workers  # noqa: E402
 from hpt_ray.observe.run_folder import write_atomic  # noqa: E402
+from hpt_ray.utils import plugins  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,6 +74,7 @@ def parse(words: list[str]) -> tuple[Plan, bool]:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to set")
     options = parser.parse_args(words)
     config = load_evaluation(options.config, options.overrides)
+    config.plugins = plugins.load(config.plugins)
     if mini.is_mini(config.model):
         parse_name(config.model)
     return make_plan(config), options.dry_run

@@ -1,8 +1,10 @@
-"""`python -m hpt_ray.cli.explain [--config FILE …] [key=value …]`
+"""`python -m hpt_ray.cli.explain [--all] [--config FILE …] [key=value …]`
 
-Prints what the algorithm of a configuration computes: its four parts with their formulas, the normalizers,
-which samples get which data, the mode, and every number of one small group, by the gate and the estimator that
-train. Reads no data and starts nothing. Exit code 2: the user must change something.
+Prints what the algorithm of a configuration computes: the four parts of each term with their formulas, the loss
+aggregation, which prompts get which data, the mode, and every number of one small group, by the gate and the
+estimator that train. With `--all`, the tables of algorithms, gates and trackers
+instead. Reads no data and starts nothing.
+Exit code 2: the user must change something.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hpt_ray.algorithms import BatchShape, Estimator, SampleWeights, TokenBatch, describe
-from hpt_ray.algorithms.gates import FEEDBACK, GATES, threshold
-from hpt_ray.algorithms.samples import samples_of
+from hpt_ray.algorithms import GATES, BatchShape, Estimator, SampleWeights, TokenBatch, describe, overview
+from hpt_ray.algorithms.build import aligned
+from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import QUICKSTART, load_config
-from hpt_ray.config.phases import Phase, phases_of
+from hpt_ray.config.phases import Phase
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.setup import choose_algorithm
+from hpt_ray.driver.setup import choices_of
 from hpt_ray.errors import UserError
 from hpt_ray.learner.packing import WeightedSample
-from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weight_samples
+from hpt_ray.learner.scoring import kl_in_reward, needs_scores, weight_samples
+from hpt_ray.observe.trackers import TRACKERS
 from hpt_ray.types import (
     Decision,
     Demonstration,
@@ -36,6 +39,7 @@ from hpt_ray.types import (
     Rollout,
     Sample,
 )
+from hpt_ray.utils import plugins
 
 # The example: one prompt with four rollouts of these lengths and a demonstration. Tokens have the
 # log-probs of this list in turn; the policy has moved a little since it sampled, up and down in turn.
@@ -57,12 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         help="a YAML file; of several, later ones win; default: configs/quickstart.yaml",
     )
+    parser.add_argument(
+        "--all", action="store_true", help="print the tables of algorithms, gates and trackers"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
     options = parser.parse_args(arguments)
     try:
         config = load_config(options.config or str(QUICKSTART), options.overrides)
+        plugins.load(config.run.plugins)
         check_config(config)
-        print(explain(config))
+        print(tables() if options.all else explain(config))
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -71,23 +79,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def explain(config: Config) -> str:
     """The whole text, phase by phase. Raises `UserError` for a combination that makes no sense."""
-    phases = phases_of(config)
-    if len(phases) == 1:
-        return _explain(phases[0])
-    heads = [f"Phase {phase.number}, steps {phase.before + 1} to {phase.last}" for phase in phases]
-    return "\n\n".join(f"{head}\n\n{_explain(phase)}" for head, phase in zip(heads, phases, strict=True))
+    chosen = choices_of(config)
+    if len(chosen) == 1:
+        return _explain(*chosen[0][:3])
+    return "\n\n".join(
+        f"Phase {phase.number}, steps {phase.before + 1} to {phase.last}\n\n{_explain(phase, estimator, gate)}"
+        for phase, estimator, gate, _ in chosen
+    )
 
 
-def _explain(phase: Phase) -> str:
-    config = phase.config
-    estimator, gate, _ = choose_algorithm(phase)
-    parts = [describe(estimator), *_sizes(config, estimator), *_data(config, estimator, gate)]
-    for rewards in ((1, 0, 0, 1), (0, 0, 0, 0)):
-        count = 0 if gate == "demonstrations" else estimator.num_rollouts(len(rewards))
+def tables() -> str:
+    """Every algorithm with its parts, every gate with what it trains on, and the trackers; those of plugins too."""
+    gates = aligned([("gate", "a step trains on"), *((name, gate.data) for name, gate in GATES.items())])
+    trackers = aligned([("tracker", ""), *((name, kind.doc) for name, kind in TRACKERS.items())])
+    return "\n".join([overview(), "", *gates, "", *trackers])
+
+
+def _explain(phase: Phase, estimator: Estimator, name: str) -> str:
+    config, gate = phase.config, GATES[name]
+    n, gamma = estimator.num_rollouts(config.group_size), config.selection.gamma
+    rule = gate.data if gate.rule is None else gate.rule(gamma, n)
+    head = f"  gate {name:<7} {rule}" if len(name) <= 7 else f"  gate         {name}: {rule}"
+    parts = [describe(estimator), *_sizes(config, estimator), head]
+    for rewards in ((1, 0, 0, 1), (0, 0, 0, 0)) if gate.by_results else ((1, 0, 0, 1),):
+        count = estimator.num_rollouts(len(rewards)) if gate.needs_rollouts else 0
         group = _group(rewards[:count])
-        parts += ["", *_example(config, estimator, group, GATES[gate](group, config.selection.gamma, ()))]
-        if gate not in FEEDBACK:
-            break
+        parts += ["", *_example(config, estimator, group, gate.function(group, gamma, ()))]
     return "\n".join(parts)
 
 
@@ -105,29 +122,6 @@ def _sizes(config: Config, estimator: Estimator) -> list[str]:
     if estimator.needs_reference:
         lines.append(f"  reference    its own actors; {config.reference.path or config.model.path}, frozen")
     return lines
-
-
-def _data(config: Config, estimator: Estimator, gate: str) -> list[str]:
-    """Which samples get which data, by the counts that the gate compares."""
-    n = estimator.num_rollouts(config.group_size)
-    if gate == "switch":
-        gamma = config.selection.gamma
-        most = threshold(gamma, n)
-        rule = f"γ = {gamma:g}: "
-        if most < 0:
-            rule += "rollouts always"
-        else:
-            rule += f"at most {most} of {n} solved → demonstration, more → rollouts; none there → rollouts"
-    else:
-        rule = {
-            "rollouts": "rollouts of every prompt, no demonstration",
-            "demonstrations": "the demonstration of every prompt, no rollouts",
-            "both": f"{n} rollouts and the demonstration of every prompt",
-            "posterior": f"both, α = 1 − β, β = Pr(solve rate ≤ {config.selection.gamma:g} | results so far)",
-            "linear": "both, α = P, β = 1 − P",
-            "official_soft": "both, α and β from the official code's table by solved count",
-        }[gate]
-    return [f"  gate {gate:<7} {rule}" if len(gate) <= 7 else f"  gate         {gate}: {rule}"]
 
 
 # -- the worked example --------------------------------------------------------------------------------
@@ -224,7 +218,10 @@ def _table_of(
                 )
             )
     loss = float(estimator.loss(tokens, weights)[0])
-    lines = [*_table(cells), "  scale = coefficient · gate weight / Z,  contribution = −scale · Σ c · log π"]
+    lines = [
+        *(f"  {line}" for line in aligned(cells)),
+        "  scale = coefficient · gate weight / Z,  contribution = −scale · Σ c · log π",
+    ]
     if kl_in_reward(estimator):
         lines.append("  The reward is shown as graded; the KL is taken off before the advantage.")
     others = (
@@ -257,13 +254,6 @@ def _token_samples(samples: list[Sample]) -> TokenBatch:
 
 def _numbers(values: np.ndarray) -> str:
     return " ".join(f"{value + 0.0:.3g}" for value in values)  # + 0.0: no −0
-
-
-def _table(cells: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(sample[i]) for sample in cells) for i in range(len(cells[0]))]
-    return [
-        "  " + "  ".join(c.ljust(w) for c, w in zip(sample, widths, strict=True)).rstrip() for sample in cells
-    ]
 
 
 if __name__ == "__main__":

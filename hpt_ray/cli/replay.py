@@ -28,7 +28,7 @@ from hpt_ray.cluster.process import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
-from hpt_ray.algorithms.samples import samples_of  # noqa: E402
+from hpt_ray.algorithms.gates import samples_of  # noqa: E402
 from hpt_ray.checkpoint.state import read_state  # noqa: E402
 from hpt_ray.checkpoint.store import CheckpointStore  # noqa: E402
 from hpt_ray.cli.mini_base import model_folder  # noqa: E402
@@ -48,6 +48,7 @@ from hpt_ray.learner.schedule import learning_rates  # noqa: E402
 from hpt_ray.observe.rollout_dump import dump_of, ids_of_prompts, read_pairs  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.types import UpdateResult  # noqa: E402
+from hpt_ray.utils import plugins  # noqa: E402
 
 COMPARED = ("optim/", "policy/", "loss/", "critic/", "learner/demo_loss", "learner/skipped_")
 
@@ -117,6 +118,7 @@ def parse(arguments: list[str] | None) -> Plan:
         raise UserError(f"{options.run}: not a run folder (no config.yaml in it).")
     overrides = [word for word in options.words if not word.startswith(("step=", "tolerance="))]
     config = load_run_config(folder.config, overrides)
+    config.run.plugins = plugins.load(config.run.plugins)
     check_config(config)
     return make_plan(folder, config, step, tolerance)
 

@@ -1,4 +1,4 @@
-"""What every actor process does first: environment, threads, log file.
+"""What every actor process does first: environment, threads, log file, the user's plugins.
 
 Called at the top of an actor's `__init__`, before torch, vLLM or DeepSpeed are imported, because
 they read these variables at import. Variables that are already set are kept: the user knows better.
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import ray
+
+from hpt_ray.utils.plugins import load_inherited
 
 # Nothing a run starts reports home.
 QUIET = {
@@ -47,6 +49,7 @@ def prepare_process(
         sys.stderr.flush()
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    load_inherited()
 
 
 def memory_mb() -> float:

@@ -34,6 +34,7 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.address import address_to_join
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.errors import UserError, WaitExpired
+from hpt_ray.utils.plugins import environment
 
 POOL_SHARE = 0.001  # of a pool's resource, for one actor: a node started with 1 of it is never the limit
 
@@ -119,7 +120,7 @@ class Cluster:
         bundles, self._places = lay_out(needs)
         if self.started_here and _exceeds(bundles, ray.cluster_resources()):
             raise UserError(_no_room(needs, "this machine has too little room"))
-        self.group = placement_group(bundles, strategy="MICRO_BATCH", name=name)
+        self.group = placement_group(bundles, strategy="PACK", name=name)
         try:
             await asyncio.wait_for(_ready(self.group), timeout_s)
         except TimeoutError as error:
@@ -136,6 +137,8 @@ class Cluster:
         """
         need = self._needs[kind]
         remote_class: Any = ray.remote(actor_class)
+        if plugins := environment():
+            options = {"runtime_env": {"env_vars": plugins}, **options}
 
         def make(i: int) -> Any:
             assert self.group is not None, "reserve room first"

@@ -2,7 +2,8 @@
 
 Each function of `RULES` takes a `Config` and yields, for every rule of its topic that is broken, a sentence
 that says what to change. `check_config` runs them all and raises what is wrong as one `UserError`. Nothing
-here touches a file, a model or the cluster; what depends on those is checked where it is read.
+here touches a file, a model or the cluster, or knows which algorithms, gates, trackers and backends there are;
+what depends on those is checked in `hpt_ray.driver.setup`, or where it is read.
 """
 
 from __future__ import annotations
@@ -68,42 +69,8 @@ def sizes(config: Config) -> Iterator[str]:
         yield "`data.train` is empty: name at least one file of prompts, or set `run.steps` to 0."
 
 
-def selection(config: Config) -> Iterator[str]:
-    """γ means what it says to the gate, and the gate has rollouts where it needs them.
-
-    Whether an algorithm needs rollouts is a column of the table of algorithms, and checked there.
-    """
-    gate, gamma, n = config.selection.gate, config.selection.gamma, config.group_size
-    if not -1 <= gamma <= 1:
-        yield (
-            f"`selection.gamma` is {gamma:g}, but it is compared with a share of correct rollouts: use a value "
-            "from 0 to 1, or -1 for no demonstrations."
-        )
-    # The gate solves "share ≤ γ" in integers, correct ≤ ⌊γ·n⌋. A γ·n between two integers is refused: 0.33 of 3
-    # would quietly mean 0 of 3. The tolerance is the gate's.
-    count = gamma * n
-    if gate in ("auto", "switch") and 0 < gamma <= 1 and abs(count - round(count)) >= 1e-9:
-        below = int(count)
-        yield (
-            f"`selection.gamma` ({gamma:g}) times `group_size` ({n}) is {count:g}, which is no whole "
-            f"number of rollouts: use {below / n:.12g} ({below} of {n}) or {(below + 1) / n:.12g} "
-            f"({below + 1} of {n})."
-        )
-    # A solve rate is never known to be exactly 0 or 1, so at γ ≤ 0 or γ ≥ 1 the gate would never change.
-    if gate == "posterior" and not 0 < gamma < 1:
-        yield (
-            "`selection.gate` is `posterior`, which asks how likely a solve rate of at most `selection.gamma` is, "
-            f"but `selection.gamma` is {gamma:g}: set it above 0 and below 1, for example to 0.125."
-        )
-    if n == 0 and gate not in ("auto", "demonstrations"):
-        yield (
-            f"`selection.gate` is `{gate}`, which needs rollouts: raise `group_size` above 0, or set "
-            "`selection.gate` to `demonstrations`."
-        )
-
-
 def sampling(config: Config) -> Iterator[str]:
-    """What is sampled more than once differs, from a distribution that exists."""
+    """What is sampled more than once differs, from a distribution that exists; γ is a share of it."""
     rollout, held_out = config.rollout, config.evaluation
     if rollout.temperature == 0 and config.group_size > 1:
         yield (
@@ -122,6 +89,11 @@ def sampling(config: Config) -> Iterator[str]:
     }
     if wrong := [f"`{name}` ({share:g})" for name, share in shares.items() if not 0 < share <= 1]:
         yield f"{' and '.join(wrong)} must be above 0 and at most 1."
+    if not -1 <= config.selection.gamma <= 1:
+        yield (
+            f"`selection.gamma` is {config.selection.gamma:g}, but it is compared with a share of correct rollouts: "
+            "use a value from 0 to 1, or -1 for no demonstrations."
+        )
     if rollout.top_k < 1 and rollout.top_k != -1:
         yield f"`rollout.top_k` is {rollout.top_k}: use 1 or more, or -1 for all tokens."
 
@@ -176,11 +148,6 @@ def placement(config: Config) -> Iterator[str]:
             f"`rollout.tensor_parallel` is {wanted}, but one worker reserves {rollout.num_gpus:g} GPUs: set "
             f"`rollout.num_gpus` to {wanted}."
         )
-    if config.weight_sync.backend == "nccl" and not (rollout.num_gpus and learner.num_gpus):
-        yield (
-            "`weight_sync.backend` is `nccl`, which sends between GPUs: give GPUs to both sides "
-            "(`rollout.num_gpus`, `learner.num_gpus`), or set the backend to `auto`."
-        )
     numbers = {"rollout.num_gpus": rollout.num_gpus, "learner.num_gpus": learner.num_gpus}
     if wrong := [f"`{name}` ({number:g})" for name, number in numbers.items() if number % 1]:
         yield (  # an engine's share of memory is of the whole GPU
@@ -218,8 +185,6 @@ def _colocation_needs(config: Config) -> Iterator[str]:
         yield "`learner.zero_stage` to be 1, 2 or 3, whose optimizer state can be moved"
     if rollout.max_off_policy_steps:
         yield "`rollout.max_off_policy_steps` to be 0: nothing is generated while the learner has the GPUs"
-    if config.weight_sync.backend == "nccl":
-        yield "`weight_sync.backend` to be `auto`: NCCL cannot send from a GPU to itself"
     if pools.get("rollout") != pools.get("learner"):
         yield "`cluster.pools` to name the same resource for `rollout` and `learner`"
 
@@ -238,7 +203,6 @@ def wrong_pools(cluster: ClusterConfig) -> Iterator[str]:
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     sizes,
-    selection,
     sampling,
     evaluation,
     optimizer,

@@ -16,7 +16,7 @@ import difflib
 import functools
 import os
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,15 +128,6 @@ def nearest_key(name: str, root: type = Config) -> str | None:
 
     best = max([*known_keys(root), *sorted(_sections(root))], key=likeness)
     return best if likeness(best)[0] >= _NEAREST_CUTOFF else None
-
-
-def not_one_of(key: str, value: Any, allowed: Collection[str]) -> str | None:
-    """A sentence on a name that is none of `allowed`, with the nearest that is; None where all is well."""
-    if value in allowed:
-        return None
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"`{key}` is {value!r}, but must be one of: {', '.join(allowed)}.{hint}"
 
 
 def _keys_of(cls: type, prefix: str) -> Iterator[KnownKey]:
@@ -324,8 +315,10 @@ def _not_allowed(known: KnownKey, value: Any) -> str | None:
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str) and (new := renamed.VALUES.get(name, {}).get(item)):
             return f"`{name}` is {item!r}, which was renamed to `{new}`."
-        if known.choices and (problem := not_one_of(name, item, known.choices)):
-            return problem
+        if known.choices and item not in known.choices:
+            near = difflib.get_close_matches(str(item), known.choices, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            return f"`{name}` is {item!r}, but must be one of: {', '.join(known.choices)}.{hint}"
         if known.minimum is not None and item is not None and not item >= known.minimum:  # nor is NaN
             return f"`{name}` is {item!r}, but must be at least {known.minimum:g}."
     return None

@@ -36,6 +36,11 @@ class RunConfig:
         "run, bit for bit on CPUs in float32. Costs some overlap; actors compute with one thread each, and no "
         "prompt is decided early.",
     )
+    plugins: list[str] = key(
+        [],
+        "Python files of yours whose parts (algorithms, gates, reward functions, trackers, weight sync backends, "
+        "architecture rules) the run may name. See CONTRIBUTING.md.",
+    )
 
 
 @dataclass

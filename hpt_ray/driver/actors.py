@@ -33,6 +33,7 @@ from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
 from hpt_ray.reward.actor import STATELESS, make_verifier
 from hpt_ray.rollout.engine import EngineSpec
 from hpt_ray.rollout.engine_group import EngineGroup, make_engine_group
+from hpt_ray.weight_sync.backends import backend_of
 from hpt_ray.weight_sync.transaction import WeightSync
 
 
@@ -244,11 +245,3 @@ async def start_ranks(ranks: ActorGroup, timeout_s: float) -> None:
     """Let the ranks meet and load their model."""
     host, port = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
     await ranks.call("start", host, port, timeout_s=timeout_s, what="load the model")
-
-
-def backend_of(config: Config) -> str:
-    """The backend `auto` stands for: NCCL where both ends have GPUs of their own; gloo copies through the host."""
-    if config.weight_sync.backend != "auto":
-        return config.weight_sync.backend
-    apart = not config.cluster.colocate and config.rollout.num_gpus > 0 and config.learner.num_gpus > 0
-    return "nccl" if apart else "gloo"

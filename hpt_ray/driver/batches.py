@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hpt_ray.algorithms.gates import Attempt, attempt_of, is_certain
+from hpt_ray.algorithms.gates import GATES, Attempt, attempt_of
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.data.sampler import Sampler
@@ -59,10 +59,10 @@ class BatchStream:
             max_tokens=config.data.max_response_tokens,
             stop_token_ids=stop_token_ids,
         )
-        # Only the switch can be certain early. A prompt that is decided early lacks rollouts that depend
-        # on timing.
-        early = config.selection.early_decision and phase.gate == "switch" and not config.run.deterministic
-        self._is_certain = self._asks_for_demonstration if early else None
+        # A prompt that is decided early lacks rollouts that depend on timing.
+        early = config.selection.early_decision and not config.run.deterministic
+        self._gate_is_certain = GATES[phase.gate].is_certain if early else None
+        self._is_certain = self._asks_for_demonstration if self._gate_is_certain else None
         self._sampler = Sampler(len(self._prompts), seed=config.run.seed, shuffle=config.data.shuffle)
         self._router: Router | None = None
         self._verifier: ActorGroup | None = None
@@ -156,8 +156,9 @@ class BatchStream:
         return Batch(step, prompts, stream, self._order(prompts), self._sampler.state())
 
     def _asks_for_demonstration(self, prompt: Prompt, num_correct: int, num_graded: int) -> bool:
-        """Whether the switch takes this prompt's demonstration whatever its other rollouts say."""
-        return prompt.demonstration is not None and is_certain(
+        """Whether the gate takes this prompt's demonstration whatever its other rollouts say."""
+        assert self._gate_is_certain is not None, "this gate needs all rollouts"
+        return prompt.demonstration is not None and self._gate_is_certain(
             self._config.selection.gamma,
             num_correct=num_correct,
             num_graded=num_graded,

@@ -35,8 +35,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
-from hpt_ray.algorithms.gates import GATES
-from hpt_ray.algorithms.samples import samples_of
+from hpt_ray.algorithms.gates import GATES, samples_of
 from hpt_ray.checkpoint.mirror import Mirror
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
@@ -212,7 +211,7 @@ class Driver:
 
     def _decide(self, group: Group) -> Decision:
         history = self.batches.attempts.get(group.prompt.id, [])
-        return self.gate(group, self.phase.config.selection.gamma, history)
+        return self.gate.function(group, self.phase.config.selection.gamma, history)
 
     async def _update(self, number: int) -> UpdateResult:
         """One optimizer step, the `number`-th of this step."""

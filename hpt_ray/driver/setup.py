@@ -6,29 +6,24 @@ wrong in data, model folder or algorithm is found here, before room on a cluster
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
-from operator import attrgetter
 
-from hpt_ray.algorithms import Estimator, estimator_from_config
-from hpt_ray.algorithms.gates import GATES
-from hpt_ray.config.load import not_one_of
+from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dataset import PromptSet, load_prompts
-from hpt_ray.data.intake import Demonstrations
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
 from hpt_ray.learner.model import check_weights
-from hpt_ray.observe.trackers import TRACKERS
+from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.reward.terms import check_terms
 from hpt_ray.types import Prompt
-
-BACKENDS = ("gloo", "nccl")
+from hpt_ray.utils.names import check_name
+from hpt_ray.weight_sync.backends import backend_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ def prepare(config: Config, model_path: str) -> Prepared:
     phases = [
         PreparedPhase(
             **vars(phase),
-            prompts=load(phase.config.data.train, demonstrations=demonstrations_of(gate)),
+            prompts=load(phase.config.data.train, demonstrations=GATES[gate].demonstrations),
             estimator=estimator,
             gate=gate,
             num_rollouts=num_rollouts,
@@ -102,34 +97,30 @@ def prepare(config: Config, model_path: str) -> Prepared:
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
     """What needs neither data nor tokenizer: for each phase its `choose_algorithm`.
 
-    Reward functions and extra rewards exist, and a model folder that is on this machine has weights. Raises
-    `UserError` for what the user must change.
+    Reward functions, extra rewards and trackers exist, and a model folder that is on this machine has weights.
+    Raises `UserError` for what the user must change.
     """
-    chosen = [(phase, *choose_algorithm(phase)) for phase in phases_of(config)]
+    chosen = choices_of(config)
     check_weights(config.model)
     check_reward_functions(config.reward)
     check_terms(config.reward, config.data.max_response_tokens)
+    check_trackers(config.observe.trackers)
     return chosen
 
 
-def check_names(config: Config) -> None:
-    """Refuse gates, trackers and backends that no table has; more of them may be there than the schema knows."""
-    tables = {
-        "selection.gate": ("auto", *GATES),
-        "observe.trackers": TRACKERS,
-        "weight_sync.backend": ("auto", *BACKENDS),
-    }
-    for phase, (key, table) in product(phases_of(config), tables.items()):
-        value = attrgetter(key)(phase.config)
-        for name in [value] if isinstance(value, str) else value:
-            if problem := not_one_of(key, name, table):
-                raise UserError(problem)
+def choices_of(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
+    """For each phase its `choose_algorithm`, where the backend of weight sync fits too.
 
-
-def demonstrations_of(gate: str) -> Demonstrations:
-    """What becomes of a prompt whose demonstration is missing or does not fit."""
-    special: dict[str, Demonstrations] = {"demonstrations": "required", "rollouts": "ignored"}
-    return special.get(gate, "optional")
+    A `UserError` says which of several phases it is about.
+    """
+    backend_of(config)
+    phases, chosen = phases_of(config), []
+    for phase in phases:
+        try:
+            chosen.append((phase, *choose_algorithm(phase)))
+        except UserError as error:
+            raise UserError(f"phase {phase.number}: {error}" if len(phases) > 1 else str(error)) from error
+    return chosen
 
 
 def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., PromptSet]]:
@@ -148,54 +139,54 @@ def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., Pro
 
 def roles_of(config: Config) -> Roles:
     """Engines to train on rollouts or for eval sets; the others where an algorithm asks."""
-    chosen = [choose_algorithm(phase) for phase in phases_of(config)]
+    chosen = choices_of(config)
     return Roles(
-        rollouts=bool(config.evaluation.sets) or any(num_rollouts for _, _, num_rollouts in chosen),
-        reference=any(estimator.needs_reference for estimator, _, _ in chosen),
-        critic=any(estimator.needs_values for estimator, _, _ in chosen),
+        rollouts=bool(config.evaluation.sets) or any(num_rollouts for *_, num_rollouts in chosen),
+        reference=any(estimator.needs_reference for _, estimator, _, _ in chosen),
+        critic=any(estimator.needs_values for _, estimator, _, _ in chosen),
     )
 
 
 def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
-    """The estimator, the gate that `auto` stands for, and how many rollouts a prompt gets.
-
-    Raises `UserError` with a line for each reason why the algorithm, the gate and the rest do not go together.
-    """
+    """The estimator, the gate that `auto` stands for, and how many rollouts a prompt gets."""
     config = phase.config
-    check_names(config)
     estimator = estimator_from_config(config.algorithm)
-    gate = estimator.gate if config.selection.gate == "auto" else config.selection.gate
-    if problems := list(_does_not_fit(phase, estimator, gate)):
-        raise UserError("\n".join(problems))
-    # Where demonstrations train whatever the rollouts say, none are sampled.
-    num_rollouts = 0 if gate == "demonstrations" else estimator.num_rollouts(config.group_size)
+    gate = config.selection.gate
+    gate = estimator.gate if gate == "auto" else check_name("selection.gate", gate, ["auto", *GATES])
+    check_algorithm(config, estimator, gate)
+    if estimator.needs_reference and phase.before and config.reference.path is None:
+        raise UserError(
+            f"algorithm.kl_coef of phase {phase.number} asks for a frozen reference, which would be the model from "
+            "before phase 1: name the model that is meant in reference.path."
+        )
+    num_rollouts = estimator.num_rollouts(config.group_size) if GATES[gate].needs_rollouts else 0
     return estimator, gate, num_rollouts
 
 
-def _does_not_fit(phase: Phase, estimator: Estimator, gate: str) -> Iterator[str]:
-    config, name = phase.config, f"algorithm.name={estimator.name}"
-    if gate != "demonstrations" and estimator.num_rollouts(config.group_size) < 1:
-        yield (
-            f"{name} trains on rollouts, but group_size={config.group_size}: raise it, or use algorithm.name=sft."
+def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
+    """Whether the algorithm, the gate and the three sizes go together."""
+    kind, num_rollouts = GATES[gate], estimator.num_rollouts(config.group_size)
+    if kind.needs_rollouts and num_rollouts < 1:
+        raise UserError(
+            f"algorithm.name={estimator.name} with gate {gate} trains on rollouts, but group_size="
+            f"{config.group_size}: raise it, or use algorithm.name=sft or selection.gate=demonstrations."
         )
-    if estimator.compares_with_demonstration and gate not in ("both", "rollouts"):
-        yield (
-            f"{name} compares rollouts with their demonstration, but selection.gate={gate} leaves one of them out "
-            "of some prompts: set selection.gate to auto or both."
+    if kind.wrong_gamma and (problem := kind.wrong_gamma(config.selection.gamma, num_rollouts)):
+        raise UserError(f"selection.gamma={config.selection.gamma:g} with gate {gate}: {problem}.")
+    if estimator.compares_with_demonstration and (kind.by_results or not kind.needs_rollouts):
+        raise UserError(
+            f"algorithm.name={estimator.name} compares rollouts with their demonstration, but selection.gate={gate} "
+            "leaves one of them out of some prompts: set selection.gate to auto or both."
         )
     if config.rollout.max_off_policy_steps and not estimator.corrects_off_policy:
-        yield (
-            f"rollout.max_off_policy_steps is {config.rollout.max_off_policy_steps}, but {name} does not weigh "
-            "rollouts by π_θ/π_old: set algorithm.rollout_denominator=old, or algorithm.correction (e.g. "
-            "token_truncate), or rollout.max_off_policy_steps=0."
+        raise UserError(
+            f"rollout.max_off_policy_steps is {config.rollout.max_off_policy_steps}, but "
+            f"algorithm.name={estimator.name} does not weigh rollouts by π_θ/π_old: set "
+            "algorithm.rollout_denominator=old, or algorithm.correction (e.g. token_truncate), or "
+            "rollout.max_off_policy_steps=0."
         )
     if estimator.needs_values and config.critic.num_gpus > 1:
-        yield (
-            f"critic.num_gpus is {config.critic.num_gpus:g}, but one rank uses at most one GPU: set it to 1 and "
-            "raise critic.num_ranks."
-        )
-    if estimator.needs_reference and phase.before and config.reference.path is None:
-        yield (
-            f"algorithm.kl_coef of phase {phase.number} asks for a frozen reference, which would be the model from "
-            "before phase 1: name the model that is meant in reference.path."
+        raise UserError(
+            f"critic.num_gpus is {config.critic.num_gpus:g}, but one rank uses at most one GPU: set it to 1 "
+            "and raise critic.num_ranks."
         )

@@ -6,7 +6,7 @@ With `cluster.colocate` a rank and an engine stand on the same GPU, and there is
 
 In: the groups of a step and the new version. Out: the same groups, when the learner may have them, and the
 same sync. Without colocation nothing here waits for anything. Parameters of the learner stay on the GPU in both
-turns; what moves is the rest (`hpt_ray.learner.offload`).
+turns; what moves is the rest (`hpt_ray.learner.deepspeed_state`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpt_ray.algorithms.samples import samples_of
+from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch
 from hpt_ray.reward.groups import graded_groups

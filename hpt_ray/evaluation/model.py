@@ -90,6 +90,7 @@ def as_trained(config: Config) -> dict[str, Any]:
         **{name: model[name] for name in MODEL_KEYS},
         "data": {name: data[name] for name in TEMPLATE_KEYS},
         "reward": {name: reward[name] for name in GRADER_KEYS},
+        "plugins": config.run.plugins,
         "rollout": {"start_timeout_s": config.rollout.start_timeout_s},
     }
 

@@ -48,6 +48,10 @@ class EvaluateConfig:
     dtype: str = key("float32", "Precision of the engine.", choices=("float32", "bfloat16"))
     config_overrides: dict[str, Any] = key({}, "Keys of the model's config.json to replace.")
     trust_remote_code: bool = key(False, "Run Python code that comes with the model.")
+    plugins: list[str] = key(
+        [],
+        "Python files of yours whose parts (reward functions, architecture rules) may be named. Default: the run's.",
+    )
     data: DataConfig = section(DataConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     reward: RewardConfig = section(RewardConfig)

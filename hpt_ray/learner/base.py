@@ -23,7 +23,7 @@ from hpt_ray.cluster.process import memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from hpt_ray.learner.local_state import LocalState
+    from hpt_ray.learner.deepspeed_state import LocalState
 
 
 class RankSpec(Protocol):

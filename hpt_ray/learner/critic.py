@@ -43,7 +43,7 @@ class CriticWorker(RankWorker[CriticSpec]):
     """One rank of the critic."""
 
     def _module(self) -> Any:
-        from hpt_ray.learner.value_model import ValueScorer, load_critic
+        from hpt_ray.learner.model import ValueScorer, load_critic
 
         return ValueScorer(load_critic(self._spec.model, self._spec.model_path, seed=self._spec.seed))
 
@@ -74,7 +74,7 @@ class CriticWorker(RankWorker[CriticSpec]):
                 self._report.num_tokens += micro_batch.num_tokens
 
     def _forward(self, micro_batch: MicroBatch) -> Any:
-        from hpt_ray.learner.scorer import ScorerInput
+        from hpt_ray.learner.logprobs import ScorerInput
 
         return self._engine.forward(
             ScorerInput.from_micro_batch(micro_batch, temperature=1.0, device=self._engine.device)

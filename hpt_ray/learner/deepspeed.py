@@ -1,10 +1,11 @@
 """The DeepSpeed adapter: accumulate gradients over any number of micro-batches, then one optimizer step.
 
-Only this file, `layout.py` and `offload.py` import DeepSpeed. The gradient of a step is the sum over all micro-batches
-of all ranks: each loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by
-`world_size`. With ZeRO 0 and 1 each rank holds a whole gradient and ranks meet once a step; with ZeRO 2 and 3 they
-meet in every micro-batch, which leaves each its share of the sum, so they must run equal numbers of them. An
-update whose loss or gradient is not finite, or whose gradient is too large, changes nothing, on all ranks.
+In: a module, and losses of micro-batches. Out: stepped weights, and the gradient's norm. Only this file and
+`deepspeed_state.py` import DeepSpeed. The gradient of a step is the sum over all micro-batches of all ranks: each
+loss already carries its share of 1/Z, and DeepSpeed's mean over ranks is undone by `world_size`. With ZeRO 0 and 1
+each rank holds a whole gradient and ranks meet once a step; with ZeRO 2 and 3 they meet in every micro-batch, which
+leaves each its share of the sum, so they must run equal numbers of them. An update whose loss or gradient is not
+finite, or whose gradient is too large, changes nothing, on all ranks.
 """
 
 from __future__ import annotations
@@ -23,11 +24,9 @@ import torch.distributed as dist
 
 from hpt_ray.cluster.network import rendezvous_store
 from hpt_ray.config.schema import LearnerConfig
-from hpt_ray.learner.deepspeed_state import Layout, converted
-from hpt_ray.learner.local_state import LocalState
-from hpt_ray.learner.offload import offload, reload
+from hpt_ray.learner.deepspeed_state import Layout, LocalState, converted, offload, reload
+from hpt_ray.weight_sync.buckets import cut
 
-ENVIRONMENT_CPU = {"DS_ACCELERATOR": "cpu"}
 GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where the reader does not say
 
 
@@ -233,19 +232,12 @@ class DeepSpeedEngine:
         """
         from deepspeed.runtime.zero import GatheredParameters
 
-        batch: list[tuple[str, torch.nn.Parameter]] = []
-        size = 0
-        for name, parameter in [*self.module.named_parameters(), (None, None)]:
-            full = 0 if parameter is None else _numel(parameter) * parameter.element_size()
-            if batch and (parameter is None or size + full > gather_bytes):
-                if self._config.zero_stage == 3:
-                    with GatheredParameters([p for _, p in batch], modifier_rank=None):
-                        yield from ((n, p.detach()) for n, p in batch)
-                else:
-                    yield from ((n, p.detach()) for n, p in batch)
-                batch, size = [], 0
-            batch.append((name, parameter))
-            size += full
+        for batch in cut(self.module.named_parameters(), gather_bytes, num_bytes=_full_bytes):
+            whole: Any = contextlib.nullcontext()
+            if self._config.zero_stage == 3:
+                whole = GatheredParameters([p for _, p in batch], modifier_rank=None)
+            with whole:
+                yield from ((n, p.detach()) for n, p in batch)
 
     def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, dtype and full shape of every parameter, in order. Local."""
@@ -316,5 +308,6 @@ class DeepSpeedEngine:
             raise RuntimeError(f"DeepSpeed found no state in {folder}")
 
 
-def _numel(parameter: torch.nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
+def _full_bytes(named: tuple[str, torch.nn.Parameter]) -> int:
+    """Of a parameter when it is whole."""
+    return getattr(named[1], "ds_numel", named[1].numel()) * named[1].element_size()

@@ -1,9 +1,10 @@
-"""How a checkpoint of the ranks is cut up, and how it is cut anew for another number of them.
+"""A rank's training state in DeepSpeed's hands: as files for any number of ranks, as bytes, away from the GPU.
 
-DeepSpeed writes one file a rank. For other ranks rank 0 turns them into DeepSpeed's universal form (one
-folder a parameter with its float32 value and AdamW's two moments), which all ranks read their parts of; it
-lies inside the checkpoint while it is needed. That form joins ZeRO 1 and 2; between them, 0 and 3 there is
-no way.
+    Layout, converted    a checkpoint on disk, cut anew where the number of ranks has changed
+    LocalState           the tensors where they lie in memory, to be copied piece by piece and written into
+    offload, reload      optimizer state to host memory and back, for ranks that share their GPU with an engine
+
+All of it acts between two steps and leaves every number as it is. It knows no step; `checkpoint` does.
 """
 
 from __future__ import annotations
@@ -11,20 +12,29 @@ from __future__ import annotations
 import json
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from hpt_ray.errors import UserError
 
 LAYOUT = "layout.json"
 UNIVERSAL = "universal"
+PIECE_BYTES = 256 << 20
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+# What DeepSpeed can move, as it names it.
+GRADIENTS = ("lp_grads", "contiguous_grad_buffer")
+OPTIMIZER = ("optim_states", "hp_params")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Over how many ranks, and by which ZeRO stage, the state is cut."""
+    """Over how many ranks, and by which ZeRO stage, the state is cut: DeepSpeed writes one file a rank."""
 
     num_ranks: int
     zero_stage: int
@@ -59,8 +69,11 @@ def _family(layout: Layout) -> int:
 
 @contextmanager
 def converted(folder: Path) -> Iterator[Path]:
-    """The checkpoint in `folder` in universal form while the context lasts. Collective."""
-    import torch.distributed as dist
+    """The checkpoint in `folder` in DeepSpeed's universal form while the context lasts. Collective.
+
+    That is one folder a parameter with its float32 value and AdamW's two moments, which rank 0 makes inside the
+    checkpoint and all ranks read their parts of. It joins ZeRO 1 and 2; between them, 0 and 3 there is no way.
+    """
     from deepspeed.checkpoint import ds_to_universal
 
     universal, is_first = folder / UNIVERSAL, dist.get_rank() == 0
@@ -82,3 +95,129 @@ def converted(folder: Path) -> Iterator[Path]:
     dist.barrier()
     if is_first:
         shutil.rmtree(universal)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Views of bytes [n] of some tensors, which may be on different devices."""
+
+    parts: list[torch.Tensor]
+
+    def read(self) -> torch.Tensor:
+        """All bytes, in host memory [sum of n]."""
+        return torch.cat([part.cpu() for part in self.parts])
+
+    def write(self, content: torch.Tensor) -> None:
+        """The inverse of `read`."""
+        sizes = [part.numel() for part in self.parts]
+        for part, new in zip(self.parts, content.split(sizes), strict=True):
+            part.copy_(new)
+
+
+@dataclass(frozen=True)
+class LocalState:
+    """Weights, master weights and moments: what is the same on all ranks, and what only this one has.
+
+    Ranks of the same number and ZeRO stage have the same pieces in the same order.
+    """
+
+    same: list[torch.Tensor]
+    own: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, engine: Any, optimizer: torch.optim.AdamW, *, zero_stage: int) -> LocalState:
+        """`optimizer` is the one that DeepSpeed's `engine` wraps."""
+        weights = list(engine.module.parameters())
+        if zero_stage == 3:
+            masters = engine.optimizer.fp32_partitioned_groups_flat
+            weights = [p.ds_tensor for p in weights]
+        else:
+            masters = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = [_moments(optimizer, master)[name] for master in masters for name in MOMENTS]
+        steps = [tensor.data for tensor in [*masters, *moments]]
+        weights = [tensor.data for tensor in weights]
+        match zero_stage:
+            case 0:
+                return cls(weights + steps, [])
+            case 3:
+                return cls([], weights + steps)
+            case _:
+                return cls(weights, steps)
+
+    def pieces(self, *, is_first: bool) -> Iterator[Piece]:
+        """What all ranks have the same is the first rank's."""
+        return _pieces([*self.same, *self.own] if is_first else self.own)
+
+    def spread(self, device: torch.device) -> None:
+        """Give all ranks what the first one has of the same. Collective, on `device`."""
+        for piece in _pieces(self.same):
+            there = piece.read().to(device)
+            dist.broadcast(there, 0)
+            piece.write(there)
+
+
+def _moments(optimizer: torch.optim.AdamW, master: torch.Tensor) -> dict[str, torch.Tensor]:
+    """AdamW's state of one tensor; where it has not stepped yet, the one that its first step begins with."""
+    state = optimizer.state[master]
+    if not state:
+        state["step"] = torch.zeros(())
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+    return state
+
+
+def _pieces(tensors: Iterable[torch.Tensor]) -> Iterator[Piece]:
+    """Small tensors share a piece, and large ones are cut."""
+    parts: list[torch.Tensor] = []
+    room = PIECE_BYTES
+    for tensor in tensors:
+        rest = tensor.view(-1).view(torch.uint8)
+        while rest.numel():
+            part, rest = rest[:room], rest[room:]
+            parts.append(part)
+            room -= part.numel()
+            if not room:
+                yield Piece(parts)
+                parts, room = [], PIECE_BYTES
+    if parts:
+        yield Piece(parts)
+
+
+def offload(engine: Any) -> None:
+    """Moments, float32 master weights and gradient buffers to host memory (ZeRO 1 to 3).
+
+    Parameters stay on the device: weight sync, export and scoring go on. What ZeRO-Offload keeps in host
+    memory all the time is left alone. DeepSpeed moves everything in ZeRO 1 and 2; in ZeRO 3 moments and master
+    weights of its own FusedAdam only, so those of any other optimizer are moved here.
+    """
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+    from deepspeed.runtime.zero.offload_states import offload_optimizer_states
+
+    on_gpu = engine.device.type != "cpu"  # page-locked memory is for copies from a GPU
+    ours = _moves_here(engine)
+    names = GRADIENTS if ours else GRADIENTS + OPTIMIZER
+    engine.offload_states(include=[OffloadStateTypeEnum[name] for name in names], pin_memory=on_gpu)
+    if ours:
+        offload_optimizer_states(engine.optimizer.optimizer, "cpu", pin_memory=on_gpu)
+        _move_masters(engine, "cpu")
+
+
+def reload(engine: Any) -> None:
+    """What `offload` moved is on the device again."""
+    from deepspeed.runtime.zero.offload_states import reload_optimizer_states
+
+    engine.reload_states()
+    if _moves_here(engine):
+        reload_optimizer_states(engine.optimizer.optimizer, engine.device)
+        _move_masters(engine, engine.device)
+
+
+def _moves_here(engine: Any) -> bool:
+    return engine.zero_optimization_stage() == 3 and not engine.zero_use_cpu_optimizer()
+
+
+def _move_masters(engine: Any, device: Any) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    for master in engine.optimizer.fp32_partitioned_groups_flat:
+        master.data = master.data.to(device)
+    get_accelerator().empty_cache()

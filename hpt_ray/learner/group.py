@@ -23,9 +23,8 @@ from hpt_ray.cluster.actor_group import ActorGroup, wait_all
 from hpt_ray.learner.base import UpdateReport
 from hpt_ray.learner.packing import Packer, dummy_micro_batch
 from hpt_ray.learner.policy import OldPolicy
-from hpt_ray.learner.scoring import SampleScoring
+from hpt_ray.learner.scoring import SampleScoring, kl_in_reward, needs_scores, weight_samples
 from hpt_ray.learner.sums import Sums, means, peaks
-from hpt_ray.learner.weighing import kl_in_reward, needs_scores, weight_samples
 from hpt_ray.types import MicroBatch, Sample, UpdateResult
 
 

@@ -1,12 +1,15 @@
-"""log π and entropy of tokens from hidden states, without ever holding the logits of all of them.
+"""log π and entropy of the response tokens of packed samples, without ever holding the logits of all of them.
 
-In: hidden states [R, H], the output layer's weight [V, H], the tokens [R]. Out: log π [R] and entropy [R].
-The logits [R, V] are made tile by tile, by samples and by vocabulary. Forward merges the sums of the tiles of
-a sample (online log-sum-exp); backward makes every tile again and adds its part to the gradients. Beyond hidden
-states, weight and their gradients this takes two tiles (three with soft-capped logits and a gradient of the
-entropy), one slice of the weight and O(R · H) numbers, each in float32.
+    TokenScorer            a causal language model: packed samples → log π [R] and entropy [R]
+    LogProbHead            its output layer: hidden states and tokens → the same
+    logprob_and_entropy    the numbers: hidden states [R, H], weight [V, H], tokens [R] → the same
 
-`LogProbHead` is the output layer as a module. Neither knows models, micro-batches or losses.
+The output layer runs on response positions only. The logits [R, V] are made tile by tile, by samples and by
+vocabulary. Forward merges the sums of the tiles of a sample (online log-sum-exp); backward makes every tile again
+and adds its part to the gradients. Beyond hidden states, weight and their gradients this takes two tiles (three
+with soft-capped logits and a gradient of the entropy), one slice of the weight and O(R · H) numbers, each in
+float32. An output layer that is no plain linear one is called on chunks of samples, each of which is run again in
+the backward pass where there is more than one.
 """
 
 from __future__ import annotations
@@ -17,12 +20,21 @@ from functools import reduce
 from math import isqrt
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from hpt_ray.learner.architectures import rule_of
+from hpt_ray.learner.attention import NAME as SEGMENTS
+from hpt_ray.learner.attention import Segments
+from hpt_ray.types import MicroBatch
 
 # Logits of one tile. On a CPU it should stay in the cache (4 MiB in float32); a GPU has to be kept busy.
 TILE_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 23}
+CHUNK_LOGITS = 1 << 26  # logits of one chunk of any other layer than a linear one: 256 MiB in float32
 
 
 def logprob_and_entropy(
@@ -263,3 +275,104 @@ def _slices(size: int, step: int) -> Iterator[slice]:
 
 def _at(tensor: Tensor | None, where: slice) -> Tensor | None:
     return None if tensor is None else tensor[where]
+
+
+@dataclass(frozen=True)
+class ScorerInput:
+    """A micro-batch as tensors. T tokens, R of them response tokens.
+
+    `token_ids`, `position_ids` [1, T]; `before` [R]: the position that predicts each response token;
+    `targets` [R]: the response tokens; `temperature` [R]: of the distribution they are scored under.
+    """
+
+    token_ids: Tensor
+    position_ids: Tensor
+    before: Tensor
+    targets: Tensor
+    temperature: Tensor
+    segments: Segments
+
+    @classmethod
+    def from_micro_batch(
+        cls, micro_batch: MicroBatch, *, temperature: float, device: torch.device | str
+    ) -> ScorerInput:
+        """Rollouts are scored at the temperature they were sampled at, demonstrations at 1."""
+        ends = np.cumsum(micro_batch.sample_lengths)
+        starts = np.repeat(ends - micro_batch.response_lengths, micro_batch.response_lengths)
+        within = np.arange(micro_batch.response_lengths.sum()) - np.repeat(
+            np.cumsum(micro_batch.response_lengths) - micro_batch.response_lengths,
+            micro_batch.response_lengths,
+        )
+        positions = starts + within
+        per_sample = np.where(micro_batch.is_demo, 1.0, temperature).astype(np.float32)
+
+        def tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
+
+        return cls(
+            token_ids=tensor(micro_batch.token_ids, torch.long)[None],
+            position_ids=tensor(micro_batch.position_ids, torch.long)[None],
+            before=tensor(positions - 1, torch.long),
+            targets=tensor(micro_batch.token_ids[positions], torch.long),
+            temperature=tensor(np.repeat(per_sample, micro_batch.response_lengths), torch.float32),
+            segments=Segments.from_lengths(micro_batch.sample_lengths, device),
+        )
+
+    def hidden_before(self, model: PreTrainedModel) -> Tensor:
+        """`model`'s last hidden state [R, H] at the position before each response token."""
+        # The packed kernels of transformers read the samples off the positions; ours is told.
+        packed = {"segments": self.segments} if model.config._attn_implementation == SEGMENTS else {}
+        hidden = model.base_model(
+            input_ids=self.token_ids, position_ids=self.position_ids, use_cache=False, **packed
+        ).last_hidden_state[0]
+        return hidden.index_select(0, self.before)
+
+
+class TokenScorer(torch.nn.Module):
+    """A causal language model seen as: packed samples → (log π, entropy) of their response tokens."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        rule = rule_of(model.config)
+        rule.check(model.config)
+        self.model = model
+        self._softcap = rule.softcap_of(model.config)
+        layer = model.get_output_embeddings()
+        # A subclass of the linear layer may compute anything.
+        self.head = LogProbHead(layer, self._softcap) if type(layer) is torch.nn.Linear else None
+
+    def forward(self, samples: ScorerInput, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
+        """log π_θ [R] and entropy of π_θ [R], float32; the entropy is detached unless asked for."""
+        score = self._score_in_chunks if self.head is None else self.head
+        logprob, entropy = score(
+            samples.hidden_before(self.model), samples.targets, samples.temperature, entropy_grad
+        )
+        return logprob.float(), entropy.float()
+
+    def _score_in_chunks(
+        self, hidden: Tensor, targets: Tensor, temperature: Tensor, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        size = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
+        chunks = list(zip(hidden.split(size), targets.split(size), temperature.split(size), strict=True))
+        recompute = len(chunks) > 1 and torch.is_grad_enabled()
+        parts = [
+            checkpoint(self._score, *chunk, entropy_grad, use_reentrant=False)
+            if recompute
+            else self._score(*chunk, entropy_grad)
+            for chunk in chunks
+        ]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _score(
+        self, hidden: Tensor, targets: Tensor, temperature: Tensor, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.model.get_output_embeddings()(hidden).float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        logits = logits / temperature[:, None]
+        log_z = logits.logsumexp(-1)
+        logprob = logits.gather(-1, targets[:, None]).squeeze(-1) - log_z
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            base, z = (logits, log_z) if entropy_grad else (logits.detach(), log_z.detach())
+            entropy = z - ((base - z[:, None]).exp() * base).sum(-1)
+        return logprob, entropy

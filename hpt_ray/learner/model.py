@@ -1,11 +1,13 @@
-"""Loading and exporting the policy as a Hugging Face folder.
+"""Loading and exporting the policy, and the critic's model, as Hugging Face folders.
 
-In: the model section. Out: a causal language model ready for packed samples; and, from trained weights,
-a folder that `transformers` and vLLM load: config.json, generation_config.json, tokenizer, safetensors.
+In: the model section. Out: a causal language model ready for packed samples, or the same with a value head; and,
+from trained weights, a folder that `transformers` and vLLM load: config.json, generation_config.json, tokenizer,
+safetensors. The workers import this late: torch reads the environment that they make for it.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import shutil
 from collections.abc import Mapping
@@ -13,11 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-import hpt_ray.learner.attention  # noqa: F401  (registers attention `segments`)
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.errors import UserError
+from hpt_ray.learner.logprobs import ScorerInput  # which registers attention `segments`
 
 # Everything of a model folder that is not weights travels to its exports as it is.
 SIDE_FILES = (
@@ -104,3 +112,41 @@ def copy_side_files(source: str, folder: Path) -> None:
         from transformers import AutoTokenizer
 
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+
+def load_critic(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel:
+    """The model at `path` with a value head of zeros in the place of the output layer: every value is 0 at first.
+
+    To transformers it is a token classifier with one label, and an export loads as that. Raises `UserError`
+    where transformers has no such model of this architecture.
+    """
+    policy = load_policy(config, path, seed=seed)
+    shape = copy.deepcopy(policy.config)
+    shape.num_labels = 1
+    shape.classifier_dropout = 0.0
+    try:
+        with torch.device("meta"):  # its own weights are never used
+            model = AutoModelForTokenClassification.from_config(shape, attn_implementation=config.attention)
+    except ValueError as error:
+        raise UserError(
+            f"model.path={path}: transformers has no value model (token classification) for "
+            f"{shape.model_type}; use an algorithm without a critic, such as rloo or grpo."
+        ) from error
+    setattr(model, model.base_model_prefix, policy.base_model)
+    weight = policy.get_input_embeddings().weight
+    model.score = torch.nn.Linear(model.score.in_features, 1, dtype=weight.dtype)
+    torch.nn.init.zeros_(model.score.weight)
+    torch.nn.init.zeros_(model.score.bias)
+    return model
+
+
+class ValueScorer(torch.nn.Module):
+    """A value model seen as: packed samples → V of their response tokens."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, samples: ScorerInput) -> torch.Tensor:
+        """V [R] float32 of the prefix that each response token continues."""
+        return self.model.score(samples.hidden_before(self.model)).squeeze(-1).float()

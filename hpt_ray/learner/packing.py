@@ -1,18 +1,22 @@
-"""Samples to micro-batches, micro-batches to ranks.
+"""Samples to micro-batches, micro-batches to ranks, and there to their share of the step's loss.
 
-A micro-batch holds at most `max_tokens_per_micro_batch` tokens of whole samples, laid end to end. MicroBatches leave in
-rounds of one per rank, because some ZeRO stages run their forward passes in lockstep; a round that
+A micro-batch holds at most `max_tokens_per_micro_batch` tokens of whole samples, laid end to end. Micro-batches
+leave in rounds of one per rank, because some ZeRO stages run their forward passes in lockstep; a round that
 cannot be filled is completed with dummies that add exactly nothing. Since every sample already carries
 its share of 1/Z, how samples fall into micro-batches, rounds and ranks does not change the gradient.
+`micro_batch_loss` is the only place where micro-batches meet the estimator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
+from hpt_ray.algorithms import Estimator, SampleWeights, TokenBatch
 from hpt_ray.types import MicroBatch, Sample
 
 
@@ -33,24 +37,24 @@ class WeightedSample:
 
 def make_micro_batch(samples: list[WeightedSample], *, is_dummy: bool = False) -> MicroBatch:
     """Lay `samples` end to end."""
-    sample_lengths = np.array([r.num_tokens for r in samples], np.int32)
-    responses = np.array([r.sample.response_length for r in samples], np.int32)
+    sample_lengths = np.array([s.num_tokens for s in samples], np.int32)
+    responses = np.array([s.sample.response_length for s in samples], np.int32)
     per_token = [
-        np.broadcast_to(r.advantages, (r.advantages.shape[0], r.sample.response_length)).astype(np.float32)
-        for r in samples
+        np.broadcast_to(s.advantages, (s.advantages.shape[0], s.sample.response_length)).astype(np.float32)
+        for s in samples
     ]
     return MicroBatch(
-        token_ids=np.concatenate([r.sample.token_ids for r in samples]),
+        token_ids=np.concatenate([s.sample.token_ids for s in samples]),
         position_ids=np.concatenate([np.arange(n, dtype=np.int32) for n in sample_lengths]),
         sample_lengths=sample_lengths,
         response_lengths=responses,
-        old_logprobs=np.concatenate([r.sample.old_logprobs for r in samples]),
+        old_logprobs=np.concatenate([s.sample.old_logprobs for s in samples]),
         advantages=np.concatenate(per_token, axis=1),
-        scales=np.stack([r.scales for r in samples], axis=1).astype(np.float32),
-        entropy_scales=np.array([r.entropy_scale for r in samples], np.float32),
-        kl_scales=np.array([r.kl_scale for r in samples], np.float32),
-        group_ids=np.array([r.sample.group for r in samples], np.int32),
-        is_demo=np.array([r.sample.is_demo for r in samples]),
+        scales=np.stack([s.scales for s in samples], axis=1).astype(np.float32),
+        entropy_scales=np.array([s.entropy_scale for s in samples], np.float32),
+        kl_scales=np.array([s.kl_scale for s in samples], np.float32),
+        group_ids=np.array([s.sample.group for s in samples], np.int32),
+        is_demo=np.array([s.sample.is_demo for s in samples]),
         is_dummy=is_dummy,
     )
 
@@ -111,3 +115,35 @@ class Packer:
         self._waiting_tokens -= sum(loads)
         self.rounds_out += 1
         return [make_micro_batch(samples) if samples else self._dummy for samples in bins]
+
+
+def micro_batch_loss(
+    estimator: Estimator,
+    micro_batch: MicroBatch,
+    logprob: torch.Tensor,
+    entropy: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    ref_logprobs: np.ndarray | None = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Loss (scalar with gradient) and additive statistics of one micro-batch.
+
+    `logprob` and `entropy` [R] are the policy's on its response tokens, `old_logprobs` [R] those of π_old,
+    not read on demonstrations, `ref_logprobs` [R] the frozen policy's. The losses of all micro-batches on all
+    ranks add up to the loss of the optimizer step.
+    """
+    samples = TokenBatch(
+        logprobs=logprob,
+        old_logprobs=old_logprobs.to(logprob.device),
+        sample_lengths=torch.from_numpy(micro_batch.response_lengths),
+        group_ids=torch.from_numpy(micro_batch.group_ids),
+        rewards=torch.zeros(len(micro_batch.sample_lengths)),  # already in the advantages
+        is_demo=torch.from_numpy(micro_batch.is_demo),
+        entropy=entropy,
+        ref_logprobs=None if ref_logprobs is None else torch.from_numpy(ref_logprobs),
+    )
+    return estimator.loss(
+        samples,
+        SampleWeights(
+            micro_batch.advantages, micro_batch.scales, micro_batch.entropy_scales, micro_batch.kl_scales
+        ),
+    )

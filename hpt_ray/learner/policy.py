@@ -45,8 +45,8 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         self._sender: Any = None
 
     def _module(self) -> Any:
+        from hpt_ray.learner.logprobs import TokenScorer
         from hpt_ray.learner.model import load_policy
-        from hpt_ray.learner.scorer import TokenScorer
 
         return TokenScorer(load_policy(self._spec.model, self._spec.model_path, seed=self._spec.seed))
 
@@ -68,8 +68,8 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         """
         import torch
 
-        from hpt_ray.learner.loss import micro_batch_loss
-        from hpt_ray.learner.scorer import ScorerInput
+        from hpt_ray.learner.logprobs import ScorerInput
+        from hpt_ray.learner.packing import micro_batch_loss
 
         with self._span("backward"):
             samples = ScorerInput.from_micro_batch(
@@ -105,7 +105,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         """log π_θ and entropy [R] of the micro-batch's response tokens, forward only. Collective under ZeRO 3."""
         import torch
 
-        from hpt_ray.learner.scorer import ScorerInput
+        from hpt_ray.learner.logprobs import ScorerInput
 
         with self._span("score"), torch.no_grad():
             samples = ScorerInput.from_micro_batch(
@@ -127,7 +127,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
 
     def join_transfer(self, rendezvous: Any) -> None:
         """Become place 0 of the transfer group that meets there. Rank 0 only."""
-        from hpt_ray.weight_sync.sender import WeightSender
+        from hpt_ray.weight_sync.group import WeightSender
 
         if self._sender is None:
             self._sender = WeightSender(self._engine.device)

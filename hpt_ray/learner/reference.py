@@ -37,8 +37,8 @@ class ReferenceWorker:
             return
         import torch
 
+        from hpt_ray.learner.logprobs import TokenScorer
         from hpt_ray.learner.model import load_policy
-        from hpt_ray.learner.scorer import TokenScorer
 
         torch.set_num_threads(max(1, int(self._spec.reference.num_cpus)))
         model = load_policy(self._spec.model, self._spec.model_path, seed=self._spec.seed).eval()
@@ -49,7 +49,7 @@ class ReferenceWorker:
         """log π_ref and its entropy [R] on the micro-batch's response tokens, float32."""
         import torch
 
-        from hpt_ray.learner.scorer import ScorerInput
+        from hpt_ray.learner.logprobs import ScorerInput
 
         self.start()  # a scorer that Ray has started again is asked at once
         with torch.inference_mode():

@@ -1,11 +1,16 @@
-"""What samples are told before they are weighed: values, log-probs of the frozen or of the trained policy.
+"""What samples are told before they train: scores where an algorithm asks for them, then what they weigh.
 
-Only PPO, a KL in the reward and `learner.recompute_old_logprobs` need it. Samples come in prompt by prompt.
+`SampleScoring` gives values and log-probs of the frozen or of the trained policy; only PPO, a KL in the reward and
+`learner.recompute_old_logprobs` need it. Samples come in prompt by prompt.
 Rollouts of all prompts share micro-batches, which are scored forward only as soon as there is one for each rank. A
 prompt goes on when its last rollout is scored and the prompts before it have gone on: so the order in
 which scores come back, which no two runs share, does not become an order of micro-batches and sums. When the
 samples of a round of micro-batches have been weighed, the critic trains on that round. Generation goes on meanwhile.
 Demonstrations are neither scored nor learned from.
+
+`weight_samples` is the estimator's half that needs rewards, with KL in the reward and PPO's returns. In: samples of
+whole prompts. Out: the samples that count, each with advantages and scales, and sums for the metrics. Pure but for
+`returns` and `value_scale`, which it fills in on the samples the critic learns from.
 """
 
 from __future__ import annotations
@@ -19,8 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from hpt_ray.algorithms import BatchShape, Estimator, kl_token_rewards
+from hpt_ray.algorithms.advantages import ADVANTAGES
 from hpt_ray.cluster.actor_group import ActorGroup, wait_all
 from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch
+from hpt_ray.learner.sums import Sums
 from hpt_ray.types import MicroBatch, Sample, ValueTargets
 
 # A micro-batch that is only scored has no policy term.
@@ -187,3 +195,107 @@ class SampleScoring:
 
 def _weighed(micro_batches: list[_ScoredMicroBatch]) -> bool:
     return all(sample.returns is not None for micro_batch in micro_batches for sample in micro_batch.samples)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The samples that count, how many do not, and what was seen."""
+
+    samples: list[WeightedSample]
+    num_skipped: int
+    sums: Sums
+
+
+def needs_scores(estimator: Estimator) -> bool:
+    """Whether samples must be scored before they can be weighed."""
+    return estimator.needs_values or kl_in_reward(estimator)
+
+
+def kl_in_reward(estimator: Estimator) -> bool:
+    return estimator.kl_coef != 0 and estimator.kl_in == "reward"
+
+
+def weight_samples(estimator: Estimator, samples: list[Sample], batch: BatchShape) -> Weighed:
+    """Weigh the samples of whole prompts (of the whole update, where the estimator needs all samples)."""
+    if not samples:
+        return Weighed([], 0, {})
+    lengths = np.array([sample.response_length for sample in samples])
+    rewards = np.array([sample.reward for sample in samples], np.float64)
+    sums: Sums = {}
+    values = token_rewards = None
+    if kl_in_reward(estimator):
+        token_rewards = np.concatenate([_kl_rewards(estimator, sample) for sample in samples])
+        num_tokens = sum(sample.response_length for sample in samples if not sample.is_demo)
+        sums["policy/kl_ref"] = (-float(token_rewards.sum()) / estimator.kl_coef, num_tokens)
+    if estimator.needs_values:
+        values = np.concatenate([_or_zeros(sample.values, sample) for sample in samples])
+    elif token_rewards is not None:
+        rewards = rewards + np.add.reduceat(token_rewards, np.cumsum(lengths) - lengths)
+    weights = estimator.weigh(
+        lengths,
+        np.array([sample.group for sample in samples]),
+        rewards,
+        np.array([sample.is_demo for sample in samples]),
+        np.array([sample.weight for sample in samples], np.float64),
+        batch,
+        prompt_lengths=np.array([sample.prompt_length for sample in samples]),
+        values=values,
+        token_rewards=token_rewards if estimator.needs_values else None,
+    )
+    advantages = weights.token_advantages(lengths)
+    ends = np.cumsum(lengths)
+    weighed = [
+        WeightedSample(
+            sample,
+            advantages[:, end - length : end],
+            np.asarray(weights.scales)[:, i],
+            float(weights.entropy_scales[i]),
+            float(weights.kl_scales[i]),
+        )
+        for i, (sample, length, end) in enumerate(zip(samples, lengths, ends, strict=True))
+    ]
+    if estimator.needs_values:
+        sums |= _set_returns(estimator, weighed)
+    kept = [sample for sample, counts in zip(weighed, weights.counts(lengths), strict=True) if counts]
+    return Weighed(kept, len(samples) - len(kept), sums)
+
+
+def _kl_rewards(estimator: Estimator, sample: Sample) -> np.ndarray:
+    """[L] −coef·KL(π_old‖π_ref) of each token; 0 on a demonstration, which the policy did not sample."""
+    if sample.is_demo:
+        return np.zeros(sample.response_length)
+    assert sample.ref_logprobs is not None, f"a rollout of {sample.prompt_id} was not scored by the reference"
+    return kl_token_rewards(
+        sample.old_logprobs, sample.ref_logprobs, estimator.kl_coef, estimator.kl_estimator
+    )
+
+
+def _or_zeros(values: np.ndarray | None, sample: Sample) -> np.ndarray:
+    assert sample.is_demo or values is not None, (
+        f"a rollout of {sample.prompt_id} was not scored by the critic"
+    )
+    return np.zeros(sample.response_length) if values is None else values
+
+
+def _set_returns(estimator: Estimator, weighed: list[WeightedSample]) -> Sums:
+    """Fill in G = Â + V and weight / Z on the rollouts; the moments of G and of G − V.
+
+    Z is that of the policy term with the critic's advantage. That term's coefficient is left out: the
+    critic has an optimizer of its own.
+    """
+    k = next(i for i, t in enumerate(estimator.terms) if "values" in ADVANTAGES[t.advantage].needs)
+    coef = estimator.terms[k].coef or 1.0
+    moments = np.zeros(4)
+    num_tokens = 0
+    for item in weighed:
+        sample = item.sample
+        if sample.is_demo:
+            continue
+        assert sample.values is not None
+        error = item.advantages[k]
+        returns = error + sample.values
+        sample.returns, sample.value_scale = returns.astype(np.float32), float(item.scales[k] / coef)
+        moments += [returns.sum(), (returns**2).sum(), error.sum(), (error**2).sum()]
+        num_tokens += len(error)
+    names = ("return", "return_squared", "error", "error_squared")
+    return {f"critic/{name}": (float(m), num_tokens) for name, m in zip(names, moments, strict=True)}

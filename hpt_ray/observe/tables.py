@@ -17,6 +17,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.schema import Config
 from hpt_ray.observe.metrics import branch_of
 from hpt_ray.observe.progress import short_time
@@ -29,9 +30,8 @@ def batch_facts(config: Config) -> dict[str, int]:
     A prompt gives n rollouts, one demonstration, or both, as samples; which one the algorithm chooses for
     itself (`selection.gate=auto`) is not known here, so the most is taken.
     """
-    prompts, n = config.prompts_per_step, config.group_size
-    samples_per_prompt = {"switch": max(n, 1), "rollouts": n, "demonstrations": 1}
-    samples = prompts * samples_per_prompt.get(config.selection.gate, n + 1)
+    prompts, n, gate = config.prompts_per_step, config.group_size, config.selection.gate
+    samples = prompts * (n + 1 if gate == "auto" else GATES[gate].samples_at_most(n))
     sample_tokens = config.data.max_prompt_tokens + config.data.max_response_tokens
     return {
         "rollouts per step": prompts * n,

@@ -19,6 +19,7 @@ from hpt_ray.reward.functions.table import check_reward_function
 from hpt_ray.reward.pool import Pool, Task
 from hpt_ray.reward.terms import check_terms, extra_reward
 from hpt_ray.types import Outcome, RewardResult
+from hpt_ray.utils.plugins import load_inherited
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class VerifierService:
     """Raises UserError at once when the configuration names a reward function or a term that does not exist."""
 
     def __init__(self, config: RewardConfig, max_response_tokens: int = 0) -> None:
+        load_inherited()
         self.config = config
         self.max_response_tokens = max_response_tokens
         check_reward_functions(config)

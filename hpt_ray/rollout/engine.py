@@ -188,9 +188,9 @@ def make_engine(spec: EngineSpec) -> Any:
     from vllm import EngineArgs, LLMEngine
     from vllm.config.weight_transfer import WeightTransferConfig
 
-    from hpt_ray.rollout.weight_receiver import CARRIER
+    from hpt_ray.rollout.weight_receiver import BACKEND
 
-    transfer = WeightTransferConfig(backend=CARRIER)
+    transfer = WeightTransferConfig(backend=BACKEND)
     return LLMEngine.from_engine_args(EngineArgs(weight_transfer_config=transfer, **engine_arguments(spec)))
 
 

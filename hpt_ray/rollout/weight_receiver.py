@@ -1,7 +1,7 @@
 """vLLM's side of the weight sync: the backend, and the checks that every update gets.
 
 vLLM imports this module in each of its workers because `WorkerExtension` is named as the worker
-extension; that also registers the backend. The other end is `hpt_ray.weight_sync.sender`.
+extension; that also registers the backend. The other end is `hpt_ray.weight_sync.group`.
 
 An update that breaks off leaves the model half loaded: fit for the next update, not for serving.
 """
@@ -15,11 +15,11 @@ import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 
+from hpt_ray.learner.architectures import rule_of
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, unpack
-from hpt_ray.weight_sync.group import Rendezvous, TransferGroup
-from hpt_ray.weight_sync.transfer import receive
+from hpt_ray.weight_sync.group import Rendezvous, TransferGroup, receive
 
-CARRIER = "hpt_ray"  # as vLLM knows it
+BACKEND = "hpt_ray"  # as vLLM knows it
 
 
 @dataclass
@@ -102,7 +102,7 @@ def _copy_what_is_kept(model: torch.nn.Module, buffer: torch.Tensor) -> None:
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:
-    """vLLM on CPUs micro-batches linear weights; a tied output layer gets no weight of its own in a reload, so
+    """vLLM on CPUs packs linear weights; a tied output layer gets no weight of its own in a reload, so
     its packed copy would silently stay at the old values.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -147,7 +147,8 @@ class WorkerExtension:
         model = self.model_runner.model
         model.load_weights = self._load_weights
         tied = getattr(model.config, "tie_word_embeddings", False)
-        missing = {n for n in self._expected - self._loaded if not (tied and n.startswith("lm_head"))}
+        head = rule_of(model.config).tied_head
+        missing = {n for n in self._expected - self._loaded if not (tied and n.startswith(head))}
         if missing:
             raise RuntimeError(
                 f"weight sync left {len(missing)} parameters of vLLM unset: {sorted(missing)[:5]}"
@@ -157,8 +158,8 @@ class WorkerExtension:
 
 def register() -> None:
     """Make the backend known to vLLM; a second import of this module changes nothing."""
-    if CARRIER not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(CARRIER, BucketTransferEngine)
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, BucketTransferEngine)
 
 
 register()

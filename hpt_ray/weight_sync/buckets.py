@@ -7,10 +7,13 @@ used in turn, hold the buckets of a transfer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +31,18 @@ class TensorMeta:
         return prod(self.shape) * getattr(torch, self.dtype).itemsize
 
 
-def cut(metas: Iterable[TensorMeta], bucket_bytes: int) -> Iterator[list[TensorMeta]]:
-    """Consecutive tensors, as many as fit into `bucket_bytes`, at least one."""
-    bucket: list[TensorMeta] = []
+def cut(
+    tensors: Iterable[T], bucket_bytes: int, num_bytes: Callable[[T], int] = attrgetter("num_bytes")
+) -> Iterator[list[T]]:
+    """Consecutive tensors (by default `TensorMeta`), as many as fit into `bucket_bytes`, at least one."""
+    bucket: list[T] = []
     size = 0
-    for meta in metas:
-        if bucket and size + meta.num_bytes > bucket_bytes:
+    for tensor in tensors:
+        if bucket and size + num_bytes(tensor) > bucket_bytes:
             yield bucket
             bucket, size = [], 0
-        bucket.append(meta)
-        size += meta.num_bytes
+        bucket.append(tensor)
+        size += num_bytes(tensor)
     if bucket:
         yield bucket
 
@@ -47,7 +52,7 @@ def size_of(bucket: Iterable[TensorMeta]) -> int:
     return sum(meta.num_bytes for meta in bucket)
 
 
-def micro_batch(tensors: Iterable[Any], buffer: Any) -> None:
+def pack(tensors: Iterable[Any], buffer: Any) -> None:
     """Write the tensors' bytes into `buffer` (uint8, of the bucket's size) one after another."""
     import torch
 

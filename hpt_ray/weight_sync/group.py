@@ -1,25 +1,33 @@
-"""The process group that weights travel in: place 0 sends, the others receive, over gloo or NCCL.
+"""The process group that weights travel in, and their way through it: place 0 sends, the others receive.
 
 It stands apart from the default groups, which DeepSpeed and vLLM own. Its members meet in a store that the
 driver holds, and there the driver says when a transfer is to be given up: every wait looks for that word, so
-no member waits for a dead one until a time limit. Needs torch only.
+no member waits for a dead one until a time limit.
+
+In: whole tensors, in order. Out: the same bytes in every receiver, bucket by bucket, with two buckets in memory on
+either side: the sender gathers and packs one while the one before is on its way, the receiver loads one while the
+next arrives. Nothing here knows what a learner or an engine is; the receiving end of vLLM stands in
+`hpt_ray.rollout.weight_receiver`.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain, islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from hpt_ray.cluster.network import listen, rendezvous_store
+from hpt_ray.weight_sync.backends import BACKENDS
+from hpt_ray.weight_sync.buckets import Buffers, TensorMeta, cut, pack, size_of, unpack
 
-CONNECT_LIMIT_S = 10.0  # for members that are all there
 LOOK_EVERY_S = 0.1  # for the driver's word
 POLL_EVERY_S = 0.0005
 
@@ -30,18 +38,18 @@ class TransferBroken(RuntimeError):
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the members of one group meet, and which kind of group it is."""
+    """Where the members of one group meet, and what they then send over."""
 
     host: str
     port: int
     key: str  # of this group in the store
     world_size: int
-    backend: str  # "gloo" or "nccl"
+    backend: str  # a name of `BACKENDS`
     timeout_s: float
 
 
 class RendezvousPoint:
-    """The driver's store: it opens meetings and calls them off."""
+    """The driver's store: it opens a rendezvous and calls it off."""
 
     def __init__(self, host: str, *, timeout_s: float):
         listener = listen(host)
@@ -61,11 +69,12 @@ class RendezvousPoint:
 class TransferGroup:
     """One member. Made when all members are there, or raises `TransferBroken`.
 
-    `device` is where buffers must be: the CPU for gloo, the member's GPU for NCCL.
+    `device` is the member's own; the attribute, where buffers must be.
     """
 
     def __init__(self, rendezvous: Rendezvous, rank: int, *, device: torch.device):
-        self.device = torch.device("cpu") if rendezvous.backend == "gloo" else device
+        self._backend = BACKENDS[rendezvous.backend]
+        self.device = device if self._backend.on_gpu else torch.device("cpu")
         self._rendezvous, self._rank = rendezvous, rank
         self._pending: list[dist.Work] = []
         try:
@@ -73,7 +82,8 @@ class TransferGroup:
                 rendezvous.host, rendezvous.port, world_size=1, timeout_s=rendezvous.timeout_s
             )
             self._meet()
-            self._group = self._open()
+            store = dist.PrefixStore(f"{rendezvous.key}/{rendezvous.backend}", self._store)
+            self._group = self._backend.make(store, rank, rendezvous.world_size, rendezvous.timeout_s)
         except RuntimeError as error:
             raise TransferBroken(str(error)) from error
 
@@ -88,24 +98,6 @@ class TransferGroup:
             if time.monotonic() > deadline:
                 raise TransferBroken(f"not everybody came within {rendezvous.timeout_s:.0f} s")
             time.sleep(0.01)
-
-    def _open(self) -> Any:
-        rendezvous = self._rendezvous
-        store = dist.PrefixStore(f"{rendezvous.key}/{rendezvous.backend}", self._store)
-        if rendezvous.backend == "gloo":
-            limit = timedelta(seconds=CONNECT_LIMIT_S)
-            return dist.ProcessGroupGloo(store, self._rank, rendezvous.world_size, limit)
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=rendezvous.timeout_s)
-        # NCCL's watchdog would end the whole process when another member dies.
-        before = os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING")
-        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
-        try:
-            return dist.ProcessGroupNCCL(store, self._rank, rendezvous.world_size, options)
-        finally:
-            del os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"]
-            if before is not None:
-                os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = before
 
     def broadcast(self, buffer: torch.Tensor) -> dist.Work:
         """Start to send place 0's bytes to all, in place; `wait` for it before the buffer is used."""
@@ -144,8 +136,8 @@ class TransferGroup:
         gloo can't give up a broadcast whose peer is there and silent: it is left to a thread until that peer
         is killed or the time limit passes, as taking down the group would block.
         """
-        if self._rendezvous.backend == "nccl":
-            self._group.abort()
+        if self._backend.abort is not None:
+            self._backend.abort(self._group)
         threading.Thread(target=_outlive, args=(self._group, self._pending), daemon=True).start()
         del self._group
 
@@ -158,3 +150,102 @@ def _outlive(group: Any, pending: list[dist.Work]) -> None:
         except RuntimeError:
             continue  # nobody is interested any more
     del group
+
+
+def send(
+    group: TransferGroup,
+    buckets: Sequence[list[TensorMeta]],
+    tensors: Iterable[torch.Tensor],
+    *,
+    num_buffers: int = 2,
+    copy: Sequence[torch.Tensor] | None = None,
+) -> None:
+    """Broadcast `tensors`, which stand in the order of `buckets`; returns when all have been sent.
+
+    With `num_buffers=1` the packed bucket is the second in memory, next to tensors that exist only while
+    they are read (ZeRO 3). `copy`, one buffer per bucket, takes what was sent.
+    """
+    stream = iter(tensors)
+    buffers = Buffers(buckets, num_buffers, group.device)
+    under_way: deque[dist.Work] = deque()
+    for index, bucket in enumerate(buckets):
+        whole = list(islice(stream, len(bucket)))  # reading may gather, beside what is under way
+        if len(under_way) == num_buffers:
+            group.wait(under_way.popleft())
+        buffer = buffers.take(index)
+        pack(whole, buffer)
+        del whole
+        under_way.append(group.broadcast(buffer))
+        if copy is not None:
+            copy[index].copy_(buffer)
+        del buffer
+    for work in under_way:
+        group.wait(work)
+
+
+def receive(
+    group: TransferGroup,
+    buckets: Sequence[list[TensorMeta]],
+    load: Callable[[torch.Tensor, list[TensorMeta]], None],
+) -> None:
+    """Hand every bucket to `load`, in order, as bytes that are valid until it returns.
+
+    Memory that `load` keeps a view of is left alone and replaced by new memory.
+    """
+    buffers = Buffers(buckets, 2, group.device)
+    arriving = buffers.take(0)
+    work = group.broadcast(arriving)
+    for index, bucket in enumerate(buckets):
+        group.wait(work)
+        here = arriving
+        if index + 1 < len(buckets):
+            arriving = buffers.take(index + 1)
+            work = group.broadcast(arriving)
+        load(here, bucket)
+        del here
+        buffers.leave_if_shared(index)
+
+
+class WeightSender:
+    """Place 0 of the present transfer group, in the learner's rank 0.
+
+    Where asked it keeps a copy in host memory, for receivers that come up after the learner has stepped.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._group: TransferGroup | None = None
+        self._buckets: list[list[TensorMeta]] = []
+        self._copy: list[torch.Tensor] = []
+
+    def join(self, rendezvous: Rendezvous) -> None:
+        """Leave the group before this one, if any; returns when all members are there."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+        self._group = TransferGroup(rendezvous, 0, device=self._device)
+
+    def send(
+        self,
+        metas: list[TensorMeta],
+        tensors: Iterable[torch.Tensor],
+        *,
+        bucket_bytes: int,
+        num_buffers: int,
+        keep: bool,
+    ) -> None:
+        """Broadcast `tensors`, which stand in the order of `metas`; with `keep`, also into host memory."""
+        assert self._group is not None, "send before join"
+        buckets = list(cut(metas, bucket_bytes))
+        if keep and not self._copy:
+            self._copy = [torch.empty(size_of(bucket), dtype=torch.uint8) for bucket in buckets]
+        self._buckets = buckets
+        send(self._group, buckets, tensors, num_buffers=num_buffers, copy=self._copy if keep else None)
+
+    def send_copy(self) -> None:
+        """Broadcast what the last `send` kept."""
+        assert self._group is not None, "send before join"
+        assert self._copy, "there is no copy to send"
+        pairs = zip(self._copy, self._buckets, strict=True)
+        named = chain.from_iterable(unpack(buffer, bucket) for buffer, bucket in pairs)
+        send(self._group, self._buckets, (tensor for _, tensor in named))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = [sys.executable, "-m", "hpt_ray.main"]
+REPLAY = [sys.executable, "-m", "hpt_ray.cli.replay"]
 LIMIT_S = 170  # of one run; below the limit of a test, so that what was printed is shown
 
 GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
@@ -24,11 +25,13 @@ def write_reward_function(folder: Path) -> str:
     return f"python:{file}:grade"
 
 
-def run_main(arguments: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def run_main(
+    arguments: Sequence[str], *, command: Sequence[str] = MAIN, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """The finished process, output and errors as text."""
     return subprocess.run(
-        [*MAIN, *arguments],
-        cwd=ROOT,
+        [*command, *arguments],
+        cwd=cwd,
         env=child_environment(**environment),
         capture_output=True,
         text=True,

@@ -46,21 +46,21 @@ class ProbedWorker(LearnerWorker):
 
     def cut_pieces(self, num_bytes: int) -> None:
         """From now on copy the state in pieces of that many bytes."""
-        from hpt_ray.learner import local_state
+        from hpt_ray.learner import deepspeed_state
 
-        local_state.PIECE_BYTES = num_bytes
+        deepspeed_state.PIECE_BYTES = num_bytes
 
     def restart(self, config: LearnerConfig, path: str, dtype: str = "float32") -> None:
         """A fresh model and engine among the ranks that have joined: loading the libraries takes longer
         than all tests. Collective.
         """
-        from hpt_ray.learner import engine
+        from hpt_ray.learner import deepspeed
 
         self._engine._engine.destroy()
         self._spec = self._base = replace(
             self._spec, learner=config, model_path=path, model=ModelConfig(path=path, dtype=dtype)
         )
-        engine.join_ranks = lambda *_, **__: None
+        deepspeed.join_ranks = lambda *_, **__: None
         self.start("", 0)
 
     def step(self, learning_rate: float) -> Any:

@@ -1,12 +1,15 @@
 """CONTRIBUTING.md is true: its example algorithm runs as written, and the paths it names exist."""
 
+import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hpt_ray.algorithms import ALGORITHMS
 from hpt_ray.cli.explain import main
+from hpt_ray.utils import plugins
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -14,46 +17,58 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 def blocks(language: str) -> list[str]:
     """The code blocks of the section on algorithms, in order."""
-    section = PAGE.split("## Adding an algorithm")[1]
+    section = PAGE.split("## Adding an algorithm")[1].split("\n## ")[0]
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
-def test_the_example_algorithm_works_as_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    definition, golden = blocks("python")
-    (configuration,) = blocks("yaml")
-    file: dict = {}
-    exec(compile(definition, "raft.py", "exec"), file)
-    assert file["RAFT"].name not in ALGORITHMS, "the example has become real: choose another one"
-    monkeypatch.setitem(ALGORITHMS, file["RAFT"].name, file["RAFT"])
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's working directory; what is loaded from it is gone afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plugins, "_loaded", [])
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    assert "raft" not in ALGORITHMS, "the example has become real: choose another one"
+    yield tmp_path
+    ALGORITHMS.pop("raft", None)
 
+
+def golden_test() -> None:
+    _, golden = blocks("python")
     test: dict = {}
     exec(compile(golden, "test_algorithms.py", "exec"), test)
     tests = [value for name, value in test.items() if name.startswith("test_")]
     assert len(tests) == 1
     tests[0]()
 
-    (tmp_path / "quickstart.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
-    (tmp_path / "algorithm").mkdir()
-    overlay = tmp_path / "algorithm" / "raft.yaml"
-    overlay.write_text(configuration)
-    assert main(["--config", str(overlay)]) == 0
+
+def test_the_example_algorithm_works_as_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    definition, _ = blocks("python")
+    (configuration,) = blocks("yaml")
+    (folder / "raft.py").write_text(definition, encoding="utf-8")
+    (folder / "raft.yaml").write_text(configuration)
+    assert main(["--config", str(ROOT / "configs" / "quickstart.yaml"), "--config", "raft.yaml"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("raft: reward-ranked fine-tuning")
     # Rewards 1, 0, 0, 1: the wrong rollouts add nothing.
     assert "exactly 0: rollout 2, rollout 3" in said
+    golden_test()
 
 
-def test_a_wrong_example_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    definition, golden = blocks("python")
-    file: dict = {}
-    exec(compile(definition.replace('"correct"', '"signed"'), "raft.py", "exec"), file)
-    monkeypatch.setitem(ALGORITHMS, "raft", file["RAFT"])
-    test: dict = {}
-    exec(compile(golden, "test_algorithms.py", "exec"), test)
+def test_a_wrong_example_would_be_noticed(folder: Path) -> None:
+    definition, _ = blocks("python")
+    wrong = definition.replace('advantage="correct"', 'advantage="signed"')
+    assert wrong != definition
+    (folder / "raft.py").write_text(wrong, encoding="utf-8")
+    plugins.load(["raft.py"])
     with pytest.raises(AssertionError):
-        test["test_raft_equals_its_paper"]()
+        golden_test()
+
+
+@pytest.mark.parametrize("line", PAGE.split("## Adding another part")[1].splitlines())
+def test_tables_that_are_named_exist(line: str) -> None:
+    """Each row: tables of a package, by the row or the one above."""
+    for name, package in re.findall(r"`([A-Z_]+)` of `([\w.]+)`", line):
+        assert isinstance(getattr(importlib.import_module(package), name), dict)
 
 
 def test_named_paths_exist() -> None:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpt_ray.algorithms.gates import FEEDBACK, GATES, NEGLIGIBLE, Attempt, posterior
+from hpt_ray.algorithms.gates import GATES, NEGLIGIBLE, Attempt, posterior
 from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
+FEEDBACK = [name for name, gate in GATES.items() if gate.by_results]
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 TOKENS = np.array([5, 2], np.int32), np.zeros(2, np.float32)
 RIGHT, WRONG = RewardResult(1.0, Outcome.CORRECT), RewardResult(0.0, Outcome.WRONG)
@@ -28,7 +29,7 @@ def group(solved: int, n: int) -> Group:
 
 
 def decisions(gate: str, n: int, gamma: float, history: list[Attempt]) -> list[Decision]:
-    return [GATES[gate](group(solved, n), gamma, history) for solved in range(n + 1)]
+    return [GATES[gate].function(group(solved, n), gamma, history) for solved in range(n + 1)]
 
 
 @pytest.mark.parametrize("gate", FEEDBACK)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpt_ray.weight_sync.buckets import TensorMeta, cut, micro_batch, unpack
+from hpt_ray.weight_sync.buckets import TensorMeta, cut, pack, unpack
 
 SHAPES = st.lists(
     st.tuples(
@@ -32,7 +32,7 @@ def test_round_trip_is_exact(shapes, bucket_bytes: int) -> None:
     for bucket in cut(metas, bucket_bytes):
         assert len(bucket) == 1 or sum(meta.num_bytes for meta in bucket) <= bucket_bytes
         buffer = torch.empty(sum(meta.num_bytes for meta in bucket), dtype=torch.uint8)
-        micro_batch((next(stream) for _ in bucket), buffer)
+        pack((next(stream) for _ in bucket), buffer)
         back |= dict(unpack(buffer, bucket))
     assert list(back) == [meta.name for meta in metas]
     for meta, tensor in zip(metas, tensors, strict=True):

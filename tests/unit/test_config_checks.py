@@ -7,6 +7,7 @@ import pytest
 
 from hpt_ray.config.checks import RULES, broken_rules, check_config, wrong_pools
 from hpt_ray.config.load import load_config
+from hpt_ray.driver.setup import check_choices
 from hpt_ray.errors import UserError
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
@@ -25,12 +26,6 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         "use one of the two",
     ),
     "gamma_is_a_share": (("selection.gamma=1.5",), "`selection.gamma` is 1.5"),
-    "gamma_is_a_whole_count": (("selection.gamma=0.3",), "use 0.25 (2 of 8) or 0.375 (3 of 8)"),
-    "posterior_has_a_gamma": (("selection.gate=posterior",), "above 0 and below 1"),
-    "no_rollouts_means_demonstrations": (
-        ("group_size=0", "selection.gate=switch"),
-        "`selection.gate` to `demonstrations`",
-    ),
     "rollouts_of_a_prompt_differ": (("rollout.temperature=0",), "all 8 rollouts"),
     "evaluation_samples_differ": (("evaluation.samples=4",), "all 4 samples"),
     "evaluation_has_sets": (("evaluation.every=5",), "`evaluation.sets` is empty"),
@@ -49,7 +44,6 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "rank_has_one_gpu": (("learner.num_gpus=2",), "`learner.num_ranks`"),
     "engine_has_its_gpus": (("rollout.tensor_parallel=4", "rollout.num_gpus=1"), "`rollout.num_gpus` to 4"),
-    "nccl_needs_gpus": (("weight_sync.backend=nccl", "learner.num_gpus=1"), "`rollout.num_gpus`"),
     "pools_name_groups": (
         ("cluster.pools={learners: a}",),
         "names learners; actor groups are learner, critic, rollout, verifier, reference",
@@ -95,6 +89,32 @@ def test_a_rule_refuses_what_it_is_for(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("selection.gamma=0.3",), "use 0.25 (2 of 8) or 0.375 (3 of 8)"),
+        (("selection.gate=posterior",), "above 0 and below 1"),
+        (("group_size=0", "selection.gate=switch"), "selection.gate=demonstrations"),
+        (("weight_sync.backend=nccl", "learner.num_gpus=1"), "`rollout.num_gpus`"),
+        (("weight_sync.backend=ncl",), "weight_sync.backend=ncl: no such name. Did you mean nccl?"),
+        (("selection.gate=swich",), "selection.gate=swich: no such name. Did you mean switch?"),
+        (("phases=[{steps: 1}, {steps: 1, selection: {gamma: 0.3}}]",), "phase 2: selection.gamma=0.3"),
+        (
+            ("observe.trackers=[wandb, wanbd]",),
+            "observe.trackers=wanbd: no such name. Did you mean wandb? There are: mlflow, prometheus, tensorboard",
+        ),
+    ],
+)
+def test_what_depends_on_the_parts_there_are_is_refused_before_the_start(
+    words: tuple[str, ...], message: str
+) -> None:
+    config = load_config(None, [*GOOD, *words])
+    check_config(config)
+    with pytest.raises(UserError) as caught:
+        check_choices(config)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "words",
     [
         (),
@@ -123,7 +143,9 @@ def test_a_rule_refuses_what_it_is_for(name: str) -> None:
     ],
 )
 def test_what_makes_sense_passes(words: tuple[str, ...]) -> None:
-    check_config(load_config(None, [*GOOD, *words]))
+    config = load_config(None, [*GOOD, *words])
+    check_config(config)
+    check_choices(config)
 
 
 def test_all_broken_rules_are_told_at_once() -> None:

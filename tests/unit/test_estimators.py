@@ -19,8 +19,8 @@ from hpt_ray.algorithms import (
     make_estimator,
 )
 from hpt_ray.algorithms.batch import token_view
-from hpt_ray.algorithms.official import virtual_micro_batches
-from hpt_ray.algorithms.shapings import SHAPINGS
+from hpt_ray.algorithms.loss_aggregation import virtual_micro_batches
+from hpt_ray.algorithms.token_parts import SHAPINGS
 
 
 def rollouts(rewards, logprobs=None, old_logprobs=None, lengths=None, demo=()):

@@ -6,8 +6,8 @@ import pytest
 
 from hpt_ray.algorithms import estimator_from_config, make_estimator
 from hpt_ray.algorithms.build import FAMILIES, PREFIX
-from hpt_ray.algorithms.corrections import CORRECTIONS
 from hpt_ray.algorithms.table import ALGORITHMS
+from hpt_ray.algorithms.token_parts import CORRECTIONS
 from hpt_ray.config.schema import AlgorithmConfig
 from hpt_ray.errors import UserError
 

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.trackers import PACKAGES, TRACKERS, TrackerGroup, start_trackers
+from hpt_ray.observe.trackers import TRACKERS, TrackerGroup, start_trackers
 
 
 class LineTracker:
@@ -135,12 +135,16 @@ def test_closing_waits_no_longer_than_its_limit() -> None:
 
 def test_unknown_and_missing_trackers_are_the_users_to_fix(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "demo")
-    with pytest.raises(UserError, match="names wanbd; known are tensorboard, prometheus, wandb"):
+    with pytest.raises(
+        UserError,
+        match=r"wanbd: no such name\. Did you mean wandb\? There are: mlflow, prometheus, tensorboard",
+    ):
         start_trackers(["wanbd"], folder, {})
-    for name in TRACKERS:
-        if importlib.util.find_spec(PACKAGES.get(name, name)) is None:
+    for name, kind in TRACKERS.items():
+        assert kind.package is not None
+        if importlib.util.find_spec(kind.package) is None:
             with pytest.raises(
-                UserError, match=rf"names {name}, which is not installed.*hpt_ray\[trackers\]"
+                UserError, match=rf"names {name}, and {kind.package} is not installed.*hpt_ray\[trackers\]"
             ):
                 start_trackers([name], folder, {})
 

@@ -5,9 +5,11 @@ import pytest
 from hpt_ray.cluster.runtime import POOL_SHARE, ResourceRequest, lay_out, missing_pools
 from hpt_ray.config.checks import broken_rules
 from hpt_ray.config.load import load_config
-from hpt_ray.driver.actors import backend_of, needs, with_one_thread
+from hpt_ray.driver.actors import needs, with_one_thread
 from hpt_ray.driver.setup import Roles
+from hpt_ray.errors import UserError
 from hpt_ray.rollout.engine import EngineSpec, engine_arguments
+from hpt_ray.weight_sync.backends import backend_of
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
 
@@ -87,7 +89,6 @@ def test_without_rollouts_there_is_nothing_to_share() -> None:
         (("learner.num_ranks=2",), "`learner.num_ranks` (2) to be 4"),
         (("rollout.num_gpus=0",), "`rollout.num_gpus` (0) to be 2, the GPUs of 2 ranks"),
         (("rollout.max_off_policy_steps=1",), "`rollout.max_off_policy_steps` to be 0"),
-        (("weight_sync.backend=nccl",), "`weight_sync.backend` to be `auto`"),
         (("cluster.pools={rollout: a}",), "the same resource for `rollout` and `learner`"),
     ],
 )
@@ -104,6 +105,8 @@ def test_weights_of_shared_gpus_go_through_the_host() -> None:
     apart = ("rollout.num_gpus=1", "learner.num_gpus=1")
     assert backend_of(load_config(None, [*GOOD, *apart])) == "nccl"
     assert backend_of(load_config(None, [*GOOD, *COLOCATED])) == "gloo"
+    with pytest.raises(UserError, match=r"`cluster\.colocate` needs `weight_sync\.backend` to be"):
+        backend_of(load_config(None, [*GOOD, *COLOCATED, "weight_sync.backend=nccl"]))
 
 
 def arguments_of(*words: str, sleeps: bool = False) -> dict[str, object]:

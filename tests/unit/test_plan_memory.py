@@ -18,7 +18,7 @@ from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.data.mini.model import create_model, model_config
 from hpt_ray.learner.attention import Segments
 from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
-from hpt_ray.learner.scorer import ScorerInput, TokenScorer
+from hpt_ray.learner.logprobs import ScorerInput, TokenScorer
 from hpt_ray.tools.plan.memory import layer_bytes, training_states
 from hpt_ray.tools.plan.shape import shape_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, PreTrainedModel
 
 import hpt_ray.learner.logprobs as logprob_module
-import hpt_ray.learner.scorer as scorer_module
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.errors import UserError
+from hpt_ray.learner.architectures import ARCHITECTURES, ArchitectureRule, rule_of
+from hpt_ray.learner.logprobs import ScorerInput, TokenScorer
 from hpt_ray.learner.packing import WeightedSample, make_micro_batch
-from hpt_ray.learner.scorer import ScorerInput, TokenScorer
 from hpt_ray.types import MicroBatch, Sample
 
 VOCABULARY = 82
@@ -116,7 +117,7 @@ class OddLinear(torch.nn.Linear):
 
 @pytest.mark.parametrize("chunk_samples", [7, 1000], ids=lambda n: f"chunks-of-{n}")
 def test_an_output_layer_of_another_kind_is_called(monkeypatch, chunk_samples):
-    monkeypatch.setattr(scorer_module, "CHUNK_LOGITS", chunk_samples * VOCABULARY)
+    monkeypatch.setattr(logprob_module, "CHUNK_LOGITS", chunk_samples * VOCABULARY)
     samples = make_samples()
     plain, model = (make_model("qwen2", tied=True, attention=name) for name in ("eager", "segments"))
     for m in (plain, model):
@@ -201,3 +202,22 @@ def test_an_output_layer_that_scales_its_logits_is_refused():
     )
     with pytest.raises(UserError, match="logit_scale"):
         TokenScorer(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_type_that_is_in_no_table_is_searched_for_all_that_is_known_of_any():
+    for key in ("logit_scale", "logits_scaling"):
+        assert rule_of(SimpleNamespace(model_type="new")).check(SimpleNamespace(**{key: 1.0})) is None
+        with pytest.raises(UserError, match=f"new scales its logits .{key}."):
+            rule_of(SimpleNamespace(model_type="new")).check(SimpleNamespace(model_type="new", **{key: 0.5}))
+
+
+def test_a_rule_of_the_users_holds_for_its_type_alone(monkeypatch):
+    rule = ArchitectureRule(refused={"ring": "runs in a ring"}, softcap="cap", tied_head="model.head")
+    monkeypatch.setitem(ARCHITECTURES, "mine", rule)
+    config = SimpleNamespace(model_type="mine", cap=30.0, logit_scale=0.5)
+    assert rule_of(config) is rule
+    rule.check(config)
+    assert rule.softcap_of(config) == 30.0
+    assert rule_of(SimpleNamespace(model_type="other")).softcap_of(config) is None
+    with pytest.raises(UserError, match="mine runs in a ring"):
+        rule.check(SimpleNamespace(model_type="mine", ring=4))

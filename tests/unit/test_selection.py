@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 
 from hpt_ray.algorithms import BatchShape, make_estimator
-from hpt_ray.algorithms.gates import FEEDBACK, GATES, Attempt, attempt_of, is_certain, posterior, threshold
-from hpt_ray.algorithms.samples import samples_of
+from hpt_ray.algorithms.gates import (
+    GATES,
+    Attempt,
+    attempt_of,
+    is_certain,
+    posterior,
+    samples_of,
+    threshold,
+)
 from hpt_ray.driver.step_metrics import selection_metrics
-from hpt_ray.learner.weighing import weight_samples
+from hpt_ray.learner.scoring import weight_samples
 from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
+
+FEEDBACK = [name for name, gate in GATES.items() if gate.by_results]
 
 
 def make_group(num_correct: int, n: int = 8, *, with_demo: bool = True) -> Group:
@@ -59,19 +68,19 @@ def test_threshold_is_the_count_that_is_meant(gamma: float, n: int, expected: in
 @pytest.mark.parametrize(("gamma", "last_demo"), [(0.0, 0), (2 / 8, 2)])
 def test_switch_decides_at_every_count_as_the_paper_does(gamma: float, last_demo: int) -> None:
     for solved in range(9):
-        decision = GATES["switch"](make_group(solved), gamma, ())
+        decision = GATES["switch"].function(make_group(solved), gamma, ())
         expected = (0.0, 1.0) if solved <= last_demo else (1.0, 0.0)
         assert (decision.rollout_weight, decision.demo_weight) == expected
         assert (decision.num_correct, decision.num_rollouts) == (solved, 8)
 
 
 def test_switch_without_demonstrations_is_plain_rl() -> None:
-    decision = GATES["switch"](make_group(0, with_demo=False), 0.0, ())
+    decision = GATES["switch"].function(make_group(0, with_demo=False), 0.0, ())
     assert (decision.rollout_weight, decision.demo_weight, decision.reason) == (1.0, 0.0, "no_demonstration")
 
 
 def test_negative_gamma_never_asks_for_demonstrations() -> None:
-    assert GATES["switch"](make_group(0), -1.0, ()).demo_weight == 0.0
+    assert GATES["switch"].function(make_group(0), -1.0, ()).demo_weight == 0.0
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1 / 8, 2 / 8, 4 / 8, 1.0])
@@ -79,7 +88,7 @@ def test_an_early_decision_is_the_late_one(gamma: float) -> None:
     """Over every order of results: what is certain early is what the full group decides."""
     for bits in range(2**8):
         results = [bits >> i & 1 for i in range(8)]
-        decision = GATES["switch"](make_group(sum(results)), gamma, ())
+        decision = GATES["switch"].function(make_group(sum(results)), gamma, ())
         for graded in range(9):
             solved = sum(results[:graded])
             if is_certain(gamma, num_correct=solved, num_graded=graded, num_rollouts=8):
@@ -90,22 +99,24 @@ def test_an_early_decision_is_the_late_one(gamma: float) -> None:
 
 def test_fixed_gates() -> None:
     group, without = make_group(3), make_group(3, with_demo=False)
-    fixed = {name: gate for name, gate in GATES.items() if name not in FEEDBACK}
+    fixed = {name: gate for name, gate in GATES.items() if not gate.by_results}
     weights = {
-        name: (d.rollout_weight, d.demo_weight) for name, g in fixed.items() for d in [g(group, 0.0, ())]
+        name: (d.rollout_weight, d.demo_weight)
+        for name, g in fixed.items()
+        for d in [g.function(group, 0.0, ())]
     }
     assert weights == {
         "rollouts": (1.0, 0.0),
         "demonstrations": (0.0, 1.0),
         "both": (1.0, 1.0),
     }
-    nothing = GATES["demonstrations"](without, 0.0, ())
+    nothing = GATES["demonstrations"].function(without, 0.0, ())
     assert (nothing.rollout_weight, nothing.demo_weight, nothing.reason) == (0.0, 0.0, "no_demonstration")
 
 
 @pytest.mark.parametrize("gate", FEEDBACK)
 def test_a_prompt_without_a_demonstration_keeps_its_rollouts_whole(gate: str) -> None:
-    decisions = [GATES[gate](make_group(k, with_demo=False), 1 / 8, ()) for k in range(9)]
+    decisions = [GATES[gate].function(make_group(k, with_demo=False), 1 / 8, ()) for k in range(9)]
     assert {(d.rollout_weight, d.demo_weight) for d in decisions} == {(1.0, 0.0)}
     assert decisions[0].reason == "no_demonstration"
     assert decisions[8].reason == "solved"
@@ -113,19 +124,21 @@ def test_a_prompt_without_a_demonstration_keeps_its_rollouts_whole(gate: str) ->
 
 def test_linear_is_the_share_of_answers_that_are_right() -> None:
     weights = [
-        (d.rollout_weight, d.demo_weight) for k in range(9) for d in [GATES["linear"](make_group(k), 0, ())]
+        (d.rollout_weight, d.demo_weight)
+        for k in range(9)
+        for d in [GATES["linear"].function(make_group(k), 0, ())]
     ]
     assert weights == [(k / 8, 1 - k / 8) for k in range(9)]
     group = make_group(2)
     lose(group, 6, 7)
-    assert GATES["linear"](group, 0.0, ()).rollout_weight == 2 / 6
+    assert GATES["linear"].function(group, 0.0, ()).rollout_weight == 2 / 6
 
 
 def test_official_soft_is_the_table_of_the_code_without_the_demonstration() -> None:
     """hpt.md 3.3, type 2: (on, sft) by solved samples, of which the demonstration is one."""
     table = {1: (0, 1), 2: (1 / 8, 1 / 2), 3: (1 / 4, 1 / 4), 4: (1 / 2, 1 / 8), 5: (1, 0), 8: (1, 0)}
     for samples, expected in table.items():
-        decision = GATES["official_soft"](make_group(samples - 1, n=7), 0.0, ())
+        decision = GATES["official_soft"].function(make_group(samples - 1, n=7), 0.0, ())
         assert (decision.rollout_weight, decision.demo_weight) == expected
 
 
@@ -212,14 +225,14 @@ def test_the_offline_ratio_is_a_share_of_weight() -> None:
         for k, a, b in ((0, 0.3, 0.7), (3, 1.0, 0.0), (0, 0.5, 0.5))
     ]
     assert selection_metrics(pairs, [])["selection/demo_share"] == pytest.approx(1.2 / 3)
-    hard = [(make_group(k), GATES["switch"](make_group(k), 0.0, ())) for k in (0, 0, 3, 8)]
+    hard = [(make_group(k), GATES["switch"].function(make_group(k), 0.0, ())) for k in (0, 0, 3, 8)]
     metrics = selection_metrics(hard, [])
     assert metrics["selection/demo_share"] == metrics["selection/demo_prompt_ratio"] == 0.5
 
 
 def test_samples_of_a_gated_batch_count_as_the_official_code_counts() -> None:
     """128 prompts, n = 8, a of them gated: 1024 − 7a samples (hpt.md 6.5: a = 64 gives a ratio of 0.1111)."""
-    gate = GATES["switch"]
+    gate = GATES["switch"].function
     groups = [make_group(0 if i < 64 else 5) for i in range(128)]
     samples = [sample for i, g in enumerate(groups) for sample in samples_of(g, gate(g, 0.0, ()), index=i)]
     demos = sum(sample.is_demo for sample in samples)
@@ -253,14 +266,14 @@ def test_lost_and_aborted_rollouts_carry_no_samples() -> None:
     assert len(samples_of(group, Decision(1.0, 0.0, 3, 3, "solved"), index=0)) == 1
 
 
-def test_feedback_has_one_line_a_attempt_and_forgets_what_is_done_again(tmp_path) -> None:
+def test_the_history_of_prompts_has_one_line_an_attempt_and_forgets_what_is_done_again(tmp_path) -> None:
     log = PromptHistory(tmp_path / "prompt_history.jsonl")
     for step in (1, 2, 3):
         group = make_group(step)
-        log.append(step, [(group, GATES["switch"](group, 0.0, ()))])
+        log.append(step, [(group, GATES["switch"].function(group, 0.0, ()))])
     log.cut_after(2)
     lines = [json.loads(line) for line in (tmp_path / "prompt_history.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["solved"], line["reason"]) for line in lines] == [
+    assert [(line["step"], line["correct"], line["reason"]) for line in lines] == [
         (1, 1, "solved"),
         (2, 2, "solved"),
     ]

@@ -5,14 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
+from hpt_ray.weight_sync.backends import BACKENDS, Backend
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, size_of, unpack
-from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferBroken, TransferGroup
-from hpt_ray.weight_sync.sender import WeightSender
-from hpt_ray.weight_sync.transfer import receive, send
+from hpt_ray.weight_sync.group import (
+    Rendezvous,
+    RendezvousPoint,
+    TransferBroken,
+    TransferGroup,
+    WeightSender,
+    receive,
+    send,
+)
 
 CPU = torch.device("cpu")
 METAS = [
@@ -53,6 +61,22 @@ def test_every_receiver_gets_every_tensor(point, num_buffers: int) -> None:
         send(member(rendezvous, 0), BUCKETS, iter(tensors(1)), num_buffers=num_buffers)
         for receiver in receivers:
             assert all(map(torch.equal, receiver.result(10), tensors(1)))
+
+
+def test_a_backend_of_the_users_carries_a_transfer(point, monkeypatch) -> None:
+    made = []
+
+    def make(store: Any, rank: int, world_size: int, timeout_s: float) -> Any:
+        made.append((rank, world_size, timeout_s))
+        return BACKENDS["gloo"].make(store, rank, world_size, timeout_s)
+
+    monkeypatch.setitem(BACKENDS, "mine", Backend(make, lambda config: None, "gloo under another name"))
+    rendezvous = point.open(2, "mine")
+    with ThreadPoolExecutor(1) as threads:
+        receiver = threads.submit(lambda: received(member(rendezvous, 1)))
+        send(member(rendezvous, 0), BUCKETS, iter(tensors(1)))
+        assert all(map(torch.equal, receiver.result(10), tensors(1)))
+    assert sorted(made) == [(0, 2, 30.0), (1, 2, 30.0)]
 
 
 def test_a_copy_is_sent_as_it_was_to_who_comes_later(point) -> None:

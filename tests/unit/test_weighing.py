@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hpt_ray.algorithms import BatchShape, make_estimator
-from hpt_ray.learner.weighing import needs_scores, weight_samples
+from hpt_ray.learner.scoring import needs_scores, weight_samples
 from hpt_ray.types import Sample
 
 BATCH = BatchShape(num_prompts=2, num_rollouts=2, max_response_tokens=8)

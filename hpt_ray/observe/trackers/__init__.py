@@ -1,7 +1,7 @@
-"""Copies of the metrics in places where people like to look: one small class per tracker.
+"""Copies of the metrics in places where people like to look: one record of `TRACKERS` and one small class each.
 
-A tracker is made from `(folder, config, first_step)` and has `log(step, metrics)` and `close()`. Its module
-is imported only when it is used. TensorBoard always is, Prometheus wherever the cluster has an endpoint for
+A tracker is made from `(folder, config, first_step)` and has `log(step, metrics)` and `close()`. Ours are
+imported only when they are used. TensorBoard always is, Prometheus wherever the cluster has an endpoint for
 it. metrics.jsonl is always written by the run folder and is no tracker.
 
 Each tracker runs on a thread of its own, so a slow or unreachable service never holds up a step. One that
@@ -10,29 +10,23 @@ fails is switched off with one warning and counted; it never ends a run.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import math
+import pkgutil
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.utils.names import check_name
 
 logger = logging.getLogger(__name__)
 
-TRACKERS: dict[str, str] = {
-    "tensorboard": "hpt_ray.observe.trackers.tensorboard:TensorBoardTracker",
-    "prometheus": "hpt_ray.observe.trackers.prometheus:PrometheusTracker",
-    "wandb": "hpt_ray.observe.trackers.wandb:WandbTracker",
-    "mlflow": "hpt_ray.observe.trackers.mlflow:MlflowTracker",
-    "trackio": "hpt_ray.observe.trackers.trackio:TrackioTracker",
-}
-PACKAGES = {"prometheus": "ray"}  # the others carry the name of their package
 QUEUE_LIMIT = 1000  # steps that may wait for a slow tracker
 CLOSE_TIMEOUT_S = 60.0
 
@@ -41,6 +35,39 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerKind:
+    """One record of `TRACKERS`.
+
+    `make` is called with `(folder, config, first_step)`: a class or a function, or the name of one as
+    `module:name`, which is then imported when it is used. `package` is what must be installed for it.
+    """
+
+    make: Callable[[RunFolder, Mapping[str, Any], int], Tracker] | str
+    doc: str
+    package: str | None = None
+
+
+_HERE = "hpt_ray.observe.trackers"
+TRACKERS: dict[str, TrackerKind] = {
+    "tensorboard": TrackerKind(
+        f"{_HERE}.tensorboard:TensorBoardTracker", "event files in the run folder; always on", "tensorboard"
+    ),
+    "prometheus": TrackerKind(
+        f"{_HERE}.prometheus:PrometheusTracker", "the cluster's endpoint; on where it has one", "ray"
+    ),
+    "wandb": TrackerKind(f"{_HERE}.wandb:WandbTracker", "Weights & Biases", "wandb"),
+    "mlflow": TrackerKind(f"{_HERE}.mlflow:MlflowTracker", "MLflow", "mlflow"),
+    "trackio": TrackerKind(f"{_HERE}.trackio:TrackioTracker", "Trackio", "trackio"),
+}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise a `UserError` for a name that `TRACKERS` does not have."""
+    for name in names:
+        check_name("observe.trackers", name, TRACKERS)
 
 
 class TrackerGroup:
@@ -80,8 +107,8 @@ def start_trackers(
     Raises `UserError` for an unknown name and for a tracker that is not installed.
     """
 
-    def maker(cls: Callable[..., Tracker]) -> Callable[[], Tracker]:
-        return lambda: cls(folder, config, first_step)
+    def maker(make: Callable[..., Tracker]) -> Callable[[], Tracker]:
+        return lambda: make(folder, config, first_step)
 
     return TrackerGroup({name: maker(_load(name)) for name in dict.fromkeys([*_always(), *names])})
 
@@ -93,15 +120,13 @@ def _always() -> list[str]:
 
 
 def _load(name: str) -> Callable[..., Tracker]:
-    if name not in TRACKERS:
-        raise UserError(f"`observe.trackers` names {name}; known are {', '.join(TRACKERS)}.")
-    if importlib.util.find_spec(PACKAGES.get(name, name)) is None:
+    kind = TRACKERS[check_name("observe.trackers", name, TRACKERS)]
+    if kind.package is not None and importlib.util.find_spec(kind.package) is None:
         raise UserError(
-            f"`observe.trackers` names {name}, which is not installed: install the extra `trackers` "
+            f"`observe.trackers` names {name}, and {kind.package} is not installed: install the extra `trackers` "
             f'(pip install "hpt_ray[trackers]"), or take {name} out.'
         )
-    module, _, cls = TRACKERS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)
+    return pkgutil.resolve_name(kind.make) if isinstance(kind.make, str) else kind.make
 
 
 class _Feed:

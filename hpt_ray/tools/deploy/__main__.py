@@ -58,8 +58,10 @@ def _render(options: argparse.Namespace) -> int:
     from hpt_ray.config.load import load_config
     from hpt_ray.tools.deploy.pods import NodeSize
     from hpt_ray.tools.deploy.render import Target, object_name, render
+    from hpt_ray.utils import plugins
 
     config = load_config(options.config, options.overrides)
+    plugins.load(config.run.plugins)
     check_config(config)
     out = options.out or Path("build", "kuberay", object_name(config.run.name))
     node = NodeSize(options.cpus_per_node, options.gpus_per_node)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.schema import Config
 from hpt_ray.tools.plan.shape import ModelShape
 
@@ -122,11 +123,9 @@ def _step_flops(work: Work, shape: ModelShape, facts: DataFacts, assumed: Assump
     demonstration = facts.demonstration_tokens or assumed.demonstration * config.data.max_response_tokens
     prompts, n = config.prompts_per_step, work.num_rollouts
     rollout_sample, demonstration_sample = prompt + answer, prompt + demonstration
-    rollouts, demonstrations = {
-        "demonstrations": (0.0, 1.0),
-        "rollouts": (n, 0.0),
-        "switch": ((1 - assumed.gated) * n, assumed.gated),
-    }.get(work.gate, (n, 1.0))
+    gate = GATES[work.gate]
+    rollouts = (1 - assumed.gated) * n if gate.either_or else n if gate.needs_rollouts else 0.0
+    demonstrations = assumed.gated if gate.either_or else float(gate.needs_demonstrations)
     forward = prompts * (
         rollouts * rollout_sample * forward_flops(shape, rollout_sample)
         + demonstrations * demonstration_sample * forward_flops(shape, demonstration_sample)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import psutil
 
+from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.schema import Config
 from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.mini import is_mini
 from hpt_ray.data.mini.base import tokenizer_path
-from hpt_ray.driver.setup import Prepared, check_choices, demonstrations_of, loader, prepare
+from hpt_ray.driver.setup import Prepared, check_choices, loader, prepare
 from hpt_ray.tools.plan.cost import DataFacts
 from hpt_ray.tools.plan.make import Plan, check_plan, make_plan
 from hpt_ray.tools.plan.memory import GIB
@@ -42,7 +43,7 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
     """
     folder = local_folder(tokenizer_path(config.model.path))
     training = {
-        path: demonstrations_of(gate)
+        path: GATES[gate].demonstrations
         for phase, _, gate, _ in check_choices(config)
         for path in phase.config.data.train
     }

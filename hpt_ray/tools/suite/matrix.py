@@ -23,10 +23,11 @@ from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import known_keys, load_as, load_config, steps_of_phases
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.setup import check_names
+from hpt_ray.driver.setup import choices_of
 from hpt_ray.errors import UserError
 from hpt_ray.tools.report.load import flat_keys
 from hpt_ray.tools.suite.suite import Settings, Suite
+from hpt_ray.utils import plugins
 
 Pair = tuple[str, str]  # model, method
 
@@ -116,8 +117,9 @@ def _runs(
     if number:  # only where a try ends decides
         shared.evaluation.every, shared.evaluation.before_training = 0, False
     try:
+        plugins.load(shared.run.plugins)
         check_config(shared)
-        check_names(shared)
+        choices_of(shared)
     except UserError as error:
         raise UserError(f"{suite.path}, {method} on {model}:\n{error}") from error
     runs = []

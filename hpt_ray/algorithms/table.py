@@ -1,0 +1,263 @@
+"""The algorithms on one page: which parts of c = m · Â · s · π_θ/π_ref each one takes, as in the paper's Table 1.
+
+A term is −Σ sg(c)·log π_θ / Z over one stream: m the stabilisation mask, π_ref the reference policy, Â the
+advantage, s the factor of the likelihood term, Z the loss aggregation. The gate says which stream trains.
+
+algorithm      on       m      π_ref     Â              s             Z                              gate
+sft            demo     none   current   one            none          seq-mean-token-mean            demonstrations
+reinforce      rollout  none   current   signed         none          seq-mean-token-sum             rollouts
+rloo           rollout  none   current   leave_one_out  none          seq-mean-token-sum             rollouts
+ppo            rollout  ppo    old       gae            none          seq-mean-token-mean            rollouts
+grpo           rollout  ppo    old       group_std      none          seq-mean-token-mean            rollouts
+dr_grpo        rollout  ppo    old       group_mean     none          seq-mean-token-sum-norm        rollouts
+dapo           rollout  ppo    old       group_std      none          mixed-token-mean               rollouts
+cispo          rollout  cispo  old       group_std      none          token-mean                     rollouts
+gspo           rollout  ppo    sequence  group_std      none          seq-mean-token-mean            rollouts
+luffy          rollout  none   old       union_mean     none          union-seq-mean-token-sum-norm  both
+               demo     none   one       union_mean     luffy         union-seq-mean-token-sum-norm
+srft           rollout  none   current   correct        high_entropy  seq-mean-token-mean            both
+               rollout  none   current   wrong          none          seq-mean-token-mean
+               demo     none   current   one            low_entropy   seq-mean-token-mean
+               demo     none   one       union_std      none          seq-mean-token-mean
+srft_official  rollout  none   current   correct        high_entropy  official-sum                   both
+               rollout  none   current   wrong          none          official-sum
+               demo     none   current   one            low_entropy   official-micro-batch-mean
+               demo     none   one       union_mean     luffy         official-sum
+hpt            rollout  none   old       group_mean     none          seq-mean-token-sum-norm        switch
+               demo     none   current   one            none          seq-mean-token-mean
+
+This is what `python -m hpt_ray.cli.explain --all` prints, and a test compares the two. Shown are the default
+recipes; `mode: paper` and `mode: official` are below, at each record.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpt_ray.algorithms.base import Algorithm, Recipe, Term
+
+
+def on_rollouts(
+    clip: str,
+    denominator: str,
+    advantage: str,
+    loss_aggregation: str,
+    *,
+    shaping: str = "none",
+    coef: float = 1.0,
+) -> Term:
+    """A term on the policy's own rollouts, in the order of the table above."""
+    return Term("rollouts", advantage, denominator, clip, shaping, loss_aggregation, coef)
+
+
+def nll(loss_aggregation: str, *, shaping: str = "none", coef: float = 1.0) -> Term:
+    """Supervised fine-tuning as a policy gradient: Â = 1 and π_ref = π_θ, so −log π_θ of demonstrations."""
+    return Term("demonstrations", "one", "current", "none", shaping, loss_aggregation, coef)
+
+
+def off_policy(advantage: str, loss_aggregation: str, *, shaping: str = "luffy") -> Term:
+    """Off-policy RL on demonstrations with π_ref = 1: −Σ f(π_θ) Â / Z."""
+    return Term("demonstrations", advantage, "one", "none", shaping, loss_aggregation)
+
+
+def official(*terms: Term, **others: Any) -> Recipe:
+    """What the released HPT code computes: with an entropy bonus over all tokens of a micro-batch."""
+    return Recipe(terms, entropy_coef=0.001, entropy_aggregation="official-micro-batch-mean", **others)
+
+
+def _offline(sft_aggregation: str, rl_aggregation: str) -> dict[str, tuple[Term, ...]]:
+    """The branches of HPT's Table 5 beside `sft`: LUFFY's shaped RL with Â = R(τ*), and 0.1 · SFT + that."""
+    rl = off_policy("reward", rl_aggregation)
+    return {"off_policy": (rl,), "mix": (nll(sft_aggregation, coef=0.1), rl)}
+
+
+_SRFT_OFFICIAL = official(
+    on_rollouts("none", "current", "correct", "official-sum", shaping="high_entropy", coef=0.1),
+    on_rollouts("none", "current", "wrong", "official-sum"),
+    nll("official-micro-batch-mean", shaping="low_entropy", coef=0.5),
+    off_policy("union_mean", "official-sum"),
+    demonstration_in_group=True,
+)
+
+_TABLE = (
+    Algorithm(
+        name="sft",
+        title="supervised fine-tuning",
+        formula="−(1/N) Σ_demos (1/L) Σ_t log π_θ(τ*_t)",
+        source="arXiv 2509.04419, Eq 12 (default), Eq 14 without length division (paper)",
+        gate="demonstrations",
+        default=Recipe((nll("seq-mean-token-mean"),)),
+        paper=Recipe((nll("seq-mean-token-sum"),)),
+        official=official(nll("official-micro-batch-mean")),
+    ),
+    # ---- on-policy: π_ref = π_θ re-weights nothing, so these are exact for fresh rollouts only (one update a step)
+    Algorithm(
+        name="reinforce",
+        title="REINFORCE with rewards of ±1",
+        formula="−(1/Nn) Σ_i (2R_i − 1) Σ_t log π_θ(τ_it)",
+        source="arXiv 2509.04419, Table 1; Williams 1992; arXiv 2402.14740",
+        gate="rollouts",
+        default=Recipe((on_rollouts("none", "current", "signed", "seq-mean-token-sum"),)),
+    ),
+    Algorithm(
+        name="rloo",
+        title="REINFORCE leave-one-out",
+        formula="−(1/Nn) Σ_i (R_i − mean_{j≠i} R_j) Σ_t log π_θ(τ_it)",
+        source="arXiv 2402.14740, Eq 8",
+        gate="rollouts",
+        default=Recipe((on_rollouts("none", "current", "leave_one_out", "seq-mean-token-sum"),)),
+    ),
+    # ---- with the ratio π_θ/π_old, held back by a stabilisation mask
+    Algorithm(
+        name="ppo",
+        title="proximal policy optimization",
+        formula="−(1/Nn) Σ_i (1/L_i) Σ_t min(ρ_it Â_it, clip(ρ_it, 1−ε, 1+ε) Â_it),  Â from GAE, ε = 0.2",
+        source="arXiv 1707.06347, Eq 7; arXiv 1506.02438, Eq 16; arXiv 2509.04419, Eq 16",
+        gate="rollouts",
+        default=Recipe((on_rollouts("ppo", "old", "gae", "seq-mean-token-mean"),)),
+        notes="The critic has its own clipped value loss; discount = 1 and gae_lambda = 0.95.",
+    ),
+    Algorithm(
+        name="grpo",
+        title="group relative policy optimization",
+        formula="−(1/Nn) Σ_i (1/L_i) Σ_t min(ρ_it Â_i, clip(ρ_it, 1−ε, 1+ε) Â_i),  "
+        "Â = (R − mean_G)/(std_G + 1e-6), ε = 0.2",
+        source="arXiv 2402.03300, Eq 3 (KL: kl_coef); arXiv 2509.04419, Eq 18",
+        gate="rollouts",
+        default=Recipe((on_rollouts("ppo", "old", "group_std", "seq-mean-token-mean"),)),
+        official=official(on_rollouts("none", "old", "group_mean", "official-sum")),
+        notes="official: the HPT code with its gate shut; no std, no clip, summed over samples / (8·C).",
+    ),
+    Algorithm(
+        name="dr_grpo",
+        title="GRPO done right",
+        formula="−(1/NnC) Σ_i Σ_t min(ρ_it Â_i, clip(ρ_it, 1−ε, 1+ε) Â_i),  Â = R − mean_G, ε = 0.2",
+        source="arXiv 2503.20783, §3.2; C is its code's generation budget",
+        gate="rollouts",
+        default=Recipe((on_rollouts("ppo", "old", "group_mean", "seq-mean-token-sum-norm"),)),
+    ),
+    Algorithm(
+        name="dapo",
+        title="decoupled clip and dynamic sampling policy optimization",
+        formula="−(1/ΣL) Σ_i Σ_t min(ρ_it Â_i, clip(ρ_it, 0.8, 1.28) Â_i),  Â = (R − mean_G)/(std_G + 1e-6), "
+        "groups with differing rewards",
+        source="arXiv 2503.14476, Eq 8 to 12",
+        gate="rollouts",
+        default=Recipe((on_rollouts("ppo", "old", "group_std", "mixed-token-mean"),), clip_high=0.28),
+        notes="Groups of equal rewards count neither in the sum nor in ΣL. Sampling more is selection's task,\n"
+        "overlong reward shaping the reward's.",
+    ),
+    # The importance weight is capped and detached, so that no token loses its gradient.
+    Algorithm(
+        name="cispo",
+        title="clipped importance-sampling-weight policy optimization",
+        formula="−(1/ΣL) Σ_i Σ_t sg(clip(ρ_it, 1−ε_low, 1+ε_high)) Â_i log π_θ(τ_it),  "
+        "Â = (R − mean_G)/(std_G + 1e-6), ε_low = 1 (no lower cap), ε_high = 0.2",
+        source="arXiv 2506.13585, Eq 4 and 5 (ε_high is not given there)",
+        gate="rollouts",
+        default=Recipe((on_rollouts("cispo", "old", "group_std", "token-mean"),), clip_low=1.0),
+    ),
+    # One importance ratio per sequence, the geometric mean of the tokens' ratios.
+    Algorithm(
+        name="gspo",
+        title="group sequence policy optimization",
+        formula="−(1/Nn) Σ_i min(s_i Â_i, clip(s_i, 1−3e-4, 1+4e-4) Â_i),  s_i = exp((1/L_i) Σ_t log ρ_it), "
+        "Â = (R − mean_G)/(std_G + 1e-6)",
+        source="arXiv 2507.18071, Eq 5 to 7 and §5.1 (clip range)",
+        gate="rollouts",
+        default=Recipe(
+            (on_rollouts("ppo", "sequence", "group_std", "seq-mean-token-mean"),),
+            clip_low=3e-4,
+            clip_high=4e-4,
+        ),
+    ),
+    # ---- rollouts and demonstrations
+    # One demonstration and n−1 rollouts form one group; the demonstration is off-policy RL.
+    Algorithm(
+        name="luffy",
+        title="learning to reason under off-policy guidance",
+        formula="−(1/Z) [Σ_rollouts Σ_t ρ_it Â_i + Σ_t f(π_θ(τ*_t)) Â*],  f(p) = p/(p+0.1), "
+        "Â = R − mean_{G ∪ demo}, Z = N·(group size)·C",
+        source="arXiv 2504.14945, Eq 5 to 8; arXiv 2509.04419, Eq 20",
+        gate="both",
+        default=Recipe(
+            (
+                on_rollouts("none", "old", "union_mean", "union-seq-mean-token-sum-norm"),
+                off_policy("union_mean", "union-seq-mean-token-sum-norm"),
+            ),
+            demonstration_in_group=True,
+        ),
+        paper=Recipe(
+            (
+                on_rollouts("ppo", "old", "union_std", "union-token-mean"),
+                off_policy("union_std", "union-token-mean"),
+            ),
+            demonstration_in_group=True,
+        ),
+        official=official(
+            on_rollouts("none", "old", "union_mean", "official-sum"),
+            off_policy("union_mean", "official-sum"),
+            demonstration_in_group=True,
+        ),
+        notes="paper: with std and clip, Z = N·(tokens of the group).",
+    ),
+    # Supervised and reinforcement terms at once, balanced by the policy's entropy: H is the mean token entropy of a
+    # sample, detached.
+    Algorithm(
+        name="srft",
+        title="supervised reinforcement fine-tuning",
+        formula="mean_rollouts [−0.1·e^H·1[R=1] log π_θ + 1[R=0] log π_θ] "
+        "+ mean_demos [−0.5·e^(−H) log π_θ − Â π_θ],  Â = (R − mean_{G ∪ demo})/(std_{G ∪ demo} + 1e-6)",
+        source="arXiv 2506.19767, §4; arXiv 2509.04419, Eq 19",
+        gate="both",
+        default=Recipe(
+            (
+                on_rollouts(
+                    "none", "current", "correct", "seq-mean-token-mean", shaping="high_entropy", coef=0.1
+                ),
+                on_rollouts("none", "current", "wrong", "seq-mean-token-mean"),
+                nll("seq-mean-token-mean", shaping="low_entropy", coef=0.5),
+                off_policy("union_std", "seq-mean-token-mean", shaping="none"),
+            )
+        ),
+        official=_SRFT_OFFICIAL,
+        notes="Means are over samples of token means. Entropy weights are per sample, whatever the packing.",
+    ),
+    Algorithm(
+        name="srft_official",
+        title="SRFT as the official HPT code runs it",
+        formula="(1/8C) Σ_rollouts [−0.1·e^H·1[R=1] log π_θ + 1[R=0] log π_θ] − (1/8C) Σ_demos Â f(π_θ) "
+        "+ (1/8) Σ_micro_batches mean_demo-tokens [−0.5·e^(−H) log π_θ],  "
+        "Â = R − mean_{G ∪ demo}, f(p) = p/(p+0.1)",
+        source="github.com/TsinghuaC3I/Unify-Post-Training at ae332f5 (mix_actor.py, train_srft.sh)",
+        gate="both",
+        default=_SRFT_OFFICIAL,
+        official=_SRFT_OFFICIAL,
+    ),
+    # Per prompt, RL on the rollouts where the policy can solve it, else the demonstration. The paper prints std, clip
+    # and Z = N·n; its code runs without the first two and sums.
+    Algorithm(
+        name="hpt",
+        title="hybrid post-training",
+        formula="α·[−(ρ/NnC) Σ_i Σ_t ρ_it (R_i − mean_G)] + β·[−(λ/NL) Σ_t log π_θ(τ*_t)],  "
+        "α = 1[P > γ], β = 1[P ≤ γ]",
+        source="arXiv 2509.04419, Eq 10 to 13; official code at ae332f5",
+        gate="switch",
+        default=Recipe(
+            (on_rollouts("none", "old", "group_mean", "seq-mean-token-sum-norm"), nll("seq-mean-token-mean")),
+            offline=_offline("seq-mean-token-mean", "seq-mean-token-sum-norm"),
+        ),
+        paper=Recipe(
+            (on_rollouts("ppo", "old", "group_std", "seq-mean-token-sum"), nll("seq-mean-token-mean")),
+            offline=_offline("seq-mean-token-mean", "seq-mean-token-mean"),
+        ),
+        official=official(
+            on_rollouts("none", "old", "group_mean", "official-sum"),
+            nll("official-micro-batch-mean"),
+            offline=_offline("official-micro-batch-mean", "official-sum"),
+        ),
+        notes="ρ = rollout_coef, λ = demo_coef, C = length_constant.",
+    ),
+)
+
+ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in _TABLE}

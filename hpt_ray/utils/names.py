@@ -1,0 +1,18 @@
+"""Names that a user writes and a table has, or has not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from hpt_ray.errors import UserError
+
+
+def check_name(key: str, name: str, known: Iterable[str]) -> str:
+    """`name` if it is known, else a `UserError` that names the configuration `key` and the nearest names."""
+    names = sorted(known)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(f"{key}={name}: no such name. {hint}There are: {', '.join(names)}.")

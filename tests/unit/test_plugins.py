@@ -1,0 +1,187 @@
+"""A user's file adds parts, and everything that knows parts by name knows them: no table has a list beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpt_ray.algorithms import ADVANTAGES, ALGORITHMS, GATES
+from hpt_ray.cli import explain
+from hpt_ray.errors import UserError
+from hpt_ray.main import main
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.trackers import TRACKERS, start_trackers
+from hpt_ray.utils import plugins
+
+TABLES = (ADVANTAGES, ALGORITHMS, GATES, TRACKERS)
+PARTS = '''
+from pathlib import Path
+
+from hpt_ray.algorithms import ADVANTAGES, ALGORITHMS, GATES, Algorithm, Gate, Part, Recipe, Term
+from hpt_ray.observe.trackers import TRACKERS, TrackerKind
+from hpt_ray.types import Decision
+
+ADVANTAGES["doubled"] = Part(lambda view: 2 * view.rewards, "Â = 2R")
+
+ALGORITHMS["raft"] = Algorithm(
+    name="raft",
+    title="reward-ranked fine-tuning",
+    formula="−(1/Nn) Σ_i 2R_i (1/L_i) Σ_t log π_θ(τ_it)",
+    source="arXiv 2304.06767",
+    gate="lucky",
+    default=Recipe((Term("rollouts", "doubled", "current", loss_aggregation="seq-mean-token-mean"),)),
+)
+
+
+def lucky(group, gamma, history):
+    solved, total = group.num_correct, len(group.rollouts)
+    return Decision(1.0 if solved else 0.0, 0.0, solved, total, "lucky" if solved else "unlucky")
+
+
+GATES["lucky"] = Gate(function=lucky, data="rollouts of prompts with a right one", demonstrations="ignored")
+
+
+class Lines:
+    """Appends the steps to a file in the run folder."""
+
+    def __init__(self, folder, config, first_step):
+        self._file = folder.root / "lines.txt"
+
+    def log(self, step, metrics):
+        with self._file.open("a") as file:
+            file.write(f"{step} {sorted(metrics)}\\n")
+
+    def close(self):
+        pass
+
+
+TRACKERS["lines"] = TrackerKind(Lines, "one line a step")
+'''
+NAMES = ("algorithm.name=raft", "observe.trackers=[lines]")
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test loads is gone after it."""
+    before = [dict(table) for table in TABLES]
+    monkeypatch.setattr(plugins, "_loaded", [])
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    yield
+    for table, rows in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(rows)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> str:
+    file = tmp_path / "parts.py"
+    file.write_text(PARTS, encoding="utf-8")
+    return f"run.plugins=[{file}]"
+
+
+def test_an_algorithm_of_a_user_is_explained(parts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain.main([parts, *NAMES]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("raft: reward-ranked fine-tuning  (mode: default)")
+    assert "advantage doubled                Â = 2R" in text
+    assert "gate lucky   rollouts of prompts with a right one" in text
+    assert "α = 1, β = 0 (lucky)" in text
+    assert "α = 0, β = 0 (unlucky)" in text
+    # Rewards 1, 0, 0, 1: rollouts 2 and 3 have Â = 0.
+    assert "exactly 0: rollout 2, rollout 3" in text
+
+
+def test_the_tables_show_what_was_added(parts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain.main(["--all"]) == 0
+    assert "raft" not in capsys.readouterr().out
+    assert explain.main(["--all", parts]) == 0
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["raft", "rollout", "none", "current", "doubled", "none", "seq-mean-token-mean", "lucky"] in words
+    assert ["lucky", "rollouts", "of", "prompts", "with", "a", "right", "one"] in words
+    assert ["lines", "one", "line", "a", "step"] in words
+
+
+def test_a_dry_run_accepts_what_was_added(parts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry-run", parts, *NAMES]) == 0
+    assert main(["--dry-run", parts, "selection.gate=lucky"]) == 0
+    assert "raft" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("algorithm.name=raff", "algorithm.name=raff: no such name. Did you mean raft"),
+        ("selection.gate=luck", "selection.gate=luck: no such name. Did you mean lucky"),
+        ("algorithm.rollout_advantage=double", "rollout_advantage=double: no such name. Did you mean doubled"),
+        ("observe.trackers=[line]", "observe.trackers=line: no such name. Did you mean lines"),
+    ],
+)  # fmt: skip
+def test_a_typo_is_answered_with_the_nearest_name(
+    parts: str, word: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dry-run", parts, word]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_tracker_of_a_user_gets_every_step(parts: str, tmp_path: Path) -> None:
+    plugins.load([str(tmp_path / "parts.py")])
+    folder = RunFolder.create(tmp_path, "demo")
+    trackers = start_trackers(["lines"], folder, {})
+    trackers.log(1, {"reward/mean": 0.5})
+    trackers.close()
+    assert trackers.failures == {}
+    assert (folder.root / "lines.txt").read_text() == "1 ['reward/mean']\n"
+
+
+def test_a_file_is_imported_once_and_known_by_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "once.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_suffix('.n').open('a').write('x')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert (
+        plugins.load(["once.py"]) == plugins.load([str(tmp_path / "once.py")]) == [str(tmp_path / "once.py")]
+    )
+    assert (tmp_path / "once.n").read_text() == "x"
+
+
+def test_processes_of_the_run_know_the_same_parts(parts: str, tmp_path: Path) -> None:
+    assert plugins.environment() == {}
+    plugins.load([str(tmp_path / "parts.py")])
+    code = (
+        "from hpt_ray.utils.plugins import load_inherited; load_inherited(); "
+        "from hpt_ray.algorithms import make_estimator; print(make_estimator('raft').terms[0].advantage)"
+    )
+    inherited = {**os.environ, **plugins.environment()}
+    child = subprocess.run(
+        [sys.executable, "-c", code], env=inherited, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert child.stdout == "doubled\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = (\n", ":1 cannot be imported: SyntaxError: '(' was never closed"),
+        ("x = 1\nimport no_such_package\n", ":2 cannot be imported: ModuleNotFoundError: No module named"),
+        ("def f():\n    raise ValueError('why')\n\n\nf()\n", ":2 cannot be imported: ValueError: why"),
+        (None, " is not there. A relative path is relative to the working directory; on a cluster"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_imported_is_the_users_to_fix(
+    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "broken.py"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        plugins.load([str(file)])
+    assert str(caught.value).startswith(f"run.plugins: {file}{message}")
+    assert main(["--dry-run", f"run.plugins=[{file}]"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
