@@ -32,6 +32,7 @@ from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
 from hpt_ray.reward.actor import STATELESS, make_verifier
 from hpt_ray.rollout.engine import EngineSpec
 from hpt_ray.rollout.engine_group import EngineGroup, make_engine_group
+from hpt_ray.types import Group
 from hpt_ray.weight_sync.backends import backend_of
 from hpt_ray.weight_sync.transaction import WeightSync
 

@@ -109,7 +109,11 @@ def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
 
 
 def choices_of(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
-    """For each phase its `choose_algorithm`. A `UserError` says which of several phases it is about."""
+    """For each phase its `choose_algorithm`, where the backend of weight sync fits too.
+
+    A `UserError` says which of several phases it is about.
+    """
+    backend_of(config)
     phases, chosen = phases_of(config), []
     for phase in phases:
         try:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from hpt_ray.config.checks import wrong_pools
 from hpt_ray.config.load import known_keys
-from hpt_ray.config.placement import wrong_pools
 from hpt_ray.config.schema import ClusterConfig, DataConfig, RewardConfig, RolloutConfig, key, section
 from hpt_ray.errors import UserError
 
@@ -82,7 +82,6 @@ def check_evaluation(config: EvaluateConfig) -> None:
         problems.append("Nothing to evaluate: name `benchmarks`, as in benchmarks=[aime24], or `sets`.")
     if config.top_p is not None and not 0 < config.top_p <= 1:
         problems.append(f"`top_p` ({config.top_p:g}) must be above 0 and at most 1.")
-    if wrong := wrong_pools(config.cluster):
-        problems.append(wrong)
+    problems += wrong_pools(config.cluster)
     if problems:
         raise UserError("\n".join(problems))

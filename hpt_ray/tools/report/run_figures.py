@@ -22,7 +22,9 @@ from hpt_ray.types import Outcome
 
 NOTHING = 1e-9  # what rounding leaves of a zero; no figure shows that
 BLUE, VERMILLION, _, PURPLE, ORANGE, SKY = COLORS
-OUTCOMES = dict(zip(Outcome, (BLUE, ORANGE, GREY, PURPLE, VERMILLION, INK), strict=True))
+OUTCOMES: dict[str, str] = dict(
+    zip(map(str, Outcome), (BLUE, ORANGE, GREY, PURPLE, VERMILLION, INK), strict=True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def outcomes_figure(run: RunData) -> Drawn | None:
     present = run.matching(r"reward/outcome/(.+)")
     if not present:
         return None
-    names = [name for name in {**OUTCOMES, **present} if name in present]
+    names = [name for name in dict.fromkeys([*OUTCOMES, *present]) if name in present]
     parts = {name.replace("_", " "): present[name] for name in names}
     title, colors = "Outcomes of grading", [OUTCOMES.get(name, SKY) for name in names]
     figure = stack_figure(
