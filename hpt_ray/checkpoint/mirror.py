@@ -52,40 +52,30 @@ class Mirror:
     def copy(self, checkpoint: Path, *, keep: int, keep_also: int | None) -> None:
         """Copy a whole checkpoint and the run's own files; then remove what `keep` does not keep."""
         files = read_manifest(checkpoint)
-        limit = WAIT_S + sum(num_bytes for num_bytes, _ in files.values()) / SLOWEST_BYTES_PER_S
-        _within(limit, f"{self.url}: copy {checkpoint.name}", lambda: self._copy(checkpoint, list(files)))
-        _within(WAIT_S, f"{self.url}: remove old copies", lambda: self._drop_old(keep, keep_also))
+        total = sum(num_bytes for num_bytes, _ in files.values())
+        _within(f"{self.url}: copy {checkpoint.name}", lambda: self._copy(checkpoint, list(files)), total)
+        _within(f"{self.url}: remove old copies", lambda: self._drop_old(keep, keep_also))
 
     def steps(self) -> list[int]:
         """Steps whose copy has a manifest, oldest first. Raises `UserError` where the store cannot be read."""
-        try:
-            return _within(WAIT_S, f"{self.url}: list", self._steps)
-        except Exception as error:  # of the store's own kind
-            raise _unreadable(self.url, error) from error
+        return _read(self.url, "list", self._steps)
 
     def fetch(self, step: int, folder: Path) -> None:
         """Download the files of one copy into `folder`; nothing is compared here.
 
         Raises `CheckpointDamaged` where one is missing, `UserError` where the store cannot be read.
         """
-        source = f"{self._base}/{folder_name(step)}"
 
         def get(name: str) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get_file(f"{source}/{name}", str(folder / name))
+            try:
+                self._fs.get_file(f"{self._base}/{folder_name(step)}/{name}", str(folder / name))
+            except FileNotFoundError:
+                raise CheckpointDamaged(f"{folder_name(step)}: {name} is missing") from None
 
-        name = MANIFEST
-        try:
-            _within(WAIT_S, f"{self.url}: read {name}", partial(get, name))
-            for name, (num_bytes, _) in read_manifest(folder).items():
-                limit = WAIT_S + num_bytes / SLOWEST_BYTES_PER_S
-                _within(limit, f"{self.url}: read {name}", partial(get, name))
-        except FileNotFoundError:
-            raise CheckpointDamaged(f"{folder_name(step)}: {name} is missing") from None
-        except CheckpointDamaged:
-            raise
-        except Exception as error:  # of the store's own kind
-            raise _unreadable(self.url, error) from error
+        _read(self.url, f"read {MANIFEST}", partial(get, MANIFEST))
+        for name, (num_bytes, _) in read_manifest(folder).items():
+            _read(self.url, f"read {name}", partial(get, name), num_bytes)
 
     def _copy(self, checkpoint: Path, names: list[str]) -> None:
         target = f"{self._base}/{checkpoint.name}"
@@ -137,20 +127,14 @@ def restore_newest_run(url: str, directory: str, name: str) -> RunFolder | None:
         return None
 
     def get(root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
         for file in (*RUN_FILES, *OLD_FILES):
             if not (root / file).exists() and fs.exists(f"{base}/{root.name}/{file}"):
                 fs.get_file(f"{base}/{root.name}/{file}", str(root / file))
 
-    try:
-        root = _within(WAIT_S, f"{url}: look for runs", find)
-        if root is None:
-            return None
-        root.mkdir(parents=True, exist_ok=True)
-        _within(WAIT_S, f"{url}/{root.name}: read", lambda: get(root))
-    except UserError:
-        raise
-    except Exception as error:  # of the store's own kind
-        raise _unreadable(url, error) from error
+    if (root := _read(url, "look for runs", find)) is None:
+        return None
+    _read(url, f"read {root.name}", partial(get, root))
     return RunFolder(root)
 
 
@@ -174,18 +158,25 @@ def _names(fs: Any, folder: str) -> list[str]:
         return []
 
 
-def _unreadable(url: str, error: Exception) -> UserError:
-    return UserError(
-        f"checkpoint.mirror: {url} cannot be read ({type(error).__name__}: {error}). The run folder has no "
-        "whole checkpoint, so it is needed: mend it, or unset checkpoint.mirror to start anew."
-    )
+def _read(url: str, what: str, function: Callable[[], T], num_bytes: int = 0) -> T:
+    """As `_within`; raises `UserError` where the store at `url` cannot be read."""
+    try:
+        return _within(f"{url}: {what}", function, num_bytes)
+    except (UserError, CheckpointDamaged):
+        raise
+    except Exception as error:  # of the store's own kind
+        raise UserError(
+            f"checkpoint.mirror: {url} cannot be read ({type(error).__name__}: {error}). The run folder has no "
+            "whole checkpoint, so it is needed: mend it, or unset checkpoint.mirror to start anew."
+        ) from error
 
 
-def _within(limit_s: float, what: str, function: Callable[[], T]) -> T:
-    """`function()`, but no longer than `limit_s` seconds; then `WaitExpired`.
+def _within(what: str, function: Callable[[], T], num_bytes: int = 0) -> T:
+    """`function()`, which moves so many bytes, but no longer than a store may take; then `WaitExpired`.
 
     The thread cannot be stopped, only left behind: as a daemon it does not hold up the end of the process.
     """
+    limit_s = WAIT_S + num_bytes / SLOWEST_BYTES_PER_S
     result: list[T] = []
     errors: list[BaseException] = []
 

@@ -86,9 +86,8 @@ class Replicas:
         assert self._copying is None, "settle the copy before first"
         own = deepcopy(state)  # the run goes on writing into what the state refers to
         self._copying = asyncio.create_task(self._copy(groups, own, folder))
-        self._copying.add_done_callback(
-            lambda task: task.cancelled() or task.exception()
-        )  # seen, also unsettled
+        # Its error counts as seen, also where nobody settles it.
+        self._copying.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def settle(self) -> None:
         """Wait for the copy that is being made. One that fails is counted, and the one before stays."""
@@ -115,7 +114,7 @@ class Replicas:
         if None in sources:
             raise LearnerFailed("the copy in memory was lost with its nodes")
         step = self._whole.state.step
-        await self._each(joined(groups), "restore_from", [(source, step) for source in sources])
+        await self._each(_joined(groups), "restore_from", [(source, step) for source in sources])
 
     def close(self) -> None:
         """End the replicas."""
@@ -128,7 +127,7 @@ class Replicas:
     async def _copy(
         self, groups: Sequence[ActorGroup], state: RunState, folder: tempfile.TemporaryDirectory[str]
     ) -> None:
-        ranks = joined(groups)
+        ranks = _joined(groups)
         nodes = await ranks.call("node_id", timeout_s=self._timeout_s)
         homes = homes_of(nodes, other_nodes())
         if homes != self._homes:
@@ -160,11 +159,8 @@ class Replicas:
         self._made = kept
 
 
-def joined(groups: Sequence[ActorGroup]) -> ActorGroup:
-    """The ranks of all groups, to be called at the same time."""
-    return ActorGroup(
-        [n for group in groups for n in group.names], [a for group in groups for a in group.actors]
-    )
+def _joined(groups: Sequence[ActorGroup]) -> ActorGroup:
+    return sum(groups, ActorGroup([], []))
 
 
 async def _who_has(step: int, replicas: list[Any]) -> Any | None:
@@ -177,15 +173,14 @@ async def _who_has(step: int, replicas: list[Any]) -> Any | None:
 
     asked = [asyncio.ensure_future(ask(replica)) for replica in replicas]
     try:
-        for answer in asyncio.as_completed(asked, timeout=ANSWER_S):
-            if (replica := await answer) is not None:
-                return replica
-    except TimeoutError:
-        pass
+        with suppress(TimeoutError):
+            for answer in asyncio.as_completed(asked, timeout=ANSWER_S):
+                if (replica := await answer) is not None:
+                    return replica
+        return None
     finally:
         for task in asked:
             task.cancel()
-    return None
 
 
 def homes_of(nodes: Sequence[str], others: Sequence[str]) -> list[list[str]]:

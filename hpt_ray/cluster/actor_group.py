@@ -50,6 +50,14 @@ class ActorGroup:
     def __len__(self) -> int:
         return len(self.actors)
 
+    def __getitem__(self, where: slice) -> ActorGroup:
+        """Some of them, as a group."""
+        return ActorGroup(self.names[where], self.actors[where])
+
+    def __add__(self, other: ActorGroup) -> ActorGroup:
+        """All of both, to be called at the same time."""
+        return ActorGroup(self.names + other.names, self.actors + other.actors)
+
     def send(self, method: str, *args: Any) -> list[Any]:
         """Call `method` with the same arguments on all; the references, in order."""
         return [getattr(actor, method).remote(*args) for actor in self.actors]

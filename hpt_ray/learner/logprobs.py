@@ -14,7 +14,7 @@ the backward pass where there is more than one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from math import isqrt
@@ -326,6 +326,20 @@ class ScorerInput:
             input_ids=self.token_ids, position_ids=self.position_ids, use_cache=False, **packed
         ).last_hidden_state[0]
         return hidden.index_select(0, self.before)
+
+
+def score(
+    scorer: Callable[[ScorerInput], tuple[Tensor, Tensor]],
+    micro_batch: MicroBatch,
+    *,
+    temperature: float,
+    device: torch.device | str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """log π and entropy [R] float32 of the micro-batch's response tokens by a `TokenScorer`, forward only."""
+    with torch.no_grad():
+        found = scorer(ScorerInput.from_micro_batch(micro_batch, temperature=temperature, device=device))
+    logprob, entropy = (numbers.float().cpu().numpy() for numbers in found)
+    return logprob, entropy
 
 
 class TokenScorer(torch.nn.Module):

@@ -1,7 +1,7 @@
 """The learner worker: a Ray actor that is one DeepSpeed rank of the policy.
 
-It knows micro-batches and an estimator that turns scored micro-batches into a loss; it knows no algorithm's name, no
-prompt, no reward.
+In: micro-batches, and an estimator that turns scored ones into a loss. Out: gradients, weights, log-probs. It knows
+no algorithm's name, no prompt, no reward.
 """
 
 from __future__ import annotations
@@ -103,16 +103,13 @@ class LearnerWorker(RankWorker[LearnerSpec]):
 
     def logprobs(self, micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
         """log π_θ and entropy [R] of the micro-batch's response tokens, forward only. Collective under ZeRO 3."""
-        import torch
+        from hpt_ray.learner.logprobs import score
 
-        from hpt_ray.learner.logprobs import ScorerInput
-
-        with self._span("score"), torch.no_grad():
-            samples = ScorerInput.from_micro_batch(
-                micro_batch, temperature=self._spec.temperature, device=self._engine.device
+        engine = self._engine
+        with self._span("score"):
+            return score(
+                engine.forward, micro_batch, temperature=self._spec.temperature, device=engine.device
             )
-            logprob, entropy = self._engine.forward(samples)
-        return logprob.float().cpu().numpy(), entropy.float().cpu().numpy()
 
     # -- weights out -------------------------------------------------------------------------------
 

@@ -47,14 +47,7 @@ class ReferenceWorker:
 
     def logprobs(self, micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
         """log π_ref and its entropy [R] on the micro-batch's response tokens, float32."""
-        import torch
-
-        from hpt_ray.learner.logprobs import ScorerInput
+        from hpt_ray.learner.logprobs import score
 
         self.start()  # a scorer that Ray has started again is asked at once
-        with torch.inference_mode():
-            samples = ScorerInput.from_micro_batch(
-                micro_batch, temperature=self._spec.temperature, device=self._device
-            )
-            logprob, entropy = self._scorer(samples)
-        return logprob.float().cpu().numpy(), entropy.float().cpu().numpy()
+        return score(self._scorer, micro_batch, temperature=self._spec.temperature, device=self._device)

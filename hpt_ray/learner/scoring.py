@@ -1,12 +1,12 @@
 """What samples are told before they train: scores where an algorithm asks for them, then what they weigh.
 
 `SampleScoring` gives values and log-probs of the frozen or of the trained policy; only PPO, a KL in the reward and
-`learner.recompute_old_logprobs` need it. Samples come in prompt by prompt.
-Rollouts of all prompts share micro-batches, which are scored forward only as soon as there is one for each rank. A
-prompt goes on when its last rollout is scored and the prompts before it have gone on: so the order in
-which scores come back, which no two runs share, does not become an order of micro-batches and sums. When the
-samples of a round of micro-batches have been weighed, the critic trains on that round. Generation goes on meanwhile.
-Demonstrations are neither scored nor learned from.
+`learner.recompute_old_logprobs` need it. Samples come in prompt by prompt. Rollouts of all prompts share
+micro-batches, which are scored forward only as soon as there is one for each rank. A prompt goes on when its last
+rollout is scored and the prompts before it have gone on: so the order in which scores come back, which no two runs
+share, does not become an order of micro-batches and sums. When the samples of a round of micro-batches have been
+weighed, the critic trains on that round. Generation goes on meanwhile. Demonstrations are neither scored nor
+learned from by the critic.
 
 `weight_samples` is the estimator's half that needs rewards, with KL in the reward and PPO's returns. In: samples of
 whole prompts. Out: the samples that count, each with advantages and scales, and sums for the metrics. Pure but for
@@ -46,10 +46,11 @@ class _Prompt:
 
 @dataclass
 class _ScoredMicroBatch:
-    """A micro-batch and its samples in their order; a dummy has none."""
+    """A micro-batch, its samples in their order, and the prompt of each; a dummy has none."""
 
     micro_batch: MicroBatch
     samples: list[Sample]
+    prompts: list[_Prompt]
 
     def tell(self, field: str, per_token: np.ndarray) -> None:
         """Give each sample its part of [R] as its `field`."""
@@ -130,7 +131,7 @@ class SampleScoring:
         self._samples, self._scoring = [], []
 
     def cancel(self) -> None:
-        """Wait for no answer any more."""
+        """Wait for no scores any more."""
         for task in self._scoring:
             task.cancel()
 
@@ -149,17 +150,9 @@ class SampleScoring:
 
     def _score(self, micro_batches: list[MicroBatch]) -> None:
         """Start scoring one round. The calls are made here, so that all ranks get them in one order."""
-        scored = [
-            _ScoredMicroBatch(
-                micro_batch,
-                [] if micro_batch.is_dummy else [self._samples[i][0] for i in micro_batch.group_ids],
-            )
-            for micro_batch in micro_batches
-        ]
+        scored = [self._with_samples(micro_batch) for micro_batch in micro_batches]
         arguments = [(micro_batch,) for micro_batch in micro_batches]
-        asked: dict[
-            str, list[Any]
-        ] = {}  # field of a sample -> the answers that hold it, micro-batch by micro-batch
+        asked: dict[str, list[Any]] = {}  # field of a sample → what holds it, micro-batch by micro-batch
         names: list[str] = []
         if self._critic is not None:
             asked["values"] = self._critic.send_each("values", arguments)
@@ -177,19 +170,22 @@ class SampleScoring:
             names += [self._reference.names[turn] for turn in turns]
         self._scoring.append(asyncio.create_task(self._receive(scored, asked, names)))
 
+    def _with_samples(self, micro_batch: MicroBatch) -> _ScoredMicroBatch:
+        numbers = [] if micro_batch.is_dummy else micro_batch.group_ids.tolist()
+        here = [self._samples[number] for number in numbers]
+        return _ScoredMicroBatch(micro_batch, [s for s, _ in here], [prompt for _, prompt in here])
+
     async def _receive(
         self, scored: list[_ScoredMicroBatch], asked: dict[str, list[Any]], names: list[str]
     ) -> None:
         refs = list(itertools.chain(*asked.values()))
-        answers = iter(await wait_all(refs, names=names, what="score rollouts", timeout_s=self._timeout_s))
+        results = iter(await wait_all(refs, names=names, what="score rollouts", timeout_s=self._timeout_s))
         for field, micro_batch in itertools.product(asked, scored):
-            answer = next(answers)
-            micro_batch.tell(
-                field, answer if field == "values" else answer[0]
-            )  # log-probs come with entropies
+            found = next(results)
+            micro_batch.tell(field, found if field == "values" else found[0])  # log-probs come with entropies
         for micro_batch in scored:
-            for number in [] if micro_batch.micro_batch.is_dummy else micro_batch.micro_batch.group_ids:
-                self._samples[number][1].unscored -= 1
+            for prompt in micro_batch.prompts:
+                prompt.unscored -= 1
         self._hand_on()
 
 

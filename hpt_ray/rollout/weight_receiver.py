@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransfe
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from hpt_ray.learner.architectures import rule_of
+from hpt_ray.utils.plugins import load_inherited
 from hpt_ray.weight_sync.buckets import TensorMeta, cut, unpack
 from hpt_ray.weight_sync.group import Rendezvous, TransferGroup, receive
 
@@ -162,4 +163,5 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(BACKEND, BucketTransferEngine)
 
 
+load_inherited()  # vLLM's workers are processes of their own
 register()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -28,6 +29,7 @@ MAX_ATTEMPTS = 4
 GIVE_UP_LIMIT_S = 5.0  # for a worker to answer after the transfer was called off
 
 Failed = dict[str, str]  # worker name -> why
+Sent = tuple[ActorGroup, list[Any]]  # actors that were called, and the references to their results
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,6 @@ class SyncReport:
     seconds: float
     attempts: int = 1
     failed: Failed = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A method to be called on all actors of a group."""
-
-    actors: ActorGroup
-    method: str
-    arguments: tuple = ()
-
-    def start(self) -> dict[str, asyncio.Task[Any]]:
-        """The running calls, by the actor's name."""
-        refs = self.actors.send(self.method, *self.arguments)
-        return {
-            name: asyncio.create_task(_result(ref)) for name, ref in zip(self.actors.names, refs, strict=True)
-        }
-
-
-async def _result(ref: Any) -> Any:
-    return await ref
 
 
 class _Interrupted(Exception):
@@ -97,7 +79,7 @@ class WeightSync:
 
     @property
     def _rank_0(self) -> ActorGroup:
-        return ActorGroup(self._learners.names[:1], self._learners.actors[:1])
+        return self._learners[:1]
 
     async def push(self, version: int, workers: ActorGroup) -> SyncReport:
         """Make `version`, the learner's weights as they are, what `workers` serve.
@@ -109,8 +91,7 @@ class WeightSync:
         self._committed, self.has_copy = None, False
         report = SyncReport(version, 0, 0, 0.0, 0, {})
         if len(workers):
-            send = Call(self._learners, "send_weights", (self._bucket_bytes, self._keep))
-            report = await self._deliver(version, workers, send)
+            report = await self._deliver(version, workers, partial(self._send, keep=self._keep))
         # A copy that was broken off is a mix of two versions.
         self.has_copy = self._keep and len(report.failed) < len(workers)
         self._committed = version, self._learners.actors[0]
@@ -123,12 +104,16 @@ class WeightSync:
         """
         if self._committed is None or self._committed[1] != self._learners.actors[0]:
             raise RuntimeError("the learner has sent no weights yet; push a version")
-        send = Call(self._learners, "send_weights", (self._bucket_bytes, False))
-        if self.has_copy:
-            send = Call(self._rank_0, "resend_weights")
+        send = self._send_copy if self.has_copy else partial(self._send, keep=False)
         return await self._deliver(self._committed[0], workers, send)
 
-    async def _deliver(self, version: int, workers: ActorGroup, send: Call) -> SyncReport:
+    def _send(self, *, keep: bool) -> Sent:
+        return self._learners, self._learners.send("send_weights", self._bucket_bytes, keep)
+
+    def _send_copy(self) -> Sent:
+        return self._rank_0, self._rank_0.send("resend_weights")
+
+    async def _deliver(self, version: int, workers: ActorGroup, send: Callable[[], Sent]) -> SyncReport:
         """Attempts until all workers that are left have committed."""
         begin = time.perf_counter()
         failed: Failed = {}
@@ -157,30 +142,30 @@ class WeightSync:
         members = [*self._rank_0.actors, *workers.actors]
         if members == self._members:
             return
-        (self._metas,) = await self._together([Call(self._rank_0, "weight_metas")], deadline)
+        rank_0 = self._rank_0
+        (self._metas,) = await self._together([(rank_0, rank_0.send("weight_metas"))], deadline)
         if self._point is None:
             host = ray.util.get_node_ip_address()
             self._point = RendezvousPoint(host, timeout_s=self._config.timeout_s)
         size = self._workers_per_engine
         self._rendezvous = self._point.open(1 + size * len(workers), self._backend)
-        places = [{"rendezvous": self._rendezvous, "first_place": 1 + i * size} for i in range(len(workers))]
-        joining = [Call(_one(workers, i), "connect", (place,)) for i, place in enumerate(places)]
-        await self._together([*joining, Call(self._rank_0, "join_transfer", (self._rendezvous,))], deadline)
+        places = [
+            ({"rendezvous": self._rendezvous, "first_place": 1 + i * size},) for i in range(len(workers))
+        ]
+        joining = workers, workers.send_each("connect", places)
+        await self._together([joining, (rank_0, rank_0.send("join_transfer", self._rendezvous))], deadline)
         self._members = members
 
-    async def _transfer(self, workers: ActorGroup, send: Call, deadline: float) -> None:
-        beginning = [
-            Call(_one(workers, i), "begin_update", (actor not in self._checked,))
-            for i, actor in enumerate(workers.actors)
-        ]
-        await self._together(beginning, deadline)
+    async def _transfer(self, workers: ActorGroup, send: Callable[[], Sent], deadline: float) -> None:
+        first = [(actor not in self._checked,) for actor in workers.actors]
+        await self._together([(workers, workers.send_each("begin_update", first))], deadline)
         update = {"metas": self._metas, "bucket_bytes": self._bucket_bytes}
-        await self._together([Call(workers, "receive", (update,)), send], deadline)
+        await self._together([(workers, workers.send("receive", update)), send()], deadline)
         self._checked.update(workers.actors)
 
     async def _commit(self, workers: ActorGroup, version: int, deadline: float) -> Failed:
         """Everybody has everything: from here on a worker that fails, fails alone."""
-        tasks = Call(workers, "commit_update", (version,)).start()
+        tasks = _tasks([(workers, workers.send("commit_update", version))])
         await asyncio.wait(tasks.values(), timeout=_until(deadline))
         failed = _failures(tasks)
         expected = {meta.name for meta in self._metas}
@@ -190,14 +175,14 @@ class WeightSync:
                 failed[name] = f"{len(missing)} of {len(expected)} weights did not arrive: {missing[:5]}"
         return failed
 
-    async def _together(self, calls: Sequence[Call], deadline: float) -> list[Any]:
+    async def _together(self, calls: Sequence[Sent], deadline: float) -> list[Any]:
         """The results of calls that need each other.
 
         At the first failure, or past the deadline, the rendezvous is called off: whoever waits in it gives up.
         Those who don't give up, or who failed by themselves, are at fault. Raises `_Interrupted` that names
         the workers among them, or `LearnerFailed`.
         """
-        tasks = {name: task for call in calls for name, task in call.start().items()}
+        tasks = _tasks(calls)
         sending = {name: task for name, task in tasks.items() if name in self._learners.names}
         working = {name: task for name, task in tasks.items() if name not in sending}
         done, pending = await asyncio.wait(
@@ -221,8 +206,17 @@ class WeightSync:
         raise _Interrupted(failed, errors[0] if errors else f"no end within {self._config.timeout_s:.0f} s")
 
 
-def _one(workers: ActorGroup, index: int) -> ActorGroup:
-    return ActorGroup([workers.names[index]], [workers.actors[index]])
+def _tasks(calls: Sequence[Sent]) -> dict[str, asyncio.Task[Any]]:
+    """What waits for each result, by the actor's name."""
+
+    async def result(ref: Any) -> Any:
+        return await ref
+
+    return {
+        name: asyncio.create_task(result(ref))
+        for actors, refs in calls
+        for name, ref in zip(actors.names, refs, strict=True)
+    }
 
 
 def _without(workers: ActorGroup, names: Failed) -> ActorGroup:

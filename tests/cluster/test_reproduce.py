@@ -104,4 +104,4 @@ def wait_until_second_job(process: subprocess.Popen, out: Path) -> list[int]:
 def children_of(pid: int) -> list[int]:
     """The runs among the children of a suite."""
     mine = psutil.Process(pid).children()
-    return [child.pid for child in mine if "hpt_ray.tools.suite.child" in child.cmdline()]
+    return [child.pid for child in mine if "hpt_ray.tools.suite.jobs" in child.cmdline()]

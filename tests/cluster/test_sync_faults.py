@@ -58,7 +58,7 @@ def replace_worker(wired: Wired, index: int) -> ActorGroup:
     """A fresh engine under the old name, as the engine group makes it."""
     ray.kill(wired.workers.actors[index])
     wired.workers.actors[index] = wired.make_worker(index)
-    fresh = ActorGroup([wired.workers.names[index]], [wired.workers.actors[index]])
+    fresh = wired.workers[index : index + 1]
     call(fresh, "start")
     return fresh
 

@@ -104,16 +104,20 @@ def is_transition(rule: Object) -> bool:
 
 def rule_errors(item: Object) -> list[str]:
     """The validation rules that a new object breaks."""
-    environment = celpy.Environment()
     broken = []
     for path, rule in rules(definition(item["kind"])):
         if is_transition(rule):
             continue
-        program = environment.program(environment.compile(rule["rule"]))
         for value in _values(item, path):
-            if not program.evaluate({"self": celpy.json_to_cel(value)}):
+            if not _program(rule["rule"]).evaluate({"self": celpy.json_to_cel(value)}):
                 broken.append(f"{'.'.join(path)}: {rule['message']}")
     return broken
+
+
+@functools.cache
+def _program(rule: str) -> Any:
+    environment = celpy.Environment()
+    return environment.program(environment.compile(rule))
 
 
 def _values(content: Any, path: tuple[str, ...]) -> Iterator[Any]:

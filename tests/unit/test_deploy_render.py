@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -51,6 +52,7 @@ GPU_RUN = [
 ]
 
 
+@cache
 def load(run: tuple[Path, ...]) -> Config:
     return load_config(run, OPEN.get(run[0].name, []))
 
@@ -59,6 +61,7 @@ def name_of(run: tuple[Path, ...]) -> str:
     return "+".join(path.stem for path in run)
 
 
+@cache
 def gpu_run(*words: str) -> Config:
     return load_config(None, [*GPU_RUN, *words])
 

@@ -100,7 +100,7 @@ def test_what_follows_from_the_three_sizes() -> None:
     rows = {}
     for gate in ("auto", *GATES):
         config.selection.gate = gate
-        rows[gate] = batch_facts(config)["rows per step, at most"]
+        rows[gate] = batch_facts(config)["samples per step, at most"]
     assert rows == {
         "switch": 1024, "rollouts": 1024, "demonstrations": 128, "both": 1152, "auto": 1152,
         "posterior": 1152, "linear": 1152, "official_soft": 1152,
@@ -152,7 +152,7 @@ def test_samples_show_prompt_answer_reference_and_result() -> None:
         assert part in text
     assert "[/red] I" in text  # an answer is never read as markup
     assert text.count("What is") == 2
-    assert "3/8 solved" in text
+    assert "3/8 correct" in text
 
 
 def test_long_texts_keep_beginning_and_end() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,7 @@ BY_MODEL: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
         "model.path": "meta-llama/Llama-3.1-8B",
         "model.config_overrides": {},
-        "data.template": "Prompt:\n{prompt}\nPlease reason step by step, and put your final answer within "
+        "data.template": "Question:\n{prompt}\nPlease reason step by step, and put your final answer within "
         "\\boxed{}.\nAnswer:\nLet's think step by step.",
         "data.add_bos": False,
         "data.system_prompt": "",
@@ -106,7 +108,7 @@ AS_PAPER = {
 LAMBDA = {"qwen2.5-math-7b": 1.0, "qwen2.5-math-1.5b": 0.3, "llama-3.1-8b": 1.0}
 SKIP = {"qwen2.5-math-7b": 80.0, "qwen2.5-math-1.5b": 80.0, "llama-3.1-8b": 0.0}
 
-# Of each term of the loss: stream, advantage, π_ref, mask, normalizer.
+# Of each term of the loss: stream, advantage, π_ref, clip, loss aggregation.
 TERMS = {
     "official": {
         ("rollouts", "group_mean", "old", "none", "official-sum"),
@@ -126,10 +128,15 @@ def value_of(config: Config, key: str) -> Any:
     return value
 
 
-def recipe(path: Path) -> Config:
+@cache
+def _recipe(path: Path) -> Config:
     config = load_config(path, [])
     check_config(config)
     return config
+
+
+def recipe(path: Path) -> Config:
+    return deepcopy(_recipe(path))
 
 
 def test_there_are_two_recipes_for_each_model() -> None:
@@ -156,7 +163,7 @@ def test_a_recipe_holds_the_published_values(path: Path) -> None:
 def test_a_recipe_computes_the_published_loss(path: Path) -> None:
     config = recipe(path)
     estimator = estimator_from_config(config.algorithm)
-    terms = {(t.rows, t.advantage, t.denominator, t.mask, t.loss_aggregation) for t in estimator.terms}
+    terms = {(t.stream, t.advantage, t.denominator, t.clip, t.loss_aggregation) for t in estimator.terms}
     assert terms == TERMS[config.algorithm.mode]
     assert estimator.entropy_coef == (0.001 if config.algorithm.mode == "official" else 0.0)
     assert estimator.settings.length_constant in (None, 8192)

@@ -9,7 +9,7 @@ from hpt_ray.driver.actors import needs, with_one_thread
 from hpt_ray.driver.setup import Roles
 from hpt_ray.errors import UserError
 from hpt_ray.rollout.engine import EngineSpec, engine_arguments
-from hpt_ray.weight_sync.backends import backend_of
+from hpt_ray.weight_sync.backends import BACKENDS, Backend, backend_of
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
 
@@ -105,8 +105,31 @@ def test_weights_of_shared_gpus_go_through_the_host() -> None:
     apart = ("rollout.num_gpus=1", "learner.num_gpus=1")
     assert backend_of(load_config(None, [*GOOD, *apart])) == "nccl"
     assert backend_of(load_config(None, [*GOOD, *COLOCATED])) == "gloo"
-    with pytest.raises(UserError, match=r"`cluster\.colocate` needs `weight_sync\.backend` to be"):
-        backend_of(load_config(None, [*GOOD, *COLOCATED, "weight_sync.backend=nccl"]))
+    assert backend_of(load_config(None, [*GOOD, "rollout.num_gpus=1"])) == "gloo"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("weight_sync.backend=nccl", *COLOCATED), "`weight_sync.backend` to be `auto`: NCCL cannot send"),
+        (("weight_sync.backend=nccl", "learner.num_gpus=1"), "`rollout.num_gpus`"),
+        (("weight_sync.backend=ncl",), "no such name. Did you mean nccl"),
+    ],
+)
+def test_a_backend_that_is_not_there_or_does_not_fit_is_refused(words: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(UserError) as error:
+        backend_of(load_config(None, [*GOOD, *words]))
+    assert problem in str(error.value)
+
+
+def test_a_backend_of_the_users_says_itself_whether_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = {True: None, False: "it needs two ranks."}
+    mine = Backend(lambda *_: None, lambda config: fits[config.learner.num_ranks > 1], "mine")
+    monkeypatch.setitem(BACKENDS, "mine", mine)
+    words = [*GOOD, "weight_sync.backend=mine"]
+    assert backend_of(load_config(None, [*words, "learner.num_ranks=2"])) == "mine"
+    with pytest.raises(UserError, match="two ranks"):
+        backend_of(load_config(None, words))
 
 
 def arguments_of(*words: str, sleeps: bool = False) -> dict[str, object]:

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ SEVEN_B = (
 )
 
 
+@cache
 def planned(*words: str) -> tuple[Config, Plan]:
     config = load_config(None, [*SEVEN_B, *words])
     check_config(config)
@@ -94,11 +96,11 @@ def test_terms_of_a_seven_billion_model() -> None:
     assert sum(rollout.values()) == pytest.approx(0.75 * 80), "vLLM takes its share, whatever the model"
     assert plan.sync_bytes == 2 * PARAMETERS["Qwen2.5-Math-7B"]
     assert plan.num_gpus == 8
-    # 2 · 28 layers · 4 heads · 128 · 2 bytes · 9216 tokens a row.
-    rows = int(rollout["KV cache"] * 2**30 / (2 * 28 * 4 * 128 * 2 * 9216))
+    # 2 · 28 layers · 4 heads · 128 · 2 bytes · 9216 tokens a sample.
+    samples = int(rollout["KV cache"] * 2**30 / (2 * 28 * 4 * 128 * 2 * 9216))
     memory = next(group.memory for group in plan.groups if group.kind == "rollout")
     assert memory is not None
-    assert memory.note == f"cache for {rows} of 256 answers at full length"
+    assert memory.note == f"cache for {samples} of 256 responses at full length"
 
 
 def test_copies_in_memory_are_in_the_host_s() -> None:
@@ -116,7 +118,7 @@ def test_copies_in_memory_are_in_the_host_s() -> None:
     [
         (("learner.zero_stage=3",), "weights"),
         (("max_tokens_per_micro_batch=16384",), "activations"),
-        (("max_tokens_per_micro_batch=16384",), "log-probs"),
+        (("max_tokens_per_micro_batch=16384",), "logprobs"),
         (("learner.deepspeed={data_types: {grad_accum_dtype: bf16}}",), "gradients"),
     ],
 )
@@ -222,7 +224,7 @@ def test_published_hours_lie_within_the_range(name: str) -> None:
     assert plan.costs is not None
     least, expected, most = (cost.gpu_hours for cost in plan.costs)
     assert least < hours < most
-    assert expected < hours, "evaluations, old log-probs and waiting come on top of what is counted"
+    assert expected < hours, "evaluations, old logprobs and waiting come on top of what is counted"
     assert hours < 3.5 * expected
 
 

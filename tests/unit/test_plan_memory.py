@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from socket import socket
 from typing import Any
 
@@ -32,16 +35,16 @@ ZERO = {
     "stage3_param_persistence_threshold": 0,
 }
 
-# Stage, ranks, dtype.
+# Stage, number of ranks, dtype.
 ENGINES = [(0, 1, "float32"), (1, 1, "float32"), (2, 2, "bfloat16"), (3, 2, "bfloat16")]
 
 
-def learner(stage: int, ranks: int) -> LearnerConfig:
-    return LearnerConfig(num_ranks=ranks, zero_stage=stage, deepspeed={"zero_optimization": ZERO})
+def learner(stage: int, world_size: int) -> LearnerConfig:
+    return LearnerConfig(num_ranks=world_size, zero_stage=stage, deepspeed={"zero_optimization": ZERO})
 
 
 def live_bytes() -> int:
-    """Bytes of all storages that a tensor of this process holds."""
+    """Bytes of all storages that a tensor of this process holds, but for frozen ones."""
     storages = {}
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter):
@@ -74,16 +77,44 @@ class Peak(TorchDispatchMode):
         return result
 
 
-def train(
-    rank: int, ranks: int, port: int, listener: socket | None, stage: int, dtype: str, answers: Any
-) -> None:
-    """Two steps of one rank; puts its bytes in the second one: between micro-batches, at the peaks of pass and step."""
-    limits: dict[str, Any] = {"world_size": ranks, "gpu": False, "timeout_s": LIMIT_S}
+Ranks = list[ProcessPoolExecutor]
+
+
+def join(rank: int, world_size: int, port: int, listener: socket | None) -> None:
+    limits: dict[str, Any] = {"world_size": world_size, "gpu": False, "timeout_s": LIMIT_S}
     join_ranks("127.0.0.1", port, rank=rank, listener=listener, **limits)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dict[int, Ranks]]:
+    """Processes that have joined as the ranks of one group, by their number.
+
+    A process takes longer to import than an engine to train, so engines have their processes one after another.
+    """
+    context = multiprocessing.get_context("spawn")
+    groups: dict[int, Ranks] = {}
+    joined = []
+    with ExitStack() as stack:
+        for world_size in {world_size for _, world_size, _ in ENGINES}:
+            listener = stack.enter_context(listen("127.0.0.1"))
+            port = listener.getsockname()[1]
+            groups[world_size] = []
+            for rank in range(world_size):
+                pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=context))
+                joined.append(pool.submit(join, rank, world_size, port, None if rank else listener))
+                groups[world_size].append(pool)
+        for one in joined:
+            one.result(LIMIT_S)
+        yield groups
+
+
+def train(world_size: int, stage: int, dtype: str) -> tuple[int, int, int]:
+    """Two steps of one rank; its bytes in the second one: between micro-batches, at the peaks of pass and step."""
     gc.collect()
+    gc.freeze()  # what was imported is not looked through again each time
     before = live_bytes()
     model = create_model("m", seed=0).to(getattr(torch, dtype))
-    engine = DeepSpeedEngine(model, learner(stage, ranks), dtype=dtype, world_size=ranks)
+    engine = DeepSpeedEngine(model, learner(stage, world_size), dtype=dtype, world_size=world_size)
     passing: list[int] = []
     for parameter in model.get_decoder().layers[0].parameters():  # the last that a pass comes to
         parameter.register_post_accumulate_grad_hook(lambda _: passing.append(live_bytes()))
@@ -98,40 +129,28 @@ def train(
         engine.reduce()
         with Peak() as peak:
             engine.step(1e-3)
-    answers.put((summing, max(passing) - before, peak.bytes - before))
     torch.distributed.barrier()
+    return summing, max(passing) - before, peak.bytes - before
 
 
-@pytest.mark.parametrize(("stage", "ranks", "dtype"), ENGINES)
-def test_an_engine_holds_what_is_planned(stage: int, ranks: int, dtype: str) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers, listener = context.Queue(), listen("127.0.0.1")
-    port = listener.getsockname()[1]
-    processes = [
-        context.Process(
-            target=train,
-            args=(rank, ranks, port, None if rank else listener, stage, dtype, answers),
-            daemon=True,
-        )
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    measured = [answers.get(timeout=LIMIT_S) for _ in processes]
-    for process in processes:
-        process.join(LIMIT_S)
+@pytest.mark.parametrize(("stage", "world_size", "dtype"), ENGINES)
+def test_an_engine_holds_what_is_planned(
+    stage: int, world_size: int, dtype: str, ranks: dict[int, Ranks]
+) -> None:
+    training = [rank.submit(train, world_size, stage, dtype) for rank in ranks[world_size]]
+    measured = [one.result(LIMIT_S) for one in training]
     size = shape_of(model_config("m")).num_parameters
-    states = training_states(learner(stage, ranks), dtype, size)
-    held = states.weights + states.optimizer + states.buffers
+    states = training_states(learner(stage, world_size), dtype, size)
+    held = states["weights"] + states["optimizer"] + states["buffers"]
     for summing, passing, step_peak in measured:
-        assert summing == pytest.approx(held + states.gradients, rel=TOLERANCE)
+        assert summing == pytest.approx(held + states["gradients"], rel=TOLERANCE)
         if stage >= 2:
-            assert passing <= held + states.gradients + states.buckets  # ranks meet in every pass
+            assert passing <= held + states["gradients"] + states["buckets"]  # ranks meet in every pass
         if stage == 0:
             continue  # it steps parameter by parameter, with small temporaries
         # Up to what is left of the gradients, which each stage lets go at another moment.
-        assert states.step * (1 - TOLERANCE) <= step_peak - held
-        assert step_peak - held <= states.step * (1 + TOLERANCE) + states.gradients
+        assert states["step"] * (1 - TOLERANCE) <= step_peak - held
+        assert step_peak - held <= states["step"] * (1 + TOLERANCE) + states["gradients"]
 
 
 def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recompute: bool) -> float:
@@ -149,7 +168,7 @@ def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recomp
     lengths = np.full(4, 64)
     ids = torch.arange(256) % 50
     before = torch.tensor([t for t in range(255) if t % 64 != 63])
-    rows = ScorerInput(
+    samples = ScorerInput(
         token_ids=ids[None],
         position_ids=(torch.arange(256) % 64)[None],
         before=before,
@@ -166,7 +185,7 @@ def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recomp
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scorer(rows)
+        scorer(samples)
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / 256
 
 

@@ -10,7 +10,7 @@ from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.schema import EvaluateConfig
 from hpt_ray.tools.suite.matrix import reported_runs, untuned
-from hpt_ray.tools.suite.passes import evaluations_of, write_configurations
+from hpt_ray.tools.suite.passes import evaluations_of
 from hpt_ray.tools.suite.ray_jobs import RayLauncher
 from hpt_ray.tools.suite.state import fingerprint
 from hpt_ray.tools.suite.suite import Suite, load_suite
@@ -39,11 +39,11 @@ def suite(tmp_path: Path) -> Suite:
 
 def test_evaluations_read_copies_in_the_output_folder(suite: Suite) -> None:
     runs = reported_runs(suite, untuned(suite))
-    write_configurations(suite, runs)
     evaluations = evaluations_of(suite, runs, {runs[0].id: suite.out / "runs" / "one"})
     assert [evaluation.method for evaluation in evaluations] == ["base", "hpt"]
     for evaluation in evaluations:
-        words = list(evaluation.words)
+        evaluation.write_configuration()
+        words = list(evaluation.job(suite.out / "logs").words)
         path = Path(words[words.index("--config") + 1])
         assert path.is_relative_to(suite.out)
         assert str(suite.path.parent) not in " ".join(words)

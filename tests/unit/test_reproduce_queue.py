@@ -35,8 +35,7 @@ def test_a_job_that_fails_is_written_down_and_the_others_go_on(
 ) -> None:
     bad = Job("bad", ("json.tool", str(tmp_path / "missing.json")), tmp_path / "logs" / "bad.log")
     good = Job("good", ("platform",), tmp_path / "logs" / "good.log")
-    with make_queue(tmp_path) as queue:
-        outcomes = asyncio.run(queue.run([bad, good]))
+    outcomes = asyncio.run(make_queue(tmp_path).run([bad, good]))
     assert outcomes["good"].error == ""
     assert "missing.json" in outcomes["bad"].error
     assert (tmp_path / "logs" / "good.log").read_text(encoding="utf-8")
@@ -48,8 +47,8 @@ def test_a_job_that_fails_is_written_down_and_the_others_go_on(
 
 
 def test_a_job_past_its_limit_is_ended(tmp_path: Path) -> None:
-    with make_queue(tmp_path, timeout_s=0.5) as queue:
-        outcomes = asyncio.run(queue.run([Job("slow", SLEEP, tmp_path / "slow.log")]))
+    queue = make_queue(tmp_path, timeout_s=0.5)
+    outcomes = asyncio.run(queue.run([Job("slow", SLEEP, tmp_path / "slow.log")]))
     assert outcomes["slow"].error == "not done within 0 s"
     assert jobs_running() == 0
 
@@ -57,21 +56,19 @@ def test_a_job_past_its_limit_is_ended(tmp_path: Path) -> None:
 def test_jobs_run_at_the_same_time(tmp_path: Path) -> None:
     nap = ("timeit", "-n", "1", "-r", "1", "import time; time.sleep(3)")
     jobs = [Job(f"nap{i}", nap, tmp_path / f"{i}.log") for i in range(4)]
-    with make_queue(tmp_path, parallel=4, total=4) as queue:
-        begin = time.monotonic()
-        outcomes = asyncio.run(queue.run(jobs))
+    begin = time.monotonic()
+    outcomes = asyncio.run(make_queue(tmp_path, parallel=4, total=4).run(jobs))
     assert sum(outcome.seconds for outcome in outcomes.values()) > 1.5 * (time.monotonic() - begin)
 
 
 def test_when_it_is_stopped_its_processes_end(tmp_path: Path) -> None:
     async def stop_soon() -> None:
-        with make_queue(tmp_path, parallel=2) as queue:
-            jobs = [Job(name, SLEEP, tmp_path / f"{name}.log") for name in ("a", "b")]
-            task = asyncio.create_task(queue.run(jobs))
-            while jobs_running() < 2:
-                await asyncio.sleep(0.05)
-            task.cancel()
-            await task
+        jobs = [Job(name, SLEEP, tmp_path / f"{name}.log") for name in ("a", "b")]
+        task = asyncio.create_task(make_queue(tmp_path, parallel=2).run(jobs))
+        while jobs_running() < 2:
+            await asyncio.sleep(0.05)
+        task.cancel()
+        await task
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(stop_soon())

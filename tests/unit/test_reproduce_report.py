@@ -15,14 +15,12 @@ from hpt_ray.tools.suite import tables
 from hpt_ray.tools.suite.collect import ALL, ID, collect
 from hpt_ray.tools.suite.dynamics import findings
 from hpt_ray.tools.suite.jobs import Outcome
-from hpt_ray.tools.suite.matrix import RunSpec, reported_runs, sweep_runs
+from hpt_ray.tools.suite.matrix import RunSpec, Try, best_of
 from hpt_ray.tools.suite.paper_tables import MATH, TABLES
-from hpt_ray.tools.suite.passes import evaluations_of
+from hpt_ray.tools.suite.passes import read_passes
 from hpt_ray.tools.suite.report import write_report
-from hpt_ray.tools.suite.runner import Done, done_folders
-from hpt_ray.tools.suite.solved import read_passes
+from hpt_ray.tools.suite.runner import Done, look
 from hpt_ray.tools.suite.suite import Suite, load_suite
-from hpt_ray.tools.suite.sweep import Try, best_of, choose
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = """
@@ -91,21 +89,17 @@ def sets(score: float, lose: float) -> dict[str, float]:
 @pytest.fixture
 def done(suite: Suite) -> Done:
     """All tries but one; LUFFY was never run, and one seed of the γ ablation failed."""
-    tries = sweep_runs(suite, list(suite.pairs()))
-    for number, run in enumerate(t for t in tries if t.id != "t.luffy.try2.s9"):
+    for number, run in enumerate(t for t in look(suite).tries if t.id != "t.luffy.try2.s9"):
         write_run(run, {"chain": 0.1 * number}, [0.0], 1.0)
-    choices = choose(suite, tries, done_folders(tries))
-    runs = reported_runs(suite, {pair: choice.settings for pair, choice in choices.items()})
-    for run in runs:
+    for run in look(suite).runs:
         if run.method == "grpo":
             write_run(run, sets(0.6 + 0.01 * run.seed, 0.9), [0, 0, 0, 0], 0.5)
         elif run.method == "hpt":
             write_run(run, sets(0.9 + 0.01 * run.seed, 0.8), [0.5, 0.4, 0.2, 0.1 * run.seed], 0.7)
         elif run.id == "t.hpt_gamma_1.s1":
             write_run(run, sets(0.5, 0.5), [0.8, 0.8, 0.7, 0.7], 0.7)
-    made = Done(suite, tries, choices, runs, folders=done_folders([*tries, *runs]))
+    made = look(suite)
     made.journal.add("t.hpt_gamma_1.s2", Outcome(3.0, "exit code 1: failed: RuntimeError: <no room>"))
-    made.evaluations = evaluations_of(suite, runs, made.folders)
     return made
 
 
@@ -256,8 +250,7 @@ def test_page_and_numbers(done: Done) -> None:
 
 
 def test_a_report_without_any_run(suite: Suite) -> None:
-    tries = sweep_runs(suite, list(suite.pairs()))
-    page = write_report(Done(suite, tries, {}, []))
+    page = write_report(look(suite))
     assert "t.grpo.try1.s9" in page.read_text(encoding="utf-8")
 
 

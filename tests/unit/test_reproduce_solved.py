@@ -7,8 +7,7 @@ import pytest
 
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.results import PromptResult, write_results
-from hpt_ray.tools.suite.passes import PASS, Evaluation
-from hpt_ray.tools.suite.solved import Solved, read_passes
+from hpt_ray.tools.suite.passes import PASS, Evaluation, Solved, read_passes
 
 BENCHMARK = "chain"
 
@@ -19,7 +18,7 @@ def solved(asked: str, chances: list[float]) -> Solved:
 
 def evaluated(folder: Path, method: str, seed: int, correct: dict[str, int]) -> Evaluation:
     """A finished evaluation with two samples of each prompt; a prompt's hash is its id."""
-    evaluation = Evaluation(PASS, "t", method, seed, folder / f"{method}-{seed}", ())
+    evaluation = Evaluation(PASS, "t", method, seed, folder / f"{method}-{seed}")
     evaluation.out.mkdir()
     none = dict.fromkeys(("no_answer", "unparsable", "timeout", "error", "truncated"), 0)
     rows = [

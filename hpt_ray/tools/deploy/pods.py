@@ -68,18 +68,16 @@ def plan_pods(config: Config, node: NodeSize) -> Pods:
 
     Raises `UserError` where one actor is larger than a node.
     """
-    roles = roles_of(config)
-    room = needs(config, roles)
-    if not config.cluster.pools and _fits(pod := _pod(HEAD, room, 1, pool=None), node):
+    requests = needs(config, roles_of(config))
+    if not config.cluster.pools and _fits(pod := _pod(HEAD, requests, 1, pool=None), node):
         return Pods(pod, [], config)
-    pools = {need.kind: HEAD if need.kind == "verifier" else need.beside or need.kind for need in room}
-    pools |= config.cluster.pools
+    pools = {request.kind: request.beside or request.kind for request in requests}
+    pools = pools | {kind: HEAD for kind in pools if kind == "verifier"} | config.cluster.pools
     config = replace(config, cluster=replace(config.cluster, pools=pools))
-    room = needs(config, roles)
-    groups = {
-        pool: _spread(pool, [need for need in room if need.pool == pool], node)
-        for pool in dict.fromkeys([HEAD, *(pools[need.kind] for need in room)])
-    }
+    members: dict[str, list[ResourceRequest]] = {HEAD: []}
+    for request in requests:
+        members.setdefault(pools[request.kind], []).append(request)
+    groups = {pool: _spread(pool, group, node) for pool, group in members.items()}
     head = groups.pop(HEAD)
     if head.replicas > 1:
         raise UserError(f"There is one head, but cluster.pools puts more on `{HEAD}` than a node has.")
@@ -88,11 +86,13 @@ def plan_pods(config: Config, node: NodeSize) -> Pods:
 
 def _spread(pool: str, members: list[ResourceRequest], node: NodeSize) -> PodGroup:
     """The fewest equal pods that hold all `members`."""
-    most = max((need.count for need in members), default=1)
+    most = max((request.count for request in members), default=1)
     for replicas in range(1, most + 1):
         if _fits(pod := _pod(pool, members, replicas, pool=pool), node):
             return pod
-    asked = " and ".join(f"{need.kind} with {need.cpus:g} CPU and {need.gpus:g} GPU" for need in members)
+    asked = " and ".join(
+        f"{request.kind} with {request.cpus:g} CPU and {request.gpus:g} GPU" for request in members
+    )
     raise UserError(
         f"A node with {node.cpus} CPU and {node.gpus} GPU is too small for one {asked} (and {RAY_CPUS} CPU for "
         f"Ray). Lower {', '.join(_keys(members))}, or say how large your nodes are with --cpus-per-node and "
@@ -107,12 +107,12 @@ def _pod(name: str, members: list[ResourceRequest], replicas: int, *, pool: str 
     for host in members:
         if host.beside is not None:
             continue
-        together = [host, *(need for need in members if need.beside == host.kind)]
+        together = [host, *(request for request in members if request.beside == host.kind)]
         count = math.ceil(host.count / replicas)  # of its bundles, in one pod
         bundle = next(iter(lay_out(together)[0]), {})
         cpus += bundle.get("CPU", 0.0) * count
         gpus += _whole_gpus(bundle.get("GPU", 0.0), count)
-        actors |= {need.kind: need.count // host.count * count for need in together}
+        actors |= {request.kind: request.count // host.count * count for request in together}
     return PodGroup(name, replicas, actors, math.ceil(cpus), gpus, pool)
 
 
@@ -130,8 +130,8 @@ def _fits(pod: PodGroup, node: NodeSize) -> bool:
 def _keys(members: list[ResourceRequest]) -> list[str]:
     """The keys that say how large these actors are."""
     keys = []
-    for need in members:
-        section = "reward" if need.kind == "verifier" else need.kind
-        keys += [f"{section}.num_cpus"] + [f"{section}.num_gpus"] * bool(need.gpus)
-        keys += ["rollout.tensor_parallel"] * (need.kind == "rollout" and need.gpus > 1)
+    for request in members:
+        section = "reward" if request.kind == "verifier" else request.kind
+        keys += [f"{section}.num_cpus"] + [f"{section}.num_gpus"] * bool(request.gpus)
+        keys += ["rollout.tensor_parallel"] * (request.kind == "rollout" and request.gpus > 1)
     return keys

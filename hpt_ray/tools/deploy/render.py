@@ -5,24 +5,24 @@ In: the checked configuration, an image, the size of a node. Out: the files of t
     kustomization.yaml   which base, components, image and name
     run.yaml             the configuration, as far as it differs from the defaults
     pods.yaml            what the head and the groups of workers are, derived from run.yaml
-    fields.yaml          where in Ray's objects kustomize finds labels and the name of the ConfigMap
+    fields.yaml          where in Ray's objects kustomize finds labels and the name of the ConfigMap; as in the base
 
 What all pods have in common, such as security and volumes, stands once, in `deploy/kuberay/cluster`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
+from hpt_ray.config.load import known_keys
 from hpt_ray.config.schema import Config
 from hpt_ray.data import mini
 from hpt_ray.errors import UserError
@@ -39,15 +39,8 @@ HEADER = """\
 NAME_LENGTH = 39
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One of KubeRay's objects: its base, and where in it the cluster is."""
-
-    base: str
-    cluster: str
-
-
-KINDS = {"RayJob": Kind("job", "/spec/rayClusterSpec"), "RayCluster": Kind("cluster", "/spec")}
+# KubeRay's objects: the base of each, and where in it the cluster is.
+KINDS = {"RayJob": ("job", "/spec/rayClusterSpec"), "RayCluster": ("cluster", "/spec")}
 
 
 @dataclass(frozen=True)
@@ -73,6 +66,7 @@ def render(config: Config, target: Target, out: Path) -> dict[str, str]:
             f"one pod (this one has {len(pods.workers)} groups of workers, which need a shared volume)."
         )
     name = object_name(config.run.name)
+    base, _ = KINDS[target.kind]
 
     def at(folder: str) -> str:
         return os.path.relpath(BASES / folder, out.resolve())
@@ -82,7 +76,7 @@ def render(config: Config, target: Target, out: Path) -> dict[str, str]:
         "kind": "Kustomization",
         "namespace": "hpt-ray",
         "nameSuffix": f"-{name}",
-        "resources": [at(KINDS[target.kind].base)],
+        "resources": [at(base)],
         "components": [at(f"components/{component}") for component in target.components],
         "images": [{"name": "hpt-ray", **image_parts(target.image)}],
         "labels": [{"pairs": {"hpt-ray/run": name}, "includeSelectors": True}],
@@ -94,7 +88,7 @@ def render(config: Config, target: Target, out: Path) -> dict[str, str]:
         "kustomization.yaml": HEADER + _dump(kustomization),
         "run.yaml": _dump(differences(pods.config)),
         "pods.yaml": _dump(patch(pods, target)),
-        "fields.yaml": _dump(fields(target.kind)),
+        "fields.yaml": (BASES / base / "fields.yaml").read_text(encoding="utf-8"),
     }
 
 
@@ -107,19 +101,15 @@ def on_the_volume(config: Config) -> Config:
     def place(path: str) -> str:
         return path if mini.is_mini(path) or "://" in path else str(Path(SHARED, path))
 
-    def placed(section: Any) -> Any:
-        """A phase's `data` section."""
-        return (
-            {**section, "train": [place(path) for path in section["train"]]}
-            if "train" in section
-            else section
-        )
+    def placed(section: dict[str, Any]) -> dict[str, Any]:
+        """The `data` section of a phase."""
+        return section | ({"train": [place(path) for path in section["train"]]} if "train" in section else {})
 
     evaluation, data, checkpoint = config.evaluation, config.data, config.checkpoint
     return replace(
         config,
         phases=[
-            {**phase, "data": placed(phase["data"])} if "data" in phase else phase for phase in config.phases
+            phase | ({"data": placed(phase["data"])} if "data" in phase else {}) for phase in config.phases
         ],
         resume="auto" if config.resume == "never" else config.resume,
         run=replace(config.run, dir=place(config.run.dir)),
@@ -146,49 +136,44 @@ def slug(text: str) -> str:
 
 def image_parts(image: str) -> dict[str, str]:
     """`host:5000/x:1` as kustomize wants it: `{"newName": "host:5000/x", "newTag": "1"}`."""
-    name, _, digest = image.partition("@")
-    head, colon, tag = name.rpartition(":")
-    if not colon or "/" in tag:
-        head, tag = name, ""
-    parts = {"newName": head, "newTag": tag, "digest": digest}
-    return {key: value for key, value in parts.items() if value and not (key == "newTag" and digest)}
+    found = re.fullmatch(r"(?P<newName>.+?)(:(?P<newTag>[^/:@]+))?(@(?P<digest>.+))?", image)
+    parts = {key: value for key, value in found.groupdict().items() if value} if found else {"newName": image}
+    if "digest" in parts:
+        parts.pop("newTag", None)
+    return parts
 
 
 def differences(config: Config) -> dict[str, Any]:
     """What of `config` differs from the defaults, as nested keys. Reading it gives the same configuration."""
-    defaults = OmegaConf.to_container(OmegaConf.structured(Config))
-    assert isinstance(defaults, dict)
-    return _differences(dataclasses.asdict(config), defaults)
-
-
-def _differences(values: Mapping[str, Any], defaults: Mapping[Any, Any]) -> dict[str, Any]:
-    found = {}
-    for key, value in values.items():
-        default = defaults.get(key)
-        if isinstance(value, dict) and isinstance(default, dict):
-            value, default = _differences(value, default), {}
-        if value != default:
-            found[key] = value
+    found: dict[str, Any] = {}
+    for name, known in known_keys().items():
+        value = attrgetter(name)(config)
+        if value != known.default:
+            *sections, key = name.split(".")
+            inner = found
+            for section in sections:
+                inner = inner.setdefault(section, {})
+            inner[key] = value
     return found
 
 
 def patch(pods: Pods, target: Target) -> list[dict[str, Any]]:
     """The JSON patch (RFC 6902) that makes the base's cluster into these pods."""
-    root = KINDS[target.kind].cluster
-    memory = pod_memory_gib(pods)
+    _, root = KINDS[target.kind]
+    memory, workers = pod_memory_gib(pods), f"{root}/workerGroupSpecs"
     operations = _pod_operations(f"{root}/headGroupSpec", pods.head, memory, target)
     if not pods.workers:
-        return [*operations, {"op": "remove", "path": f"{root}/workerGroupSpecs"}]
-    first = f"{root}/workerGroupSpecs/0"
-    for _ in pods.workers[1:]:
-        operations.append({"op": "copy", "from": first, "path": f"{root}/workerGroupSpecs/-"})
+        return [*operations, {"op": "remove", "path": workers}]
+    operations += [{"op": "copy", "from": f"{workers}/0", "path": f"{workers}/-"} for _ in pods.workers[1:]]
     for i, group in enumerate(pods.workers):
-        path = f"{root}/workerGroupSpecs/{i}"
-        operations.append({"op": "replace", "path": f"{path}/groupName", "value": slug(group.name)})
-        operations += [
-            {"op": "replace", "path": f"{path}/{key}", "value": group.replicas}
-            for key in ("replicas", "minReplicas", "maxReplicas")
-        ]
+        path, count = f"{workers}/{i}", group.replicas
+        values = {
+            "groupName": slug(group.name),
+            "replicas": count,
+            "minReplicas": count,
+            "maxReplicas": count,
+        }
+        operations += [_put("replace", f"{path}/{key}", value) for key, value in values.items()]
         operations += _pod_operations(path, group, memory, target)
     return operations
 
@@ -203,41 +188,21 @@ def _pod_operations(
     if group.pool is not None:
         # KubeRay puts this into a shell's command line as it is.
         start["resources"] = f"'{{\"{group.pool}\": 1}}'"
-    operations: list[dict[str, Any]] = [
-        {"op": "add", "path": f"{path}/rayStartParams/{key}", "value": value} for key, value in start.items()
-    ]
+    operations = [_put("add", f"{path}/rayStartParams/{key}", value) for key, value in start.items()]
     if group.gpus:
         requests[target.gpu_resource] = limits[target.gpu_resource] = str(group.gpus)
         toleration = {"key": target.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
-        operations.append({"op": "add", "path": f"{spec}/tolerations", "value": [toleration]})
+        operations.append(_put("add", f"{spec}/tolerations", [toleration]))
     resources = {"requests": requests, "limits": limits}
-    shm = f"{shared_memory_gib(group)}Gi"
     return [
         *operations,
-        {"op": "replace", "path": f"{spec}/containers/0/resources", "value": resources},
-        {"op": "replace", "path": f"{spec}/volumes/4/emptyDir/sizeLimit", "value": shm},
+        _put("replace", f"{spec}/containers/0/resources", resources),
+        _put("replace", f"{spec}/volumes/4/emptyDir/sizeLimit", f"{shared_memory_gib(group)}Gi"),
     ]
 
 
-def fields(kind: str) -> dict[str, Any]:
-    """Where in KubeRay's objects kustomize finds labels of pods and names of ConfigMaps."""
-    root = KINDS[kind].cluster.strip("/")
-    templates = [f"{root}/headGroupSpec/template", f"{root}/workerGroupSpecs/template"]
-    labelled = [*templates, "spec/submitterPodTemplate"] if kind == "RayJob" else templates
-    return {
-        "nameReference": [
-            {
-                "kind": "ConfigMap",
-                "version": "v1",
-                "fieldSpecs": [
-                    {"kind": kind, "path": f"{path}/spec/volumes/configMap/name"} for path in templates
-                ],
-            }
-        ],
-        "commonLabels": [
-            {"kind": kind, "path": f"{path}/metadata/labels", "create": False} for path in labelled
-        ],
-    }
+def _put(op: str, path: str, value: Any) -> dict[str, Any]:
+    return {"op": op, "path": path, "value": value}
 
 
 def _dump(content: Any) -> str:

@@ -14,6 +14,7 @@ from hpt_ray.config.checks import check_config
 from hpt_ray.config.docs import DOCS, write_or_check
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
+from hpt_ray.tools.plan.cost import Cost
 from hpt_ray.tools.plan.make import Plan
 from hpt_ray.tools.plan.show import two_digits
 from hpt_ray.tools.plan.survey import plan_run
@@ -51,8 +52,12 @@ PUBLISHED = {
 }
 
 
+@cache
 def load_recipe(model: str, method: str | None = None, placement: str | None = None) -> Config:
-    """A recipe of configs/paper as its code runs it, with a file of `method` and of `placement` on top."""
+    """A recipe of configs/paper as its code runs it, with a file of `method` and of `placement` on top.
+
+    Read once: it is for looking at, not for changing.
+    """
     files = [PAPER / f"{model}_as_code.yaml"]
     files += [PAPER / "method" / f"{method}.yaml"] if method else []
     files += [PAPER / "placement" / f"{placement}.yaml"] if placement else []
@@ -79,10 +84,9 @@ def render_tables() -> str:
     ]
     published = []
     for name, (number, method) in PUBLISHED.items():
-        costs = plan_of(MODELS["Qwen2.5-Math-7B"], method).costs
-        assert costs is not None
-        ratio = number / costs[1].gpu_hours
-        published.append([name, f"{number:,}", _hours(plan_of("qwen2.5-math-7b", method)), f"{ratio:.1f}"])
+        plan = plan_of(MODELS["Qwen2.5-Math-7B"], method)
+        _, expected, _ = _costs(plan)
+        published.append([name, f"{number:,}", _hours(plan), f"{number / expected.gpu_hours:.1f}"])
     return "\n".join(
         [
             "GPU hours of an A100 on one node of 8, expected (least to most):\n",
@@ -95,20 +99,20 @@ def render_tables() -> str:
     )
 
 
+def _costs(plan: Plan) -> tuple[Cost, Cost, Cost]:
+    assert plan.costs is not None, "all recipes name a known model and GPUs"
+    return plan.costs
+
+
 def _hours(plan: Plan) -> str:
-    assert plan.costs is not None
-    least, expected, most = (two_digits(cost.gpu_hours) for cost in plan.costs)
+    least, expected, most = (two_digits(cost.gpu_hours) for cost in _costs(plan))
     return f"{expected} ({least} to {most})"
 
 
 def _place(plan: Plan) -> str:
-    assert plan.costs is not None
-    memory = {group.kind: group.memory for group in plan.groups}
-    learner, rollout = memory["learner"], memory["rollout"]
-    assert learner is not None
-    assert rollout is not None
-    hours = two_digits(plan.costs[1].wall / 3600)
-    return f"{hours} h on {plan.num_gpus:g}; {learner.gib:.0f} and {rollout.gib:.0f} GiB"
+    gib = {group.kind: group.memory.gib for group in plan.groups if group.memory is not None}
+    hours = two_digits(_costs(plan)[1].wall / 3600)
+    return f"{hours} h on {plan.num_gpus:g}; {gib['learner']:.0f} and {gib['rollout']:.0f} GiB"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -7,7 +7,9 @@ nothing on this machine says what the model looks like. Parameters are counted o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data import mini
+from hpt_ray.data.mini.base import parse_name
+from hpt_ray.data.mini.model import model_config
 from hpt_ray.learner.model import load_model_config, override
 
 
@@ -38,36 +42,24 @@ class ModelShape:
         return 2 * self.num_layers * self.key_width
 
 
-def _qwen2(vocabulary: int, width: int, mlp: int, layers: int, heads: int, kv: int, tied: bool) -> Any:
-    return Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv,
-        tie_word_embeddings=tied,
-    )
-
-
-def _llama_31_8b() -> PreTrainedConfig:
-    return LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-    )
-
-
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "tie_word_embeddings",
+)
 # Models that a plan can be made for before they are here, by the last part of their Hub name.
-NAMED = {
-    "Qwen2.5-Math-7B": lambda: _qwen2(152064, 3584, 18944, 28, 28, 4, tied=False),
-    "Qwen2.5-Math-1.5B": lambda: _qwen2(151936, 1536, 8960, 28, 12, 2, tied=True),
-    "Qwen2.5-0.5B": lambda: _qwen2(151936, 896, 4864, 24, 14, 2, tied=True),
-    "Llama-3.1-8B": _llama_31_8b,
+NAMED: dict[str, Callable[[], PreTrainedConfig]] = {
+    name: partial(kind, **dict[str, Any](zip(_SIZES, sizes, strict=True)))
+    for name, kind, *sizes in (
+        ("Qwen2.5-Math-7B", Qwen2Config, 152064, 3584, 18944, 28, 28, 4, False),
+        ("Qwen2.5-Math-1.5B", Qwen2Config, 151936, 1536, 8960, 28, 12, 2, True),
+        ("Qwen2.5-0.5B", Qwen2Config, 151936, 896, 4864, 24, 14, 2, True),
+        ("Llama-3.1-8B", LlamaConfig, 128256, 4096, 14336, 32, 32, 8, False),
+    )
 }
 
 
@@ -78,18 +70,16 @@ def find_shape(model: ModelConfig, path: str) -> ModelShape | None:
     config.json that cannot be used, and for an override of a key that it does not have.
     """
     if mini.is_mini(path):
-        from hpt_ray.data.mini.base import parse_name
-        from hpt_ray.data.mini.model import model_config
-
         size, architecture, _ = parse_name(path)
         config = model_config(size, architecture)  # type: ignore[arg-type]
+        override(config, model.config_overrides)
     elif (folder := local_folder(path)) is not None and (folder / "config.json").is_file():
-        return shape_of(load_model_config(model, str(folder)), trust_remote_code=model.trust_remote_code)
+        config = load_model_config(model, str(folder))
     elif (name := Path(path).name) in NAMED:
         config = NAMED[name]()
+        override(config, model.config_overrides)
     else:
         return None
-    override(config, model.config_overrides)
     return shape_of(config, trust_remote_code=model.trust_remote_code)
 
 
@@ -107,7 +97,17 @@ def local_folder(path: str) -> Path | None:
 
 
 def shape_of(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> ModelShape:
-    """The shape that a configuration of transformers describes."""
+    """The shape that a configuration of transformers describes; made once for equal configurations."""
+    key = f"{type(config)} {config.to_json_string(use_diff=False)}"
+    if key not in _SHAPES:
+        _SHAPES[key] = _measure(config, trust_remote_code)
+    return _SHAPES[key]
+
+
+_SHAPES: dict[str, ModelShape] = {}
+
+
+def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()

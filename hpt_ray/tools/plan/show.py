@@ -1,4 +1,4 @@
-"""A plan as a table for people."""
+"""A plan as a table for people: a `Plan` in, something that rich prints out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hpt_ray.observe.tables import two_columns
-from hpt_ray.tools.plan.make import Plan
+from hpt_ray.tools.plan.cost import Cost
+from hpt_ray.tools.plan.make import Group, Plan
 
 SHOWN_GIB = 0.05  # a smaller part of the memory is not listed
 
@@ -25,40 +26,36 @@ def plan_summary(plan: Plan) -> RenderableType:
     table.add_column("of which, GiB", overflow="fold")
     for group in plan.groups:
         gpus = f", {group.gpus:g} GPU" if group.gpus else ""
-        memory = group.memory
         each = f"{group.cpus:g} CPU{gpus}" if group.cpus or gpus else "no core of its own"
-        if memory is None:
-            table.add_row(f"{group.count} × {group.kind}", each, "", "")
-            continue
-        parts = sorted(memory.terms, key=lambda term: -term.gib)
-        words = [f"{term.name} {term.gib:.1f}" for term in parts if term.gib >= SHOWN_GIB]
-        if memory.host_gib:
-            words.append(f"and {memory.host_gib:.1f} of host memory")
-        if memory.note:
-            words.append(memory.note)
-        of = f" of {plan.gpu_gib:g} GiB" if group.gpus else " GiB"
-        table.add_row(f"{group.count} × {group.kind}", each, f"{memory.gib:.1f}{of}", ", ".join(words))
+        table.add_row(f"{group.count} × {group.kind}", each, *_memory_in_words(group, plan.gpu_gib))
     facts = two_columns()
     if all(group.memory is None for group in plan.groups):
         facts.add_row("memory", "not planned: the model's config.json is not here, and its name is not known")
-    if plan.sync_bytes is not None:
-        facts.add_row(
-            "weights per sync",
-            f"{plan.sync_bytes / 1e6:,.3g} MB"
-            if plan.sync_bytes < 1e9
-            else f"{plan.sync_bytes / 1e9:.3g} GB",
-        )
+    if (size := plan.sync_bytes) is not None:
+        facts.add_row("weights per sync", f"{size / 1e6:,.3g} MB" if size < 1e9 else f"{size / 1e9:.3g} GB")
     if plan.costs is not None:
-        facts.add_row("expected cost", _cost_in_words(plan))
+        facts.add_row("expected cost", _cost_in_words(plan.costs, plan.num_gpus))
     return Lines(table, facts)
 
 
-def _cost_in_words(plan: Plan) -> str:
-    assert plan.costs is not None
-    least, expected, most = plan.costs
+def _memory_in_words(group: Group, gpu_gib: float) -> tuple[str, str]:
+    if (memory := group.memory) is None:
+        return "", ""
+    parts = sorted(memory.terms, key=lambda term: -term.gib)
+    words = [f"{term.name} {term.gib:.1f}" for term in parts if term.gib >= SHOWN_GIB]
+    if memory.host_gib:
+        words.append(f"and {memory.host_gib:.1f} of host memory")
+    if memory.note:
+        words.append(memory.note)
+    limit = f" of {gpu_gib:g}" if group.gpus else ""
+    return f"{memory.gib:.1f}{limit} GiB", ", ".join(words)
+
+
+def _cost_in_words(costs: tuple[Cost, Cost, Cost], num_gpus: float) -> str:
+    least, expected, most = costs
     busy = sum(expected.busy.values()) or 1.0
     shares = ", ".join(f"{name} {amount / busy:.0%}" for name, amount in expected.busy.items() if amount)
-    gpus = f"{plan.num_gpus:g} GPU" if plan.num_gpus == 1 else f"{plan.num_gpus:g} GPUs"
+    gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus:g} GPUs"
     return (
         f"{two_digits(expected.gpu_hours)} GPU hours of an A100 ({two_digits(least.gpu_hours)} to "
         f"{two_digits(most.gpu_hours)}): {two_digits(expected.wall / 3600)} hours on {gpus}; {shares}"

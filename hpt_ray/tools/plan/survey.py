@@ -41,52 +41,39 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
 
     Raises `UserError` for everything else that the user must change.
     """
-    folder = local_folder(tokenizer_path(config.model.path))
-    training = {
-        path: GATES[gate].demonstrations
+    files = [
+        ("data.train", path, GATES[gate].demonstrations)
         for phase, _, gate, _ in check_choices(config)
         for path in phase.config.data.train
-    }
-    sets = config.evaluation.sets
-    absent = [f"data.train: {path} is not here" for path in training if not _is_here(path)]
-    absent += [
-        f"evaluation.sets.{name}: {path} is not here" for name, path in sets.items() if not _is_here(path)
     ]
+    files += [(f"evaluation.sets.{name}", path, "optional") for name, path in config.evaluation.sets.items()]
+    here = {path: is_mini(path) or Path(path).expanduser().exists() for _, path, _ in files}
+    absent = list(dict.fromkeys(f"{key}: {path} is not here" for key, path, _ in files if not here[path]))
+    folder = local_folder(tokenizer_path(config.model.path))
     if folder is None:
-        absent.insert(
-            0,
+        model = (
             f"model.path: {config.model.path} is no folder here and not in the Hub's cache; so neither its "
-            "tokenizer nor what needs it was checked: template, end token, lengths of the prompts",
+            "tokenizer nor what needs it was checked: template, end token, lengths of the prompts"
         )
-    elif not absent:
+        return None, [model, *absent]
+    if not absent:
         return prepare(config, str(folder)), []
-    else:
-        _, load = loader(config, str(folder))
-        for path, demonstrations in training.items():
-            if _is_here(path):
-                load([path], demonstrations=demonstrations)
-        for path in filter(_is_here, sets.values()):
-            load([path], demonstrations="optional")
+    _, load = loader(config, str(folder))
+    for _, path, demonstrations in files:
+        if here[path]:
+            load([path], demonstrations=demonstrations)
     return None, absent
-
-
-def _is_here(path: str) -> bool:
-    return is_mini(path) or Path(path).expanduser().exists()
 
 
 def facts_of(config: Config, prepared: Prepared | None) -> DataFacts:
     """Lengths and counts for the cost. Of a set that is not here, the number of prompts it is published with."""
-    published = {
-        name: max(BENCHMARKS[name].published, default=0)
-        for name in config.evaluation.sets
-        if name in BENCHMARKS
-    }
     if prepared is None:
+        known = [name for name in config.evaluation.sets if name in BENCHMARKS]
+        published = {name: max(BENCHMARKS[name].published, default=0) for name in known}
         return DataFacts(evaluation_prompts=published)
     last = prepared.phases[-1].prompts.report()
-    eval_sets = {name: len(prompts) for name, prompts in prepared.eval_sets.items()}
     return DataFacts(
         demonstration_tokens=float(last["demonstration_tokens_mean"]) or None,
         prompt_tokens=float(last["prompt_tokens_mean"]) or None,
-        evaluation_prompts=eval_sets,
+        evaluation_prompts={name: len(prompts) for name, prompts in prepared.eval_sets.items()},
     )

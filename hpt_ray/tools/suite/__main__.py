@@ -13,8 +13,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +29,7 @@ from hpt_ray.tools.suite.jobs import Launcher, LocalLauncher  # noqa: E402
 from hpt_ray.tools.suite.matrix import RunSpec  # noqa: E402
 from hpt_ray.tools.suite.ray_jobs import RayLauncher  # noqa: E402
 from hpt_ray.tools.suite.report import write_report  # noqa: E402
-from hpt_ray.tools.suite.runner import Done, Runner  # noqa: E402
+from hpt_ray.tools.suite.runner import Done, carry_out, look  # noqa: E402
 from hpt_ray.tools.suite.state import Action, state_of  # noqa: E402
 from hpt_ray.tools.suite.suite import Suite, load_suite  # noqa: E402
 from hpt_ray.utils.lock import alone  # noqa: E402
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(suite, options.only, console)
             return 0
         with holding(suite.out):
-            return carry_out(suite, options, console)
+            return report_on(suite, options, console)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         return 130
@@ -87,29 +86,31 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def carry_out(suite: Suite, options: argparse.Namespace, console: Console) -> int:
-    runner = Runner(suite, LAUNCHERS[options.jobs](options), console, options.only)
-    done = runner.gather() if options.report else asyncio.run(stoppable(runner))
-    page = write_report(done)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+def report_on(suite: Suite, options: argparse.Namespace, console: Console) -> int:
+    """Do what is missing, unless nothing is to be started, and write the report."""
+    if options.report:
+        done = look(suite, options.only)
+    else:
+        done = asyncio.run(stoppable(suite, LAUNCHERS[options.jobs](options), console, options.only))
+    console.print(f"Report: {write_report(done)}", highlight=False, soft_wrap=True)
     for name, why in done.missing.items():
         console.print(f"missing: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
     return 1 if done.missing else 0
 
 
-async def stoppable(runner: Runner) -> Done:
+async def stoppable(suite: Suite, launcher: Launcher, console: Console, only: list[str]) -> Done:
     """At SIGTERM as at Ctrl-C: what the launcher does then, it says."""
-    runner.launcher.open()
-    task = asyncio.ensure_future(runner.run())
+    launcher.open()
+    task = asyncio.ensure_future(carry_out(suite, launcher, console, only))
     # After Ray, which has a handler of its own.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         return await task
     except asyncio.CancelledError:
-        runner.console.print(runner.launcher.when_stopped, soft_wrap=True)
+        console.print(launcher.when_stopped, soft_wrap=True)
         raise
     finally:
-        runner.launcher.close()
+        launcher.close()
 
 
 @contextlib.contextmanager
@@ -130,31 +131,30 @@ def holding(out: Path) -> Iterator[None]:
 
 def show_plan(suite: Suite, only: list[str], console: Console) -> None:
     """What is there and what is missing, by model and method; nothing is started or written."""
-    tries, runs = Runner(suite, LocalLauncher(), console, only).plan()
-    table = Table(title=suite.keys.title)
-    for name in ("model", "method", "tries", "runs", "prompts visited a run"):
-        table.add_column(name, justify="left" if name in ("model", "method") else "right")
-    for model, method in suite.pairs():
-        of_pair = [run for run in runs if (run.model, run.method) == (model, method)]
-        if of_pair:
-            tried = [run for run in tries if (run.model, run.method) == (model, method)]
-            note = " *" if suite.methods[method].budget else ""
-            attempts = f"{of_pair[0].attempts:,}{note}"
-            table.add_row(model, suite.methods[method].title, _counts(tried), _counts(of_pair), attempts)
+    done = look(suite, only)
+
+    def counts(runs: Sequence[RunSpec]) -> str:
+        return f"{sum(run.id in done.folders for run in runs)} of {len(runs)}" if runs else "–"
+
+    table = Table("model", "method", title=suite.keys.title)
+    for name in ("tries", "runs", "attempts a run"):
+        table.add_column(name, justify="right")
+    for pair in suite.pairs():
+        tries, runs = ([run for run in of if run.pair == pair] for of in (done.tries, done.planned))
+        if runs:
+            method = suite.methods[pair[1]]
+            attempts = f"{runs[0].attempts:,}{' *' if method.budget else ''}"
+            table.add_row(pair[0], method.title, counts(tries), counts(runs), attempts)
     console.print(table)
     console.print(
-        f"{_counts(tries)} tries and {_counts(runs)} runs are done. Output: {suite.out}", highlight=False
+        f"{counts(done.tries)} tries and {counts(done.planned)} runs are done. Output: {suite.out}",
+        highlight=False,
     )
-    for run in (*tries, *runs):
+    for run in (*done.tries, *done.planned):
         state = state_of(run)
         if state.action in (Action.CHANGED, Action.CONTINUE):
             why = "; ".join(state.differences)
             console.print(f"{run.id}: {state.action.value} {why}", markup=False, highlight=False)
-
-
-def _counts(runs: list[RunSpec]) -> str:
-    done = Counter(state_of(run).action for run in runs)[Action.DONE]
-    return f"{done} of {len(runs)}" if runs else "–"
 
 
 if __name__ == "__main__":

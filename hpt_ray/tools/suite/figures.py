@@ -1,12 +1,12 @@
 """The paper's figures from our runs: curves with bands over seeds, solve-rate maps, pass@k.
 
-In: `Results` and finished evaluations. Out: HTML with the pictures in it; the same as PNG files. One set of
+In: `Results` and what the evaluations came to. Out: HTML with the pictures in it; the same as PNG files. One set of
 figures a model; methods that are ablations of the reference are drawn apart, so that lines can be told apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,14 +23,13 @@ from hpt_ray.tools.report import (
     curves_of,
     grid,
     group_runs,
+    pass_at_k_figure,
+    solve_rate_maps,
 )
-from hpt_ray.tools.report.attempts import solve_rate_maps
-from hpt_ray.tools.report.pass_at_k import pass_at_k_figure
 from hpt_ray.tools.report.style import INK
 from hpt_ray.tools.suite.collect import Results
 from hpt_ray.tools.suite.dynamics import ENTROPY, OFFLINE
-from hpt_ray.tools.suite.passes import BASE
-from hpt_ray.tools.suite.solved import Passes
+from hpt_ray.tools.suite.passes import BASE, Passes
 
 MOST_MAPS = 3
 BAND = "ci95"
@@ -50,13 +49,10 @@ def mean_over(names: Sequence[str]) -> Callable[[RunData], Series]:
     """The mean of several sets at the steps where all were evaluated."""
 
     def read(run: RunData) -> Series:
-        found = [run.evaluations().get(name) for name in names]
-        known = [series for series in found if series is not None and len(series)]
-        if len(known) < len(names) or not known:
+        known = [series for name, series in run.evaluations().items() if name in names]
+        if not known or len(known) < len(names):
             return Series(np.array([], int), np.array([]))
-        steps = known[0].steps
-        for series in known[1:]:
-            steps = np.intersect1d(steps, series.steps)
+        steps = np.array(sorted(set.intersection(*(set(series.steps.tolist()) for series in known))), int)
         return Series(steps, np.mean([s.values[np.isin(s.steps, steps)] for s in known], axis=0))
 
     return read
@@ -65,13 +61,10 @@ def mean_over(names: Sequence[str]) -> Callable[[RunData], Series]:
 def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
     """All curves and maps of one model."""
     sets = results.suite.keys.sets
+    near, far = mean_over(sets.in_distribution), mean_over(sets.out_of_distribution)
     rows = {
-        "id": Lines(
-            "Held-out prompts like those of training", "share right", mean_over(sets.in_distribution), True
-        ),
-        "ood": Lines(
-            "Held-out prompts of other kinds", "share right", mean_over(sets.out_of_distribution), True
-        ),
+        "id": Lines("Held-out prompts like those of training", "share correct", near, True),
+        "ood": Lines("Held-out prompts of other kinds", "share correct", far, True),
         "reward": Lines("Training reward", "mean score of the rollouts", "reward/mean"),
         "offline": Lines("Offline ratio", "share of prompts on demonstrations", OFFLINE, True),
         "entropy": Lines("Entropy", "nats per trained token", ENTROPY),
@@ -91,20 +84,14 @@ def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
 def _with_one_end(results: Results, curves: list[Curve]) -> list[Curve]:
     """Without what lies past the steps of the equal budget; the label says to which step such a method goes on."""
     others = {results.title(name) for name, keys in results.suite.methods.items() if keys.budget}
-    end = max((curve.x[-1] for curve in curves if curve.label not in others), default=None)
-    if end is None:
-        return curves
+    end = max((curve.x[-1] for curve in curves if curve.label not in others), default=np.inf)
     return [curve if curve.x[-1] <= end else _cut(curve, end) for curve in curves]
 
 
 def _cut(curve: Curve, end: float) -> Curve:
-    shown = curve.x <= end
-    arrays = {
-        name: values[shown]
-        for name in ("x", "mean", "low", "high", "raw")
-        if (values := getattr(curve, name)) is not None
-    }
-    return replace(curve, label=f"{curve.label} (…{curve.x[-1]})", tails=(), **arrays)
+    arrays = {name: getattr(curve, name) for name in ("x", "mean", "low", "high", "raw")}
+    shown = {name: values[curve.x <= end] for name, values in arrays.items() if values is not None}
+    return replace(curve, label=f"{curve.label} (…{curve.x[-1]})", tails=(), **shown)
 
 
 def _parts(results: Results, model: str) -> dict[str, list[Method]]:
@@ -112,54 +99,45 @@ def _parts(results: Results, model: str) -> dict[str, list[Method]]:
     reference, suite = results.suite.keys.reference, results.suite
     names = [name for name in results.methods if name != BASE]
     ablations = [name for name in names if suite.methods[name].tuned_as == reference]
-    parts = {"methods": [n for n in names if n not in ablations]}
+    parts = {"methods": [name for name in names if name not in ablations]}
     if ablations:
         parts["ablations"] = [name for name in names if name == reference or name in ablations]
-    made = {part: _grouped(results, model, names) for part, names in parts.items()}
+    made = {}
+    for part, of_part in parts.items():
+        titles = {run.root: results.title(name) for name in of_part for run in results.runs(model, name)}
+        runs = [run for name in of_part for run in results.runs(model, name)]
+        made[part] = group_runs(runs, titles) if runs else []
     return {part: methods for part, methods in made.items() if methods}
-
-
-def _grouped(results: Results, model: str, names: Sequence[str]) -> list[Method]:
-    scores = [score for name in names for score in results.of(model, name)]
-    labels = {score.run.root: results.title(score.spec.method) for score in scores}
-    return group_runs([score.run for score in scores], labels) if scores else []
 
 
 def _maps(results: Results, model: str, pictures: Pictures) -> str:
     """Solve rate per prompt and attempt, for the reference and what the paper shows beside it (Figures 3, 4)."""
     names = dict.fromkeys([results.suite.keys.reference, "sft_then_grpo", "grpo"])
-    firsts = [scores[0] for name in names if (scores := results.of(model, name))][:MOST_MAPS]
-    maps = [(results.title(s.spec.method), attempt_map(s.run.attempts)) for s in firsts]
-    maps = [(name, map_) for name, map_ in maps if map_.has_solve_rates]
+    firsts = {name: runs[0] for name in names if (runs := results.runs(model, name))}
+    all_maps = [(results.title(name), attempt_map(run.attempts)) for name, run in firsts.items()]
+    maps = [(name, map_) for name, map_ in all_maps[:MOST_MAPS] if map_.has_solve_rates]
     if not maps:
         return ""
-    seed = firsts[0].spec.seed
+    seed = next(iter(firsts.values())).seed
     figure = solve_rate_maps(maps, f"Solve rate per prompt over its attempts, seed {seed}")
-    alt = (
-        f"Heat maps of the share of rollouts solved, one row a prompt: {', '.join(name for name, _ in maps)}."
-    )
+    shown = ", ".join(name for name, _ in maps)
+    alt = f"Heat maps of the share of rollouts solved, one row a prompt: {shown}."
     return pictures.add(f"{model}-solve-rates", figure, alt)
 
 
-# -- pass@k ------------------------------------------------------------------------------------------
-
-
 def pass_figures(results: Results, passes: Passes, pictures: Pictures) -> Html:
-    """One figure a model, in the colours of its other figures."""
-    return grid(*_pass_figures(results, passes, pictures))
-
-
-def _pass_figures(results: Results, passes: Passes, pictures: Pictures) -> Iterator[str]:
+    """pass@k: one figure a model, in the colours of its other figures."""
+    drawn = []
     for model in results.suite.models:
-        styles = {m.label: m for part in _parts(results, model).values() for m in part}
+        styles = {m.label: (m.color, m.dash) for part in _parts(results, model).values() for m in part}
         curves = []
         for method in results.methods:
             if (model, method) in passes:
-                ks, values = zip(*passes[model, method].means().items(), strict=True)
-                style = styles.get(results.title(method))
-                color, dash = (style.color, style.dash) if style else (INK, ":")
-                curves.append(Curve(results.title(method), color, np.array(ks), np.array(values), dash=dash))
+                means, title = passes[model, method].means(), results.title(method)
+                color, dash = styles.get(title, (INK, ":"))
+                curves.append(Curve(title, color, np.array([*means]), np.array([*means.values()]), dash=dash))
         if curves:
-            figure = pass_at_k_figure(curves, f"pass@k: {results.suite.models[model].title}")
-            alt = f"pass@k over k on {model}: {', '.join(f'{c.label} {c.mean[-1]:.1%} at {c.x[-1]}' for c in curves)}."
-            yield pictures.add(f"{model}-pass-at-k", figure, alt)
+            figure = pass_at_k_figure(curves, f"pass@k: {results.model_title(model)}")
+            shown = ", ".join(f"{c.label} {c.mean[-1]:.1%} at {c.x[-1]}" for c in curves)
+            drawn.append(pictures.add(f"{model}-pass-at-k", figure, f"pass@k over k on {model}: {shown}."))
+    return grid(*drawn)

@@ -3,12 +3,19 @@
 Both take a `Job` and return an `Outcome`; a failure is an outcome, not an exception. When the task is
 cancelled (Ctrl-C, SIGTERM), a local process gets SIGTERM and time to save. A Ray job goes on without us, and
 the next call finds it.
+
+`python -m hpt_ray.tools.suite.jobs PARENT MODULE WORDS…` is a local process: a module that ends when its parent
+does, however that ends, also by SIGKILL. A run that went on alone would write into a folder that the next call
+takes for cut off. Linux only, as everything here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import runpy
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +29,7 @@ from hpt_ray.config.schema import ClusterConfig
 
 SAVE_S = 60.0  # for a process to save and end after SIGTERM
 MESSAGE_LINES = 3
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +57,13 @@ class Launcher(Protocol):
 
     def open(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def is_under_way(self, job: Job) -> bool:
         """Whether an earlier call has started it."""
         ...
 
     async def run(self, job: Job, timeout_s: float) -> Outcome: ...
-
-    def close(self) -> None: ...
 
 
 class LocalLauncher:
@@ -69,7 +77,7 @@ class LocalLauncher:
 
     def open(self) -> None:
         self._cluster = Cluster.connect(ClusterConfig())
-        self._environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        self._environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
     def close(self) -> None:
         if self._cluster is not None:
@@ -81,17 +89,10 @@ class LocalLauncher:
     async def run(self, job: Job, timeout_s: float) -> Outcome:
         begin = time.monotonic()
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        words = (sys.executable, "-m", "hpt_ray.tools.suite.jobs", str(os.getpid()), *job.words)
         with job.log.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "hpt_ray.tools.suite.child",
-                str(os.getpid()),
-                *job.words,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
+                *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
             )
             try:
                 code = await asyncio.wait_for(process.wait(), timeout_s)
@@ -120,5 +121,19 @@ def last_words(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [i for i, line in enumerate(lines) if line.startswith(("error: ", "failed: "))]
-    chosen = lines[said[-1] :] if said else lines
-    return " / ".join(chosen[:MESSAGE_LINES] if said else chosen[-MESSAGE_LINES:]) or "it said nothing"
+    chosen = lines[said[-1] :][:MESSAGE_LINES] if said else lines[-MESSAGE_LINES:]
+    return " / ".join(chosen) or "it said nothing"
+
+
+def run_below(parent: str, module: str, *words: str) -> None:
+    """Be `python -m MODULE WORDS…`, and end with the process `parent`."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != int(parent):  # it has ended meanwhile
+        sys.exit(1)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    run_below(*sys.argv[1:])

@@ -1,19 +1,26 @@
 """From a suite to its runs: each with an id, a whole configuration, and its place in the tables.
 
 A configuration is the recipe, then the model's part, the method's part, the chosen or tried settings, and
-last the seed and the prompt sets. Pure but for reading the recipe. All methods must attempt equally many
-prompts; what attempts more or fewer says why, and the report repeats it.
+last the seed and the prompt sets. All methods must attempt equally many prompts; what attempts more or fewer
+says why, and the report repeats it.
+
+`choose` takes each method's values from its finished tries: the best mean on the validation sets, and of
+equals the one that the suite lists first. A try of which a run failed has no score; where no try has one,
+there is no choice, and the method does not run.
 """
 
 from __future__ import annotations
 
 import copy
 import fnmatch
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import yaml
@@ -25,6 +32,7 @@ from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.setup import choices_of
 from hpt_ray.errors import UserError
+from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.report.load import flat_keys
 from hpt_ray.tools.suite.suite import Settings, Suite
 from hpt_ray.utils import plugins
@@ -45,32 +53,78 @@ class RunSpec:
     number: int | None = None  # of the try; None: a reported run
 
     @property
+    def pair(self) -> Pair:
+        return self.model, self.method
+
+    @property
     def attempts(self) -> int:
         """Prompt attempts, with repetition: steps × prompts, over all phases."""
         phases = (phase.config for phase in phases_of(self.config))
         return sum(config.run.steps * config.prompts_per_step for config in phases)
 
 
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One setting and its mean over validation sets and seeds; None where a run of it is missing."""
+
+    settings: Settings
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The tries of a method on a model, in the order of the suite, and the one that was chosen."""
+
+    tries: Sequence[Try]
+    chosen: int
+
+    @property
+    def settings(self) -> Settings:
+        return self.tries[self.chosen].settings
+
+    @property
+    def at_edge(self) -> list[str]:
+        """Keys of which the lowest or highest of three values or more was best: a better one may lie beyond."""
+        names = [name for name, value in self.settings.items() if isinstance(value, (int, float))]
+        tried = {name: {t.settings[name] for t in self.tries if name in t.settings} for name in names}
+        return [n for n in names if len(tried[n]) > 2 and self.settings[n] in (min(tried[n]), max(tried[n]))]
+
+
 def sweep_runs(suite: Suite, wanted: Sequence[Pair]) -> list[RunSpec]:
     """The tries that the wanted pairs depend on."""
-    tuned = dict.fromkeys((model, suite.methods[method].tuned_as or method) for model, method in wanted)
     return [
         run
-        for model, method in tuned
+        for model, method in dict.fromkeys(tuned_pair(suite, pair) for pair in wanted)
         for number, settings in enumerate(suite.tries(method), start=1)
         for run in _runs(suite, model, method, suite.keys.sweep.seeds, settings, number)
     ]
 
 
-def reported_runs(suite: Suite, chosen: Mapping[Pair, Settings]) -> list[RunSpec]:
-    """The runs of the tables. `chosen`: settings by (model, method); a pair that is missing does not run."""
-    runs = []
-    for model, method in suite.pairs():
-        settings = chosen.get((model, suite.methods[method].tuned_as or method))
-        if settings is not None:
-            runs += _runs(suite, model, method, suite.seeds, settings)
-    check_budgets(suite, runs)
-    return runs
+def choose(suite: Suite, tries: Sequence[RunSpec], folders: Mapping[str, Path]) -> dict[Pair, Choice]:
+    """The choices that the finished tries allow; `tries` as `sweep_runs` orders them, `folders` by their ids."""
+    names = suite.keys.sweep.select_on or list(suite.keys.sweep.sets)
+    choices = {}
+    for pair, of_pair in groupby(tries, attrgetter("pair")):
+        scored = []
+        for _, seeds in groupby(of_pair, attrgetter("number")):
+            runs = list(seeds)
+            scores = [_validation_mean(folders[run.id], names) for run in runs if run.id in folders]
+            scored.append(Try(runs[0].settings, fmean(scores) if len(scores) == len(runs) else None))
+        if (choice := best_of(scored)) is not None:
+            choices[pair] = choice
+    return choices
+
+
+def best_of(tries: Sequence[Try]) -> Choice | None:
+    """The choice among tries; None where none has a score."""
+    scored = [(-t.score, i) for i, t in enumerate(tries) if t.score is not None]
+    return Choice(tries, min(scored)[1]) if scored else None
+
+
+def _validation_mean(root: Path, names: Sequence[str]) -> float:
+    """The mean over these sets of a finished run's last evaluation."""
+    evaluations = json.loads(RunFolder(root).summary.read_text(encoding="utf-8"))["evaluations"]
+    return fmean(evaluations[name]["last"]["mean"] for name in names)
 
 
 def untuned(suite: Suite) -> dict[Pair, Settings]:
@@ -82,28 +136,39 @@ def untuned(suite: Suite) -> dict[Pair, Settings]:
     }
 
 
-def matching(runs: Sequence[RunSpec], patterns: Sequence[str]) -> list[RunSpec]:
-    """Those whose id one of the shell patterns fits; all without patterns. UserError where one fits none."""
-    for pattern in patterns:
-        if not fnmatch.filter([run.id for run in runs], pattern):
-            raise UserError(f"--only {pattern} fits no run. Their names are like {runs[0].id}.")
-    return [run for run in runs if not patterns or any(fnmatch.fnmatch(run.id, p) for p in patterns)]
+def tuned_pair(suite: Suite, pair: Pair) -> Pair:
+    """The pair whose values this one takes."""
+    return pair[0], suite.methods[pair[1]].tuned_as or pair[1]
 
 
-def check_budgets(suite: Suite, runs: Sequence[RunSpec]) -> None:
-    """Raise `UserError` where methods of a model attempt unequally many prompts and none says why."""
+def reported_runs(suite: Suite, chosen: Mapping[Pair, Settings]) -> list[RunSpec]:
+    """The runs of the tables. `chosen`: settings by (model, method); a pair that is missing does not run.
+
+    Raises `UserError` where methods of a model attempt unequally many prompts and none says why.
+    """
+    runs: list[RunSpec] = []
+    for pair in suite.pairs():
+        settings = chosen.get(tuned_pair(suite, pair))
+        if settings is not None:
+            runs += _runs(suite, *pair, suite.seeds, settings)
     for model in suite.models:
-        attempts = {
-            run.method: run.attempts
-            for run in runs
-            if run.model == model and not suite.methods[run.method].budget
-        }
+        of_model = [run for run in runs if run.model == model and not suite.methods[run.method].budget]
+        attempts = {run.method: run.attempts for run in of_model}
         if len(set(attempts.values())) > 1:
             listed = ", ".join(f"{method} {count:,}" for method, count in attempts.items())
             raise UserError(
                 f"{suite.path}: on {model} the methods attempt unequally many prompts: {listed}. Make "
                 "run.steps × prompts_per_step equal, or say why in the method's `budget`."
             )
+    return runs
+
+
+def matching(runs: Sequence[RunSpec], patterns: Sequence[str]) -> list[RunSpec]:
+    """Those whose id one of the shell patterns fits; all without patterns. UserError where one fits none."""
+    for pattern in patterns:
+        if not fnmatch.filter([run.id for run in runs], pattern):
+            raise UserError(f"--only {pattern} fits no run. Their names are like {runs[0].id}.")
+    return [run for run in runs if not patterns or any(fnmatch.fnmatch(run.id, p) for p in patterns)]
 
 
 def _runs(
@@ -132,11 +197,10 @@ def _runs(
 
 
 def _config(suite: Suite, model: str, method: str, settings: Settings) -> Config:
-    keys = suite.models[model]
-    path = suite.file(keys.recipe or suite.keys.recipe)
+    path = suite.file(suite.models[model].recipe or suite.keys.recipe)
     layers: dict[str, dict[str, Any]] = {
         str(path): _recipe(path),
-        f"{suite.path}: models.{model}": keys.config,
+        f"{suite.path}: models.{model}": suite.models[model].config,
         **{str(file): _part(file) for file in map(suite.file, suite.methods[method].files)},
         f"{suite.path}: methods.{method}": suite.methods[method].config,
         f"{suite.path}: a try of {method}": nested(settings),

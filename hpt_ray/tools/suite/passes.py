@@ -1,25 +1,35 @@
-"""Evaluations of finished models: which there are to be, and which are done.
+"""Evaluations of finished models: which there are to be, which are done, and pass@k prompt by prompt.
 
 Two kinds, both `python -m hpt_ray.cli.evaluate` on a run's last checkpoint: `final`, whose scores are the tables',
 and pass@k. The name of an evaluation's folder holds what was asked, so that another number of samples is
-another evaluation; within it, that program goes on where it was. Its configuration is copied into the output
+another evaluation; within it, that program goes on where it was. Its configuration is written into the output
 folder first, for a job may run where the suite file is not.
+
+`read_passes` gives, for each (model, method), the chance per prompt that one of k samples is right, the mean over
+its seeds, so that two methods are compared on the same prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from hpt_ray.config import renamed
+from hpt_ray.errors import UserError
+from hpt_ray.evaluation.estimates import Estimate, mean_over_prompts, weighted_average
 from hpt_ray.evaluation.model import as_trained
-from hpt_ray.evaluation.results import PROMPTS
+from hpt_ray.evaluation.results import PROMPTS, read_results
+from hpt_ray.tools.report.pass_at_k import chances
 from hpt_ray.tools.suite.jobs import Job
-from hpt_ray.tools.suite.matrix import RunSpec
+from hpt_ray.tools.suite.matrix import Pair, RunSpec
 from hpt_ray.tools.suite.suite import Suite
 
 BASE = "base"  # in the place of a method: the model before training
@@ -28,72 +38,80 @@ FINAL, PASS = "final", "pass@k"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation. `seed` is None of the base. `out` holds results.json and prompts.parquet when done."""
+    """One evaluation. `out` holds results.json and prompts.parquet when done.
+
+    `keys`: what is asked of whom, on top of `config`, a file beside the suite's. `asked_as`: the run that tells
+    how the base is asked, which has no `seed`; what a run has trained says so itself.
+    """
 
     kind: str
     model: str
     method: str
     seed: int | None
     out: Path
-    words: tuple[str, ...]
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    config: Path | None = None
+    asked_as: RunSpec | None = None
 
     @property
     def id(self) -> str:
-        seed = "" if self.seed is None else f".s{self.seed}"
-        return f"{self.kind} {self.model}.{self.method}{seed}"
+        return f"{self.kind} {self.model}.{self.method}" + ("" if self.seed is None else f".s{self.seed}")
 
     @property
     def is_done(self) -> bool:
-        return (self.out / "results.json").is_file() and (self.out / PROMPTS).is_file()
+        return (self.out / "results.json").is_file() and renamed.existing(self.out / PROMPTS).is_file()
+
+    @property
+    def file(self) -> Path:
+        """Its configuration."""
+        return self.out.parents[1] / "configs" / f"{self.out.name}.yaml"
 
     def job(self, logs: Path) -> Job:
-        words = ("hpt_ray.cli.evaluate", *self.words, f"out={self.out}")
+        words = ("hpt_ray.cli.evaluate", "--config", str(self.file), f"out={self.out}")
         return Job(self.id, words, logs / f"{self.out.name}.log", str(self.out))
 
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What is asked of whom. `tag` goes into the folder's name; `config` is beside the suite file."""
-
-    name: str
-    tag: str
-    config: Path | None
-    words: tuple[str, ...]
-    methods: Sequence[str]
-    seeds: Sequence[int]
-    base: bool
+    def write_configuration(self) -> None:
+        """`file`, and those that it builds on: how the base is asked, and a copy of `config`."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        layers: list[str] = []
+        if self.asked_as:
+            layers.append(f"{self.file.stem}-asked.yaml")
+            _write(self.file.with_name(layers[-1]), as_trained(self.asked_as.config))
+        if self.config:
+            layers.append(f"{self.file.stem}-shared.yaml")
+            _copy(self.config, self.file.with_name(layers[-1]))
+        _write(self.file, {"defaults": layers, **self.keys})
 
 
 def evaluations_of(suite: Suite, runs: Sequence[RunSpec], folders: Mapping[str, Path]) -> list[Evaluation]:
     """The evaluations that the suite asks for, of the runs that are done, and of the models they began from."""
-    return [evaluation for kind in _kinds(suite) for evaluation in _evaluations(suite, kind, runs, folders)]
+    final, passes, parent = suite.keys.final, suite.keys.pass_at_k, suite.out.absolute() / "evaluations"
+    sampling = {name: getattr(passes, name) for name in ("samples", "temperature", "top_p")}
+    tag = f"k{passes.samples}-T{passes.temperature:g}-p{passes.top_p:g}"
+    methods, seeds = passes.methods or list(suite.methods), passes.seeds or suite.seeds
+    found = []
+    for kind, keys, asked, name in ((FINAL, final, {}, FINAL), (PASS, passes, sampling, tag)):
+        if not keys.benchmarks:
+            continue
+        ending = f"-{name}-{'+'.join(keys.benchmarks)}"
+        asked = {"benchmarks": list(keys.benchmarks), **asked}
+        config = suite.file(keys.config) if keys.config else None
+        for model, of_model in groupby(runs, attrgetter("model")):
+            for number, run in enumerate(of_model):
+                if number == 0 and (kind == FINAL or passes.base):
+                    base = {"model": run.config.model.path, **asked}
+                    out = parent / f"{model}.{BASE}{ending}"
+                    found.append(Evaluation(kind, model, BASE, None, out, base, config, run))
+                if run.id in folders and (kind == FINAL or (run.method in methods and run.seed in seeds)):
+                    root = folders[run.id]
+                    trained = {"model": str(root), **asked}
+                    out = parent / f"{root.name}{ending}"
+                    found.append(Evaluation(kind, model, run.method, run.seed, out, trained, config))
+    return found
 
 
-def _kinds(suite: Suite) -> Iterator[_Kind]:
-    final, passes, everything = suite.keys.final, suite.keys.pass_at_k, list(suite.methods)
-    if final.benchmarks:
-        names = ",".join(final.benchmarks)
-        path, tag = _path(suite, final.config), f"final-{names.replace(',', '+')}"
-        yield _Kind(FINAL, tag, path, (f"benchmarks=[{names}]",), everything, suite.seeds, base=True)
-    if passes.benchmarks:
-        names = ",".join(passes.benchmarks)
-        words = (
-            f"benchmarks=[{names}]",
-            f"samples={passes.samples}",
-            f"temperature={passes.temperature:g}",
-            f"top_p={passes.top_p:g}",
-        )
-        tag = f"k{passes.samples}-T{passes.temperature:g}-p{passes.top_p:g}-{names.replace(',', '+')}"
-        methods, seeds = passes.methods or everything, passes.seeds or suite.seeds
-        yield _Kind(PASS, tag, _path(suite, passes.config), words, methods, seeds, base=passes.base)
-
-
-def _path(suite: Suite, name: str | None) -> Path | None:
-    return suite.file(name) if name else None
-
-
-def _copy_of(suite: Suite, kind: _Kind) -> Path | None:
-    return _configs(suite) / f"{kind.name.replace('@', '-')}.yaml" if kind.config else None
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _copy(path: Path, to: Path) -> None:
@@ -106,48 +124,58 @@ def _copy(path: Path, to: Path) -> None:
     OmegaConf.save(content, to)
 
 
-def _configs(suite: Suite) -> Path:
-    return suite.out.absolute() / "configs"
+# -- pass@k --------------------------------------------------------------------------------------------
 
 
-def _base_file(suite: Suite, kind: _Kind, run: RunSpec) -> Path:
-    return _configs(suite) / f"{run.model}.{BASE}-{kind.name.replace('@', '-')}.yaml"
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """One method on one model. `by_benchmark`: chances [K, Q] of its prompts, mean over seeds. `asked`: which
+    prompts those are, by `reference_hash`."""
+
+    ks: tuple[int, ...]
+    by_benchmark: Mapping[str, np.ndarray]
+    asked: Mapping[str, tuple[str, ...]]
+    num_seeds: int
+
+    def means(self) -> dict[int, float]:
+        """pass@k for every k, each benchmark weighing the same."""
+        values = np.mean([of_one.mean(axis=1) for of_one in self.by_benchmark.values()], axis=0)
+        return {k: float(value) for k, value in zip(self.ks, values, strict=True)}
+
+    def minus(self, other: Solved, k: int) -> Estimate | None:
+        """The difference of pass@k with its interval over prompts; None where they were asked others."""
+        if self.ks != other.ks or self.asked != other.asked:
+            return None
+        at = self.ks.index(k)
+        deltas = [mean_over_prompts(v[at] - other.by_benchmark[n][at]) for n, v in self.by_benchmark.items()]
+        return weighted_average(deltas, [1.0] * len(deltas))
 
 
-def write_configurations(suite: Suite, runs: Sequence[RunSpec]) -> None:
-    """What the evaluations read: copies of the suite's configurations, and how the models before training are
-    asked: as their runs are, which evaluations of runs find by themselves."""
-    _configs(suite).mkdir(parents=True, exist_ok=True)
-    for kind in _kinds(suite):
-        copy = _copy_of(suite, kind)
-        if kind.config and copy:
-            _copy(kind.config, copy)
-        for run in {run.model: run for run in runs}.values():
-            path = _base_file(suite, kind, run)
-            as_runs = path.with_name(f"{run.model}.{BASE}.yaml")
-            as_runs.write_text(yaml.safe_dump(as_trained(run.config), allow_unicode=True), encoding="utf-8")
-            layers = [str(layer) for layer in (as_runs, copy) if layer]
-            path.write_text(yaml.safe_dump({"defaults": layers}, allow_unicode=True), encoding="utf-8")
+Passes = Mapping[Pair, Solved]
 
 
-def _evaluations(
-    suite: Suite, kind: _Kind, runs: Sequence[RunSpec], folders: Mapping[str, Path]
-) -> Iterator[Evaluation]:
-    parent = suite.out.absolute() / "evaluations"
-    begun: set[str] = set()
-    for run in runs:
-        if run.model not in begun and kind.base:
-            begun.add(run.model)
-            out = parent / f"{run.model}.{BASE}-{kind.tag}"
-            words = (
-                "--config",
-                str(_base_file(suite, kind, run)),
-                f"model={run.config.model.path}",
-                *kind.words,
-            )
-            yield Evaluation(kind.name, run.model, BASE, None, out, words)
-        if run.method in kind.methods and run.seed in kind.seeds and run.id in folders:
-            out = parent / f"{folders[run.id].name}-{kind.tag}"
-            copy = _copy_of(suite, kind)
-            words = (*(["--config", str(copy)] if copy else []), f"model={folders[run.id]}", *kind.words)
-            yield Evaluation(kind.name, run.model, run.method, run.seed, out, words)
+def read_passes(evaluations: Sequence[Evaluation]) -> Passes:
+    """What the finished evaluations say, a method's seeds together. UserError where not all were asked the same."""
+    found: dict[Pair, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        if evaluation.kind == PASS and evaluation.is_done:
+            found.setdefault((evaluation.model, evaluation.method), []).append(evaluation)
+    return {pair: _solved(of_pair) for pair, of_pair in found.items()}
+
+
+def _solved(evaluations: Sequence[Evaluation]) -> Solved:
+    seeds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    asked: dict[str, tuple[str, ...]] = {}
+    for evaluation in evaluations:
+        for name, of_benchmark in groupby(read_results(evaluation.out), attrgetter("benchmark")):
+            rows = sorted(of_benchmark, key=attrgetter("prompt_id"))
+            prompts = tuple(row.reference_hash for row in rows)
+            if asked.setdefault(name, prompts) != prompts:
+                raise UserError(
+                    f"{evaluation.out}: the prompts of {name} are not those that {evaluations[0].out} was asked. "
+                    "Move the folder that is out of date away and run the suite again."
+                )
+            seeds.setdefault(name, []).append(chances(rows))
+    ks = min((ks for of_one in seeds.values() for ks, _ in of_one), key=len)
+    means = {name: np.mean([c[: len(ks)] for _, c in of_one], axis=0) for name, of_one in seeds.items()}
+    return Solved(tuple(int(k) for k in ks), means, asked, len(evaluations))

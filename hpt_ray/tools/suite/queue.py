@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from hpt_ray.observe.progress import short_time
@@ -31,20 +31,14 @@ class Journal:
     path: Path
 
     def add(self, job: str, outcome: Outcome) -> None:
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "job": job,
-            "seconds": round(outcome.seconds, 1),
-            "error": outcome.error,
-        }
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {"time": now, "job": job, "seconds": round(outcome.seconds, 1), "error": outcome.error}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def last_errors(self) -> dict[str, str]:
         """The error that each job ended with the last time it was tried; those that ended well are left out."""
-        last: dict[str, str] = {}
-        for line in self._lines():
-            last[line["job"]] = line["error"]
+        last = {line["job"]: line["error"] for line in self._lines()}
         return {job: error for job, error in last.items() if error}
 
     def num_failures(self) -> int:
@@ -58,7 +52,7 @@ class Journal:
 
 
 class Queue:
-    """Carries jobs out; shows where it is. Use as a context manager."""
+    """Carries jobs out; shows where it is. `total`: how many jobs there will be, as far as that is known."""
 
     def __init__(
         self,
@@ -70,22 +64,11 @@ class Queue:
         console: Console,
         total: int,
     ) -> None:
+        self.total = total
         self._launcher, self._parallel, self._timeout_s = launcher, parallel, timeout_s
         self._journal, self._console = journal, console
-        self._total, self._num_ended, self._num_failed = total, 0, 0
         self._running: list[str] = []
-        self._seconds: list[float] = []  # of the jobs that ended
-        self._live: Live | None = None
-
-    def __enter__(self) -> Queue:
-        if self._console.is_terminal:
-            self._live = Live(self._line(), console=self._console, refresh_per_second=2, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._ended: list[Outcome] = []
 
     async def run(self, jobs: Sequence[Job]) -> dict[str, Outcome]:
         """The outcome of every job, by its id. What is under way already has the first slots."""
@@ -95,47 +78,39 @@ class Queue:
         async def one(job: Job) -> None:
             async with slots:
                 self._running.append(job.id)
-                self._show()
+                status.update(self._line())
                 try:
                     outcomes[job.id] = outcome = await self._launcher.run(job, self._timeout_s)
                 finally:
                     self._running.remove(job.id)
+                self._ended.append(outcome)
                 self._journal.add(job.id, outcome)
-                self._num_ended += 1
-                self._num_failed += bool(outcome.error)
-                self._seconds.append(outcome.seconds)
                 if outcome.error:
                     self._console.print(Text(f"{job.id} failed: {outcome.error}"), soft_wrap=True)
-                self._show(ended=True)
+                status.update(self._line())
+                if not self._console.is_terminal:
+                    self._console.print(self._line(), soft_wrap=True)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for job in sorted(jobs, key=self._launcher.is_under_way, reverse=True):
-                    group.create_task(one(job))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
+        with self._console.status(
+            self._line()
+        ) as status:  # one live line; nothing where there is no terminal
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for job in sorted(jobs, key=self._launcher.is_under_way, reverse=True):
+                        group.create_task(one(job))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from errors
         return outcomes
 
-    def expect(self, total: int) -> None:
-        """How many jobs there will be in all, once that is known better."""
-        self._total = total
-
-    def _show(self, *, ended: bool = False) -> None:
-        if self._live is not None:
-            self._live.update(self._line())
-        elif ended:
-            self._console.print(self._line(), soft_wrap=True)
-
     def _line(self) -> Text:
-        parts = [f"jobs {self._num_ended}/{self._total}"]
+        num_ended, num_failed = len(self._ended), sum(bool(outcome.error) for outcome in self._ended)
+        parts = [f"jobs {num_ended}/{self.total}"]
         if self._running:
             more = len(self._running) - NAMES_SHOWN
-            names = ", ".join(self._running[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-            parts.append(names)
-        if self._num_failed:
-            parts.append(f"{self._num_failed} failed")
-        if self._seconds:
-            mean_s = sum(self._seconds) / len(self._seconds)
-            left = mean_s * (self._total - self._num_ended) / self._parallel
-            parts.append(f"about {short_time(left)} left")
+            parts.append(", ".join(self._running[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else ""))
+        if num_failed:
+            parts.append(f"{num_failed} failed")
+        if self._ended:
+            mean_s = fmean(outcome.seconds for outcome in self._ended)
+            parts.append(f"about {short_time(mean_s * (self.total - num_ended) / self._parallel)} left")
         return Text(" · ".join([*parts, time.strftime("%H:%M")]), no_wrap=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from hpt_ray.config import renamed
 from hpt_ray.config.schema import Config
 from hpt_ray.observe.run_folder import RunFolder, newest_name
 from hpt_ray.tools.report.load import flat_keys
@@ -35,16 +36,6 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What lies in the newest folder of a run. `config` is None where it cannot be read."""
-
-    root: Path
-    config: Mapping[str, Any] | None
-    is_finished: bool
-    has_checkpoint: bool
-
-
-@dataclass(frozen=True, slots=True)
 class State:
     """What is to be done about a run, the folder that it is done or continued in, and what differs."""
 
@@ -54,47 +45,28 @@ class State:
 
 
 def state_of(spec: RunSpec) -> State:
-    return decide(find(Path(spec.config.run.dir), spec.id), spec.config)
-
-
-def find(directory: Path, name: str) -> Found | None:
-    """The newest folder of the run `name`; None where there is none."""
-    folders = [path.name for path in directory.glob(f"{name}-*")]
-    newest = newest_name(folders, name)
+    """What to do about a run, from what its newest folder holds."""
+    directory = Path(spec.config.run.dir)
+    newest = newest_name([path.name for path in directory.glob(f"{spec.id}-*")], spec.id)
     if newest is None:
-        return None
-    folder = RunFolder(directory / newest)
-    checkpoints = folder.checkpoints.glob("step-*")
-    return Found(folder.root, _config(folder.config), _is_whole(folder.summary), any(checkpoints))
-
-
-def _config(path: Path) -> dict[str, Any] | None:
-    """The flat keys of a run's config.yaml, or None. A key that did not exist yet had its default."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return None
-    if not isinstance(content, dict):
-        return None
-    keys = flat_keys(content)
-    sections = {name.rsplit(".", n)[0] for name in keys for n in range(name.count(".") + 1)}
-    return {k: v for k, v in flat(Config()).items() if k not in sections} | keys
-
-
-def decide(found: Found | None, wanted: Config) -> State:
-    """What to do about a run, from what was found."""
-    if found is None or (found.config is None and not found.is_finished):
         return State(Action.RUN)
-    differing = (
-        ["its config.yaml cannot be read"]
-        if found.config is None
-        else differences(found.config, flat(wanted))
-    )
-    if differing:
+    folder = RunFolder(directory / newest)
+    written, is_finished = _written(folder.config), _is_whole(folder.summary)
+    if written is None:
+        unreadable = State(Action.CHANGED, None, ["its config.yaml cannot be read"])
+        return unreadable if is_finished else State(Action.RUN)
+    if differing := differences(written, flat(spec.config)):
         return State(Action.CHANGED, None, differing)
-    if found.is_finished:
-        return State(Action.DONE, found.root)
-    return State(Action.CONTINUE, found.root) if found.has_checkpoint else State(Action.RUN)
+    if is_finished:
+        return State(Action.DONE, folder.root)
+    can_continue = any(folder.checkpoints.glob("step-*"))
+    return State(Action.CONTINUE, folder.root) if can_continue else State(Action.RUN)
+
+
+def done_folders(runs: Sequence[RunSpec]) -> dict[str, Path]:
+    """The folders of the runs that are done, by id."""
+    states = {run.id: state_of(run) for run in runs}
+    return {name: s.root for name, s in states.items() if s.action is Action.DONE and s.root is not None}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -115,6 +87,19 @@ def fingerprint(config: Config) -> str:
 
 def _is_neutral(name: str) -> bool:
     return name.startswith(NEUTRAL) or name.endswith(NEUTRAL_ENDINGS)
+
+
+def _written(path: Path) -> dict[str, Any] | None:
+    """The flat keys of a run's config.yaml, or None. A key that did not exist yet had its default."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    keys = flat_keys(renamed.config(content))
+    sections = {name.rsplit(".", n)[0] for name in keys for n in range(name.count(".") + 1)}
+    return {k: v for k, v in flat(Config()).items() if k not in sections} | keys
 
 
 def _is_whole(path: Path) -> bool:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from hpt_ray.config.load import load_as
 from hpt_ray.config.schema import key, section
@@ -20,6 +20,7 @@ from hpt_ray.errors import UserError
 from hpt_ray.evaluation.schema import EvaluateConfig
 from hpt_ray.tools.suite.paper_tables import BY_NAME
 
+T = TypeVar("T")
 Settings = Mapping[str, Any]  # dotted key of a run's configuration → value
 
 
@@ -36,7 +37,9 @@ class MatrixKeys:
 class SetKeys:
     """What the reported numbers are taken on."""
 
-    test: dict[str, str] = key({}, "Name → prompts; answered in training as `evaluation` of the recipe says.")
+    test: dict[str, str] = key(
+        {}, "Name → prompts; evaluated in training as `evaluation` of the recipe says."
+    )
     in_distribution: list[str] = key([], "The sets of the first average.")
     out_of_distribution: list[str] = key([], "The sets of the second average.")
 
@@ -52,30 +55,28 @@ class SweepKeys:
 
 
 @dataclass
-class PassKeys:
-    """pass@k of the finished models, by `python -m hpt_ray.cli.evaluate`."""
+class FinalKeys:
+    """Where the tables' scores come from, if not from the last evaluation in training: an evaluation of the
+    finished models by `python -m hpt_ray.cli.evaluate`, on benchmarks that are the names of `sets.test`."""
 
     config: str | None = key(
         None, "Configuration of that program, for what is not here; relative to the suite file."
     )
-    benchmarks: list[str] = key([], "Benchmarks of the table of docs/evaluation.md; none: no pass@k.")
-    samples: int = key(64, "Answers per prompt, and the largest k.", minimum=1)
+    benchmarks: list[str] = key(
+        [], "Benchmarks of the table of docs/evaluation.md; none: no such evaluation."
+    )
+
+
+@dataclass
+class PassKeys(FinalKeys):
+    """pass@k of the finished models, by the same program."""
+
+    samples: int = key(64, "Responses per prompt, and the largest k.", minimum=1)
     temperature: float = key(1.0, "Sampling temperature.", minimum=0)
     top_p: float = key(1.0, "Nucleus.", minimum=0)
     methods: list[str] = key([], "Methods; all of the matrix where it is empty.")
     seeds: list[int] = key([], "Seeds; all of the matrix where it is empty.", minimum=0)
     base: bool = key(True, "Evaluate the model that training starts from too.")
-
-
-@dataclass
-class FinalKeys:
-    """Where the tables' scores come from, if not from the last evaluation in training."""
-
-    config: str | None = key(
-        None,
-        "Configuration of `python -m hpt_ray.cli.evaluate` for the finished models; relative to the suite file.",
-    )
-    benchmarks: list[str] = key([], "Its benchmarks, which are the names of `sets.test`.")
 
 
 @dataclass
@@ -166,30 +167,27 @@ class Suite:
 def load_suite(path: str | os.PathLike[str], words: Sequence[str] = ()) -> Suite:
     """Read and check a suite file; `words` are `key=value`. Raises `UserError` for all that is wrong."""
     keys = load_as(SuiteKeys, path, list(words))
-    methods = {
-        name: load_as(MethodKeys, None, [], base={f"{path}: methods.{name}": content or {}})
-        for name, content in _chosen(keys.methods, keys.matrix.methods, "matrix.methods").items()
-    }
-    models = {
-        name: load_as(ModelKeys, None, [], base={f"{path}: models.{name}": content or {}})
-        for name, content in _chosen(keys.models, keys.matrix.models, "matrix.models").items()
-    }
-    suite = Suite(Path(path), keys, methods, models)
+
+    def chosen(part: str, root: type[T]) -> dict[str, T]:
+        table: Mapping[str, Any] = getattr(keys, part)
+        names: Sequence[str] = getattr(keys.matrix, part)
+        for name in names:
+            if name not in table:
+                near = difflib.get_close_matches(name, table, n=1)
+                hint = f" Did you mean `{near[0]}`?" if near else ""
+                raise UserError(
+                    f"`matrix.{part}` names {name}, which is not defined.{hint} There are: {', '.join(table)}."
+                )
+        return {
+            name: load_as(root, None, [], base={f"{path}: {part}.{name}": table[name] or {}})
+            for name in names or table
+        }
+
+    suite = Suite(Path(path), keys, chosen("methods", MethodKeys), chosen("models", ModelKeys))
     problems = [f"{path}: {problem}" for check in CHECKS for problem in check(suite)]
     if problems:
         raise UserError("\n".join(problems))
     return suite
-
-
-def _chosen(table: Mapping[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
-    for name in names:
-        if name not in table:
-            near = difflib.get_close_matches(name, table, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise UserError(
-                f"`{where}` names {name}, which is not defined.{hint} There are: {', '.join(table)}."
-            )
-    return {name: table[name] for name in names or table}
 
 
 # -- what must be true -----------------------------------------------------------------------------
@@ -209,26 +207,23 @@ def _is_complete(suite: Suite) -> Iterator[str]:
 
 def _names_are_known(suite: Suite) -> Iterator[str]:
     keys = suite.keys
-    lists: dict[str, tuple[Iterable[str], Iterable[str]]] = {
+    lists: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
         "sets.in_distribution": (keys.sets.in_distribution, keys.sets.test),
         "sets.out_of_distribution": (keys.sets.out_of_distribution, keys.sets.test),
         "final.benchmarks": (keys.final.benchmarks, keys.sets.test),
         "sweep.select_on": (keys.sweep.select_on, keys.sweep.sets),
         "pass_at_k.methods": (keys.pass_at_k.methods, suite.methods),
-        "pass_at_k.seeds": (map(str, keys.pass_at_k.seeds), map(str, keys.matrix.seeds)),
+        "pass_at_k.seeds": (keys.pass_at_k.seeds, suite.seeds),
+        "paper": (keys.paper, BY_NAME),
+        **{f"paper.{table}": (models, keys.models) for table, models in keys.paper.items()},
     }
-    lists |= {"paper": (keys.paper, BY_NAME)} | {
-        f"paper.{t}": (m, keys.models) for t, m in keys.paper.items()
-    }
-    lists |= {f"methods.{n}.models": (m.models, keys.models) for n, m in suite.methods.items()}
-    lists |= {
-        f"methods.{n}.tuned_as": ([m.tuned_as], suite.methods) for n, m in suite.methods.items() if m.tuned_as
-    }
+    for name, method in suite.methods.items():
+        lists[f"methods.{name}.models"] = method.models, keys.models
+        lists[f"methods.{name}.tuned_as"] = [method.tuned_as] if method.tuned_as else [], suite.methods
     for where, (names, known) in lists.items():
-        known = list(known)
         for name in names:
-            if name not in known:
-                yield f"`{where}` names {name}; known are {', '.join(known)}."
+            if name not in (listed := list(known)):
+                yield f"`{where}` names {name}; known are {', '.join(map(str, listed))}."
 
 
 def _tries_are_equal(suite: Suite) -> Iterator[str]:
