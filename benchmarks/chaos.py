@@ -52,7 +52,7 @@ FAULTS = {
     "learner": Fault("ray::LearnerWorker", 4),
     "reference": Fault("ray::ReferenceWorker", 2),
     "verifier": Fault("ray::VerifierService", 2),
-    "reward_function": Fault("hpt_ray.reward.worker", 4),
+    "reward_function": Fault("hpt_ray.reward.pool", 4),
     "driver": Fault("", 2),
     "frozen engine": Fault("ray::RolloutWorker", 1, signal.SIGSTOP),
     "frozen learner": Fault("ray::LearnerWorker", 1, signal.SIGSTOP),

@@ -40,7 +40,7 @@ async def sample(size: str, repeats: int, folder: Path) -> dict[str, Any]:
     model = SHAPES[size].save(folder / "model")
     learner = LearnerConfig(num_ranks=RANKS, num_cpus=1, zero_stage=2)
     spec = LearnerSpec(
-        ModelConfig(path=str(model), random_init=True, dtype="bfloat16"), str(model), learner, None, 1.0, 0
+        ModelConfig(path=str(model), random_init=True, dtype="bfloat16"), str(model), learner, 0, None, 1.0
     )
     cluster = Cluster.connect(ClusterConfig(address="local"))
     replicas = Replicas(timeout_s=LIMIT_S)

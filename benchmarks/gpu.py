@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from gpu_buckets import cuda_ipc, pinned
 from machine import machine, versions
-from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, full_micro_batch
+from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, SampleShape, full_logits, full_micro_batch
 from measuring import Skipped, cost, errors, seconds
 from transformers import AutoModelForCausalLM
 
@@ -49,7 +49,7 @@ class Scale:
 
     device: str
     model: ModelShape
-    samples: Rows
+    samples: SampleShape
     micro_batches: tuple[int, ...]  # tokens of a micro-batch
     tokens_per_update: int
     attention_tokens: int
@@ -64,9 +64,9 @@ def scale_of(small: bool) -> Scale:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if small:
         model = ModelShape(64, 176, 2, 2, 1, 1000)
-        samples = Rows(1, 8, Lengths(8, 0.5, 32), Lengths(32, 1.0, 128), model.vocabulary)
+        samples = SampleShape(1, 8, Lengths(8, 0.5, 32), Lengths(32, 1.0, 128), model.vocabulary)
         return Scale(device, model, samples, (128, 256, 512), 512, 256, 64, 5000, 256, 256, 2)
-    samples = Rows(1, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), VOCABULARY)
+    samples = SampleShape(1, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), VOCABULARY)
     micro_batches = (2048, 8192, 16_384)
     return Scale(device, QWEN2_05B, samples, micro_batches, 32_768, 8192, 4096, VOCABULARY, 8192, 8192, 5)
 

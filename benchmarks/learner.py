@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine, process_bytes, versions, write
-from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, Rows, full_logits, rounds_of, weighed
+from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, SampleShape, full_logits, rounds_of, weighed
 
 from hpt_ray.algorithms import make_estimator
 from hpt_ray.cluster.process import prepare_process
@@ -49,18 +49,18 @@ RATE = 1e-4
 SPEED = {
     "quickstart": (
         ModelShape(64, 176, 2, 2, 1, 82),
-        Rows(32, 8, Lengths(12, 0.3, 40), Lengths(16, 0.5, 44), 82),
+        SampleShape(32, 8, Lengths(12, 0.3, 40), Lengths(16, 0.5, 44), 82),
         4096,
         30,
     ),
     "8M parameters": (
         ModelShape(256, 1024, 6, 8, 4, 8192),
-        Rows(4, 8, Lengths(32, 0.3, 64), Lengths(80, 0.7, 512), 8192),
+        SampleShape(4, 8, Lengths(32, 0.3, 64), Lengths(80, 0.7, 512), 8192),
         2048,
         8,
     ),
 }
-PACKING = Rows(128, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), 82)
+PACKING = SampleShape(128, 8, Lengths(120, 0.5, 1024), Lengths(800, 1.0, 8192), 82)
 MICRO_BATCH_TOKENS = 32_768
 RANKS = (1, 2, 4, 8)
 # Hidden size and tokens. Against full logits; and the growth, with a narrow model to be quick.
@@ -124,7 +124,7 @@ async def _speed_of(cluster: Cluster, name: str, folder: Path, threads: int, see
     path = str(shape.save(folder))
     estimator = make_estimator("hpt")
     spec = LearnerSpec(
-        ModelConfig(random_init=True), path, LearnerConfig(num_cpus=threads), estimator, 1.0, seed
+        ModelConfig(random_init=True), path, LearnerConfig(num_cpus=threads), seed, estimator, 1.0
     )
     needs = [ResourceRequest(kind, 1, 0.5, 0.0) for kind in ("learner", "bare")]
     await cluster.reserve(needs, timeout_s=LIMIT_S, name="benchmark")

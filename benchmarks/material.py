@@ -54,7 +54,7 @@ QWEN2_05B = ModelShape(896, 4864, 24, 14, 2, VOCABULARY)
 
 @dataclass(frozen=True)
 class Lengths:
-    """Log-normal lengths, cut at `limit`: many short answers and a long tail."""
+    """Log-normal lengths, cut at `limit`: many short responses and a long tail."""
 
     median: float
     sigma: float
@@ -66,7 +66,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampleShape:
     """Prompts of `num_rollouts` rollouts with mixed rewards, so that every sample counts."""
 
     num_prompts: int
@@ -106,7 +106,7 @@ class Rows:
         return BatchShape(self.num_prompts, self.num_rollouts, self.responses.limit)
 
 
-def weighed(estimator: Estimator, samples: Rows, seed: int) -> list[list[WeightedSample]]:
+def weighed(estimator: Estimator, samples: SampleShape, seed: int) -> list[list[WeightedSample]]:
     """Samples as the learner micro-batches them, prompt by prompt."""
     return [weight_samples(estimator, prompt, samples.batch).samples for prompt in samples.draw(seed)]
 
@@ -136,7 +136,7 @@ def full_logits(
     return logprob, entropy
 
 
-def full_micro_batch(num_tokens: int, samples: Rows, num_terms: int, seed: int) -> MicroBatch:
+def full_micro_batch(num_tokens: int, samples: SampleShape, num_terms: int, seed: int) -> MicroBatch:
     """Exactly `num_tokens` tokens of such samples (the last takes what is left), advantages ±1 in every term."""
     random = np.random.default_rng(seed)
     items: list[WeightedSample] = []

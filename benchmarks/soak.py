@@ -42,7 +42,7 @@ KINDS = {
     "ray::LearnerWorker": "learner",
     "ray::ReferenceWorker": "reference",
     "ray::VerifierService": "verifier",
-    "hpt_ray.reward.worker": "reward_function",
+    "hpt_ray.reward.pool": "reward_function",
     "ray::IDLE": "idle",
 }
 FORMAT = (

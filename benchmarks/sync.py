@@ -228,7 +228,7 @@ async def vllm_sample(size: str, *, bucket_mb: int, repeats: int, folder: Path) 
     model = ModelConfig(path=str(folder))
     rollout = RolloutConfig(kv_cache_gib=0.05, max_num_seqs=4)
     engine = EngineSpec(model, str(folder), rollout, max_model_len=64, seed=0)
-    learner = LearnerSpec(model, str(folder), LearnerConfig(), None, 1.0, seed=0)
+    learner = LearnerSpec(model, str(folder), LearnerConfig(), 0, None, 1.0)
     room = Cluster.connect(ClusterConfig(address="local"))
     try:
         await room.reserve(

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from machine import machine, process_bytes, versions, write
-from material import Lengths, ModelShape, Rows
+from material import Lengths, ModelShape, SampleShape
 
 from hpt_ray.algorithms import make_estimator
 from hpt_ray.cluster.runtime import Cluster, ResourceRequest
@@ -40,7 +40,7 @@ STAGES = (0, 1, 2, 3)
 SHAPE = ModelShape(768, 3072, 12, 12, 4, 8192)  # 10⁸ parameters
 MICRO_BATCH_TOKENS = 512
 BUCKET = 6_000_000  # numbers
-SAMPLES = Rows(4, 8, Lengths(24, 0.3, 48), Lengths(64, 0.7, 256), SHAPE.vocabulary)
+SAMPLES = SampleShape(4, 8, Lengths(24, 0.3, 48), Lengths(64, 0.7, 256), SHAPE.vocabulary)
 
 
 def configured(folder: Path, stage: int, dtype: str) -> Config:
@@ -70,7 +70,7 @@ async def sample(stage: int, dtype: str, updates: int, folder: Path) -> dict[str
     shape = find_shape(config.model, str(folder))
     assert shape is not None
     estimator = make_estimator("grpo")
-    spec = LearnerSpec(config.model, str(folder), config.learner, estimator, 1.0, 0)
+    spec = LearnerSpec(config.model, str(folder), config.learner, 0, estimator, 1.0)
     cluster = Cluster.connect(ClusterConfig(address="local"))
     try:
         await cluster.reserve([ResourceRequest("learner", RANKS, 1, 0.0)], timeout_s=LIMIT_S, name="zero")

@@ -31,13 +31,12 @@ from hpt_ray.config.load import dump_config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.data.mini.base import parse_name  # noqa: E402
 from hpt_ray.errors import STOPPED, exit_code  # noqa: E402
-from hpt_ray.evaluation import compare  # noqa: E402
 from hpt_ray.evaluation.journal import Journal  # noqa: E402
 from hpt_ray.evaluation.model import fingerprint  # noqa: E402
 from hpt_ray.evaluation.plan import Plan, load_evaluation, make_plan  # noqa: E402
-from hpt_ray.evaluation.report import results_table, summarise  # noqa: E402
+from hpt_ray.evaluation.report import as_json, compare, comparison_table, results_table, summarise  # noqa: E402
 from hpt_ray.evaluation.results import read_results, result_of, write_results  # noqa: E402
-from hpt_ray.evaluation.run import answer_missing, start_workers  # noqa: E402
+from hpt_ray.evaluation.run import sample_missing, start_workers  # noqa: E402
 from hpt_ray.observe.run_folder import write_atomic  # noqa: E402
 from hpt_ray.utils import plugins  # noqa: E402
 
@@ -135,7 +134,7 @@ async def _answer(plan: Plan, journal: Journal, cluster: Cluster, model_path: st
         )
         workers = await start_workers(cluster, plan, model_path, plan.out / "logs")
         try:
-            num_lost = await answer_missing(plan, journal, workers, lambda: progress.advance(bar))
+            num_lost = await sample_missing(plan, journal, workers, lambda: progress.advance(bar))
         finally:
             workers.stop()
     if num_lost:
@@ -165,14 +164,14 @@ def show_comparison(words: list[str], console: Console) -> None:
     parser.add_argument("b", type=Path, metavar="B", help="the same")
     parser.add_argument("--json", type=Path, help="write the comparison to this file too")
     options = parser.parse_args(words)
-    rows, unshared = compare.compare(read_results(options.a), read_results(options.b))
-    console.print(compare.comparison_table(rows, unshared, a=str(options.a), b=str(options.b)))
+    rows, unshared = compare(read_results(options.a), read_results(options.b))
+    console.print(comparison_table(rows, unshared, a=str(options.a), b=str(options.b)))
     if options.json is not None:
         content = {
             "a": str(options.a),
             "b": str(options.b),
             "unshared": unshared,
-            "rows": compare.as_json(rows),
+            "rows": as_json(rows),
         }
         write_atomic(options.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -1,21 +1,30 @@
 """Rules that concern more than one key, or more than the schema can say about one.
 
-Each rule is a small function: a `Config` in, a sentence that says what to change out, or None where the
-rule holds. `check_config` runs all of `RULES` and raises what is wrong as one `UserError`. Nothing here
-touches a file, a model or the cluster, or knows which algorithms, gates and trackers there are; what depends on
-those is checked in `hpt_ray.driver.setup`, or where it is read.
+Each function of `RULES` takes a `Config` and yields, for every rule of its topic that is broken, a sentence
+that says what to change. `check_config` runs them all and raises what is wrong as one `UserError`. Nothing
+here touches a file, a model or the cluster, or knows which algorithms, gates, trackers and backends there are;
+what depends on those is checked in `hpt_ray.driver.setup`, or where it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from hpt_ray.config.phases import phases_of
-from hpt_ray.config.placement import PLACEMENT_RULES
-from hpt_ray.config.schema import Config
+from hpt_ray.config.schema import ClusterConfig, Config
 from hpt_ray.errors import UserError
 
-Rule = Callable[[Config], str | None]
+ACTOR_GROUPS = ("learner", "critic", "rollout", "verifier", "reference")
+NOT_A_POOL = ("", "CPU", "GPU", "memory", "object_store_memory")
+# vLLM's arguments that would spread one engine over nodes or change how many processes it has → the value
+# that is left.
+ONE_NODE = {
+    "tensor_parallel_size": None,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "nnodes": 1,
+    "distributed_executor_backend": "mp",
+}
 
 
 def check_config(config: Config) -> None:
@@ -24,197 +33,179 @@ def check_config(config: Config) -> None:
     problems = [
         f"phase {phase.number}: {problem}" if len(phases) > 1 else problem
         for phase in phases
-        for rule in RULES
-        if (problem := rule(phase.config)) is not None
+        for problem in broken_rules(phase.config)
     ]
     if problems:
         raise UserError("\n".join(problems))
 
 
-def prompts_divide_into_updates(config: Config) -> str | None:
+def broken_rules(config: Config) -> list[str]:
+    """What is wrong with a configuration without phases, rule by rule."""
+    return [problem for rules in RULES for problem in rules(config)]
+
+
+def sizes(config: Config) -> Iterator[str]:
+    """Prompts divide into updates, and a sample fits wherever it must be whole."""
     prompts, updates = config.prompts_per_step, config.updates_per_step
-    if prompts % updates == 0:
-        return None
-    return (
-        f"`prompts_per_step` ({prompts}) must be a multiple of `updates_per_step` ({updates}); "
-        f"the nearest is {max(1, round(prompts / updates)) * updates}."
-    )
-
-
-def sample_fits_into_micro_batch(config: Config) -> str | None:
+    if prompts % updates:
+        yield (
+            f"`prompts_per_step` ({prompts}) must be a multiple of `updates_per_step` ({updates}); "
+            f"the nearest is {max(1, round(prompts / updates)) * updates}."
+        )
     sample = config.data.max_prompt_tokens + config.data.max_response_tokens
-    if sample <= config.max_tokens_per_micro_batch:
-        return None
-    return (
-        f"A sample may have {sample} tokens (`data.max_prompt_tokens` + `data.max_response_tokens`) and must fit "
-        f"into one micro-batch: raise `max_tokens_per_micro_batch` ({config.max_tokens_per_micro_batch}) to "
-        f"{sample}, or lower the limits."
-    )
-
-
-def sample_fits_into_engine(config: Config) -> str | None:
-    sample = config.data.max_prompt_tokens + config.data.max_response_tokens
+    if sample > config.max_tokens_per_micro_batch:
+        yield (
+            f"A sample may have {sample} tokens (`data.max_prompt_tokens` + `data.max_response_tokens`) and must fit "
+            f"into one micro-batch: raise `max_tokens_per_micro_batch` ({config.max_tokens_per_micro_batch}) to "
+            f"{sample}, or lower the limits."
+        )
     limit = config.rollout.engine.get("max_model_len", sample)
-    if isinstance(limit, int) and limit >= sample:
-        return None
-    return (
-        f"`rollout.engine.max_model_len` is {limit!r}, but prompt and response may have {sample} tokens "
-        "together: raise it, leave it out, or lower `data.max_prompt_tokens` or `data.max_response_tokens`."
-    )
+    if not isinstance(limit, int) or limit < sample:
+        yield (
+            f"`rollout.engine.max_model_len` is {limit!r}, but prompt and response may have {sample} tokens "
+            "together: raise it, leave it out, or lower `data.max_prompt_tokens` or `data.max_response_tokens`."
+        )
+    if config.run.steps and not config.data.train:
+        yield "`data.train` is empty: name at least one file of prompts, or set `run.steps` to 0."
 
 
-def training_has_data(config: Config) -> str | None:
-    if config.run.steps == 0 or config.data.train:
-        return None
-    return "`data.train` is empty: name at least one file of prompts, or set `run.steps` to 0."
-
-
-def gamma_is_a_share(config: Config) -> str | None:
-    if -1 <= config.selection.gamma <= 1:
-        return None
-    return (
-        f"`selection.gamma` is {config.selection.gamma:g}, but it is compared with a share of solved "
-        "rollouts: use a value from 0 to 1, or -1 for no demonstrations."
-    )
-
-
-def rollouts_of_a_prompt_differ(config: Config) -> str | None:
-    if config.rollout.temperature > 0 or config.group_size <= 1:
-        return None
-    return (
-        f"`rollout.temperature` is 0, so all {config.group_size} rollouts of a prompt would be "
-        "the same: raise it, or set `group_size` to 1."
-    )
-
-
-def evaluation_samples_differ(config: Config) -> str | None:
-    if config.evaluation.temperature > 0 or config.evaluation.samples == 1:
-        return None
-    return (
-        f"`evaluation.temperature` is 0, so all {config.evaluation.samples} samples of a prompt would be "
-        "the same: raise it, or set `evaluation.samples` to 1."
-    )
-
-
-def evaluation_has_sets(config: Config) -> str | None:
-    if config.evaluation.sets or config.evaluation.every == 0:
-        return None
-    return "`evaluation.every` is set, but `evaluation.sets` is empty: name a set, or set `every` to 0."
-
-
-def best_of_is_a_set(config: Config) -> str | None:
-    name = config.checkpoint.best_of
-    if name is None:
-        return None
-    if name not in config.evaluation.sets:
-        return f"`checkpoint.best_of` is {name}, which is no set of `evaluation.sets`: name one of them."
-    if config.evaluation.every == 0:
-        return "`checkpoint.best_of` needs evaluations to choose from: set `evaluation.every`."
-    if config.evaluation.sets[name].startswith("mini:test/"):
-        return f"`checkpoint.best_of` is {name}, a test set: choose on a validation set."
-    return None
-
-
-def shares_are_shares(config: Config) -> str | None:
+def sampling(config: Config) -> Iterator[str]:
+    """What is sampled more than once differs, from a distribution that exists; γ is a share of it."""
+    rollout, held_out = config.rollout, config.evaluation
+    if rollout.temperature == 0 and config.group_size > 1:
+        yield (
+            f"`rollout.temperature` is 0, so all {config.group_size} rollouts of a prompt would be the same: raise "
+            "it, or set `group_size` to 1."
+        )
+    if held_out.temperature == 0 and held_out.samples > 1:
+        yield (
+            f"`evaluation.temperature` is 0, so all {held_out.samples} samples of a prompt would be the same: "
+            "raise it, or set `evaluation.samples` to 1."
+        )
     shares = {
-        "rollout.top_p": config.rollout.top_p,
-        "rollout.gpu_memory_utilization": config.rollout.gpu_memory_utilization,
-        "evaluation.top_p": config.evaluation.top_p,
+        "rollout.top_p": rollout.top_p,
+        "rollout.gpu_memory_utilization": rollout.gpu_memory_utilization,
+        "evaluation.top_p": held_out.top_p,
     }
-    wrong = [f"`{name}` ({value:g})" for name, value in shares.items() if not 0 < value <= 1]
-    return f"{' and '.join(wrong)} must be above 0 and at most 1." if wrong else None
+    if wrong := [f"`{name}` ({share:g})" for name, share in shares.items() if not 0 < share <= 1]:
+        yield f"{' and '.join(wrong)} must be above 0 and at most 1."
+    if not -1 <= config.selection.gamma <= 1:
+        yield (
+            f"`selection.gamma` is {config.selection.gamma:g}, but it is compared with a share of correct rollouts: "
+            "use a value from 0 to 1, or -1 for no demonstrations."
+        )
+    if rollout.top_k < 1 and rollout.top_k != -1:
+        yield f"`rollout.top_k` is {rollout.top_k}: use 1 or more, or -1 for all tokens."
 
 
-def top_k_is_a_count(config: Config) -> str | None:
-    if config.rollout.top_k == -1 or config.rollout.top_k >= 1:
-        return None
-    return f"`rollout.top_k` is {config.rollout.top_k}: use 1 or more, or -1 for all tokens."
+def evaluation(config: Config) -> Iterator[str]:
+    """There are sets to evaluate on, and the best checkpoint is chosen on one that may choose."""
+    sets, every, best_of = config.evaluation.sets, config.evaluation.every, config.checkpoint.best_of
+    if every and not sets:
+        yield "`evaluation.every` is set, but `evaluation.sets` is empty: name a set, or set `every` to 0."
+    if best_of is None:
+        return
+    if best_of not in sets:
+        yield f"`checkpoint.best_of` is {best_of}, which is no set of `evaluation.sets`: name one of them."
+    elif every == 0:
+        yield "`checkpoint.best_of` needs evaluations to choose from: set `evaluation.every`."
+    elif sets[best_of].startswith("mini:test/"):
+        yield f"`checkpoint.best_of` is {best_of}, a test set: choose on a validation set."
 
 
-def betas_are_a_pair(config: Config) -> str | None:
-    betas = config.learner.betas
-    if len(betas) == 2 and all(0 <= beta < 1 for beta in betas):
-        return None
-    return f"`learner.betas` is {betas}: give two numbers from 0 to below 1, such as [0.9, 0.999]."
+def optimizer(config: Config) -> Iterator[str]:
+    """Numbers of AdamW, of its schedule and of ZeRO."""
+    learner = config.learner
+    if len(learner.betas) != 2 or not all(0 <= beta < 1 for beta in learner.betas):
+        yield f"`learner.betas` is {learner.betas}: give two numbers from 0 to below 1, such as [0.9, 0.999]."
+    if learner.min_lr_ratio > 1:
+        yield (
+            f"`learner.min_lr_ratio` is {learner.min_lr_ratio:g}: it is the last learning rate over the peak, "
+            "at most 1."
+        )
+    if learner.zero_stage > 3:
+        yield f"`learner.zero_stage` is {learner.zero_stage}: DeepSpeed has the stages 0, 1, 2 and 3."
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        yield "`learner.offload_optimizer` needs ZeRO: set `learner.zero_stage` to 1, 2 or 3, or switch it off."
+    if config.algorithm.correction != "none" and learner.recompute_old_logprobs:
+        yield (
+            "`algorithm.correction` bounds how far the learner is from the sampler, but with "
+            "`learner.recompute_old_logprobs` log π_old is the learner's own: use one of the two."
+        )
 
 
-def schedule_goes_down(config: Config) -> str | None:
-    if config.learner.min_lr_ratio <= 1:
-        return None
-    return (
-        f"`learner.min_lr_ratio` is {config.learner.min_lr_ratio:g}: it is the last learning rate over the "
-        "peak, at most 1."
-    )
+def placement(config: Config) -> Iterator[str]:
+    """How many GPUs a process has, which nodes it may stand on, and what of one must be whole."""
+    rollout, learner = config.rollout, config.learner
+    if learner.num_gpus > 1:
+        yield (
+            f"`learner.num_gpus` is {learner.num_gpus:g}, but one rank uses at most one GPU: set it to 1 "
+            "and raise `learner.num_ranks`."
+        )
+    wanted = rollout.tensor_parallel
+    if rollout.num_gpus and wanted > 1 and rollout.num_gpus != wanted:
+        yield (
+            f"`rollout.tensor_parallel` is {wanted}, but one worker reserves {rollout.num_gpus:g} GPUs: set "
+            f"`rollout.num_gpus` to {wanted}."
+        )
+    numbers = {"rollout.num_gpus": rollout.num_gpus, "learner.num_gpus": learner.num_gpus}
+    if wrong := [f"`{name}` ({number:g})" for name, number in numbers.items() if number % 1]:
+        yield (  # an engine's share of memory is of the whole GPU
+            f"{' and '.join(wrong)} must be a whole number. For rollout workers and learner ranks on the same "
+            "GPUs give both whole GPUs and set `cluster.colocate=true`."
+        )
+    for name, allowed in ONE_NODE.items():  # a bundle of the placement group is on one node, so an engine is
+        value = rollout.engine.get(name, allowed)
+        if value != allowed:
+            yield (
+                f"`rollout.engine.{name}` is {value!r}, but an engine is one process with "
+                "`rollout.tensor_parallel` GPUs of one node: remove it, and set `rollout.tensor_parallel` and "
+                "`rollout.num_workers`."
+            )
+    yield from wrong_pools(config.cluster)
 
 
-def zero_stage_exists(config: Config) -> str | None:
-    if 0 <= config.learner.zero_stage <= 3:
-        return None
-    return f"`learner.zero_stage` is {config.learner.zero_stage}: DeepSpeed has the stages 0, 1, 2 and 3."
+def colocation(config: Config) -> Iterator[str]:
+    """Engine i stands on the GPUs of the ranks from i · tensor_parallel on, and they take turns."""
+    if config.cluster.colocate and (missing := list(_colocation_needs(config))):
+        yield f"`cluster.colocate` needs {'; '.join(missing)}."
 
 
-def offload_needs_zero(config: Config) -> str | None:
-    if not config.learner.offload_optimizer or config.learner.zero_stage >= 1:
-        return None
-    return "`learner.offload_optimizer` needs ZeRO: set `learner.zero_stage` to 1, 2 or 3, or switch it off."
+def _colocation_needs(config: Config) -> Iterator[str]:
+    rollout, learner, pools = config.rollout, config.learner, config.cluster.pools
+    ranks, gpus = rollout.num_workers * rollout.tensor_parallel, rollout.tensor_parallel * learner.num_gpus
+    if learner.num_ranks != ranks:
+        yield (
+            f"`learner.num_ranks` ({learner.num_ranks}) to be {ranks}, `rollout.num_workers` times "
+            "`rollout.tensor_parallel`"
+        )
+    if rollout.num_gpus != gpus:
+        yield f"`rollout.num_gpus` ({rollout.num_gpus:g}) to be {gpus:g}, the GPUs of {rollout.tensor_parallel} ranks"
+    if learner.zero_stage == 0:
+        yield "`learner.zero_stage` to be 1, 2 or 3, whose optimizer state can be moved"
+    if rollout.max_off_policy_steps:
+        yield "`rollout.max_off_policy_steps` to be 0: nothing is generated while the learner has the GPUs"
+    if pools.get("rollout") != pools.get("learner"):
+        yield "`cluster.pools` to name the same resource for `rollout` and `learner`"
 
 
-def correction_has_a_sampler(config: Config) -> str | None:
-    if config.algorithm.correction == "none" or not config.learner.recompute_old_logprobs:
-        return None
-    return (
-        "`algorithm.correction` bounds how far the learner is from the sampler, but with "
-        "`learner.recompute_old_logprobs` log π_old is the learner's own: use one of the two."
-    )
+def wrong_pools(cluster: ClusterConfig) -> Iterator[str]:
+    """What is wrong with `cluster.pools`, in words."""
+    if unknown := sorted(cluster.pools.keys() - set(ACTOR_GROUPS)):
+        yield f"`cluster.pools` names {', '.join(unknown)}; actor groups are {', '.join(ACTOR_GROUPS)}."
+    for group, resource in cluster.pools.items():
+        if resource in NOT_A_POOL:
+            yield (
+                f"`cluster.pools.{group}` is {resource!r}: name a custom resource that nodes are started with, "
+                "as in `ray start --resources '{\"" + group + "\": 1}'`."
+            )
 
 
-def rank_has_one_gpu(config: Config) -> str | None:
-    if config.learner.num_gpus <= 1:
-        return None
-    return (
-        f"`learner.num_gpus` is {config.learner.num_gpus:g}, but one rank uses at most one GPU: set it to 1 "
-        "and raise `learner.num_ranks`."
-    )
-
-
-def engine_has_its_gpus(config: Config) -> str | None:
-    gpus, wanted = config.rollout.num_gpus, config.rollout.tensor_parallel
-    if gpus == 0 or wanted == 1 or gpus == wanted:
-        return None
-    return (
-        f"`rollout.tensor_parallel` is {wanted}, but one worker reserves {gpus:g} GPUs: set "
-        f"`rollout.num_gpus` to {wanted}."
-    )
-
-
-def nccl_needs_gpus(config: Config) -> str | None:
-    if config.weight_sync.backend != "nccl" or (config.rollout.num_gpus > 0 and config.learner.num_gpus > 0):
-        return None
-    return (
-        "`weight_sync.backend` is `nccl`, which sends between GPUs: give GPUs to both sides "
-        "(`rollout.num_gpus`, `learner.num_gpus`), or set the backend to `auto`."
-    )
-
-
-RULES: list[Rule] = [
-    prompts_divide_into_updates,
-    sample_fits_into_micro_batch,
-    sample_fits_into_engine,
-    training_has_data,
-    gamma_is_a_share,
-    rollouts_of_a_prompt_differ,
-    evaluation_samples_differ,
-    evaluation_has_sets,
-    best_of_is_a_set,
-    shares_are_shares,
-    top_k_is_a_count,
-    betas_are_a_pair,
-    schedule_goes_down,
-    zero_stage_exists,
-    offload_needs_zero,
-    correction_has_a_sampler,
-    rank_has_one_gpu,
-    engine_has_its_gpus,
-    nccl_needs_gpus,
-    *PLACEMENT_RULES,
-]
+RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
+    sizes,
+    sampling,
+    evaluation,
+    optimizer,
+    placement,
+    colocation,
+)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import sys
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -32,15 +33,10 @@ A key whose default is *required* must be set. A dict takes any keys below it, a
 def render_configuration() -> str:
     """The whole text of docs/configuration.md."""
     parts = [INTRODUCTION]
-    hints = typing.get_type_hints(Config)
-    for section, keys in itertools.groupby(
-        known_keys().values(), lambda known: known.name.rpartition(".")[0]
-    ):
-        if section:
-            parts.append(f"## {section}\n\n{hints[section].__doc__}\n")
-        else:
-            parts.append(f"## Top level\n\n{Config.__doc__}\n")
-        parts.append(_table(list(keys)))
+    sections = typing.get_type_hints(Config)
+    for name, keys in itertools.groupby(known_keys().values(), lambda known: known.name.rpartition(".")[0]):
+        parts.append(f"## {name or 'Top level'}\n\n{sections.get(name, Config).__doc__}\n")
+        parts.append(_table(keys))
     return "\n".join(parts)
 
 
@@ -57,7 +53,7 @@ def write_or_check(path: Path, text: str, command: str, check: bool) -> int:
     return 1
 
 
-def _table(keys: list[KnownKey]) -> str:
+def _table(keys: Iterable[KnownKey]) -> str:
     lines = ["| key | type | default | meaning | allowed |", "|---|---|---|---|---|"]
     for known in keys:
         cells = (f"`{known.name}`", f"`{known.type_name}`", _default(known), known.doc, _allowed(known))

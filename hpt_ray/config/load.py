@@ -33,6 +33,7 @@ COMMAND_LINE = "command line"
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"  # where no file is named
 Root = TypeVar("Root")
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+_NUMBERS = (int, float, int | None, float | None, list[int], list[float])
 _NEAREST_CUTOFF = 0.6  # below this likeness a suggestion would confuse more than help
 
 
@@ -48,26 +49,8 @@ class KnownKey:
     minimum: float | None
 
     @property
-    def is_dict(self) -> bool:
-        """Free-form: takes any key below it."""
-        return self.type is dict or typing.get_origin(self.type) is dict
-
-    @property
-    def is_text(self) -> bool:
-        return self.type is str or self.type == (str | None)
-
-    @property
     def type_name(self) -> str:
         return self.type.__name__ if isinstance(self.type, type) else str(self.type).replace("typing.", "")
-
-
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """One value of one source, not yet checked."""
-
-    key: str
-    value: Any
-    source: str
 
 
 @functools.cache
@@ -78,6 +61,7 @@ def known_keys(root: type = Config) -> dict[str, KnownKey]:
 
 def load_config(path: Paths, dotlist: list[str]) -> Config:
     """Read, merge and check the configuration of a run: see `load_as`. Its steps are those of its phases."""
+    config: Config
     config, sources = _load(Config, path, dotlist, {})
     if config.phases:
         steps = sum(steps_of_phases(config))
@@ -96,18 +80,6 @@ def load_run_config(path: Path, dotlist: list[str] | None = None) -> Config:
     return load_as(Config, None, dotlist or [], base={str(path): content})
 
 
-def steps_of_phases(config: Config) -> list[int]:
-    """The `steps` of each phase. Raises `UserError` where one is missing or is no count."""
-    steps = [phase.get("steps") for phase in config.phases]
-    for number, count in enumerate(steps, 1):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise UserError(
-                f"phase {number}: `steps` is {count!r}: say how many steps it has, a whole number above 0, as in "
-                "`phases: [{steps: 100, algorithm: {name: sft}}, …]`."
-            )
-    return typing.cast(list[int], steps)
-
-
 def load_as(
     root: type[Root],
     path: Paths,
@@ -124,40 +96,8 @@ def load_as(
 
     Raises `UserError` with one line for every problem found.
     """
-    return _load(root, path, dotlist, base or {})[0]
-
-
-def _load(
-    root: type[Root],
-    path: Paths,
-    dotlist: list[str],
-    base: Mapping[str, dict[str, Any]],
-) -> tuple[Root, dict[str, str]]:
-    """The configuration, and which source set a key last."""
-    settings: list[_Setting] = []
-    problems: list[str] = []
-    for source, content in base.items():
-        _collect(root, content, "", source, settings, problems)
-    for one in [path] if isinstance(path, (str, os.PathLike)) else path or []:
-        for source, content in _read_with_defaults(Path(one), ()):
-            _collect(root, content, "", source, settings, problems)
-    for word in dotlist:
-        _collect(root, _parse_word(root, word), "", COMMAND_LINE, settings, problems)
-
-    merged = OmegaConf.structured(root)
-    sources: dict[str, str] = {}
-    for setting in settings:
-        problem = _merge_one(root, merged, setting)
-        if problem is not None:
-            problems.append(problem)
-        sources[setting.key] = setting.source
-    problems += _check_values(root, merged, sources)
-    if problems:
-        raise UserError("\n".join(problems))
-
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, root)
-    return config, sources
+    config: Root = _load(root, path, dotlist, base or {})[0]
+    return config
 
 
 def dump_config(config: Any, path: str | os.PathLike[str]) -> None:
@@ -166,18 +106,48 @@ def dump_config(config: Any, path: str | os.PathLike[str]) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
+def steps_of_phases(config: Config) -> list[int]:
+    """The `steps` of each phase. Raises `UserError` where one is missing or is no count."""
+    steps = [phase.get("steps") for phase in config.phases]
+    for number, count in enumerate(steps, 1):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UserError(
+                f"phase {number}: `steps` is {count!r}: say how many steps it has, a whole number above 0, as in "
+                "`phases: [{steps: 100, algorithm: {name: sft}}, …]`."
+            )
+    return typing.cast(list[int], steps)
+
+
+def nearest_key(name: str, root: type = Config) -> str | None:
+    """The known key or section that `name` most likely means, by its full name or by its last part."""
+
+    def likeness(candidate: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, last), 1.0 if last == 1 else whole
+
+    best = max([*known_keys(root), *sorted(_sections(root))], key=likeness)
+    return best if likeness(best)[0] >= _NEAREST_CUTOFF else None
+
+
 def _keys_of(cls: type, prefix: str) -> Iterator[KnownKey]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, hint = prefix + field.name, hints[field.name]
         if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            yield from _keys_of(hint, name + ".")
+            yield from _keys_of(typing.cast(type, hint), f"{name}.")
             continue
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        meta = field.metadata
-        yield KnownKey(name, hint, meta["doc"], default, tuple(meta["choices"]), meta["minimum"])
+        doc, choices, minimum = (field.metadata[what] for what in ("doc", "choices", "minimum"))
+        yield KnownKey(name, hint, doc, default, choices, minimum if hint in _NUMBERS else None)
+
+
+def _sections(root: type) -> set[str]:
+    return {known.rpartition(".")[0] for known in known_keys(root)} - {""}
+
+
+# -- what the sources say ---------------------------------------------------------------------------
 
 
 def _read_with_defaults(path: Path, including: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
@@ -198,30 +168,22 @@ def _read_with_defaults(path: Path, including: tuple[Path, ...]) -> Iterator[tup
 
 
 def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict:
-    named_by = f" (named under `defaults` in {including[-1]})" if including else ""
     if not path.is_file():
+        named_by = f" (named under `defaults` in {including[-1]})" if including else ""
         ours = Path(__file__).resolve().parents[1] / path  # configs/… as they come with the package
         hint = f"Is {ours} meant?" if ours.is_file() else "Check the path."
         raise UserError(f"{path}: no such configuration file{named_by}. {hint}")
     try:
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}{_line_of(error)}: not valid YAML: {_reason_of(error)}.") from error
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f":{mark.line + 1}"
+        raise UserError(f"{path}{line}: not valid YAML: {_reason_of(error)}.") from error
     except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: cannot be read as a configuration: {error}.") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path}: must hold `key: value` lines, as in `run: {{steps: 20}}`; found a list.")
     return typing.cast(dict, OmegaConf.to_container(loaded, resolve=False))
-
-
-def _line_of(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return "" if mark is None else f":{mark.line + 1}"
-
-
-def _reason_of(error: yaml.YAMLError) -> str:
-    reason = getattr(error, "problem", None) or str(error)
-    return " ".join(str(reason).split())
 
 
 def _parse_word(root: type, word: str) -> dict:
@@ -230,38 +192,77 @@ def _parse_word(root: type, word: str) -> dict:
     if not equals or not name.strip():
         raise UserError(f"{COMMAND_LINE}: `{word}` is not of the form key=value, e.g. run.steps=20.")
     known = known_keys(root).get(name)
-    if known is not None and known.is_text and text != "null" and not text.startswith(("'", '"')):
+    is_text = known is not None and known.type in (str, str | None)
+    if is_text and text != "null" and not text.startswith(("'", '"')):
         return _nested(name, text)
     try:
         return typing.cast(dict, OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False))
-    except yaml.YAMLError as error:
-        problem = _reason_of(error)
-    except OmegaConfBaseException as error:
-        problem = str(error)
-    raise UserError(f"{COMMAND_LINE}: the value in `{word}` is not valid YAML: {problem}.")
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{COMMAND_LINE}: the value in `{word}` is not valid YAML: {_reason_of(error)}."
+        ) from error
+
+
+def _reason_of(error: Exception) -> str:
+    return " ".join(str(getattr(error, "problem", None) or error).split())
 
 
 def _nested(name: str, value: Any) -> dict:
     """`_nested("a.b", 1)` is `{"a": {"b": 1}}`."""
-    for part in reversed(name.split(".")):
-        value = {part: value}
-    return value
+    return functools.reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)
 
 
-def _collect(
-    root: type, content: dict, prefix: str, source: str, settings: list[_Setting], problems: list[str]
-) -> None:
+# -- from there to a configuration ------------------------------------------------------------------
+
+
+def _load(
+    root: type, path: Paths, dotlist: list[str], base: Mapping[str, dict[str, Any]]
+) -> tuple[Any, dict[str, str]]:
+    """The configuration, and which source set a key last."""
+    contents = list(base.items())
+    for one in [path] if isinstance(path, (str, os.PathLike)) else path or []:
+        contents += _read_with_defaults(Path(one), ())
+    contents += [(COMMAND_LINE, _parse_word(root, word)) for word in dotlist]
+
+    problems: list[str] = []
+    settings = [
+        (known, value, source)
+        for source, content in contents
+        for known, value in _settings(root, content, source, "", problems)
+    ]
+    merged = OmegaConf.structured(root)
+    problems += [
+        f"{source}: {problem}"
+        for known, value, source in settings
+        if (problem := _merge(merged, known, value))
+    ]
+    sources = {known.name: source for known, _, source in settings}
+    problems += [
+        problem
+        for name, known in known_keys(root).items()
+        if (problem := _wrong_value(merged, known, sources.get(name, "defaults")))
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+    return OmegaConf.to_object(merged), sources
+
+
+def _settings(
+    root: type, content: dict, source: str, prefix: str, problems: list[str]
+) -> Iterator[tuple[KnownKey, Any]]:
     """Walk nested content down to the keys of the schema; unknown keys and misplaced values are problems."""
     for part, value in content.items():
         name = f"{prefix}{part}"
         if name in known_keys(root):
-            settings.append(_Setting(name, value, source))
+            yield known_keys(root)[name], value
         elif name in renamed.KEYS:
             problems.append(f"{source}: `{name}` was renamed to `{renamed.KEYS[name]}`.")
         elif name not in _sections(root):
-            problems.append(f"{source}: unknown key `{name}`.{_suggestion(root, name)}")
+            nearest, page = nearest_key(name, root), root.PAGE  # type: ignore[attr-defined]
+            hint = f"Did you mean `{nearest}`?" if nearest else f"All keys are listed in {page}."
+            problems.append(f"{source}: unknown key `{name}`. {hint}")
         elif isinstance(value, dict):
-            _collect(root, value, f"{name}.", source, settings, problems)
+            yield from _settings(root, value, source, f"{name}.", problems)
         elif value is not None:  # a section whose keys are all commented out is None, and sets nothing
             example = next(known for known in known_keys(root) if known.startswith(f"{name}."))
             problems.append(
@@ -269,92 +270,55 @@ def _collect(
             )
 
 
-def _sections(root: type) -> set[str]:
-    return {known.rpartition(".")[0] for known in known_keys(root)} - {""}
-
-
-def nearest_key(name: str, root: type = Config) -> str | None:
-    """The known key or section that `name` most likely means, by its full name or by its last part."""
-
-    def likeness(candidate: str) -> tuple[float, float]:
-        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, last), 1.0 if last == 1 else whole
-
-    best = max([*known_keys(root), *sorted(_sections(root))], key=likeness)
-    return best if likeness(best)[0] >= _NEAREST_CUTOFF else None
-
-
-def _suggestion(root: type, name: str) -> str:
-    nearest = nearest_key(name, root)
-    if nearest is not None:
-        return f" Did you mean `{nearest}`?"
-    return f" All keys are listed in {root.PAGE}."  # type: ignore[attr-defined]
-
-
-def _merge_one(root: type, merged: DictConfig, setting: _Setting) -> str | None:
-    """Merge one value into `merged`; a problem in words where the value does not fit the key."""
-    known = known_keys(root)[setting.key]
+def _merge(merged: DictConfig, known: KnownKey, value: Any) -> str | None:
+    """Put one value into `merged`, or say in words why it does not fit the key's type."""
+    container = typing.get_origin(known.type)
     try:
-        if known.is_dict and setting.value == {}:
-            OmegaConf.update(merged, setting.key, {}, merge=False)
+        if value == {} and container is dict:
+            OmegaConf.update(merged, known.name, {}, merge=False)
         else:
-            merged.merge_with(_nested(setting.key, setting.value))
+            merged.merge_with(_nested(known.name, value))
     except OmegaConfBaseException:
-        return f"{setting.source}: {_wrong_type(known, setting.value)}"
+        hint = f" Write it as a list: {known.name}=[{value}]."
+        is_one = container is list and isinstance(value, str)
+        return _must_be(known.name, known.type_name, value) + (hint if is_one else "")
     return None
 
 
-def _wrong_type(known: KnownKey, value: Any) -> str:
-    message = f"`{known.name}` must be {known.type_name}, but is {value!r} ({_yaml_type(value)})."
-    if typing.get_origin(known.type) is list and isinstance(value, str):
-        message += f" Write it as a list: {known.name}=[{value}]."
-    return message
+def _must_be(name: str, type_name: str, value: Any) -> str:
+    of = "null" if value is None else type(value).__name__
+    return f"`{name}` must be {type_name}, but is {value!r} ({of})."
 
 
-def _yaml_type(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _check_values(root: type, merged: DictConfig, sources: dict[str, str]) -> list[str]:
-    """Required keys, references `${…}`, choices, minima and element types of the merged values."""
-    problems = []
-    for name, known in known_keys(root).items():
-        try:
-            value = OmegaConf.select(merged, name, throw_on_missing=True)
-            if OmegaConf.is_config(value):
-                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
-        except MissingMandatoryValue:
-            ways = f"Set it in the file or as {name}=… on the command line."
-            problems.append(f"`{name}` is not set. {known.doc} {ways}")
-            continue
-        except OmegaConfBaseException as error:
-            problems.append(f"{sources[name]}: `{name}`: {str(error).splitlines()[0]}.")
-            continue
+def _wrong_value(merged: DictConfig, known: KnownKey, source: str) -> str | None:
+    """What is wrong with a merged value: not set, a reference `${…}` to nothing, a value that is not allowed."""
+    try:
+        value = OmegaConf.select(merged, known.name, throw_on_missing=True)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         problem = _not_allowed(known, value)
-        if problem is not None:
-            problems.append(f"{sources.get(name, 'defaults')}: {problem}")
-    return problems
+    except MissingMandatoryValue:
+        ways = f"Set it in the file or as {known.name}=… on the command line."
+        return f"`{known.name}` is not set. {known.doc} {ways}"
+    except OmegaConfBaseException as error:
+        problem = f"`{known.name}`: {str(error).splitlines()[0]}."
+    return problem and f"{source}: {problem}"
 
 
 def _not_allowed(known: KnownKey, value: Any) -> str | None:
+    """The first value that is of an old name, no choice or too small; in a dict, of another type."""
+    name = known.name
     if isinstance(value, dict):
-        return _wrong_element(known, value)
+        element = typing.get_args(known.type)[1]
+        wrong = [part for part in value if element is not Any and not isinstance(value[part], element)]
+        return _must_be(f"{name}.{wrong[0]}", element.__name__, value[wrong[0]]) if wrong else None
     for item in value if isinstance(value, list) else [value]:
-        if item is None:
-            continue
+        if isinstance(item, str) and (new := renamed.VALUES.get(name, {}).get(item)):
+            return f"`{name}` is {item!r}, which was renamed to `{new}`."
         if known.choices and item not in known.choices:
             near = difflib.get_close_matches(str(item), known.choices, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
-            return f"`{known.name}` is {item!r}, but must be one of: {', '.join(known.choices)}.{hint}"
-        if known.minimum is not None and not (isinstance(item, (int, float)) and item >= known.minimum):
-            return f"`{known.name}` is {item!r}, but must be at least {known.minimum:g}."
-    return None
-
-
-def _wrong_element(known: KnownKey, value: dict) -> str | None:
-    element = typing.get_args(known.type)[1]
-    for part, item in value.items():
-        if element is not Any and not isinstance(item, element):
-            return f"`{known.name}.{part}` must be {element.__name__}, but is {item!r} ({_yaml_type(item)})."
+            return f"`{name}` is {item!r}, but must be one of: {', '.join(known.choices)}.{hint}"
+        if known.minimum is not None and item is not None and not item >= known.minimum:  # nor is NaN
+            return f"`{name}` is {item!r}, but must be at least {known.minimum:g}."
     return None

@@ -53,10 +53,9 @@ def phases_of(config: Config) -> list[Phase]:
     phases: list[Phase] = []
     for number, (content, steps) in enumerate(zip(config.phases, steps_of_phases(config), strict=True), 1):
         changes = {key: value for key, value in content.items() if key != "steps"}
-        fixed = list(_fixed(changes))
-        if fixed:
+        if fixed := [f"`{key}`" for key in _fixed(changes)]:
             raise UserError(
-                f"phase {number}: {', '.join(f'`{key}`' for key in fixed)} cannot differ between phases; what can: "
+                f"phase {number}: {', '.join(fixed)} cannot differ between phases; what can: "
                 f"{', '.join(PER_PHASE)}."
             )
         whole = asdict(config) | {"phases": [], "run": asdict(config.run) | {"steps": steps}}

@@ -44,15 +44,14 @@ VALUES = {  # by the key's new name
     "algorithm.demo_clip": _CLIPS,
 }
 
-METRICS = {
+METRICS = {  # by what a metric's name begins with
     "selection/demo_question_ratio": "selection/demo_prompt_ratio",
     "selection/demo_row_ratio": "selection/demo_sample_ratio",
     "policy/logp_gap_mean": "policy/logprob_gap_mean",
     "policy/logp_gap_max": "policy/logprob_gap_max",
     "learner/skipped_rows": "learner/skipped_samples",
-    "rollout/staleness_mean": "rollout/off_policy_steps_mean",
+    "rollout/staleness": "rollout/off_policy_steps",
 }
-_METRIC_FAMILIES = {"rollout/staleness/": "rollout/off_policy_steps/"}
 
 FIELDS = {  # of state.json, rollouts/*.parquet, prompt_history.jsonl, prompts.parquet
     "question_id": "prompt_id",
@@ -101,7 +100,5 @@ def existing(path: Path) -> Path:
 
 
 def _metric(name: str) -> str:
-    for old, new in _METRIC_FAMILIES.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return METRICS.get(name, name)
+    old = next((old for old in METRICS if name.startswith(old)), "")
+    return METRICS.get(old, "") + name.removeprefix(old)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 
-def key(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
-    """A configuration key: its default, what it does, and what it may be."""
+def key(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = 0) -> Any:
+    """A configuration key: its default, what it does, and what it may be. `minimum` is of numbers only."""
     metadata = {"doc": doc, "choices": choices, "minimum": minimum}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -28,11 +28,11 @@ class RunConfig:
 
     name: str = key("run", "Name of the run; its folder is DIR/NAME-TIME.")
     dir: str = key("runs", "Folder that holds run folders.")
-    seed: int = key(0, "Seed of data order, sampling and random initialisation.", minimum=0)
-    steps: int = key(100, "Steps to train for (one batch of prompts each).", minimum=0)
+    seed: int = key(0, "Seed of data order, sampling and random initialisation.")
+    steps: int = key(100, "Steps to train for (one batch of prompts each).")
     deterministic: bool = key(
         False,
-        "Pack and sum rows in the order of the prompts, not of arrival: a resumed run is then the same "
+        "Pack and sum samples in the order of the prompts, not of arrival: a resumed run is then the same "
         "run, bit for bit on CPUs in float32. Costs some overlap; actors compute with one thread each, and no "
         "prompt is decided early.",
     )
@@ -52,14 +52,9 @@ class ModelConfig:
     dtype: str = key("float32", "Training and sampling precision.", choices=("float32", "bfloat16"))
     attention: str = key(
         "segments",
-        "`segments` (exact packed attention on any device), or a name of transformers such as "
-        "`flash_attention_2`.",
+        "`segments` (exact packed attention on any device), or transformers' `flash_attention_2` and others.",
     )
-    config_overrides: dict[str, Any] = key(
-        {},
-        "Keys of the model's configuration to replace, as transformers names them: `rope_parameters`, "
-        "`max_position_embeddings`.",
-    )
+    config_overrides: dict[str, Any] = key({}, "Keys of the model's config.json to replace.")
     trust_remote_code: bool = key(False, "Run Python code that comes with the model.")
 
 
@@ -70,20 +65,13 @@ class DataConfig:
     train: list[str] = key([], "Training prompts: files or folders of parquet and jsonl, or `mini:train`.")
     template: str = key(
         "chat",
-        "`chat`: the tokenizer's chat template. `plain`: the prompt's text as it is. "
-        "Else a text with `{prompt}` in it.",
+        "`chat`: the tokenizer's template; `plain`: the prompt's text; or a text with `{prompt}` in it.",
     )
     add_bos: bool = key(False, "Put the tokenizer's BOS token first (`plain` and text templates).")
-    system_prompt: str | None = key(
-        None, "Replaces the system message of every prompt; empty text removes it."
-    )
-    end_token: str | None = key(
-        None, "Token that ends a response, on demonstrations and on rollouts. Default: the tokenizer's EOS."
-    )
-    max_prompt_tokens: int = key(1024, "Prompts with a longer prompt are dropped and counted.", minimum=1)
-    max_response_tokens: int = key(
-        8192, "Limit of a rollout; longer demonstrations are dropped and counted.", minimum=1
-    )
+    system_prompt: str | None = key(None, "Replaces every prompt's system message; empty text removes it.")
+    end_token: str | None = key(None, "Token that ends a response. Default: the tokenizer's EOS.")
+    max_prompt_tokens: int = key(1024, "Longer prompts are dropped and counted.", minimum=1)
+    max_response_tokens: int = key(8192, "Limit of a rollout; longer demonstrations are dropped.", minimum=1)
     shuffle: bool = key(True, "Draw a new order each epoch from the seed; false keeps the files' order.")
 
 
@@ -93,19 +81,20 @@ class RolloutConfig:
 
     num_workers: int = key(1, "Independent vLLM engines.", minimum=1)
     tensor_parallel: int = key(1, "GPUs of one engine.", minimum=1)
-    num_cpus: float = key(1.0, "CPU cores reserved for one worker.", minimum=0)
-    num_gpus: float = key(0.0, "GPUs reserved for one worker (0: the CPU build of vLLM).", minimum=0)
-    temperature: float = key(1.0, "Sampling temperature of training rollouts.", minimum=0)
+    num_cpus: float = key(1.0, "CPU cores reserved for one worker.")
+    num_gpus: float = key(0.0, "GPUs reserved for one worker (0: the CPU build of vLLM).")
+    temperature: float = key(1.0, "Sampling temperature of training rollouts.")
     top_p: float = key(
-        1.0, "Nucleus of training rollouts; below 1 the log-probs are of the cut distribution."
+        1.0, "Nucleus of rollouts; below 1 logprobs are of the truncated distribution.", minimum=None
     )
-    top_k: int = key(-1, "Sample among the k likeliest tokens only; -1 for all.")
+    top_k: int = key(-1, "Sample among the k likeliest tokens only; -1 for all.", minimum=None)
     max_num_seqs: int = key(256, "Sequences one engine decodes at the same time.", minimum=1)
-    kv_cache_gib: float = key(0.5, "KV cache of one engine on a CPU, in GiB.", minimum=0)
+    kv_cache_gib: float = key(0.5, "KV cache of one engine on a CPU, in GiB.")
     gpu_memory_utilization: float = key(
         0.75,
         "Share of a GPU's memory that vLLM takes while it generates. With `cluster.colocate` the rest must "
         "hold the learner's parameters.",
+        minimum=None,
     )
     enforce_eager: bool = key(True, "Run vLLM without compiled graphs.")
     engine: dict[str, Any] = key({}, "More vLLM engine arguments, as vLLM names them.")
@@ -113,19 +102,15 @@ class RolloutConfig:
     timeout_s: float = key(1800.0, "Limit for the next rollout to come, from any worker.", minimum=1)
     stall_timeout_s: float = key(
         300.0,
-        "A worker whose engine makes no step for so long is replaced; after a third of it, it gets no more "
-        "requests.",
+        "A worker whose engine makes no step for so long is replaced; after a third of it, it gets no requests.",
         minimum=1,
     )
     max_off_policy_steps: int = key(
         0,
         "Steps that generation may run ahead of the weights it should have; 0: exactly on-policy. Above 0 the "
         "importance ratio of the algorithm, or `algorithm.correction`, accounts for it.",
-        minimum=0,
     )
-    max_restarts: int = key(
-        3, "Times in a row, no rollout in between, that a failed worker is started again.", minimum=0
-    )
+    max_restarts: int = key(3, "Times in a row, no rollout in between, that a failed worker starts again.")
 
 
 @dataclass
@@ -138,14 +123,14 @@ class RewardConfig:
         "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`.",
     )
     functions: dict[str, str] = key({}, "Reward function per data source, e.g. `{openai/gsm8k: gsm8k}`.")
-    num_processes: int = key(1, "Killable grading processes.", minimum=1)
-    num_cpus: float = key(0.0, "CPU cores reserved for the service.", minimum=0)
-    timeout_s: float = key(10.0, "Limit for one answer; then its process is killed and replaced.", minimum=0)
-    memory_mb: int = key(2048, "Address space one grading process may use.", minimum=256)
+    num_processes: int = key(1, "Killable processes that run reward functions.", minimum=1)
+    num_cpus: float = key(0.0, "CPU cores reserved for the service.")
+    timeout_s: float = key(10.0, "Limit for one response; then its process is killed and replaced.")
+    memory_mb: int = key(2048, "Address space that one of these processes may use, in MB.", minimum=256)
     require_finished: bool = key(
         True,
-        "Count a response cut at the token limit as `no_answer`. The official HPT code does the opposite: "
-        "there a cut response that already holds a right box scores 1.",
+        "Count a response truncated at the token limit as `no_answer`. The official HPT code does the opposite: "
+        "there a truncated response that already holds a right box scores 1.",
     )
     terms: dict[str, float] = key(
         {}, "Extra rewards and their weights, `format` or `overlong`; added to the score, not to the outcome."
@@ -166,7 +151,7 @@ class SelectionConfig:
     )
     gamma: float = key(
         0.0,
-        "γ: demonstrations train a prompt when its share of solved rollouts is at most γ (`switch`), or as far "
+        "γ: demonstrations train a prompt when its share of correct rollouts is at most γ (`switch`), or as far "
         "as its true solve rate may be at most γ (`posterior`).",
         minimum=-1,
     )
@@ -182,42 +167,35 @@ class LearnerConfig:
     """The DeepSpeed ranks and the optimizer."""
 
     num_ranks: int = key(1, "Learner processes.", minimum=1)
-    num_cpus: float = key(1.0, "CPU cores reserved for one rank.", minimum=0)
-    num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).", minimum=0)
+    num_cpus: float = key(1.0, "CPU cores reserved for one rank.")
+    num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).")
     zero_stage: int = key(
         1,
         "DeepSpeed ZeRO stage. 1 shards the optimizer state over the ranks; 2 the gradients too, so that ranks "
         "meet in every micro-batch and not once an update; 3 the weights too; 0 nothing.",
-        minimum=0,
     )
     offload_optimizer: bool = key(False, "Keep optimizer state in host memory (ZeRO 1 to 3).")
-    learning_rate: float = key(5e-6, "Peak learning rate of AdamW.", minimum=0)
+    learning_rate: float = key(5e-6, "Peak learning rate of AdamW.")
     schedule: str = key(
         "constant",
         "After warm-up: hold, or go down to `min_lr_ratio`.",
         choices=("constant", "linear", "cosine"),
     )
-    warmup_steps: int = key(0, "Optimizer steps of linear warm-up.", minimum=0)
-    min_lr_ratio: float = key(0.1, "Last learning rate over the peak (linear, cosine).", minimum=0)
-    betas: list[float] = key([0.9, 0.999], "β₁ and β₂ of AdamW.")
-    weight_decay: float = key(0.01, "Decoupled weight decay.", minimum=0)
-    max_grad_norm: float = key(1.0, "Clip the global gradient norm to this; 0 for no clip.", minimum=0)
-    skip_grad_norm: float = key(
-        0.0, "Skip an update whose gradient norm before clipping is above this; 0: none.", minimum=0
-    )
+    warmup_steps: int = key(0, "Optimizer steps of linear warm-up.")
+    min_lr_ratio: float = key(0.1, "Last learning rate over the peak (linear, cosine).")
+    betas: list[float] = key([0.9, 0.999], "β₁ and β₂ of AdamW.", minimum=None)
+    weight_decay: float = key(0.01, "Decoupled weight decay.")
+    max_grad_norm: float = key(1.0, "Clip the global gradient norm to this; 0 for no clip.")
+    skip_grad_norm: float = key(0.0, "Skip an update whose gradient norm, unclipped, is above this; 0: none.")
     max_skipped_updates: int = key(
-        10,
-        "Updates in a row that may be skipped (above `skip_grad_norm`, or not finite) before the run stops.",
-        minimum=0,
+        10, "Updates that may be skipped in a row (`skip_grad_norm`, or not finite)."
     )
     recompute_old_logprobs: bool = key(
         False,
         "Take log π_old from the learner's weights before the update, not from the sampler. For engines whose "
-        "log-probs are far from the learner's; costs a forward pass where a step has several updates.",
+        "logprobs are far from the learner's; costs a forward pass where a step has several updates.",
     )
-    max_restarts: int = key(
-        3, "Times in a row, no checkpoint in between, that the ranks start again after one died.", minimum=0
-    )
+    max_restarts: int = key(3, "Times in a row, no checkpoint in between, that the ranks start again.")
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.")
     deepspeed: dict[str, Any] = key({}, "More DeepSpeed configuration, as DeepSpeed names it.")
     timeout_s: float = key(1800.0, "Limit for one update.", minimum=1)
@@ -230,13 +208,11 @@ class CriticConfig:
     Every other setting of its ranks and its optimizer is the learner's.
     """
 
-    learning_rate: float = key(1e-5, "Peak learning rate; warm-up and schedule as the learner's.", minimum=0)
-    value_clip: float = key(
-        0.2, "ε: a value is moved at most this far from the one its advantage was made with.", minimum=0
-    )
+    learning_rate: float = key(1e-5, "Peak learning rate; warm-up and schedule as the learner's.")
+    value_clip: float = key(0.2, "ε: how far a value may move from the one its advantage was made with.")
     num_ranks: int = key(1, "Critic processes.", minimum=1)
-    num_cpus: float = key(1.0, "CPU cores reserved for one rank.", minimum=0)
-    num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).", minimum=0)
+    num_cpus: float = key(1.0, "CPU cores reserved for one rank.")
+    num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).")
 
 
 @dataclass
@@ -245,8 +221,8 @@ class ReferenceConfig:
 
     path: str | None = key(None, "Model folder; default: the policy as training starts.")
     num_workers: int = key(1, "Scoring processes.", minimum=1)
-    num_cpus: float = key(1.0, "CPU cores reserved for one process.", minimum=0)
-    num_gpus: float = key(0.0, "GPUs reserved for one process.", minimum=0)
+    num_cpus: float = key(1.0, "CPU cores reserved for one process.")
+    num_gpus: float = key(0.0, "GPUs reserved for one process.")
 
 
 @dataclass
@@ -262,13 +238,12 @@ class WeightSyncConfig:
 class CheckpointConfig:
     """What is kept for later."""
 
-    every: int = key(0, "Steps between checkpoints; 0: only the last.", minimum=0)
-    keep: int = key(2, "Newest checkpoints to keep; 0: all.", minimum=0)
+    every: int = key(0, "Steps between checkpoints; 0: only the last.")
+    keep: int = key(2, "Newest checkpoints to keep; 0: all.")
     in_memory_every: int = key(
         0,
         "Steps between copies of the ranks' state in the memory of their own node and of another one, which lost "
         "ranks start again from; 0: none.",
-        minimum=0,
     )
     mirror: str | None = key(
         None,
@@ -286,15 +261,13 @@ class CheckpointConfig:
 class EvaluationConfig:
     """Held-out prompts, answered by the rollout workers of training."""
 
-    every: int = key(
-        0, "Steps between evaluations; 0: only before the first and after the last step.", minimum=0
-    )
+    every: int = key(0, "Steps between evaluations; 0: only before the first and after the last step.")
     before_training: bool = key(True, "Evaluate the untrained model too.")
     sets: dict[str, str] = key({}, "Name → file of prompts (parquet, jsonl or `mini:…`).")
-    samples: int = key(1, "Answers per prompt; the metric is their mean.", minimum=1)
-    temperature: float = key(0.0, "Sampling temperature; 0 is greedy.", minimum=0)
-    top_p: float = key(1.0, "Nucleus of evaluation samples.")
-    max_response_tokens: int = key(0, "Limit of an answer; 0: that of training.", minimum=0)
+    samples: int = key(1, "Responses per prompt; the metric is their mean.", minimum=1)
+    temperature: float = key(0.0, "Sampling temperature; 0 is greedy.")
+    top_p: float = key(1.0, "Nucleus of evaluation samples.", minimum=None)
+    max_response_tokens: int = key(0, "Limit of a response; 0: that of training.")
     demonstration_loss: bool = key(False, "Also report the loss on the sets' demonstrations.")
 
 
@@ -302,14 +275,9 @@ class EvaluationConfig:
 class ObserveConfig:
     """What a person sees."""
 
-    trackers: list[str] = key(
-        [], "Besides metrics.jsonl and TensorBoard: `wandb`, `mlflow`, `trackio` (extra `trackers`)."
-    )
-    samples_every: int = key(25, "Steps between tables of sampled answers; 0: none.", minimum=0)
-    rollouts_every: int = key(1, "Steps between dumps of rollouts to parquet; 0: none.", minimum=0)
-
-
-ACTOR_GROUPS = ("learner", "critic", "rollout", "verifier", "reference")
+    trackers: list[str] = key([], "Besides `tensorboard` and `prometheus`: `wandb`, `mlflow`, `trackio`.")
+    samples_every: int = key(25, "Steps between tables of sampled responses; 0: none.")
+    rollouts_every: int = key(1, "Steps between dumps of rollouts to parquet; 0: none.")
 
 
 @dataclass
@@ -317,7 +285,7 @@ class ClusterConfig:
     """Where the actors live."""
 
     address: str = key(
-        "auto", "`auto`: join the running Ray cluster, else start one here; `local`; or an address."
+        "auto", "`auto`: join the running cluster, else start one here; `local`; or an address."
     )
     placement_timeout_s: float = key(120.0, "Limit for the cluster to make room.", minimum=1)
     pools: dict[str, str] = key(
@@ -325,11 +293,7 @@ class ClusterConfig:
         "Actor group (`learner`, `critic`, `rollout`, `verifier`, `reference`) → custom Ray resource of the "
         "nodes it must stand on, as in `ray start --resources '{\"rollout\": 1}'`.",
     )
-    gpu_memory_gib: float = key(
-        80.0,
-        "Memory of one GPU in GiB, for the plan that is printed before the start; one that cannot fit is refused.",
-        minimum=0,
-    )
+    gpu_memory_gib: float = key(80.0, "Memory of one GPU in GiB; a plan that does not fit is refused.")
     colocate: bool = key(
         False,
         "Rollout workers and learner ranks on the same GPUs, in turns: while one side works, the other's "
@@ -353,10 +317,10 @@ class AlgorithmConfig:
         choices=("default", "paper", "official"),
     )
     offline_branch: str | None = key(
-        None, "hpt: what a demonstration does, `sft`, `off_policy` or `mix` (0.1 · sft + off_policy)."
+        None, "hpt on demonstrations: `sft`, `off_policy` or `mix` (0.1 · sft + off_policy)."
     )
-    rollout_coef: float = key(1.0, "ρ: multiplies every term on rollouts.", minimum=0)
-    demo_coef: float = key(1.0, "λ: multiplies every term on demonstrations.", minimum=0)
+    rollout_coef: float = key(1.0, "ρ: multiplies every term on rollouts.")
+    demo_coef: float = key(1.0, "λ: multiplies every term on demonstrations.")
     rollout_advantage: str | None = key(
         None,
         "Â on rollouts: `group_mean`, `group_std`, `leave_one_out`, `batch_std`, `reward`, `signed`, "
@@ -364,9 +328,7 @@ class AlgorithmConfig:
     )
     rollout_denominator: str | None = key(None, "π_ref on rollouts: `current`, `old` or `sequence`.")
     rollout_clip: str | None = key(None, "m, the stabilisation mask on rollouts: `none`, `ppo` or `cispo`.")
-    rollout_shaping: str | None = key(
-        None, "s on rollouts: `none`, `luffy`, `low_entropy` or `high_entropy`."
-    )
+    rollout_shaping: str | None = key(None, "s on rollouts: `none`, `luffy`, `low_entropy`, `high_entropy`.")
     rollout_loss_aggregation: str | None = key(
         None,
         "Z of rollouts: `seq-mean-token-sum-norm`, `seq-mean-token-mean`, `seq-mean-token-sum`, `token-mean`, "
@@ -374,29 +336,22 @@ class AlgorithmConfig:
         "`official-sum`, `official-micro-batch-mean`.",
     )
     demo_advantage: str | None = key(
-        None,
-        "Â on demonstrations: `one`, `reward`, `signed`, `correct`, `wrong`, `union_mean` or `union_std`.",
+        None, "Â on demonstrations: `one`, `reward`, `signed`, `correct`, `wrong`, `union_mean`, `union_std`."
     )
     demo_denominator: str | None = key(None, "π_ref on demonstrations: `current` or `one`.")
     demo_clip: str | None = key(None, "m on demonstrations: `none`.")
-    demo_shaping: str | None = key(
-        None, "s on demonstrations: `none`, `luffy`, `low_entropy` or `high_entropy`."
-    )
-    demo_loss_aggregation: str | None = key(
-        None, "Z of demonstrations: the names of `rollout_loss_aggregation`."
-    )
+    demo_shaping: str | None = key(None, "s on demonstrations: the names of `rollout_shaping`.")
+    demo_loss_aggregation: str | None = key(None, "Z of demonstrations: the names of rollouts.")
     length_constant: float | None = key(
-        None, "C of `seq-mean-token-sum-norm`; default: `data.max_response_tokens`."
+        None, "C of `seq-mean-token-sum-norm`; default: `data.max_response_tokens`.", minimum=None
     )
-    clip_low: float | None = key(None, "ε_low of `ppo` and `cispo`; 1 or more: no lower bound.", minimum=0)
-    clip_high: float | None = key(None, "ε_high of `ppo` and `cispo`.", minimum=0)
-    shaping_gamma: float = key(0.1, "γ of the shaping `luffy`, f(p) = p/(p+γ).", minimum=0)
-    discount: float = key(1.0, "γ of `gae`.", minimum=0)
-    gae_lambda: float = key(0.95, "λ of `gae`.", minimum=0)
-    entropy_coef: float | None = key(None, "Weight of the entropy bonus.", minimum=0)
-    kl_coef: float = key(
-        0.0, "Weight of KL(π_θ‖frozen reference) on rollouts; 0: no reference is started.", minimum=0
-    )
+    clip_low: float | None = key(None, "ε_low of `ppo` and `cispo`; 1 or more: no lower bound.")
+    clip_high: float | None = key(None, "ε_high of `ppo` and `cispo`.")
+    shaping_gamma: float = key(0.1, "γ of the shaping `luffy`, f(p) = p/(p+γ).")
+    discount: float = key(1.0, "γ of `gae`.")
+    gae_lambda: float = key(0.95, "λ of `gae`.")
+    entropy_coef: float | None = key(None, "Weight of the entropy bonus.")
+    kl_coef: float = key(0.0, "Weight of KL(π_θ‖frozen reference) on rollouts; 0: no reference is started.")
     kl_estimator: str = key("k3", "Estimator of that KL.", choices=("k1", "k2", "k3"))
     kl_in: str = key("loss", "Where it acts.", choices=("loss", "reward"))
     correction: str = key(
@@ -404,8 +359,8 @@ class AlgorithmConfig:
         "Bounds π_θ/π_old where sampler and learner disagree: `token_truncate`, `token_mask`, "
         "`sequence_truncate`, `sequence_mask`.",
     )
-    correction_low: float = key(0.5, "Lower bound of the two masks.", minimum=0)
-    correction_high: float = key(2.0, "Upper bound of corrections.", minimum=0)
+    correction_low: float = key(0.5, "Lower bound of the two masks.")
+    correction_high: float = key(2.0, "Upper bound of corrections.")
 
 
 @dataclass
@@ -415,10 +370,8 @@ class Config:
     PAGE: ClassVar[str] = "docs/configuration.md"
 
     prompts_per_step: int = key(128, "Prompts in one step.", minimum=1)
-    group_size: int = key(8, "n: rollouts per prompt; 0 for training without rollouts.", minimum=0)
-    max_tokens_per_micro_batch: int = key(
-        32768, "Tokens one learner rank holds in one forward pass.", minimum=1
-    )
+    group_size: int = key(8, "n: rollouts per prompt; 0 for training without rollouts.")
+    max_tokens_per_micro_batch: int = key(32768, "Tokens of one forward pass of a learner rank.", minimum=1)
     updates_per_step: int = key(1, "Optimizer steps that one batch of prompts is split into.", minimum=1)
     resume: str = key(
         "never",

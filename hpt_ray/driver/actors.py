@@ -172,7 +172,7 @@ async def start_actors(
     if config.run.deterministic:
         config = with_one_thread(config)
     seed, temperature, limit = config.run.seed, config.rollout.temperature, config.learner.timeout_s
-    learner_spec = LearnerSpec(config.model, model_path, config.learner, None, temperature, seed)
+    learner_spec = LearnerSpec(config.model, model_path, config.learner, seed, None, temperature)
     learners = make_ranks(cluster, "learner", LearnerWorker, learner_spec, logs)
     engines = verifier = reference = critic = None
     starting: dict[str, Awaitable[Any]] = {}
@@ -193,7 +193,7 @@ async def start_actors(
         starting["reference"] = reference.call("start", timeout_s=limit, what="load the model")
     if roles.critic:
         critic_spec = CriticSpec(
-            config.model, model_path, optimizer_of(config), config.critic.value_clip, seed
+            config.model, model_path, optimizer_of(config), seed, config.critic.value_clip
         )
         critic = make_ranks(cluster, "critic", CriticWorker, critic_spec, logs)
         starting["critic ranks"] = start_ranks(critic, limit)

@@ -19,8 +19,7 @@ from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
 from hpt_ray.observe.trackers import check_trackers
-from hpt_ray.reward.service import check_reward_functions
-from hpt_ray.reward.terms import check_terms
+from hpt_ray.reward.service import check_reward_functions, check_terms
 from hpt_ray.types import Prompt
 from hpt_ray.utils.names import check_name
 from hpt_ray.weight_sync.backends import backend_of
@@ -110,7 +109,11 @@ def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
 
 
 def choices_of(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
-    """For each phase its `choose_algorithm`. A `UserError` says which of several phases it is about."""
+    """For each phase its `choose_algorithm`, where the backend of weight sync fits too.
+
+    A `UserError` says which of several phases it is about.
+    """
+    backend_of(config)
     phases, chosen = phases_of(config), []
     for phase in phases:
         try:

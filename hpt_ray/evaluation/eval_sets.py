@@ -1,6 +1,6 @@
-"""Held-out sets inside training: answered by the rollout workers, graded by the reward function of training.
+"""Eval sets inside training: sampled on the rollout workers, graded by the reward function of training.
 
-In: prompt sets by name. Out: the share of correct answers of each set. All sets are answered in one go, so the
+In: prompt sets by name. Out: the share of correct responses of each set. All sets are sampled in one go, so the
 engines stay full until the last prompt.
 """
 
@@ -32,7 +32,7 @@ class EvalSets:
     timeout_s: float
 
     async def scores(self, router: Router, verifier: ActorGroup) -> dict[str, float]:
-        """`eval/<set>/mean`: the share of answers that are correct, over prompts and samples.
+        """`eval/<set>/mean`: the share of responses that are correct, over prompts and samples.
 
         Extra reward terms (length, format) are not in it: it is what `hpt_ray.cli.evaluate` reports too.
         """
@@ -74,8 +74,8 @@ class EvalSets:
             total, count = 0.0, 0
             for micro_batches in packer.last_rounds():
                 refs = learners.send_each("logprobs", [(micro_batch,) for micro_batch in micro_batches])
-                answers = await learners.wait(refs, "score demonstrations", self.timeout_s)
-                for micro_batch, (logprob, _) in zip(micro_batches, answers, strict=True):
+                logprobs = await learners.wait(refs, "score demonstrations", self.timeout_s)
+                for micro_batch, (logprob, _) in zip(micro_batches, logprobs, strict=True):
                     if not micro_batch.is_dummy:
                         total -= float(logprob.astype(np.float64).sum())
                         count += len(logprob)

@@ -1,12 +1,12 @@
-"""The folder of an evaluation while it runs: what was answered so far survives a kill at any moment.
+"""The folder of an evaluation while it runs: what was sampled so far survives a kill at any moment.
 
-    identity.json    what decides an answer: model, sampling, template, reward function, prompts
-    samples.jsonl    one line per graded answer, in the order they came in
+    identity.json    what decides a response: model, sampling, template, reward function, prompts
+    samples.jsonl    one line per graded response, in the order they came in
     config.yaml, logs/, and at the end prompts.parquet and results.json (see `results`)
 
-Opening it again counts the whole lines of samples.jsonl and cuts an unfinished last one; what is there is
-not answered again. More samples or more benchmarks may be asked for later; everything else that decides an
-answer must be the same. Counts are kept in memory, texts are not.
+Opening it again counts the whole lines of samples.jsonl and removes an unfinished last one; what is there is
+not sampled again. More samples or more benchmarks may be asked for later; everything else that decides a
+response must be the same. Counts are kept in memory, texts are not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ Key = tuple[str, str]  # benchmark, prompt id
 
 @dataclass(slots=True)
 class Tally:
-    """What the answers to one prompt came to. `done[s]`: sample s was graded."""
+    """What the responses to one prompt came to. `done[s]`: sample s was graded."""
 
     done: np.ndarray  # [n] bool
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -52,17 +52,18 @@ class Journal:
     """An open folder; one process at a time holds it."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], num_samples: Mapping[Key, int]) -> None:
-        """Open `folder`, new or from before, for `num_samples` answers to each prompt.
+        """Open `folder`, new or from before, for `num_samples` responses to each prompt.
 
-        Raises UserError where another process evaluates into it, or where it holds answers that were
-        drawn or graded otherwise than `identity` says.
+        Raises UserError where another process evaluates into it, or where it holds responses that were
+        sampled or graded otherwise than `identity` says.
         """
         try:
             (folder / "logs").mkdir(parents=True, exist_ok=True)
             self._file = (folder / "samples.jsonl").open("a+b")
         except OSError as error:
             raise UserError(f"Cannot write to {folder}: {error}. Name another folder with out=…") from error
-        _lock(self._file, folder)
+        if not try_lock(self._file):
+            raise UserError(f"Another evaluation is writing to {folder}. Wait for it, or use out=OTHER.")
         _agree(folder, identity)
         self.folder = folder
         self.tallies = {key: Tally(np.zeros(n, bool)) for key, n in num_samples.items()}
@@ -76,13 +77,12 @@ class Journal:
                 break
             end += len(raw)
             line = json.loads(raw)
-            tally = self.tallies.get((line["benchmark"], line["id"]))
-            if tally is not None:
+            if tally := self.tallies.get((line["benchmark"], line["id"])):
                 tally.count(line)
         self._file.truncate(end)
 
     def add(self, key: Key, sample: int, rollout: Rollout, result: RewardResult, *, keep_text: bool) -> None:
-        """Write one graded answer and count it."""
+        """Write one graded response and count it."""
         benchmark, prompt_id = key
         line: dict[str, Any] = {
             "benchmark": benchmark,
@@ -99,7 +99,7 @@ class Journal:
         self.tallies[key].count(line)
 
     def missing(self, keys: Sequence[Key]) -> Iterator[tuple[int, int]]:
-        """(position in `keys`, sample) of every answer that is still to be drawn."""
+        """(position in `keys`, sample) of every response that is still to be sampled."""
         for position, key in enumerate(keys):
             for sample in np.flatnonzero(~self.tallies[key].done):
                 yield position, int(sample)
@@ -116,22 +116,15 @@ class Journal:
         self._file.close()
 
 
-def _lock(file: BinaryIO, folder: Path) -> None:
-    if not try_lock(file):
-        raise UserError(f"Another evaluation is writing to {folder}. Wait for it, or use out=OTHER.")
-
-
 def _agree(folder: Path, identity: dict[str, Any]) -> None:
-    """Compare `identity` with that of the answers already there, and add the benchmarks that are new."""
+    """Compare `identity` with that of the responses already there, and add the benchmarks that are new."""
     path = folder / "identity.json"
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        differing = list(_differences(before, identity))
-        if differing:
+        if differing := [f"\n  {line}" for line in _differences(before, identity)]:
             raise UserError(
-                f"{folder} holds answers of another evaluation:\n"
-                + "\n".join(f"  {line}" for line in differing)
-                + "\nName another folder with out=…, or remove this one."
+                f"{folder} holds responses of another evaluation:{''.join(differing)}\n"
+                "Name another folder with out=…, or remove this one."
             )
         identity = {**identity, "benchmarks": {**before["benchmarks"], **identity["benchmarks"]}}
     write_atomic(path, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")

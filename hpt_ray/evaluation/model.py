@@ -20,8 +20,8 @@ from hpt_ray.errors import UserError
 
 MODEL_KEYS = ("dtype", "config_overrides", "trust_remote_code")
 TEMPLATE_KEYS = ("template", "add_bos", "system_prompt", "end_token")
-GRADER_KEYS = ("reward_function", "reward_functions", "require_finished", "timeout_s", "memory_mb")
-SMALL_TASK = {"data": {"template": "plain", "add_bos": True}, "reward": {"reward_function": "boxed"}}
+REWARD_KEYS = ("function", "functions", "require_finished", "timeout_s", "memory_mb")
+SMALL_TASK = {"data": {"template": "plain", "add_bos": True}, "reward": {"function": "boxed"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def as_trained(config: Config) -> dict[str, Any]:
     return {
         **{name: model[name] for name in MODEL_KEYS},
         "data": {name: data[name] for name in TEMPLATE_KEYS},
-        "reward": {name: reward[name] for name in GRADER_KEYS},
+        "reward": {name: reward[name] for name in REWARD_KEYS},
         "plugins": config.run.plugins,
         "rollout": {"start_timeout_s": config.rollout.start_timeout_s},
     }

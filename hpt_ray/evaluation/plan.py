@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.estimates import check_ks, default_ks
 from hpt_ray.evaluation.journal import Key
 from hpt_ray.evaluation.model import ModelSource, locate_model, settings_of
 from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
+from hpt_ray.evaluation.statistics import check_ks, default_ks
 from hpt_ray.learner.model import load_model_config
 from hpt_ray.reward import check_ground_truth, check_reward_function
 from hpt_ray.rollout.requests import Sampling
@@ -54,6 +54,14 @@ class Task:
         """Which published file this is, by its number of prompts; None where no known one has as many."""
         return self.benchmark.published.get(len(self.prompts))
 
+    @property
+    def as_published(self) -> bool:
+        """Whether samples and sampling are those of the benchmark's row."""
+        wanted, sampling = self.benchmark.protocol, self.sampling
+        published = (self.benchmark.samples, wanted.temperature, wanted.top_p, wanted.max_response_tokens, -1)
+        asked = (self.num_samples, sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.top_k)
+        return asked == published
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,9 +69,8 @@ class Plan:
     model: ModelSource
     tasks: list[Task]
     reward_functions: Mapping[str, str]
-    training_reward_functions: (
-        Mapping[str, str] | None
-    )  # what the run that made the model grades with; None: unknown
+    # What the run that made the model grades with; None: unknown.
+    training_reward_functions: Mapping[str, str] | None
     out: Path
 
     @property
@@ -75,7 +82,7 @@ class Plan:
         return max(task.max_prompt_tokens + task.sampling.max_tokens for task in self.tasks)
 
     def identity(self, model: str) -> dict[str, Any]:
-        """What decides the answer to a prompt and its result; `model` is a fingerprint of the weights."""
+        """What decides the response to a prompt and its result; `model` is a fingerprint of the weights."""
         config = self.config
         return {
             "model": model,
@@ -117,20 +124,15 @@ def make_plan(config: EvaluateConfig) -> Plan:
     if not mini.is_mini(model.path):
         load_model_config(model_section(config, model.path), model.path)
     template = Template(config.data, tokenizer)
-    reward = config.reward
-    for reward_function in {reward.function, *reward.functions.values()}:
-        check_reward_function(reward_function)
+    for function in {config.reward.function, *config.reward.functions.values()}:
+        check_reward_function(function)
     names = expand(config.benchmarks)
     rows = [BENCHMARKS[name] for name in names]
     rows += [BENCHMARKS.get(name, Benchmark(name, name)) for name in config.sets if name not in names]
     tasks = [_task(config, row, template) for row in rows]
-    reward_functions = {
-        source: reward_function for task in tasks for source, reward_function in task.reward_functions.items()
-    }
+    functions = {source: function for task in tasks for source, function in task.reward_functions.items()}
     out = Path(config.out) if config.out else Path("evaluations") / model.name
-    return Plan(
-        config, model, tasks, reward_functions, _training_reward_functions(model, reward_functions), out
-    )
+    return Plan(config, model, tasks, functions, _in_training(model, functions), out)
 
 
 def model_section(config: EvaluateConfig, path: str) -> ModelConfig:
@@ -155,7 +157,6 @@ def _task(config: EvaluateConfig, row: Benchmark, template: Template) -> Task:
         )
     ks = sorted(set(config.pass_k)) or default_ks(num_samples)
     check_ks(ks, num_samples)
-    reward_functions = _reward_functions(config, row, prompts)
     return Task(
         benchmark=row,
         prompts=prompts,
@@ -168,7 +169,7 @@ def _task(config: EvaluateConfig, row: Benchmark, template: Template) -> Task:
             stop_token_ids=template.stop_token_ids,
         ),
         ks=ks,
-        reward_functions=reward_functions,
+        reward_functions=_reward_functions(config, row, prompts),
         digest=_digest(prompts),
         max_prompt_tokens=max_prompt_tokens,
     )
@@ -206,26 +207,22 @@ def _reward_functions(config: EvaluateConfig, row: Benchmark, prompts: PromptSet
 
     Raises UserError for a reference that its reward function cannot use.
     """
-    reward_functions: dict[str, str] = {}
+    found: dict[str, str] = {}
+    other = row.reward_function or config.reward.function
     for prompt in prompts:
-        source = prompt.data_source
-        reward_function = reward_functions.setdefault(
-            source, config.reward.functions.get(source, row.reward_function or config.reward.function)
-        )
-        problem = check_ground_truth(prompt.ground_truth, reward_function)
-        if problem is not None:
-            raise UserError(f"{row.name}, prompt {prompt.id}: {problem} (reward function {reward_function}).")
-    return reward_functions
+        function = config.reward.functions.get(prompt.data_source, other)
+        if problem := check_ground_truth(prompt.ground_truth, function):
+            raise UserError(f"{row.name}, prompt {prompt.id}: {problem} (reward function {function}).")
+        found[prompt.data_source] = function
+    return found
 
 
-def _training_reward_functions(
-    model: ModelSource, reward_functions: Mapping[str, str]
-) -> dict[str, str] | None:
+def _in_training(model: ModelSource, sources: Iterable[str]) -> dict[str, str] | None:
     """The reward function that the model's own run gives each of these data sources."""
     if model.run is None:
         return None
     reward = load_run_config(model.run / "config.yaml").reward
-    return {source: reward.functions.get(source, reward.function) for source in reward_functions}
+    return {source: reward.functions.get(source, reward.function) for source in sources}
 
 
 def _digest(prompts: PromptSet) -> str:

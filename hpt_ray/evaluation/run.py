@@ -1,7 +1,7 @@
 """The evaluation itself: rollout workers and the verifier of training, without a learner.
 
-Answers are asked for in chunks that fill the engines once. Two chunks are under way at any time, so the
-long answers at the end of one do not keep the engines waiting. Each answer is graded as it comes and
+Responses are asked for in chunks that fill the engines once. Two chunks are under way at any time, so the
+long responses at the end of one do not keep the engines waiting. Each response is graded as it comes and
 written to the journal; its text is then forgotten.
 """
 
@@ -75,12 +75,12 @@ async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Pat
     return Workers(engines, verifier)
 
 
-async def answer_missing(
-    plan: Plan, journal: Journal, workers: Workers, on_answer: Callable[[], None]
+async def sample_missing(
+    plan: Plan, journal: Journal, workers: Workers, on_response: Callable[[], None]
 ) -> int:
-    """Draw, grade and write down every answer that the journal does not have; how many were lost.
+    """Sample, grade and write down every response that the journal does not have; how many were lost.
 
-    A lost answer (its worker failed for good) is not counted as wrong: it stays missing.
+    A lost response (its worker failed for good) is not counted as wrong: it stays missing.
     """
     config = plan.config
     router = Router(
@@ -109,20 +109,20 @@ async def answer_missing(
                     continue
                 prompt, sample = job_of[rollout.prompt_id]
                 journal.add((task.name, prompt.id), sample, rollout, result, keep_text=config.keep_texts)
-                on_answer()
+                on_response()
 
     await asyncio.gather(*(work() for _ in range(CHUNKS_UNDER_WAY)))
     return num_lost
 
 
 def _request(key: str, prompt: Prompt, sample: int, seed: int) -> GenerateRequest:
-    """One answer as a request of its own. Its seed depends on what is asked, not on when or together with what."""
+    """One response as a request of its own. Its seed depends on what is asked, not on when or together with what."""
     seeds = (sampling_seed(seed, "evaluate", prompt.id, sample),)
     return GenerateRequest(key, prompt.token_ids, samples=(0,), seeds=seeds)
 
 
 def _chunks(plan: Plan, journal: Journal, size: int) -> Iterator[tuple[Task, list[Job]]]:
-    """What is missing, benchmark by benchmark, `size` answers at a time."""
+    """What is missing, benchmark by benchmark, `size` responses at a time."""
     for task in plan.tasks:
         missing = journal.missing([(task.name, prompt.id) for prompt in task.prompts])
         while jobs := list(islice(missing, size)):

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from hpt_ray.config.checks import wrong_pools
 from hpt_ray.config.load import known_keys
-from hpt_ray.config.placement import wrong_pools
 from hpt_ray.config.schema import ClusterConfig, DataConfig, RewardConfig, RolloutConfig, key, section
 from hpt_ray.errors import UserError
 
@@ -37,13 +37,13 @@ class EvaluateConfig:
         None, "Sampling temperature; 0 is greedy. Default: the benchmark's.", minimum=0
     )
     top_p: float | None = key(None, "Nucleus. Default: the benchmark's.", minimum=0)
-    max_response_tokens: int | None = key(None, "Limit of an answer. Default: the benchmark's.", minimum=1)
+    max_response_tokens: int | None = key(None, "Limit of a response. Default: the benchmark's.", minimum=1)
     pass_k: list[int] = key(
         [], "The k of pass@k, at most `samples`. Default: the powers of two up to `samples`.", minimum=1
     )
     seed: int = key(0, "Seed of sampling.", minimum=0)
     keep_texts: bool = key(
-        False, "Keep every answer's text and what was read as its answer, in samples.jsonl."
+        False, "Keep every response's text and what was read as its answer, in samples.jsonl."
     )
     dtype: str = key("float32", "Precision of the engine.", choices=("float32", "bfloat16"))
     config_overrides: dict[str, Any] = key({}, "Keys of the model's config.json to replace.")
@@ -61,11 +61,11 @@ class EvaluateConfig:
 # Keys of training that mean nothing here → what to set instead.
 NOT_HERE = {
     "data.train": "name files in `sets`",
-    "data.shuffle": "prompts are answered in the files' order",
+    "data.shuffle": "prompts are sampled in the files' order",
     "data.max_response_tokens": "set `max_response_tokens`",
     "rollout.temperature": "set `temperature`",
     "rollout.top_p": "set `top_p`",
-    "reward.terms": "an evaluation counts right answers only",
+    "reward.terms": "an evaluation counts correct responses only",
     "cluster.colocate": "an evaluation has no learner",
 }
 
@@ -82,7 +82,6 @@ def check_evaluation(config: EvaluateConfig) -> None:
         problems.append("Nothing to evaluate: name `benchmarks`, as in benchmarks=[aime24], or `sets`.")
     if config.top_p is not None and not 0 < config.top_p <= 1:
         problems.append(f"`top_p` ({config.top_p:g}) must be above 0 and at most 1.")
-    if wrong := wrong_pools(config.cluster):
-        problems.append(wrong)
+    problems += wrong_pools(config.cluster)
     if problems:
         raise UserError("\n".join(problems))

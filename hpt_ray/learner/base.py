@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -26,17 +26,14 @@ if TYPE_CHECKING:
     from hpt_ray.learner.deepspeed_state import LocalState
 
 
-class RankSpec(Protocol):
-    """What every rank is made from; frozen dataclasses of the subclasses hold it."""
+@dataclass(frozen=True)
+class RankSpec:
+    """What every rank is made from; a subclass's worker may need more."""
 
-    @property
-    def model(self) -> ModelConfig: ...
-    @property
-    def model_path(self) -> str: ...
-    @property
-    def learner(self) -> LearnerConfig: ...
-    @property
-    def seed(self) -> int: ...
+    model: ModelConfig
+    model_path: str
+    learner: LearnerConfig
+    seed: int
 
 
 Spec = TypeVar("Spec", bound=RankSpec)

@@ -1,7 +1,7 @@
 """The critic worker: a Ray actor that is one DeepSpeed rank of PPO's value model.
 
-It gives values of micro-batches, forward only, and learns returns on them. Where the returns come from and what
-a sample weighs is decided elsewhere.
+In: micro-batches, and returns to learn on them. Out: values, forward only. Where the returns come from and what a
+sample weighs is decided elsewhere; the value model itself stands in `model.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hpt_ray.config.schema import Config, LearnerConfig, ModelConfig
-from hpt_ray.learner.base import RankWorker
+from hpt_ray.config.schema import Config, LearnerConfig
+from hpt_ray.learner.base import RankSpec, RankWorker
 from hpt_ray.types import MicroBatch, ValueTargets
 
 
@@ -29,14 +29,10 @@ def optimizer_of(config: Config) -> LearnerConfig:
 
 
 @dataclass(frozen=True)
-class CriticSpec:
-    """What a rank is made from. `learner` comes from `optimizer_of`."""
+class CriticSpec(RankSpec):
+    """`learner` comes from `optimizer_of`."""
 
-    model: ModelConfig
-    model_path: str
-    learner: LearnerConfig
     value_clip: float
-    seed: int
 
 
 class CriticWorker(RankWorker[CriticSpec]):

@@ -76,9 +76,7 @@ def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
     if dtype == "bfloat16":
         # Ranks' gradients are summed in float32, or the error would grow with the number of ranks.
         ours["communication_data_type"] = "fp32"
-        if (
-            config.zero_stage >= 2
-        ):  # below, DeepSpeed answers this key with an optimizer of one reduction a micro-batch
+        if config.zero_stage >= 2:  # below, this key would give an optimizer that reduces once a micro-batch
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merge(ours, config.deepspeed)
 
@@ -193,7 +191,7 @@ class DeepSpeedEngine:
                 state[name] = value.zero_() if isinstance(value, torch.Tensor) else 0
 
     def _reason_to_skip(self, norm: float) -> str | None:
-        """One answer on all ranks, whose losses differ, and whose norms may in the last bit."""
+        """The same on all ranks, whose losses differ, and whose norms may in the last bit."""
         is_finite = math.isfinite(norm) and bool(self._loss.isfinite())
         worst = torch.tensor(norm if is_finite else math.inf, device=self.device)
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)

@@ -154,7 +154,7 @@ class LearnerGroup:
     def _send(self, micro_batches: list[MicroBatch]) -> None:
         if self._begin is None:
             self._begin = time.perf_counter()
-        # The scorer's answer goes to the learner without passing through here.
+        # The reference's scores go to the learner without passing through here.
         refs = [
             None if self._reference is None else next(self._reference).logprobs.remote(micro_batch)
             for micro_batch in micro_batches

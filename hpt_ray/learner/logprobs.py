@@ -297,13 +297,10 @@ class ScorerInput:
         cls, micro_batch: MicroBatch, *, temperature: float, device: torch.device | str
     ) -> ScorerInput:
         """Rollouts are scored at the temperature they were sampled at, demonstrations at 1."""
-        ends = np.cumsum(micro_batch.sample_lengths)
-        starts = np.repeat(ends - micro_batch.response_lengths, micro_batch.response_lengths)
-        within = np.arange(micro_batch.response_lengths.sum()) - np.repeat(
-            np.cumsum(micro_batch.response_lengths) - micro_batch.response_lengths,
-            micro_batch.response_lengths,
+        ends, lengths = np.cumsum(micro_batch.sample_lengths), micro_batch.response_lengths
+        positions = np.concatenate(
+            [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
         )
-        positions = starts + within
         per_sample = np.where(micro_batch.is_demo, 1.0, temperature).astype(np.float32)
 
         def tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -314,7 +311,7 @@ class ScorerInput:
             position_ids=tensor(micro_batch.position_ids, torch.long)[None],
             before=tensor(positions - 1, torch.long),
             targets=tensor(micro_batch.token_ids[positions], torch.long),
-            temperature=tensor(np.repeat(per_sample, micro_batch.response_lengths), torch.float32),
+            temperature=tensor(np.repeat(per_sample, lengths), torch.float32),
             segments=Segments.from_lengths(micro_batch.sample_lengths, device),
         )
 
@@ -357,10 +354,9 @@ class TokenScorer(torch.nn.Module):
 
     def forward(self, samples: ScorerInput, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
         """log π_θ [R] and entropy of π_θ [R], float32; the entropy is detached unless asked for."""
-        score = self._score_in_chunks if self.head is None else self.head
-        logprob, entropy = score(
-            samples.hidden_before(self.model), samples.targets, samples.temperature, entropy_grad
-        )
+        head = self._score_in_chunks if self.head is None else self.head
+        hidden = samples.hidden_before(self.model)
+        logprob, entropy = head(hidden, samples.targets, samples.temperature, entropy_grad)
         return logprob.float(), entropy.float()
 
     def _score_in_chunks(

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hpt_ray.config.schema import LearnerConfig, ModelConfig
-from hpt_ray.learner.base import RankWorker, hf_name
+from hpt_ray.learner.base import RankSpec, RankWorker, hf_name
 from hpt_ray.types import MicroBatch
 
 
@@ -26,15 +25,11 @@ class OldPolicy(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class LearnerSpec:
-    """What a rank is made from."""
+class LearnerSpec(RankSpec):
+    """With the loss, and how rollouts were sampled."""
 
-    model: ModelConfig
-    model_path: str
-    learner: LearnerConfig
     estimator: Any  # hpt_ray.algorithms.Estimator, or None until `train_with`
     temperature: float  # rollouts are scored at the temperature they were sampled at
-    seed: int
 
 
 class LearnerWorker(RankWorker[LearnerSpec]):
@@ -64,7 +59,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
     ) -> None:
         """Forward and backward of one micro-batch into the step's gradient. Collective (equal counts).
 
-        `reference` is the scorer's answer for this micro-batch: log π_ref and entropy [R].
+        `reference` is what the frozen policy gave for this micro-batch: log π_ref and entropy [R].
         """
         import torch
 

@@ -3,8 +3,20 @@
 For scripts: `from hpt_ray.reward import grade`; `grade(r"So \\boxed{1/2}", "0.5")` is a correct `RewardResult`.
 """
 
-from hpt_ray.reward.functions.table import check_ground_truth, check_reward_function
-from hpt_ray.reward.once import grade
-from hpt_ray.reward.service import GradeItem, VerifierService
+from hpt_ray.reward.functions.table import (
+    REWARD_FUNCTIONS,
+    RewardFunctionKind,
+    check_ground_truth,
+    check_reward_function,
+)
+from hpt_ray.reward.service import GradeItem, VerifierService, grade
 
-__all__ = ["GradeItem", "VerifierService", "check_ground_truth", "check_reward_function", "grade"]
+__all__ = [
+    "REWARD_FUNCTIONS",
+    "GradeItem",
+    "RewardFunctionKind",
+    "VerifierService",
+    "check_ground_truth",
+    "check_reward_function",
+    "grade",
+]

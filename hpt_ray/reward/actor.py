@@ -10,7 +10,6 @@ from hpt_ray.reward.service import VerifierService
 # The verifier grades many small batches at the same time in one actor.
 VERIFIER_CONCURRENCY = 1000
 
-
 # Ray starts such an actor again by itself, and asks it again what was not answered.
 STATELESS = {"max_restarts": -1, "max_task_retries": -1}
 

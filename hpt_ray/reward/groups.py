@@ -1,4 +1,7 @@
-"""Rollouts to groups: grade them as they come, give out each prompt when its last result is in."""
+"""Rollouts to groups: grade them as they come, give out each prompt when its last result is in.
+
+In: batches of rollouts, as the router gives them. Out: complete `Group`s, each with the results of its rollouts.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,30 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.reward.service import GradeItem
 from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
-IsCertain = Callable[[Prompt, int, int], bool]  # prompt, solved, graded
-NOT_GRADED = RewardResult(0.0, Outcome.NO_ANSWER, detail="aborted: the decision was certain without it")
+IsCertain = Callable[[Prompt, int, int], bool]  # prompt, how many of its rollouts are correct, and graded
 MAX_GRADE_CALLS = 8  # at the same time; what comes in meanwhile goes together
+NOT_GRADED = RewardResult(0.0, Outcome.NO_ANSWER, detail="aborted: the decision was certain without it")
 LOST = RewardResult(0.0, Outcome.NO_ANSWER, detail="lost: the workers it was given to failed")
 
 
 @dataclass
 class _Gathering:
-    """A prompt on its way to being a group."""
+    """A prompt on its way to being a group: what is graded so far, by sample."""
 
     prompt: Prompt
-    rollouts: dict[int, Rollout] = field(default_factory=dict)
-    results: dict[int, RewardResult] = field(default_factory=dict)
+    graded: dict[int, tuple[Rollout, RewardResult]] = field(default_factory=dict)
 
     @property
     def num_correct(self) -> int:
-        return sum(result.correct for result in self.results.values())
+        return sum(result.correct for _, result in self.graded.values())
+
+    def group(self, num_samples: int) -> Group:
+        """The samples in their order; those that were not waited for as aborted ones."""
+        missing = (
+            (Rollout.missing(self.prompt.id, i, FinishReason.ABORT), NOT_GRADED) for i in range(num_samples)
+        )
+        pairs = [self.graded.get(i, pair) for i, pair in enumerate(missing)]
+        return Group(self.prompt, [rollout for rollout, _ in pairs], [result for _, result in pairs])
 
 
 class GroupStream:
@@ -54,16 +64,14 @@ class GroupStream:
     async def __aiter__(self) -> AsyncIterator[Group]:
         taken = 0
         while True:
-            self._news.clear()
-            for group in self._groups[taken:]:
+            while taken < len(self._groups):
                 taken += 1
-                yield group
-            if taken < len(self._groups):
-                continue
+                yield self._groups[taken - 1]
             if self._error is not None:
                 raise self._error
             if self._task is None or self._task.done():
                 return
+            self._news.clear()
             await self._news.wait()
 
     async def all(self) -> list[Group]:
@@ -102,60 +110,57 @@ async def graded_groups(
 ) -> AsyncIterator[Group]:
     """Groups in the order in which they are complete; grading goes on while others are generated.
 
-    `prompts` by the id their rollouts carry. Where `is_certain(prompt, solved, graded)` says that
+    `prompts` by the id their rollouts carry. Where `is_certain(prompt, correct, graded)` says that
     the gate's decision can no longer change, the prompt's remaining rollouts are aborted and the
-    group is given out at once; they stand in it as ABORT, without tokens. Of a prompt with a right answer
-    all rollouts are needed: `release` asks for those that were held. Raises whatever the stream of
+    group is given out at once; they stand in it as ABORT, without tokens. Of a prompt with a correct rollout
+    all are needed: `release` asks for those that were held. Raises whatever the stream of
     rollouts raises, and `WaitExpired` where the verifier service does not answer.
     """
     ready: asyncio.Queue[Group | BaseException | None] = asyncio.Queue()
     gathering = {key: _Gathering(prompt) for key, prompt in prompts.items()}
     waiting: list[Rollout] = []  # for one of the calls to the verifier to come back
-    num_calls = 0
+    calls = asyncio.Semaphore(MAX_GRADE_CALLS)
 
     async def grade(batch: list[Rollout]) -> None:
         items = [_item(r, prompts[r.prompt_id]) for r in batch if r.finish is not FinishReason.LOST]
         graded: list[RewardResult] = []
         if items:
-            (graded,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade answers")
+            (graded,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade responses")
         of_items = iter(graded)
         results = [LOST if r.finish is FinishReason.LOST else next(of_items) for r in batch]
         settled = set()
         if release:
-            release({r.prompt_id for r, v in zip(batch, results, strict=True) if v.correct})
+            release(
+                {rollout.prompt_id for rollout, result in zip(batch, results, strict=True) if result.correct}
+            )
         for rollout, result in zip(batch, results, strict=True):
             key = rollout.prompt_id
             entry = gathering.get(key)
             if entry is None:
                 continue  # it finished while its prompt was being settled
-            entry.rollouts[rollout.sample] = rollout
-            entry.results[rollout.sample] = result
-            if len(entry.results) == num_samples:
-                await ready.put(_group(gathering.pop(key), num_samples))
-            elif is_certain and is_certain(entry.prompt, entry.num_correct, len(entry.results)):
+            entry.graded[rollout.sample] = rollout, result
+            if len(entry.graded) == num_samples:
+                await ready.put(gathering.pop(key).group(num_samples))
+            elif is_certain and is_certain(entry.prompt, entry.num_correct, len(entry.graded)):
                 settled.add(key)
         for key in settled & gathering.keys():
-            await ready.put(_group(gathering.pop(key), num_samples))
+            await ready.put(gathering.pop(key).group(num_samples))
         if settled and abort:
             await abort(settled)
 
     async def grade_waiting() -> None:
-        nonlocal num_calls
-        while waiting:
+        async with calls:
             batch = waiting[:]
             waiting.clear()
-            await grade(batch)
-        num_calls -= 1
+            if batch:
+                await grade(batch)
 
     async def read() -> None:
-        nonlocal num_calls
         try:
             async with asyncio.TaskGroup() as grading:
                 async for batch in rollouts:
                     waiting.extend(batch)
-                    if num_calls < MAX_GRADE_CALLS:
-                        num_calls += 1
-                        grading.create_task(grade_waiting())
+                    grading.create_task(grade_waiting())
             await ready.put(None)
         except BaseExceptionGroup as group:
             await ready.put(group.exceptions[0])
@@ -180,13 +185,3 @@ def _item(rollout: Rollout, prompt: Prompt) -> GradeItem:
         finished=rollout.finish is FinishReason.STOP,
         num_tokens=len(rollout.token_ids),
     )
-
-
-def _group(entry: _Gathering, num_samples: int) -> Group:
-    """The samples in their order; those that were not waited for as aborted ones."""
-    prompt = entry.prompt
-    rollouts = [
-        entry.rollouts.get(i) or Rollout.missing(prompt.id, i, FinishReason.ABORT) for i in range(num_samples)
-    ]
-    results = [entry.results.get(i) or NOT_GRADED for i in range(num_samples)]
-    return Group(prompt, rollouts, results)

@@ -1,13 +1,14 @@
 """Grading in processes that can be killed: tasks in, results out, without Ray.
 
-One thread per process takes tasks from a queue that all callers share, hands the process one answer at a
-time and waits for its result, at most `timeout_s`. So a time-out, a crash or a lack of memory always belongs
-to exactly one answer: the process is killed (SIGKILL, with whatever it started) and replaced, and no other
-answer is touched. An answer whose process died is tried once more in a fresh one, so that what was graded
+One thread per process takes tasks from a queue that all callers share, hands its process one response at a
+time and waits for the result, at most `timeout_s`. So a time-out, a crash or a lack of memory always belongs
+to exactly one response: the process is killed (SIGKILL, with whatever it started) and replaced, and no other
+response is touched. A response whose process died is tried once more in a fresh one, so that what was graded
 before it cannot change its result. Loading a reward function does not count towards the limit.
 
-Processes are started anew (`worker.py`), not forked: this is safe beside threads and in
-Ray actors, and they hold none of the parent's memory. The pool does not choose reward functions (`service.py` does).
+Processes are started anew (`main` below), not forked: this is safe beside threads and in Ray actors, and they
+hold none of the parent's memory. They import neither Ray, torch nor vLLM, and sympy only with a reward function
+that needs it. The pool does not choose reward functions (`service.py` does).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import os
 import pickle
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -23,134 +25,40 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hpt_ray
-from hpt_ray.reward.worker import LOAD_TIMEOUT_S, OUT_OF_MEMORY
+from hpt_ray.reward.functions.table import RewardFunction, build
 from hpt_ray.types import Outcome, RewardResult
+from hpt_ray.utils.plugins import load_inherited
 
-NUM_TRIES = 2  # of an answer whose process dies
+NUM_TRIES = 2  # of a response whose process dies
+LOAD_TIMEOUT_S = 60.0  # importing a reward function, on both sides
+ORPHAN_GRACE_S = 5.0  # the parent's kill comes first
+OUT_OF_MEMORY = 77  # exit code
+MAX_EXTRACTED_CHARS = 500  # a result stays small whatever the response was
+MAX_DETAIL_CHARS = 300
 
-_CHILD = "from hpt_ray.reward.worker import main; main()"
+_CHILD = "import sys; from hpt_ray.reward.pool import main; main(*sys.argv[1:])"
 _PACKAGE_PARENT = str(Path(hpt_ray.__file__).resolve().parents[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One answer to grade, and by which reward function (see `reward_functions/table.py`)."""
+    """One response to grade, and by which reward function (see `functions/table.py`)."""
 
     reward_function: str
     response: str
     ground_truth: Any
 
 
-@dataclass(slots=True)
-class _Job:
-    """The tasks of one call and their results so far."""
-
-    tasks: Sequence[Task]
-    results: list[RewardResult | None]
-    remaining: int
-    future: Future[list[RewardResult]] = field(default_factory=Future)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def set(self, index: int, result: RewardResult) -> None:
-        with self.lock:
-            self.results[index] = result
-            self.remaining -= 1
-            done = self.remaining == 0
-        if done and self.future.set_running_or_notify_cancel():
-            self.future.set_result(self.results)  # type: ignore[arg-type]  # all of them are set
-
-    def fail(self, error: Exception) -> None:
-        with self.lock:
-            if not self.future.done():
-                self.future.set_exception(error)
-
-
-def _error(detail: str) -> RewardResult:
-    return RewardResult(0.0, Outcome.ERROR, detail=detail)
-
-
-class ProcessEnded(Exception):
-    """The grading process is gone; the message says how."""
-
-
-class _Process:
-    """One grading process and the socket to it. Used by a single thread, except for `kill`."""
-
-    def __init__(self, timeout_s: float, memory_mb: int) -> None:
-        self.timeout_s = timeout_s
-        self.memory_mb = memory_mb
-        self.loaded: set[str] = set()
-        self.socket, theirs = socket.socketpair()
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "PYTHONHASHSEED": "0",  # sympy's order of terms, the same in every process
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",  # each of its threads would reserve address space
-        }
-        with theirs:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CHILD, *map(str, (theirs.fileno(), timeout_s, memory_mb))],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # so that it dies with its own children, and not by Ctrl-C
-            )
-        self.reader = self.socket.makefile("rb")
-
-    def load(self, reward_function: str) -> str | None:
-        """Load a reward function; a text says why that failed."""
-        if reward_function not in self.loaded:
-            try:
-                reason = self.ask(pickle.dumps((reward_function, None)), LOAD_TIMEOUT_S)
-            except TimeoutError as error:
-                raise ProcessEnded(
-                    f"reward function {reward_function} was not loaded within {LOAD_TIMEOUT_S:g} s"
-                ) from error
-            if reason is not None:
-                return reason
-            self.loaded.add(reward_function)
-        return None
-
-    def ask(self, request: bytes, limit_s: float) -> Any:
-        """Send a pickled request and wait for its reply. Raises TimeoutError or ProcessEnded."""
-        self.socket.settimeout(limit_s)
-        try:
-            self.socket.sendall(request)
-            return pickle.load(self.reader)
-        except (EOFError, ConnectionError, pickle.UnpicklingError) as error:
-            raise ProcessEnded(self._how_it_ended()) from error
-
-    def _how_it_ended(self) -> str:
-        self.kill()
-        code = self.popen.returncode
-        if code == OUT_OF_MEMORY:
-            return f"needed more than {self.memory_mb} MB of address space"
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the grading process ended ({how})"
-
-    def kill(self) -> None:
-        """End the process and whatever it started, now."""
-        if self.popen.returncode is None:  # until it is waited for, its id cannot belong to another process
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
-
-    def close(self) -> None:
-        self.kill()
-        self.reader.close()
-        self.socket.close()
-
-
 class Pool:
     """`num_processes` killable grading processes behind one queue.
 
-    `preload` names reward functions that each process loads as it starts. Starting does not wait for anything.
+    `preload` names reward functions that each process loads as it starts. Making the pool does not wait for
+    anything. What the caller's process loaded as `run.plugins`, the processes import as well.
     """
 
     def __init__(
@@ -164,46 +72,44 @@ class Pool:
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
         self.preload = tuple(preload)
-        self.num_replaced = 0
-        self._queue: queue.SimpleQueue[tuple[_Job, int] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._processes: set[_Process] = set()
-        self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"grading-{number}", daemon=True)
-            for number in range(num_processes)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self.closed = False
+        self.queue: queue.SimpleQueue[tuple[_Batch, int] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # nothing is queued once `closed` is set
+        self._workers = [_Worker(self) for _ in range(num_processes)]
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def num_replaced(self) -> int:
+        """How many processes ended before the pool was closed."""
+        return sum(worker.num_replaced for worker in self._workers)
 
     def submit(self, tasks: Sequence[Task]) -> Future[list[RewardResult]]:
-        """Queue the tasks. The future holds their results in the same order. Safe from any thread."""
-        job = _Job(tasks, [None] * len(tasks), len(tasks))
+        """Queue the tasks. The future holds their results in the same order. Safe from any thread.
+
+        Raises RuntimeError when the pool is closed, and in the future when no process can be started.
+        """
+        batch = _Batch(tasks)
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise RuntimeError("the grading pool is closed")
             for index in range(len(tasks)):
-                self._queue.put((job, index))
-        if not tasks:
-            job.future.set_result([])
-        return job.future
+                self.queue.put((batch, index))
+        return batch
 
     def grade(self, tasks: Sequence[Task]) -> list[RewardResult]:
         """The results of the tasks, in order."""
         return self.submit(tasks).result()
 
     def close(self) -> None:
-        """End all processes. Answers that still wait get the outcome `error`."""
+        """End all processes. Responses that still wait get the outcome `error`."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            for process in self._processes:
-                process.kill()
-            for _ in self._threads:
-                self._queue.put(None)
-        for thread in self._threads:
-            thread.join()
+            self.closed = True
+        for worker in self._workers:
+            worker.kill()
+            self.queue.put(None)
+        for worker in self._workers:
+            worker.join()
 
     def __enter__(self) -> Pool:
         return self
@@ -211,71 +117,222 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self) -> None:
-        """The life of one thread: keep one process, grade what the queue holds."""
-        process: _Process | None = None
-        while True:
-            try:
-                process = process or self._start()
-            except OSError as error:
-                failure: Exception = RuntimeError(f"no grading process could be started: {error}")
-            if (entry := self._queue.get()) is None:
-                break
-            job, index = entry
-            if process is None:
-                job.fail(failure)
-                continue
-            result, process = self._grade(job.tasks[index], process)
-            job.set(index, result)
-        if process is not None:
-            self._end(process)
 
-    def _grade(self, task: Task, process: _Process | None) -> tuple[RewardResult, _Process | None]:
-        """The result of one task, and the process to go on with (None: it has to be replaced)."""
+class _Batch(Future[list[RewardResult]]):
+    """The tasks of one call, and their results as they come in."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self._results: dict[int, RewardResult] = {}
+        self._lock = threading.Lock()
+        self.set_running_or_notify_cancel()  # what is queued is graded, even if nobody waits for it any more
+        if not tasks:
+            self.set_result([])
+
+    def add(self, index: int, result: RewardResult) -> None:
+        with self._lock:
+            self._results[index] = result
+            if len(self._results) == len(self.tasks):
+                self.set_result([self._results[i] for i in range(len(self.tasks))])
+
+    def fail(self, error: Exception) -> None:
+        with self._lock:
+            if not self.done():
+                self.set_exception(error)
+
+
+class _CannotStart(RuntimeError):
+    """No grading process could be started; the message says why."""
+
+
+class _Ended(Exception):
+    """The grading process is gone; the message says how."""
+
+
+class _Worker(threading.Thread):
+    """One thread, the grading process that it keeps running, and the socket between them."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(name="grading", daemon=True)
+        self.num_replaced = 0
+        self._pool = pool
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        while True:
+            with contextlib.suppress(_CannotStart, _Ended):  # the next task meets the same, and reports it
+                self._start()
+                for name in self._pool.preload:
+                    self._load(name)
+            entry = self._pool.queue.get()
+            if entry is None:
+                return self._end()
+            batch, index = entry
+            try:
+                batch.add(index, self._grade(batch.tasks[index]))
+            except _CannotStart as error:
+                batch.fail(error)
+
+    def kill(self) -> int:
+        """End the process and whatever it started, now. Returns its `returncode`. From any thread."""
+        popen = self._popen
+        if popen is None:
+            return 0
+        if popen.returncode is None:  # until it is waited for, its id cannot belong to another process
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(popen.pid, signal.SIGKILL)
+        return popen.wait()
+
+    def _grade(self, task: Task) -> RewardResult:
+        """The result of one task, whatever it does to the process. Raises _CannotStart."""
         try:
             request = pickle.dumps((task.reward_function, (task.response, task.ground_truth)))
         except Exception as error:
-            return _error(f"the ground truth cannot be sent to another process: {error}"), process
-        result = _error("the grading pool was closed")
+            return _error(f"the ground truth cannot be sent to another process: {error}")
         for _ in range(NUM_TRIES):
-            if self._closed:
-                break
             try:
-                process = process or self._start()
-                reason = process.load(task.reward_function)
-                if reason is not None:
-                    return _error(
-                        f"reward function {task.reward_function} could not be loaded: {reason}"
-                    ), process
-                return process.ask(request, self.timeout_s), process
+                self._start()
+                if reason := self._load(task.reward_function):
+                    return _error(f"reward function {task.reward_function} could not be loaded: {reason}")
+                return self._ask(request, self._pool.timeout_s)
             except TimeoutError:
-                result = RewardResult(0.0, Outcome.TIMEOUT, detail=f"not graded within {self.timeout_s:g} s")
-            except (ProcessEnded, OSError) as error:
+                self._end()
+                detail = f"not graded within {self._pool.timeout_s:g} s"
+                return RewardResult(0.0, Outcome.TIMEOUT, detail=detail)
+            except _Ended as error:
+                self._end()
                 result = _error(str(error))
-            if process is not None:
-                self._end(process)
-                process = None
-            if result.outcome is Outcome.TIMEOUT:
-                break
-        return result, process
+        return result
 
-    def _start(self) -> _Process:
-        process = _Process(self.timeout_s, self.memory_mb)
-        with self._lock:
-            self._processes.add(process)
-            if self._closed:
-                process.kill()
+    def _start(self) -> None:
+        """Start the process unless it is there. Raises _CannotStart, or _Ended when the pool is closed."""
+        if self._pool.closed:
+            raise _Ended("the grading pool was closed")
+        if self._popen is not None:
+            return
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONHASHSEED": "0",  # sympy's order of terms, the same in every process
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",  # each of its threads would reserve address space
+        }
+        self._loaded: set[str] = set()
         try:
-            for reward_function in self.preload:
-                process.load(
-                    reward_function
-                )  # a failure comes back with the first task of that reward function
-        except ProcessEnded:
-            process.kill()  # the first task finds it ended and reports how
-        return process
+            self._socket, theirs = socket.socketpair()
+            self._reader = self._socket.makefile("rb")
+            arguments = map(str, (theirs.fileno(), self._pool.timeout_s, self._pool.memory_mb))
+            with theirs:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _CHILD, *arguments],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=environment,
+                    start_new_session=True,  # so that it dies with its own children, and not by Ctrl-C
+                )
+        except OSError as error:
+            raise _CannotStart(f"no grading process could be started: {error}") from error
+        if self._pool.closed:  # perhaps `close` looked before the process was there
+            self.kill()
 
-    def _end(self, process: _Process) -> None:
-        with self._lock:
-            self._processes.discard(process)
-            self.num_replaced += not self._closed
-        process.close()
+    def _load(self, name: str) -> str | None:
+        """Load a reward function unless that is done; a text says why it failed. Raises _Ended."""
+        if name in self._loaded:
+            return None
+        try:
+            reason = self._ask(pickle.dumps((name, None)), LOAD_TIMEOUT_S)
+        except TimeoutError as error:
+            raise _Ended(f"reward function {name} was not loaded within {LOAD_TIMEOUT_S:g} s") from error
+        if reason is None:
+            self._loaded.add(name)
+        return reason
+
+    def _ask(self, request: bytes, limit_s: float) -> Any:
+        """Send a pickled request and wait for its reply. After TimeoutError or _Ended the process is dead."""
+        self._socket.settimeout(limit_s)
+        try:
+            self._socket.sendall(request)
+            return pickle.load(self._reader)
+        except TimeoutError:
+            self.kill()
+            raise
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            code = self.kill()
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            if code == OUT_OF_MEMORY:
+                raise _Ended(f"needed more than {self._pool.memory_mb} MB of address space") from error
+            raise _Ended(f"the grading process ended ({how})") from error
+
+    def _end(self) -> None:
+        """Be rid of the process, if there is one; `_start` replaces it."""
+        if self._popen is not None:
+            self.kill()
+            self._reader.close()
+            self._socket.close()
+            self._popen = None
+            self.num_replaced += not self._pool.closed
+
+
+def _error(detail: str) -> RewardResult:
+    return RewardResult(0.0, Outcome.ERROR, detail=detail)
+
+
+# -- in the grading process ------------------------------------------------------------------------
+
+
+def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
+    """Take requests from a socket, one at a time, until it ends.
+
+    A request is a pickled `(name, None)`: load this reward function; the reply is None or why that failed. Or it
+    is `(name, (response, ground_truth))`; the reply is a RewardResult. A task that runs into the limit of the
+    address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that. Time
+    limits are the parent's: the alarm only ends a process whose parent has vanished.
+    """
+    limit = int(memory_mb) * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    connection = socket.socket(fileno=int(descriptor))
+    reader, writer = connection.makefile("rb"), connection.makefile("wb")
+    functions: dict[str, RewardFunction] = {}
+    try:
+        while True:
+            name, task = pickle.load(reader)
+            limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
+            signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
+            reply = _load(functions, name) if task is None else _grade(functions[name], *task)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pickle.dump(reply, writer)
+            writer.flush()
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    except (EOFError, ConnectionError):
+        pass  # nobody asks any more
+
+
+def _load(functions: dict[str, RewardFunction], name: str) -> str | None:
+    try:
+        load_inherited()
+        functions[name] = build(name)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        return _describe(error)
+    return None
+
+
+def _grade(function: RewardFunction, response: str, ground_truth: Any) -> RewardResult:
+    try:
+        result = function(response, ground_truth)
+        if result.extracted is not None and len(result.extracted) > MAX_EXTRACTED_CHARS:
+            result = replace(result, extracted=result.extracted[:MAX_EXTRACTED_CHARS] + "…")
+        return result
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # becomes the outcome `error`, which is counted
+        return _error(_describe(error))
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]

@@ -106,7 +106,7 @@ def start_learners(
     estimator: Any = None,
 ) -> ActorGroup:
     """`config.num_ranks` ranks of the real learner, joined, with the model at `path`."""
-    spec = LearnerSpec(ModelConfig(path=str(path)), str(path), config, estimator, temperature, seed=0)
+    spec = LearnerSpec(ModelConfig(path=str(path)), str(path), config, 0, estimator, temperature)
     ranks = range(config.num_ranks)
     learners = room.create("learner", ProbedWorker, [(r, len(ranks), spec, None) for r in ranks])
     host, port = call(learners, "rendezvous")[0]

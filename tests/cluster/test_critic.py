@@ -122,7 +122,7 @@ def actors(request, ray_cluster: Cluster, tiny_model: Callable) -> Iterator[Acto
     config = LearnerConfig(num_ranks=num_ranks, num_cpus=0.5, zero_stage=stage)
     model = ModelConfig(path=str(path))
     room = room_for(learner=num_ranks, critic=num_ranks, reference=2)
-    spec = CriticSpec(model, str(path), config, CLIP, seed=0)
+    spec = CriticSpec(model, str(path), config, 0, CLIP)
     critic = room.create("critic", ProbedCritic, [(r, num_ranks, spec, None) for r in range(num_ranks)])
     frozen = ReferenceSpec(model, str(path), ReferenceConfig(num_cpus=0.5), TEMPERATURE, seed=0)
     reference = room.create("reference", CountingReference, [(frozen, None)] * 2)

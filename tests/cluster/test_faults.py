@@ -26,7 +26,7 @@ LIMIT_S = 300
 
 ENGINE, LEARNER, REFERENCE = "ray::RolloutWorker", "ray::LearnerWorker", "ray::ReferenceWorker"
 REPLICA = "ray::StateReplica"
-VERIFIER, GRADER = "ray::VerifierService", "hpt_ray.reward.worker"
+VERIFIER, GRADER = "ray::VerifierService", "hpt_ray.reward.pool"
 
 
 @pytest.fixture(scope="module")

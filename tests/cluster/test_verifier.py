@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.usefixt
 def reward_functions() -> list[psutil.Process]:
     """All grading processes of this machine."""
     every = psutil.process_iter(["cmdline"])
-    return [p for p in every if any("hpt_ray.reward.worker" in part for part in p.info["cmdline"] or [])]
+    return [p for p in every if any("hpt_ray.reward.pool" in part for part in p.info["cmdline"] or [])]
 
 
 def test_service_as_an_actor(tmp_path):

@@ -167,7 +167,7 @@ def start_wired(
     )
     engine = EngineSpec(model, str(path), rollout, max_model_len=96, seed=0)
     config = LearnerConfig(num_ranks=num_ranks, zero_stage=stage)
-    learner = LearnerSpec(model, str(path), config, SFT, 1.0, seed=0)
+    learner = LearnerSpec(model, str(path), config, 0, SFT, 1.0)
     room = room_for(learner=num_ranks, rollout=num_workers)
     make = room.maker("rollout", Engine, [(engine, None)] * num_workers, max_concurrency=100)
     workers = ActorGroup([f"rollout-{i}" for i in range(num_workers)], [make(i) for i in range(num_workers)])

@@ -64,11 +64,21 @@ def test_a_wrong_example_would_be_noticed(folder: Path) -> None:
         golden_test()
 
 
-@pytest.mark.parametrize("line", PAGE.split("## Adding another part")[1].splitlines())
-def test_tables_that_are_named_exist(line: str) -> None:
-    """Each row: tables of a package, by the row or the one above."""
-    for name, package in re.findall(r"`([A-Z_]+)` of `([\w.]+)`", line):
-        assert isinstance(getattr(importlib.import_module(package), name), dict)
+def test_tables_and_records_that_are_named_exist() -> None:
+    rows = [
+        line.split("|")[2:4] for line in PAGE.split("## Adding another part")[1].splitlines() if "`" in line
+    ]
+    package, found = "", 0
+    for tables, record in (row for row in rows if len(row) == 2):
+        package = next(iter(re.findall(r"of `([\w.]+)`", tables)), package)  # else that of the row above
+        module = importlib.import_module(package)
+        names = re.findall(r"`([A-Z_]+)`", tables)
+        assert names
+        for name in names:
+            kinds = {type(part).__name__ for part in getattr(module, name).values()}
+            assert kinds == set(re.findall(r"`(\w+)`", record)), name
+            found += 1
+    assert found == 12
 
 
 def test_named_paths_exist() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hpt_ray.cli.evaluate import main
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.compare import compare, comparison_table
+from hpt_ray.evaluation.report import compare, comparison_table
 from hpt_ray.evaluation.results import PromptResult, write_results
 
 

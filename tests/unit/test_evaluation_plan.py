@@ -91,7 +91,7 @@ def test_names_and_groups():
 
 def test_the_small_task_is_asked_as_its_models_were_trained():
     (task,) = plan(*MINI).tasks
-    assert task.prompts[0].prompt_ids[0] == build_tokenizer().bos_token_id
+    assert task.prompts[0].token_ids[0] == build_tokenizer().bos_token_id
     assert (len(task.prompts), task.num_samples, task.ks) == (48, 1, [1])
     assert (task.sampling.temperature, task.sampling.max_tokens) == (0.0, 64)
     assert set(task.reward_functions.values()) == {"boxed"}
@@ -105,7 +105,7 @@ def test_words_replace_the_protocol():
     assert (task.num_samples, task.ks) == (6, [1, 2, 4])
     sampling = task.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.5, 0.9, 5, 9)
-    assert made.max_model_len == 9 + max(len(q.prompt_ids) for q in task.prompts)
+    assert made.max_model_len == 9 + max(len(q.token_ids) for q in task.prompts)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_words_replace_the_protocol():
         (["samples=2"], "at temperature 0 all 2 samples of a prompt are the same"),
         (["data.train=[a]"], "`data.train` is a key of training"),
         (["rollout.temperature=0.6"], "set `temperature`"),
-        (["reward.terms={format: 1.0}"], "counts right answers only"),
+        (["reward.terms={format: 1.0}"], "counts correct responses only"),
         (["top_p=1.5"], "`top_p` \\(1.5\\) must be above 0"),
         (["reward.function=maths"], "Unknown reward function `maths`"),
         (["bechmarks=[math]"], "Did you mean `benchmarks`"),
@@ -161,7 +161,7 @@ def test_no_prompt_is_left_out(tmp_path):
 
 
 def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
-    run = make_run(tmp_path / "run", reward_function="exact", require_finished=False)
+    run = make_run(tmp_path / "run", function="exact", require_finished=False)
     made = plan(f"model={run}", "benchmarks=[mini-geo]")
     assert made.model.path == str(run / "checkpoints" / "step-000007" / "hf")
     assert made.model.name == "run-step-000007"
@@ -235,7 +235,7 @@ def test_results_say_what_graded_and_average_in_two_ways(tmp_path):
         ),
         {"index": pa.int64()},
     )
-    run = make_run(tmp_path / "run", reward_function="boxed")
+    run = make_run(tmp_path / "run", function="boxed")
     made = plan(
         f"model={run}",
         "benchmarks=[mini-geo]",

@@ -38,8 +38,8 @@ def test_ray_takes_every_description() -> None:
         ("reward/mean", "ray_hpt_ray_reward_mean", {}),
         ("eval/math/mean", "ray_hpt_ray_eval_mean", {"set": "math"}),
         ("rollout/finish/length", "ray_hpt_ray_rollout_finish_total", {"reason": "length"}),
-        ("rollout/off_policy_steps/2", "ray_hpt_ray_rollout_staleness_total", {"versions": "2"}),
-        ("rollout/off_policy_steps_mean", "ray_hpt_ray_rollout_staleness_mean", {}),
+        ("rollout/off_policy_steps/2", "ray_hpt_ray_rollout_off_policy_steps_total", {"versions": "2"}),
+        ("rollout/off_policy_steps_mean", "ray_hpt_ray_rollout_off_policy_steps_mean", {}),
         ("faults/rollout_failed", "ray_hpt_ray_faults_total", {"kind": "rollout_failed"}),
     ],
 )

@@ -8,15 +8,14 @@ import pytest
 from report_material import evaluate, make_run
 from scipy import stats
 
-from hpt_ray.evaluation.seed_stats import BANDS, rolling_mean, smoothing_window, spread_of
+from hpt_ray.evaluation.statistics import BANDS, rolling_mean, smoothing_window, spread_of, welch_difference
 from hpt_ray.tools.report.attempts import BRANCHES, attempt_map, blocks, moves
-from hpt_ray.tools.report.curves import aligned, curves_of
+from hpt_ray.tools.report.comparison import final_scores
+from hpt_ray.tools.report.curves import aligned, curves_of, mean_over_sets, pass_curve
+from hpt_ray.tools.report.figures import MOST_BARS, stack_figure
 from hpt_ray.tools.report.load import Attempt, Series, load_run
 from hpt_ray.tools.report.methods import group_runs
-from hpt_ray.tools.report.pass_at_k import pass_curve
-from hpt_ray.tools.report.results import difference, final_scores
-from hpt_ray.tools.report.run_figures import marks_of, mean_over_sets
-from hpt_ray.tools.report.stacks import MOST_BARS, stack_figure
+from hpt_ray.tools.report.run_figures import marks_of
 from hpt_ray.tools.report.style import move_apart, short
 
 
@@ -95,13 +94,13 @@ def test_final_scores_are_the_last_and_not_the_best(tmp_path: Path) -> None:
 
 def test_a_difference_is_welchs() -> None:
     ours, theirs = [0.9, 0.8, 0.85], [0.5, 0.7, 0.6, 0.65]
-    found = difference(ours, theirs)
+    found = welch_difference(ours, theirs)
     test = stats.ttest_ind(ours, theirs, equal_var=False)
-    assert found.value == pytest.approx(np.mean(ours) - np.mean(theirs))
-    assert found.p == pytest.approx(test.pvalue)
-    assert found.value - found.ci95 == pytest.approx(test.confidence_interval().low)
-    assert difference([0.9], theirs).p is None
-    assert difference([1.0, 1.0], [0.0, 0.0]).ci95 is None
+    assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert found.p_t == pytest.approx(test.pvalue)
+    assert found.mean - found.ci95 == pytest.approx(test.confidence_interval().low)
+    assert welch_difference([0.9], theirs).p_t is None
+    assert welch_difference([1.0, 1.0], [0.0, 0.0]).ci95 is None
 
 
 def test_pass_at_k_is_the_chance_over_all_subsets(tmp_path: Path) -> None:

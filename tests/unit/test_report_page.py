@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from report_material import NASTY, evaluate, make_run
 
+from hpt_ray.config import renamed
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.report import Html, Pictures, Section, escape, figure_html, page, table_html
 from hpt_ray.tools.report.__main__ import main
@@ -72,7 +74,7 @@ def test_the_page_of_a_run_has_every_part(tmp_path: Path) -> None:
     text, found = report_of(root, out=tmp_path / "out")
     titles = re.findall(r"<h2>(.*?)</h2>", text)
     assert titles == [
-        "Learning", "Evaluations", "Prompts", "Answers", "Optimizer and policy", "Time and memory", "Faults",
+        "Learning", "Evaluations", "Prompts", "Responses", "Optimizer and policy", "Time and memory", "Faults",
         "Configuration", "Metrics",
     ]  # fmt: skip
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
@@ -132,6 +134,27 @@ def test_a_run_may_lack_every_file_but_its_configuration(tmp_path: Path) -> None
     (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text, _ = report_of(root, out=tmp_path / "out")
     assert "some/new_metric" in text
+
+
+def test_a_run_of_version_0_1_is_shown_under_the_names_of_today(tmp_path: Path) -> None:
+    root = tmp_path / "run-0.1"
+    shutil.copytree(Path(__file__).resolve().parents[1] / "fixtures" / "run-0.1", root)
+    assert main([str(root)]) == 0
+    text = (root / "report" / "index.html").read_text(encoding="utf-8")
+    check(text)
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert {"Learning", "Prompts", "Responses", "Optimizer and policy", "Metrics"} <= set(titles)
+    assert "<dt>prompts seen</dt><dd>16</dd>" in text  # the lines of feedback.jsonl
+    assert "Heat map of 16 prompts by 1 attempts" in text
+    assert "<dt>rollouts per prompt</dt><dd>4</dd>" in text
+    for old, new in renamed.METRICS.items():
+        assert f">{old}</th>" not in text
+        assert f">{new}</th>" in text
+    assert ">rollout/off_policy_steps/1</th>" in text
+    assert text.count('<article class="card">') == 4
+    assert "→ trained on" in text
+    drawn = {path.stem for path in (root / "report" / "figures").glob("*.png")}
+    assert drawn >= {"reward", "offline_ratio", "prompts", "logprob_gap", "off_policy_steps", "phases"}
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hpt_ray.evaluation.tests_of_difference import difference, holm, sign_flip_p
+from hpt_ray.evaluation.statistics import difference, holm, sign_flip_p
 
 A = {1: 0.91, 2: 0.88, 3: 0.95, 4: 0.90, 5: 0.93}
 B = {1: 0.85, 2: 0.86, 3: 0.90, 4: 0.91, 5: 0.84}

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
 from hpt_ray.reward.functions.extract import alternatives, last_boxed
 from hpt_ray.reward.functions.table import REWARD_FUNCTIONS, build, check_ground_truth, check_reward_function
@@ -168,6 +169,15 @@ def test_unknown_reward_function_names_the_nearest():
         check_reward_function("mth")
 
 
+def test_the_configuration_key_names_every_reward_function():
+    doc = RewardConfig.__dataclass_fields__["function"].metadata["doc"]
+    for name, kind in REWARD_FUNCTIONS.items():
+        assert kind.usage.startswith(name)
+        assert kind.doc
+        for usage in kind.usage.split(" or "):
+            assert f"`{usage}`" in doc
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -199,7 +209,7 @@ def test_python_reward_function_sync_async_and_results(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "import asyncio, beside\n"
-        "from hpt_ray.types import Outcome, Result\n"
+        "from hpt_ray.types import Outcome, RewardResult\n"
         "def truth_value(response, truth): return response == truth\n"
         "async def score(response, truth):\n"
         "    await asyncio.sleep(0)\n"

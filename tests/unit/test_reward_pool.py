@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from hpt_ray.reward.pool import Pool, Task
 from hpt_ray.types import Outcome
+from hpt_ray.utils.plugins import VARIABLE
 
-GRADER = """
+BEHAVIOUR = """
 import os, signal, subprocess, time
-from hpt_ray.types import Outcome, Result
+from hpt_ray.types import Outcome, RewardResult
 
 def behave(response, truth):
     word, _, argument = response.partition(" ")
@@ -42,14 +43,14 @@ def behave(response, truth):
 @pytest.fixture(scope="module")
 def behave(tmp_path_factory):
     file = tmp_path_factory.mktemp("reward_functions") / "behaviour.py"
-    file.write_text(GRADER)
+    file.write_text(BEHAVIOUR)
     return f"python:{file}:behave"
 
 
 def children() -> list[psutil.Process]:
     """The grading processes of this test run."""
     every = psutil.Process().children()
-    return [child for child in every if "hpt_ray.reward.worker" in " ".join(child.cmdline())]
+    return [child for child in every if "hpt_ray.reward.pool" in " ".join(child.cmdline())]
 
 
 def test_results_come_in_the_order_of_the_tasks():
@@ -139,6 +140,53 @@ def test_unusable_inputs_are_errors_and_the_pool_goes_on(tmp_path):
     reasons = ["missing", "cannot be sent", "Unknown reward function", "no_such_module"]
     for reason, result in zip(reasons, results[:4], strict=True):
         assert reason in result.detail
+
+
+PLUGIN = """
+from hpt_ray.reward import REWARD_FUNCTIONS, RewardFunctionKind
+from hpt_ray.types import Outcome, RewardResult
+
+def make(argument):
+    def starts(response, ground_truth):
+        correct = response.startswith(argument + ground_truth)
+        return RewardResult(float(correct), Outcome.CORRECT if correct else Outcome.WRONG, response)
+    return starts
+
+def check_argument(argument):
+    if not argument:
+        raise ValueError("a beginning is needed")
+
+REWARD_FUNCTIONS["starts"] = RewardFunctionKind(
+    "starts:TEXT", "the response begins with the text and the reference", make, check_argument=check_argument
+)
+"""
+
+
+def test_a_reward_function_of_a_users_file_is_known_in_the_grading_processes(tmp_path, monkeypatch):
+    file = tmp_path / "starting.py"
+    file.write_text(PLUGIN)
+    tasks = [Task("starts:so ", text, "7") for text in ("so 7.", "7")] + [Task("starts:", "7", "7")]
+    monkeypatch.setenv(VARIABLE, str(file))  # as `plugins.load` does in the process that starts the pool
+    with Pool(2, preload=["starts:so "]) as pool:
+        correct, wrong, refused = pool.grade(tasks)
+        assert pool.num_replaced == 0
+    assert correct.correct
+    assert wrong.outcome is Outcome.WRONG
+    assert "a beginning is needed. Write it as `starts:TEXT`" in refused.detail
+    monkeypatch.delenv(VARIABLE)
+    with Pool() as pool:
+        assert "Unknown reward function" in pool.grade(tasks)[0].detail
+
+
+def test_a_users_file_that_cannot_be_imported_is_an_error_that_names_it(tmp_path, monkeypatch):
+    file = tmp_path / "broken.py"
+    file.write_text("import no_such_module\n")
+    monkeypatch.setenv(VARIABLE, str(file))
+    with Pool() as pool:
+        [result] = pool.grade([Task("boxed", r"\boxed{1}", "1")])
+    assert result.outcome is Outcome.ERROR
+    assert "broken.py" in result.detail
+    assert "no_such_module" in result.detail
 
 
 def test_a_process_killed_from_outside_costs_no_answer(behave):

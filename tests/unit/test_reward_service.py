@@ -9,7 +9,7 @@ import pytest
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
 from hpt_ray.reward import GradeItem, VerifierService, grade
-from hpt_ray.reward.terms import format_reward, overlong_penalty
+from hpt_ray.reward.service import format_reward, overlong_penalty
 from hpt_ray.types import Outcome
 
 
@@ -22,7 +22,7 @@ def run_service(config, items, **arguments):
 
 
 def test_reward_function_by_data_source_and_counts():
-    config = RewardConfig(function="boxed", reward_functions={"openai/gsm8k": "gsm8k"})
+    config = RewardConfig(function="boxed", functions={"openai/gsm8k": "gsm8k"})
     items = [
         GradeItem(r"\boxed{1/2}", "0.5", "mini", True),
         GradeItem(r"\boxed{7}", "7", "mini", True),
@@ -96,7 +96,7 @@ def test_format_reward():
     ("config", "message"),
     [
         (RewardConfig(function="maths"), r"reward\.function: .*`maths`.*`math`"),
-        (RewardConfig(functions={"a/b": "choise"}), r"reward\.reward functions\[a/b\]: .*`choice`"),
+        (RewardConfig(functions={"a/b": "choise"}), r"reward\.functions\[a/b\]: .*`choice`"),
         (RewardConfig(terms={"fromat": 1.0}), r"reward\.terms.*`format`"),
         (RewardConfig(terms={"overlong": 1.0}, overlong_buffer=200), r"overlong_buffer \(200\)"),
     ],
@@ -113,6 +113,26 @@ def test_grade_for_scripts():
         grade("8", "7", reward_function="gsm")
     with pytest.raises(UserError, match="missing"):
         grade("8", None)
+
+
+def test_the_service_knows_the_reward_functions_of_a_users_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from hpt_ray.reward import REWARD_FUNCTIONS, RewardFunctionKind\n"
+        "REWARD_FUNCTIONS['mine'] = RewardFunctionKind('mine', 'as text', REWARD_FUNCTIONS['exact'].make)\n"
+    )
+    script = (
+        "import asyncio\n"
+        "from hpt_ray.config.schema import RewardConfig\n"
+        "from hpt_ray.reward import GradeItem, VerifierService\n"
+        "from hpt_ray.utils import plugins\n"
+        "plugins.load(['mine.py'])\n"
+        "service = VerifierService(RewardConfig(function='mine'))\n"
+        "print(asyncio.run(service.grade([GradeItem('7', 7, '', True)]))[0].outcome.value)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "correct\n"
 
 
 def test_a_script_that_grades_ends_by_itself():

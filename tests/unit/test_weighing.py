@@ -62,7 +62,7 @@ def test_kl_is_taken_off_the_reward_of_a_whole_sample() -> None:
         assert item.kl_scale == 0
     total, count = weighed.sums["policy/kl_ref"]
     assert (total, count) == (pytest.approx(sum(kl(r).sum() for r in samples)), 8)
-    assert [r.reward for r in samples] == [1.0, 0.0]  # as graded
+    assert [r.reward for r in samples] == [1.0, 0.0]  # as the reward function gave them
 
 
 def test_ppo_takes_kl_off_token_by_token_and_returns_are_advantage_plus_value() -> None:

@@ -1,4 +1,5 @@
-"""A wheel holds what the commands read beside their code: configurations, and the bases of rendered manifests."""
+"""A wheel holds what the commands read beside their code: configurations, the bases of rendered manifests, and the
+templates of the report."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = "hpt_ray/tools/report/templates"
 PARTS = {"configs": "hpt_ray/configs", "deploy/kuberay": "hpt_ray/tools/deploy/kuberay"}
 
 
@@ -29,4 +31,7 @@ def test_a_wheel_has_every_configuration_and_base(tmp_path: Path) -> None:
         files = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if path.is_file()]
         assert len(files) > 20
         assert {f"{inside}/{file}" for file in files} <= names
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / TEMPLATES).iterdir()}
+    assert len(templates) >= 2
+    assert templates <= names
     assert not [name for name in names if name.startswith(("configs", "deploy", "tests"))]

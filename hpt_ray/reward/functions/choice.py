@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hpt_ray.reward.functions.extract import alternatives, last_boxed
-from hpt_ray.types import Outcome, RewardResult
+from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed, unparsable
+from hpt_ray.types import RewardResult
 
 _WRAPPING = re.compile(r"\\(?:text|textbf|mathrm|mathbf|rm|bf)\b|[\s${}*\\]")
 _ALONE = re.compile(r"\(?([A-Ja-j1-9])[).:]*")
@@ -40,14 +40,12 @@ def grade(response: str, ground_truth: Any) -> RewardResult:
     if answer is not None:
         label = _label(answer)
         if label is None:
-            return RewardResult(0.0, Outcome.UNPARSABLE, answer, "no label of a choice in the box")
+            return unparsable(answer, "no label of a choice in the box")
     else:
         label = _phrase(response) or _label(response)
         if label is None:
-            return RewardResult(0.0, Outcome.NO_ANSWER)
-    if label in right:
-        return RewardResult(1.0, Outcome.CORRECT, label)
-    return RewardResult(0.0, Outcome.WRONG, label)
+            return NO_ANSWER
+    return answered(label, label in right)
 
 
 def _label(text: str) -> str | None:

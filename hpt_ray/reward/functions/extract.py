@@ -1,4 +1,4 @@
-"""Finding an answer in a response, and reading a ground truth: what several reward functions share.
+"""Finding an answer in a response, reading a ground truth, stating a result: what reward functions share.
 
 Everything here is a pure function of strings and takes time linear in their length, whatever they hold.
 """
@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from hpt_ray.types import Outcome, RewardResult
+
+NO_ANSWER = RewardResult(0.0, Outcome.NO_ANSWER)
 _BOX = "\\boxed{"
 # An escaped character (`\{`, `\\`) is not a brace, so it is matched first and passed over.
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
@@ -45,12 +48,18 @@ def _last_box(text: str, start: int) -> str | None:
     return None if best is None else text[slice(*best)]
 
 
-def without_blanks(text: str) -> str:
-    return "".join(text.split())
+def answered(answer: str, correct: bool) -> RewardResult:
+    """The result on an answer that could be compared."""
+    return RewardResult(float(correct), Outcome.CORRECT if correct else Outcome.WRONG, answer)
+
+
+def unparsable(answer: str, detail: str) -> RewardResult:
+    """The result on an answer that could not be read; `detail` says why."""
+    return RewardResult(0.0, Outcome.UNPARSABLE, answer, detail)
 
 
 def alternatives(ground_truth: Any) -> list[str]:
-    """The ground truth as texts, any of which is right: from a string, a number, or a list of them.
+    """The ground truth as texts, any of which is correct: from a string, a number, or a list of them.
 
     Raises ValueError with the reason when it is missing or cannot be an answer.
     """

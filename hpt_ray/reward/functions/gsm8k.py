@@ -12,8 +12,8 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from hpt_ray.reward.functions.extract import alternatives, last_boxed
-from hpt_ray.types import Outcome, RewardResult
+from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed, unparsable
+from hpt_ray.types import RewardResult
 
 _NUMBER = re.compile(r"[-+−]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _MARK = "####"
@@ -38,14 +38,12 @@ def grade(response: str, ground_truth: Any) -> RewardResult:
     if answer is None:
         numbers = _NUMBER.findall(response)
         if not numbers:
-            return RewardResult(0.0, Outcome.NO_ANSWER)
+            return NO_ANSWER
         answer = numbers[-1]
     value = _number(answer)
     if value is None:
-        return RewardResult(0.0, Outcome.UNPARSABLE, answer, "no number in the answer")
-    if value in right:
-        return RewardResult(1.0, Outcome.CORRECT, answer)
-    return RewardResult(0.0, Outcome.WRONG, answer)
+        return unparsable(answer, "no number in the answer")
+    return answered(answer, value in right)
 
 
 def _marked(response: str) -> str | None:

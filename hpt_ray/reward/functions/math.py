@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from hpt_ray.reward.functions.extract import alternatives, last_boxed, without_blanks
-from hpt_ray.types import Outcome, RewardResult
+from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed, unparsable
+from hpt_ray.types import RewardResult
 
 MAX_ANSWER_CHARS = 2000  # a longer one that is not the reference letter by letter is not read
 LENIENT_TAIL_CHARS = 1000  # where an answer without a box is looked for
@@ -48,7 +48,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|mbox|mathrm|textrm)\{([^{}]*)\}")
 def normalise(answer: str) -> str:
     r"""An answer without its typography: `\left( 3,\ \dfrac12 \right)` becomes `( 3, \frac{1}{2} )`.
 
-    Only changes that keep the meaning whatever the prompt; blanks are compared away later.
+    Only changes that keep the meaning whatever the prompt asks; blanks are compared away later.
     """
     answer = answer.strip()
     for pattern, new in _REWRITES:
@@ -58,7 +58,7 @@ def normalise(answer: str) -> str:
 
 def _readings(answer: str) -> set[str]:
     """Spellings of a normalised answer that another spelling of it shares: for comparing only."""
-    text = without_blanks(_TEXT.sub(r"\1", answer)).removesuffix("%")
+    text = "".join(_TEXT.sub(r"\1", answer).split()).removesuffix("%")
     if len(text) == 3 and text[0] == "(" and text[-1] == ")":  # the label of a choice
         text = text[1:-1]
     return {text, text.replace(",", "")} if _GROUPED.fullmatch(answer) else {text}
@@ -100,7 +100,7 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
         if answer is None and lenient:
             return _grade_unboxed(response, right)
         if answer is None or not answer.strip():
-            return RewardResult(0.0, Outcome.NO_ANSWER)
+            return NO_ANSWER
         return compare(answer, right)
 
     return grade
@@ -110,12 +110,11 @@ def compare(answer: str, right: list[str]) -> RewardResult:
     """The result on an extracted answer, against normalised references."""
     normal = normalise(answer)
     if any(_same_text(normal, text) for text in right):
-        return RewardResult(1.0, Outcome.CORRECT, answer)
+        return answered(answer, True)
     if _INTEGER.fullmatch(normal) and all(_INTEGER.fullmatch(text) for text in right):
-        equal = int(normal) in [int(text) for text in right]
-        return RewardResult(float(equal), Outcome.CORRECT if equal else Outcome.WRONG, answer)
+        return answered(answer, int(normal) in [int(text) for text in right])
     if len(normal) > MAX_ANSWER_CHARS:
-        return RewardResult(0.0, Outcome.UNPARSABLE, answer, f"longer than {MAX_ANSWER_CHARS} characters")
+        return unparsable(answer, f"longer than {MAX_ANSWER_CHARS} characters")
     return _verify(_parse(normal), right, answer)
 
 
@@ -124,16 +123,16 @@ def _verify(parsed: list[Any], right: list[str], answer: str) -> RewardResult:
     from math_verify import verify
 
     if all(isinstance(value, str) for value in parsed):
-        return RewardResult(0.0, Outcome.UNPARSABLE, answer, "not a mathematical expression")
+        return unparsable(answer, "not a mathematical expression")
     for text in right:
         try:
             if verify(_parse_reference(text), parsed, timeout_seconds=None, raise_on_error=True):
-                return RewardResult(1.0, Outcome.CORRECT, answer)
+                return answered(answer, True)
         except MemoryError:
             raise
         except Exception as error:  # sympy raises many kinds on pairs it cannot compare
-            return RewardResult(0.0, Outcome.UNPARSABLE, answer, f"not comparable ({type(error).__name__})")
-    return RewardResult(0.0, Outcome.WRONG, answer)
+            return unparsable(answer, f"not comparable ({type(error).__name__})")
+    return answered(answer, False)
 
 
 def _parse(latex: str) -> list[Any]:
@@ -154,7 +153,7 @@ def _grade_unboxed(response: str, right: list[str]) -> RewardResult:
     parsed = parse(response[-LENIENT_TAIL_CHARS:], parsing_timeout=None)  # type: ignore[arg-type]
     texts = [value for value in parsed if isinstance(value, str)]
     if not parsed:
-        return RewardResult(0.0, Outcome.NO_ANSWER)
+        return NO_ANSWER
     answer = texts[-1] if texts else str(parsed[0])
     result = compare(answer, right) if texts else None
     return result if result is not None and result.correct else _verify(parsed, right, answer)

@@ -1,84 +1,120 @@
-"""The table of reward functions: names in configurations → how to make the reward function and check its ground truths.
+r"""The table of reward functions: names in configurations → how to make the reward function and what it accepts.
 
 A reward function is named `NAME` or `NAME:ARGUMENT`, e.g. `math`, `math:lenient`, `regex:Answer: (.*)`,
-`python:grading.py:grade`, `http:http://host:8000/grade`. To add one: a file in this folder and a row here.
-`check_reward_function` refuses mistakes before a run starts, `build` makes the function inside a grading process.
-Reading this table imports no reward function's library: sympy is imported where `math` is built.
+`python:grading.py:grade`, `http:http://host:8000/grade`. `check_reward_function` refuses mistakes before a run
+starts, `build` makes the function inside a grading process. To add one: a function here and a row in the table;
+or, from outside, a file named in `run.plugins` that says
+
+    REWARD_FUNCTIONS["mine"] = RewardFunctionKind("mine", "what makes a response correct", lambda _: my_function)
+
+Reading this table imports no reward function's library: sympy is imported where `math` is made.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.errors import UserError
-from hpt_ray.reward.functions import boxed, choice, custom, exact, gsm8k, math, regex, remote
+from hpt_ray.reward.functions import choice, custom, gsm8k, math, text
+from hpt_ray.reward.functions.extract import alternatives
 from hpt_ray.types import RewardResult
 
-Grade = Callable[[str, Any], RewardResult]
+RewardFunction = Callable[[str, Any], RewardResult]  # of a response and a ground truth
 
 
-@dataclass(frozen=True, slots=True)
-class RewardFunctionKind:
-    """`make(argument)` gives the reward function. `check_argument` raises ValueError with what is wrong.
-    `check_truth` raises ValueError when a ground truth cannot be used.
-    """
-
-    make: Callable[[str], Grade]
-    check_truth: Callable[[Any], object]
-    check_argument: Callable[[str], None]
-    usage: str
-
-
-def _no_argument(argument: str) -> None:
+def no_argument(argument: str) -> None:
     if argument:
         raise ValueError("it takes no argument")
 
 
-def _anything(ground_truth: Any) -> None:
+def any_ground_truth(ground_truth: Any) -> None:
     """The user's reward function decides what a ground truth is."""
 
 
+@dataclass(frozen=True, slots=True)
+class RewardFunctionKind:
+    """A row of the table. The checks raise ValueError with what is wrong."""
+
+    usage: str  # how it is written in a configuration
+    doc: str  # what makes a response correct
+    make: Callable[[str], RewardFunction]  # of the argument
+    check_ground_truth: Callable[[Any], object] = any_ground_truth
+    check_argument: Callable[[str], object] = no_argument
+
+
 REWARD_FUNCTIONS: dict[str, RewardFunctionKind] = {
-    "boxed": RewardFunctionKind(lambda _: boxed.grade, boxed.references, _no_argument, "boxed"),
-    "math": RewardFunctionKind(math.make, math.references, math.check_argument, "math or math:lenient"),
-    "gsm8k": RewardFunctionKind(lambda _: gsm8k.grade, gsm8k.references, _no_argument, "gsm8k"),
-    "choice": RewardFunctionKind(lambda _: choice.grade, choice.references, _no_argument, "choice"),
-    "exact": RewardFunctionKind(lambda _: exact.grade, exact.references, _no_argument, "exact"),
-    "regex": RewardFunctionKind(regex.make, exact.references, regex.check_argument, "regex:PATTERN"),
-    "python": RewardFunctionKind(custom.make, _anything, custom.check_argument, "python:FILE:FUNCTION"),
-    "http": RewardFunctionKind(remote.make, _anything, remote.check_argument, "http:URL"),
+    "boxed": RewardFunctionKind(
+        "boxed", "the last box holds exactly the reference", lambda _: text.boxed, alternatives
+    ),
+    "math": RewardFunctionKind(
+        "math or math:lenient",
+        "the last box means the same as the reference; `lenient`: or the end of the response",
+        math.make,
+        math.references,
+        math.check_argument,
+    ),
+    "gsm8k": RewardFunctionKind(
+        "gsm8k",
+        "the number after `####`, in the last box or at the end equals the reference",
+        lambda _: gsm8k.grade,
+        gsm8k.references,
+    ),
+    "choice": RewardFunctionKind(
+        "choice", "the label of a choice, A to J or 1 to 9", lambda _: choice.grade, choice.references
+    ),
+    "exact": RewardFunctionKind(
+        "exact", "the whole response is the reference", lambda _: text.exact, alternatives
+    ),
+    "regex": RewardFunctionKind(
+        "regex:PATTERN", "the last match is the reference", text.make_regex, alternatives, text.check_pattern
+    ),
+    "python": RewardFunctionKind(
+        "python:FILE:FUNCTION", "your function", custom.make_python, check_argument=custom.check_python
+    ),
+    "http": RewardFunctionKind("http:URL", "your server", custom.make_http, check_argument=custom.check_http),
 }
 
 
 def check_reward_function(spec: str) -> None:
     """Raise UserError unless `spec` names a reward function that can be built."""
-    name, _, argument = spec.partition(":")
-    if name not in REWARD_FUNCTIONS:
-        near = difflib.get_close_matches(name, REWARD_FUNCTIONS, n=1, cutoff=0.3)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
-        raise UserError(f"Unknown reward function `{spec}`.{hint} There are: {', '.join(REWARD_FUNCTIONS)}.")
-    row = REWARD_FUNCTIONS[name]
-    try:
-        row.check_argument(argument)
-    except ValueError as error:
-        raise UserError(f"Reward function `{spec}`: {error}. Write it as `{row.usage}`.") from error
+    _kind_and_argument(spec)
 
 
-def check_ground_truth(ground_truth: Any, reward_function: str) -> str | None:
-    """Why `reward_function` cannot use this ground truth, or None if it can. Reads only its form."""
-    check_reward_function(reward_function)
+def check_ground_truth(ground_truth: Any, spec: str) -> str | None:
+    """Why the reward function cannot use this ground truth, or None if it can. Reads only its form."""
+    kind, _ = _kind_and_argument(spec)
     try:
-        REWARD_FUNCTIONS[reward_function.partition(":")[0]].check_truth(ground_truth)
+        kind.check_ground_truth(ground_truth)
     except ValueError as error:
         return str(error)
     return None
 
 
-def build(spec: str) -> Grade:
-    """The grading function that `spec` names. Called inside the grading process."""
-    check_reward_function(spec)
+def build(spec: str) -> RewardFunction:
+    """The reward function that `spec` names. Called inside the grading process."""
+    kind, argument = _kind_and_argument(spec)
+    return kind.make(argument)
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """What a user who wrote `name` may have meant, and all that there is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    return (f"Did you mean `{near[0]}`? " if near else "") + f"There are: {', '.join(known)}."
+
+
+def _kind_and_argument(spec: str) -> tuple[RewardFunctionKind, str]:
+    """Raises UserError with what is wrong and how to write it."""
     name, _, argument = spec.partition(":")
-    return REWARD_FUNCTIONS[name].make(argument)
+    if name not in REWARD_FUNCTIONS:
+        raise UserError(f"Unknown reward function `{spec}`. {suggestion(name, REWARD_FUNCTIONS)}")
+    kind = REWARD_FUNCTIONS[name]
+    try:
+        kind.check_argument(argument)
+    except ValueError as error:
+        raise UserError(
+            f"Reward function `{spec}`: {error}. Write it as `{kind.usage}` ({kind.doc})."
+        ) from error
+    return kind, argument

@@ -43,8 +43,9 @@ LIVE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 TILE_BYTES = {True: 96 << 20, False: 12 << 20}  # float32 tiles of `learner.logprobs`, on a GPU or not
 ENGINE_TOKENS = {True: 8192, False: 16384}  # vLLM's max_num_batched_tokens, on a GPU or not
 WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a number
-# A rank is fullest while it goes back through a micro-batch, while it reduces, or while it steps. Which terms come
-# and go, and when they are there; all others stay. With ZeRO 2 and 3 ranks reduce while they go back.
+# A rank is fullest while it goes back through a micro-batch, while it reduces, or while it steps.
+MOMENTS = ("backward", "reduce", "step")
+# When a term is there that comes and goes; all others stay. With ZeRO 2 and 3 ranks reduce while they go back.
 COMING = {
     "gradients": {"backward", "reduce"},
     "activations": {"backward"},
@@ -119,12 +120,12 @@ def _rank_memory(
     if on_gpu:
         host += account.pop("copies")
     when = COMING | ({"buckets": {"backward"}} if learner.zero_stage >= 2 else {})
-    moments = [
-        {name: account[name] for name in when if name in account and moment in when[name]}
-        for moment in ("backward", "reduce", "step")
-    ]
-    fullest = max(moments, key=lambda moment: sum(moment.values()))
-    staying = {name: size for name, size in account.items() if name not in when}
+
+    def at(moment: str) -> dict[str, float]:
+        return {name: account[name] for name in when if name in account and moment in when[name]}
+
+    fullest = max(map(at, MOMENTS), key=lambda terms: sum(terms.values()))
+    staying = {name: account[name] for name in account if name not in when}
     slack = SLACK * sum(fullest.values()) / GIB
     process = (ON_GPU + asleep if on_gpu else ON_CPU[kind]) + slack
     return GroupMemory(_terms(staying | fullest, process), host_gib=host / GIB)

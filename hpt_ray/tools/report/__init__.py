@@ -4,27 +4,26 @@ Everything is drawn from run folders (`observe/run_folder.py`) and from finished
 there for other pages too: load, group, draw, and HTML.
 """
 
-from hpt_ray.evaluation.seed_stats import Spread, spread_of
-from hpt_ray.tools.report.attempts import AttemptMap, attempt_map, solve_rate_figure, solve_rate_maps
-from hpt_ray.tools.report.curves import Curve, curves_figure, curves_of
+from hpt_ray.evaluation.statistics import Spread, spread_of
+from hpt_ray.tools.report.attempts import attempt_map, solve_rate_maps
+from hpt_ray.tools.report.curves import chances, curves_of
+from hpt_ray.tools.report.figures import Curve, curves_figure, pass_at_k_figure
 from hpt_ray.tools.report.html import (
     Html,
     Pictures,
     Section,
+    details_html,
     escape,
     figure_html,
     grid,
+    note_html,
     page,
-    swatch,
     table_html,
 )
-from hpt_ray.tools.report.load import Attempt, RunData, Series, load_run
+from hpt_ray.tools.report.load import RunData, Series, load_run
 from hpt_ray.tools.report.methods import Method, group_runs
-from hpt_ray.tools.report.pass_at_k import pass_at_k_figure, pass_curve, pass_curves
 
 __all__ = [
-    "Attempt",
-    "AttemptMap",
     "Curve",
     "Html",
     "Method",
@@ -34,20 +33,19 @@ __all__ = [
     "Series",
     "Spread",
     "attempt_map",
+    "chances",
     "curves_figure",
     "curves_of",
+    "details_html",
     "escape",
     "figure_html",
     "grid",
     "group_runs",
     "load_run",
+    "note_html",
     "page",
     "pass_at_k_figure",
-    "pass_curve",
-    "pass_curves",
-    "solve_rate_figure",
     "solve_rate_maps",
     "spread_of",
-    "swatch",
     "table_html",
 ]

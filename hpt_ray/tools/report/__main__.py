@@ -16,13 +16,12 @@ from pathlib import Path
 import yaml
 
 from hpt_ray.errors import UserError, exit_code
-from hpt_ray.evaluation.results import PROMPTS
 from hpt_ray.observe.run_folder import write_atomic
 from hpt_ray.tools.report.comparison import comparison_page
-from hpt_ray.tools.report.dashboard import run_page
 from hpt_ray.tools.report.html import Pictures, page
-from hpt_ray.tools.report.load import RunData, load_run
+from hpt_ray.tools.report.load import RunData, is_evaluation, load_run
 from hpt_ray.tools.report.methods import group_runs
+from hpt_ray.tools.report.run_page import run_page
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +54,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def load_all(paths: Sequence[Path]) -> list[RunData]:
     """The runs among `paths`, each with those evaluations among them that are of its model."""
     folders = list(dict.fromkeys(path.resolve() for path in paths))
-    evaluations = [path for path in folders if (path / PROMPTS).is_file()]
+    evaluations = [path for path in folders if is_evaluation(path)]
     roots = [path for path in folders if path not in evaluations]
     if not roots:
         raise UserError("Only evaluations were given. Give the run folders of their models too.")

@@ -8,29 +8,16 @@ that what was learned early is on top and what was never solved is at the bottom
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colors
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hpt_ray.tools.report import style
 from hpt_ray.tools.report.load import Attempt
-from hpt_ray.tools.report.style import (
-    BRANCH_COLORS,
-    GREY,
-    SOFT,
-    TEXT_PT,
-    WIDTH,
-    canvas,
-    clean,
-    count_axis,
-    cut,
-    font,
-    plain,
-)
+from hpt_ray.tools.report.style import BRANCH_COLORS, plain
 
 BRANCHES = tuple(BRANCH_COLORS)
 MAP_HEIGHT = 5.0  # inches
@@ -54,44 +41,40 @@ class AttemptMap:
         return bool(np.isfinite(self.solve_rate).any())
 
 
+def by_prompt(attempts: Iterable[Attempt]) -> dict[str, list[Attempt]]:
+    """The attempts of each prompt, in the order given."""
+    found: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        found.setdefault(attempt.prompt_id, []).append(attempt)
+    return found
+
+
 def attempt_map(attempts: Iterable[Attempt]) -> AttemptMap:
     """Attempts in the order of steps → the map."""
-    of_prompt: defaultdict[str, list[Attempt]] = defaultdict(list)
-    for attempt in attempts:
-        of_prompt[attempt.prompt_id].append(attempt)
-    shape = len(of_prompt), max((len(v) for v in of_prompt.values()), default=0)
+    of_prompt = by_prompt(attempts)
+    shape = len(of_prompt), max(map(len, of_prompt.values()), default=0)
     rates, branches = np.full(shape, np.nan), np.full(shape, -1)
     for i, prompt_attempts in enumerate(of_prompt.values()):
         for j, attempt in enumerate(prompt_attempts):
             rates[i, j], branches[i, j] = attempt.solve_rate, BRANCHES.index(attempt.branch)
-    order = _order(rates)
+    # First by the attempt of the first correct response, then from often correct to seldom.
+    solved = np.pad(rates > 0, [(0, 0), (0, 1)], constant_values=True)
+    order = np.lexsort((-_mean(rates, axis=1), solved.argmax(axis=1)))
     ids = list(of_prompt)
     return AttemptMap([ids[i] for i in order], rates[order], branches[order])
 
 
-def _order(rates: np.ndarray) -> np.ndarray:
-    """First by the attempt of the first right answer, then from often right to seldom."""
-    if not rates.size:
-        return np.arange(len(rates))
-    solved = rates > 0
-    first = np.where(solved.any(axis=1), solved.argmax(axis=1), rates.shape[1])
-    return np.lexsort((-_mean(rates, axis=1), first))
-
-
 def moves(attempts: Sequence[Attempt]) -> np.ndarray:
-    """Prompts by their first and their last attempt: [3, 3] counts, none / some / all of the rollouts right.
+    """Prompts by their first and their last attempt: [3, 3] counts, none / some / all of the rollouts correct.
 
     Only prompts that were graded at two attempts or more.
     """
-    ends: dict[str, tuple[int, int]] = {}
-    for attempt in attempts:
-        if np.isfinite(rate := attempt.solve_rate):
-            state = 0 if rate == 0 else 2 if rate == 1 else 1
-            first = ends[attempt.prompt_id][0] if attempt.prompt_id in ends else -1
-            ends[attempt.prompt_id] = (state, -1) if first < 0 else (first, state)
     counts = np.zeros((3, 3), int)
-    for first, last in ends.values():
-        if last >= 0:
+    for of_prompt in by_prompt(a for a in attempts if np.isfinite(a.solve_rate)).values():
+        if len(of_prompt) > 1:
+            first, last = (
+                int(a.solve_rate > 0) + int(a.solve_rate == 1) for a in (of_prompt[0], of_prompt[-1])
+            )
             counts[first, last] += 1
     return counts
 
@@ -101,10 +84,9 @@ def solve_rate_figure(map_: AttemptMap, title: str = "Solve rate per prompt") ->
     num = len(map_.prompt_ids)
     per_row = -(-num // MOST_ROWS)
     rows = f"{num:,} prompts" + (f", {per_row} a row" if per_row > 1 else "")
-    figure = canvas(title, f"{rows}, sorted by when first solved", height=MAP_HEIGHT)
-    rates, branches = SOLVE_RATE(blocks(map_.solve_rate, per_row)), _branch_image(map_.branch, per_row)
-    _map_axes(figure, 0.115, 0.41, "share solved", rates, num).set_ylabel("prompts", **plain(color=SOFT))
-    _map_axes(figure, 0.57, 0.41, "trained on", branches, num).set_yticklabels([])
+    figure = style.canvas(title, f"{rows}, sorted by when first solved", height=MAP_HEIGHT)
+    _map_axes(figure, 0.115, 0.41, "share solved", SOLVE_RATE(blocks(map_.solve_rate, per_row)), num)
+    _map_axes(figure, 0.57, 0.41, "trained on", _branch_image(map_.branch, per_row), num)
     _color_scale(figure)
     _branch_key(figure, map_.branch)
     return figure
@@ -115,31 +97,31 @@ def solve_rate_maps(maps: Sequence[tuple[str, AttemptMap]], title: str) -> Figur
     order = {q: i for i, q in enumerate(dict.fromkeys(q for _, map_ in maps for q in map_.prompt_ids))}
     per_row = -(-len(order) // MOST_ROWS)
     rows = f"{len(order):,} prompts, each at the same height in every map"
-    figure = canvas(title, rows, height=MAP_HEIGHT)
+    figure = style.canvas(title, rows, height=MAP_HEIGHT)
     width = 0.885 / len(maps)
     for number, (name, map_) in enumerate(maps):
         rates = np.full((len(order), map_.solve_rate.shape[1]), np.nan)
         rates[[order[prompt] for prompt in map_.prompt_ids]] = map_.solve_rate
         image = SOLVE_RATE(blocks(rates, per_row))
-        axes = _map_axes(figure, 0.115 + number * width, 0.9 * width, name, image, len(order))
-        if number:
-            axes.set_yticklabels([])
-        else:
-            axes.set_ylabel("prompts", **plain(color=SOFT))
+        _map_axes(figure, 0.115 + number * width, 0.9 * width, name, image, len(order))
     _color_scale(figure)
     return figure
 
 
-def _map_axes(figure: Figure, left: float, width: float, name: str, image: np.ndarray, num: int) -> Axes:
-    """A picture [rows, V, RGBA] with one column an attempt."""
+def _map_axes(figure: Figure, left: float, width: float, name: str, image: np.ndarray, num: int) -> None:
+    """A picture [rows, V, RGBA] with one column an attempt; only the first one says how many prompts."""
+    is_first = len(figure.axes) == 0
     axes = figure.add_axes((left, 0.96 / MAP_HEIGHT, width, 1 - 1.7 / MAP_HEIGHT))
-    clean(axes)
+    style.clean(axes)
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
     axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0.5, image.shape[1] + 0.5, num, 0))
-    axes.set_title(cut(name, 22), loc="left", pad=5, **plain())
-    count_axis(axes, "attempt")
-    return axes
+    axes.set_title(style.abbreviated(name, 22), loc="left", pad=5, **plain())
+    style.count_axis(axes, "attempt")
+    if is_first:
+        axes.set_ylabel("prompts", **plain(color=style.SOFT))
+    else:
+        axes.set_yticklabels([])
 
 
 def blocks(values: np.ndarray, per_row: int) -> np.ndarray:
@@ -151,12 +133,9 @@ def blocks(values: np.ndarray, per_row: int) -> np.ndarray:
 
 def _branch_image(branch: np.ndarray, per_row: int) -> np.ndarray:
     """[rows, V, 4]: the colours of the branches mixed in the shares of a row's prompts; white for none."""
-    image = np.ones((-(-len(branch) // per_row), branch.shape[1], 4))
-    tints = np.array([colors.to_rgb(BRANCH_COLORS[name]) for name in BRANCHES])
-    for channel in range(3):
-        of_each = np.where(branch >= 0, tints[branch, channel], np.nan)
-        image[..., channel] = blocks(of_each, per_row)
-    return image
+    tints = np.array([*map(colors.to_rgb, BRANCH_COLORS.values()), (np.nan,) * 3])  # the last, −1, is none
+    channels = [blocks(tints[branch, channel], per_row) for channel in range(3)]
+    return np.stack([*channels, np.ones_like(channels[0])], axis=-1)
 
 
 def _color_scale(figure: Figure) -> None:
@@ -164,18 +143,17 @@ def _color_scale(figure: Figure) -> None:
     axes.imshow(SOLVE_RATE(np.linspace(0, 1, 100))[None], aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
     axes.set_xticks([0, 0.5, 1], ["0", "half", "all"])
-    axes.tick_params(length=0, labelsize=TEXT_PT, labelcolor=SOFT, labelfontfamily=font())
-    axes.spines[:].set_color(GREY)
+    axes.tick_params(length=0, labelsize=style.TEXT_PT, labelcolor=style.SOFT, labelfontfamily=style.font())
+    axes.spines[:].set_color(style.GREY)
 
 
 def _branch_key(figure: Figure, branch: np.ndarray) -> None:
-    present = [name for i, name in enumerate(BRANCHES) if (branch == i).any()]
-    for number, name in enumerate(present):
+    for number, i in enumerate(np.unique(branch[branch >= 0])):
         x, y = 0.57 + 0.2 * (number % 2), (0.36 - 0.2 * (number // 2)) / MAP_HEIGHT
-        patch = figure.add_axes((x, y, 0.12 / WIDTH, 0.12 / MAP_HEIGHT))
-        patch.set(facecolor=BRANCH_COLORS[name], xticks=[], yticks=[])
+        patch = figure.add_axes((x, y, 0.12 / style.WIDTH, 0.12 / MAP_HEIGHT))
+        patch.set(facecolor=BRANCH_COLORS[BRANCHES[i]], xticks=[], yticks=[])
         patch.spines[:].set_visible(False)
-        figure.text(x + 0.18 / WIDTH, y + 0.05 / MAP_HEIGHT, name, va="center", **plain())
+        figure.text(x + 0.18 / style.WIDTH, y + 0.05 / MAP_HEIGHT, BRANCHES[i], va="center", **plain())
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The page that compares several runs: methods beside each other, each the mean of its seeds.
 
-In: `Method`s. Out: title, introduction and sections. A number in a table is the mean over seeds; `±` is one
-sample standard deviation unless a table says otherwise.
+In: `Method`s. Out: title, sections and introduction. A number in a table is the mean over seeds; `±` is one
+sample standard deviation unless a table says otherwise. Final means the last evaluation of a run, not its best:
+the best of many looks at a set is better than the model is.
 """
 
 from __future__ import annotations
@@ -10,41 +11,29 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hpt_ray.evaluation.seed_stats import BANDS
+from hpt_ray.evaluation.statistics import BANDS, percent, spread_of, welch_difference
 from hpt_ray.observe.progress import short_time
 from hpt_ray.tools.report.attempts import attempt_map, solve_rate_maps
-from hpt_ray.tools.report.curves import Curve, curves_figure, curves_of
+from hpt_ray.tools.report.curves import curves_of, mean_over_sets, pass_curves
+from hpt_ray.tools.report.figures import curves_figure
 from hpt_ray.tools.report.html import (
     Html,
     Pictures,
     Section,
     details_html,
-    escape,
     grid,
     note_html,
+    part,
     table_html,
 )
-from hpt_ray.tools.report.lines import LINES, Lines
 from hpt_ray.tools.report.load import RunData, Series
-from hpt_ray.tools.report.methods import Method, differing_keys, is_of_method, shown, value_of
-from hpt_ray.tools.report.pass_at_k import benchmarks_of, pass_alt, pass_at_k_figure, pass_curves
-from hpt_ray.tools.report.results import named, results
-from hpt_ray.tools.report.run_figures import alt_of, mean_over_sets, offline_ratio
+from hpt_ray.tools.report.methods import DASH, Method, differing_keys, is_of_method, shown, value_of
+from hpt_ray.tools.report.run_figures import LINES, NOTHING, Lines, alt_of, draw_pass_at_k
 from hpt_ray.tools.report.style import rounded
 
-DASH = "–"
 MOST_MAPS = 4  # heat maps beside each other
 BAND = "std"
-
-COMPARED: dict[str, tuple[Lines, str | Callable[[RunData], Series]]] = {
-    "reward": (LINES["reward"], "reward/mean"),
-    "offline_ratio": (Lines("Offline ratio", "weight of demonstrations", {}, share=True), offline_ratio),
-    "entropy": (LINES["entropy"], "policy/entropy"),
-    "length": (LINES["length"], "rollout/length_mean"),
-    "grad_norm": (LINES["grad_norm"], "optim/grad_norm"),
-    "step_time": (Lines("Time of a step", "seconds, without evaluation", {}), "time/step_s"),
-}
-EVALUATIONS = Lines("Evaluations", "mean score over the held-out sets", {}, share=None)
+Metric = str | Callable[[RunData], Series]
 
 
 def comparison_page(
@@ -59,62 +48,135 @@ def comparison_page(
 def introduction(methods: Sequence[Method], left_out: Sequence[RunData] = ()) -> str:
     num_runs = sum(len(method.runs) for method in methods)
     lead = f"{num_runs} runs, {len(methods)} {'method' if len(methods) == 1 else 'methods'}"
-    rows = [
-        [
-            named(method),
-            ", ".join(shown(seed) for seed in method.seeds),
-            _from_to([run.num_steps for run in method.runs]),
-            f"{sum(run.state == 'done' for run in method.runs)} of {len(method.runs)}",
-        ]
-        for method in methods
-    ]
+    rows = []
+    for method in methods:
+        finished = f"{sum(run.state == 'done' for run in method.runs)} of {len(method.runs)}"
+        rows.append([named(method), ", ".join(map(shown, method.seeds)), _steps(method), finished])
     caption = "Runs whose configurations differ in the seed only are one method"
     table = table_html(rows, ["method", "seeds", "steps", "finished"], caption)
     names = ", ".join(run.name for run in left_out)
     note = note_html(f"Left out, since no step of them is done: {names}.") if left_out else ""
-    return f'<p class="lead">{escape(lead)}</p>\n{table}{note}'
+    return part("lead", lead) + table + note
+
+
+def named(method: Method) -> Html:
+    """The method's name after its colour."""
+    return part("tinted", method.label, method.color)
+
+
+# -- results ---------------------------------------------------------------------------------------
+
+
+def final_scores(method: Method) -> dict[str, list[float]]:
+    """The last evaluation of each set by set, one value per run that has it."""
+    scores: dict[str, list[float]] = {}
+    for run in method.runs:
+        for name, series in run.evaluations().items():
+            scores.setdefault(name, []).append(float(series.values[-1]))
+    return scores
+
+
+def results(methods: Sequence[Method], pictures: Pictures) -> str:
+    """Final evaluations by set, and the mean over the sets with its interval and difference."""
+    by_method = [final_scores(method) for method in methods]
+    sets = list(dict.fromkeys(name for scores in by_method for name in scores))
+    if not sets:
+        return note_html("No run was evaluated on eval sets.")
+    means = [[mean.values[-1] for run in m.runs if len(mean := mean_over_sets(run))] for m in methods]
+    rows = [[name, *_bold_best([scores.get(name, []) for scores in by_method])] for name in sets]
+    if len(sets) > 1:
+        rows.append(["mean over sets", *_bold_best(means)])
+    caption = "Last evaluation in percent, mean ± standard deviation over seeds; the highest mean is bold"
+    table = table_html(rows, ["set", *map(named, methods)], caption)
+    steps = {run.num_steps for method in methods for run in method.runs}
+    uneven = "The runs are not at the same step, so their last evaluations are not of equal training."
+    return table + _against_first(methods, means) + (note_html(uneven) if len(steps) > 1 else "")
+
+
+def _bold_best(scores: Sequence[Sequence[float]]) -> list[object]:
+    """A cell for the scores of each method over its seeds, which may be none."""
+    spreads = [spread_of(values) if values else None for values in scores]
+    best = max((spread.mean for spread in spreads if spread), default=0.0)
+    return [part("score", s.text(), s.mean == best) if s else DASH for s in spreads]
+
+
+def _against_first(methods: Sequence[Method], means: Sequence[Sequence[float]]) -> str:
+    rows: list[list[object]] = []
+    for method, values in zip(methods, means, strict=True):
+        if not values:
+            continue
+        spread = spread_of(values)
+        row = [named(method), spread.n, spread.text()]
+        row.append(DASH if spread.ci95 is None else f"± {100 * spread.ci95:.1f}")
+        if method is methods[0] or not means[0]:
+            row += [DASH, DASH]
+        else:
+            gap = welch_difference(values, means[0])
+            row.append(percent(gap.mean, gap.ci95, sign="+").replace("-", "−"))
+            row.append(DASH if gap.p_t is None else f"{gap.p_t:.3f}")
+        rows.append(row)
+    header = ["method", "seeds", "mean over sets", "95 % interval", f"minus {methods[0].label}", "p"]
+    caption = "Mean over sets in percent. Intervals are Student's t over seeds; difference and p are Welch's"
+    few = "" if all(len(v) >= 5 for v in means) else note_html("Fewer than five seeds: intervals are wide.")
+    return table_html(rows, header, caption) + few
 
 
 # -- curves, prompts, costs ------------------------------------------------------------------------
 
 
 def learning(methods: Sequence[Method], pictures: Pictures) -> str:
-    drawn = [_figure("evaluations", EVALUATIONS, curves_of(methods, mean_over_sets, smooth=False), pictures)]
-    for name, (lines, metric) in COMPARED.items():
-        drawn.append(_figure(name, lines, curves_of(methods, metric, band=BAND), pictures))
-    sets = list(
-        dict.fromkeys(name for method in methods for run in method.runs for name in run.evaluations())
-    )
+    drawn = [_picture(name, *compared, methods, pictures) for name, compared in COMPARED.items()]
+    sets = dict.fromkeys(name for method in methods for run in method.runs for name in run.evaluations())
     by_set = [
-        _figure(
-            f"evaluation_{number}",
-            Lines(f"Evaluation: {name}", "mean score", {}, share=None),
-            curves_of(methods, f"eval/{name}/mean", smooth=False),
-            pictures,
+        _picture(
+            f"evaluation_{i}", _scores(f"Evaluation: {name}", ""), f"eval/{name}/mean", methods, pictures
         )
-        for number, name in enumerate(sets)
+        for i, name in enumerate(sets)
     ]
     several = details_html("Evaluations by set", grid(*filter(None, by_set))) if len(sets) > 1 else ""
     note = f"Bands: {BANDS[BAND][1]}. Curves of steps are rolling means. Thin lines: single seeds that went further."
     return note_html(note) + grid(*filter(None, drawn)) + several
 
 
-def _figure(name: str, lines: Lines, curves: Sequence[Curve], pictures: Pictures) -> str:
-    if not any(np.any(np.abs(curve.mean) > 1e-9) for curve in curves):
+def _picture(name: str, lines: Lines, metric: Metric, methods: Sequence[Method], pictures: Pictures) -> str:
+    """Empty where no method has values that are more than rounding."""
+    curves = curves_of(methods, metric, band=BAND, smooth=lines.smooth)
+    if not any(np.any(np.abs(curve.mean) > NOTHING) for curve in curves):
         return ""
     figure = curves_figure(curves, lines.title, lines.unit, share=lines.share)
     found = {curve.label: Series(curve.x, curve.mean) for curve in curves}
     return pictures.add(name, figure, alt_of(lines.title, lines.unit, found))
 
 
+def _scores(title: str, over: str) -> Lines:
+    return Lines(title, f"mean score{over}", {}, share=None, smooth=False)
+
+
+def offline_ratio(run: RunData) -> Series:
+    """Σβ/Σ(α + β); of older runs the share of prompts with a demonstration, which the switch makes the same."""
+    by_weight = run.series("selection/demo_share")
+    return by_weight if len(by_weight) else run.series("selection/demo_prompt_ratio")
+
+
+COMPARED: dict[str, tuple[Lines, Metric]] = {
+    "evaluations": (_scores("Evaluations", " over the eval sets"), mean_over_sets),
+    "reward": (LINES["reward"], "reward/mean"),
+    "offline_ratio": (Lines("Offline ratio", "weight of demonstrations", {}, share=True), offline_ratio),
+    "entropy": (LINES["entropy"], "policy/entropy"),
+    "length": (LINES["length"], "rollout/length_mean"),
+    "grad_norm": (LINES["grad_norm"], "optim/grad_norm"),
+    "step_time": (Lines("Time of a step", "seconds, without evaluation", {}), "time/step_s"),
+}
+
+
 def pass_at_k(methods: Sequence[Method], pictures: Pictures) -> str:
     """One figure per benchmark that several samples were drawn for."""
     drawn = []
-    for number, benchmark in enumerate(benchmarks_of(methods)):
+    benchmarks = dict.fromkeys(name for method in methods for run in method.runs for name in run.results)
+    for number, benchmark in enumerate(benchmarks):
         curves = pass_curves(methods, benchmark, band=BAND)
         if any(len(curve.x) > 1 for curve in curves):
-            figure = pass_at_k_figure(curves, f"pass@k on {benchmark}")
-            drawn.append(pictures.add(f"pass_at_k_{number}", figure, pass_alt(benchmark, curves)))
+            drawn.append(pictures.add(f"pass_at_k_{number}", *draw_pass_at_k(benchmark, curves)))
     return grid(*drawn)
 
 
@@ -139,8 +201,8 @@ def prompts(methods: Sequence[Method], pictures: Pictures) -> str:
         f"One run of each method (seeds {seeds}), rows sorted by when {maps[0][0].label} first solved them."
     )
     header = ["method", "prompts", "solved at first", "solved at last", "at some attempt", "lost again"]
-    table = table_html(rows, header, "Prompts with a right rollout at their first, last and any attempt")
-    return grid(pictures.add("prompts", figure, alt, caption), Html(f"<div>{table}</div>"))
+    table = table_html(rows, header, "Prompts with a correct rollout at their first, last and any attempt")
+    return grid(pictures.add("prompts", figure, alt, caption), part("box", table))
 
 
 def _first_last_best(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,64 +214,47 @@ def _first_last_best(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def costs(methods: Sequence[Method], pictures: Pictures) -> str:
-    rows = [
-        [
-            named(method),
-            _from_to([run.num_steps for run in method.runs]),
-            rounded(float(np.mean([run.tokens_sampled for run in method.runs]))),
-            rounded(float(np.mean([run.tokens_trained for run in method.runs]))),
-            short_time(float(np.mean([run.wall_s for run in method.runs]))),
-            _step_seconds(method.runs),
-        ]
-        for method in methods
-    ]
+    rows = []
+    for method in methods:
+        sampled, trained, wall_s = (
+            float(np.mean([getattr(run, name) for run in method.runs]))
+            for name in ("tokens_sampled", "tokens_trained", "wall_s")
+        )
+        seconds = [s.values.mean() for run in method.runs if len(s := run.series("time/step_s"))]
+        row = [named(method), _steps(method), rounded(sampled), rounded(trained), short_time(wall_s)]
+        rows.append([*row, f"{np.mean(seconds):.2f} s" if seconds else DASH])
     header = ["method", "steps", "tokens sampled", "tokens trained on", "time", "time of a step"]
     return table_html(rows, header, "What a run cost, mean over seeds")
-
-
-def _step_seconds(runs_: Sequence[RunData]) -> str:
-    means = [series.values.mean() for run in runs_ if len(series := run.series("time/step_s"))]
-    return f"{np.mean(means):.2f} s" if means else DASH
 
 
 def differences(methods: Sequence[Method], pictures: Pictures) -> str:
     """The keys in which the methods' configurations differ."""
     firsts = [method.runs[0] for method in methods]
     keys = [key for key in differing_keys(firsts) if key not in ("run.name", "run.dir", "run.seed")]
-    rows = [[key, *(shown(value_of(run, key)) for run in firsts)] for key in keys]
-    if not rows:
+    if not keys:
         return ""
-    unequal = [key for key in keys if not is_of_method(key)]
-    note = f"Not taken as a difference of method: {', '.join(unequal)}." if unequal else ""
-    header = ["key", *(named(method) for method in methods)]
-    table = table_html(rows, header, "Keys that differ", align="l" * len(header))
-    return table + (note_html(note) if note else "")
+    rows = [[key, *(shown(value_of(run, key)) for run in firsts)] for key in keys]
+    unequal = ", ".join(key for key in keys if not is_of_method(key))
+    table = table_html(
+        rows, ["key", *map(named, methods)], "Keys that differ", align="l" * (len(methods) + 1)
+    )
+    return table + (note_html(f"Not taken as a difference of method: {unequal}.") if unequal else "")
 
 
 def runs(methods: Sequence[Method], pictures: Pictures) -> str:
-    rows = [
-        [
-            run.name,
-            named(method),
-            shown(run.seed),
-            f"{run.num_steps:,}",
-            run.state,
-            short_time(run.wall_s),
-            _last(run),
-        ]
-        for method in methods
-        for run in method.runs
-    ]
+    rows = []
+    for method in methods:
+        for run in method.runs:
+            mean = mean_over_sets(run)
+            last = f"{100 * mean.values[-1]:.1f} (step {mean.steps[-1]:,})" if len(mean) else DASH
+            how_far = [f"{run.num_steps:,}", run.state, short_time(run.wall_s)]
+            rows.append([run.name, named(method), shown(run.seed), *how_far, last])
     header = ["run", "method", "seed", "steps", "state", "time", "last evaluation"]
     return table_html(rows, header, "Every run; the evaluation is the mean over sets", align="llrrlrr")
 
 
-def _last(run: RunData) -> str:
-    mean = mean_over_sets(run)
-    return f"{100 * mean.values[-1]:.1f} (step {mean.steps[-1]:,})" if len(mean) else DASH
-
-
-def _from_to(numbers: Sequence[int]) -> str:
+def _steps(method: Method) -> str:
+    numbers = [run.num_steps for run in method.runs]
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 

@@ -1,8 +1,8 @@
 """HTML from parts: sections, figures with the picture embedded, tables, and the page around them.
 
 A page is one file: pictures are data URIs, the style is in it, there is no script, and nothing is fetched
-when it is opened. Cells and titles are text and are escaped here; what is HTML already is marked `Html`.
-Nothing here knows what is shown.
+when it is opened. The markup is in templates/; whatever is put into it is text and is escaped there, but for what
+is marked `Html`. Nothing here knows what is shown.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from hpt_ray.tools.report.css import CSS
+from hpt_ray.observe.tables import shorten
 
+MOST_CHARS = 1200  # of one prompt or response; the beginning and the end of a longer one are shown
 PIXELS_PER_INCH = 192  # two pixels of the file on one of the page, for sharp letters on dense screens
 
 # Control characters and lone surrogates, which no HTML file may hold, and what turns the reading direction.
@@ -29,6 +31,9 @@ class Html(str):
     """Text that is HTML already and is not to be escaped. Example: `Html("<b>0.5</b>")`."""
 
     __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +50,31 @@ class Section:
 
 def escape(text: object) -> Html:
     """`text` as HTML, whatever it holds: markup, quotes, control characters, half of a surrogate pair."""
-    if isinstance(text, Html):
-        return text
+    if hasattr(text, "__html__"):
+        return Html(text)
     return Html(html.escape(_NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", str(text))))
+
+
+def words(name: object) -> str:
+    """Example: `words("no_answer") == "no answer"`."""
+    return str(name).replace("_", " ")
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("hpt_ray.tools.report"),
+    autoescape=True,
+    finalize=escape,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {"words": words, "shortened": lambda text: shorten(str(text), MOST_CHARS)}
+_PARTS = _TEMPLATES.get_template("parts.html").module
+
+
+def part(name: str, *arguments: object, **named: object) -> Html:
+    """What a macro of templates/parts.html makes of its arguments."""
+    return Html(getattr(_PARTS, name)(*arguments, **named))
 
 
 def png_of(figure: Figure) -> bytes:
@@ -57,19 +84,11 @@ def png_of(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def figure_html(figure: Figure, alt: str, caption: str = "") -> Html:
+def figure_html(figure: Figure, alt: str, caption: str = "", *, png: bytes | None = None) -> Html:
     """A `<figure>` with the picture in it. `alt` says in words what is seen; `caption` stands below."""
-    return _figure(png_of(figure), figure, alt, caption)
-
-
-def _figure(png: bytes, figure: Figure, alt: str, caption: str) -> Html:
     width, height = (round(float(inches) * 96) for inches in figure.get_size_inches())
-    data = base64.b64encode(png).decode()
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return Html(
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{width}" '
-        f'height="{height}">{below}</figure>\n'
-    )
+    data = base64.b64encode(png or png_of(figure)).decode()
+    return part("figure", data, alt, caption, width, height)
 
 
 class Pictures:
@@ -83,12 +102,12 @@ class Pictures:
         """Write `name`.png and return the `<figure>`."""
         png = png_of(figure)
         (self.folder / f"{name}.png").write_bytes(png)
-        return _figure(png, figure, alt, caption)
+        return figure_html(figure, alt, caption, png=png)
 
 
 def grid(*figures: str) -> Html:
     """Figures side by side where there is room."""
-    return Html(f'<div class="grid">{"".join(figures)}</div>\n') if figures else Html("")
+    return part("grid", map(Html, figures)) if figures else Html("")
 
 
 def table_html(
@@ -98,67 +117,18 @@ def table_html(
 
     `align`: one letter a column, `l` or `r`; without it the first column is left and the others right.
     """
-    align = align or "l" + "r" * (len(header) - 1)
-    heads = "".join(
-        f'<th scope="col" class="{side}">{escape(cell)}</th>'
-        for side, cell in zip(align, header, strict=True)
-    )
-    body = "".join(f"<tr>{_cells(row, align)}</tr>\n" for row in rows)
-    return Html(
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
-    )
-
-
-def _cells(row: Sequence[object], align: str) -> str:
-    first, *others = (f'class="{side}">{escape(cell)}' for side, cell in zip(align, row, strict=True))
-    return f'<th scope="row" {first}</th>' + "".join(f"<td {other}</td>" for other in others)
-
-
-def facts_html(facts: Sequence[tuple[str, object]]) -> Html:
-    """Names and values in a few words each."""
-    pairs = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
-    return Html(f'<dl class="facts">{pairs}</dl>\n')
+    return part("table", rows, header, caption, align or "l" + "r" * (len(header) - 1))
 
 
 def details_html(summary: object, content: str, *, is_open: bool = False) -> Html:
-    """Content that is folded away until asked for."""
-    state = " open" if is_open else ""
-    return Html(f"<details{state}><summary>{escape(summary)}</summary>\n{content}</details>\n")
+    """Content, which is HTML, that is folded away until asked for."""
+    return part("details", summary, Html(content), is_open)
 
 
 def note_html(text: str) -> Html:
-    return Html(f'<p class="note">{escape(text)}</p>\n')
-
-
-def swatch(color: str) -> Html:
-    """A chip in a colour of the figures, to stand before the name it belongs to."""
-    return Html(f'<span class="swatch" style="background:{escape(color)}"></span>')
+    return part("note", text)
 
 
 def page(title: str, sections: Sequence[Section], intro: str = "") -> str:
     """The whole page. `intro` is HTML that comes before the first section."""
-    links = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
-    parts = "".join(
-        f'<section id="{s.anchor}"><h2>{escape(s.title)}</h2>\n{s.html}</section>\n' for s in sections
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{CSS}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1>
-{intro}</header>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-<main>
-{parts}</main>
-</body>
-</html>
-"""
+    return _TEMPLATES.get_template("page.html").render(title=title, sections=sections, intro=Html(intro))

@@ -38,6 +38,13 @@ class Series:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def at(self, steps: np.ndarray, missing: float = 0.0) -> np.ndarray:
+        """The values at other steps [M], ascending; `missing` at those where there is none."""
+        values = np.full(len(steps), missing)
+        _, here, there = np.intersect1d(steps, self.steps, return_indices=True)
+        values[here] = self.values[there]
+        return values
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -54,7 +61,7 @@ class Attempt:
 
     @property
     def solve_rate(self) -> float:
-        """Share of the graded rollouts that are right; NaN where none was graded."""
+        """Share of the graded rollouts that are correct; NaN where none was graded."""
         graded = self.rollouts - self.aborted
         return self.correct / graded if graded > 0 else math.nan
 
@@ -92,9 +99,8 @@ class RunData:
     @property
     def state(self) -> str:
         """`done`, or `not finished`: the folder cannot tell a run that goes on from one that was killed."""
-        return (
-            "done" if self.summary and self.num_steps >= self.config.get("run.steps", 0) else "not finished"
-        )
+        is_done = self.summary and self.num_steps >= self.config.get("run.steps", 0)
+        return "done" if is_done else "not finished"
 
     @cached_property
     def names(self) -> list[str]:
@@ -112,9 +118,9 @@ class RunData:
         found = {name: m[1] for name in self.names if (m := re.fullmatch(pattern, name))}
         return {key: self.series(name) for name, key in found.items()}
 
-    def evaluations(self, value: str = "mean") -> dict[str, Series]:
-        """`eval/<set>/<value>` by set."""
-        return self.matching(rf"eval/([^/]+)/{re.escape(value)}")
+    def evaluations(self) -> dict[str, Series]:
+        """`eval/<set>/mean` by set."""
+        return self.matching(r"eval/([^/]+)/mean")
 
     @property
     def wall_s(self) -> float:
@@ -125,20 +131,15 @@ class RunData:
     @property
     def tokens_sampled(self) -> int:
         """Tokens of the graded rollouts."""
-        return round(
-            sum(
-                line["rollout/length_mean"] * sum(_values(line, "reward/outcome/"))
-                for line in self.lines
-                if _is_number(line.get("rollout/length_mean"))
-            )
-        )
+        graded = self.matching("reward/outcome/(.+)").values()
+        length = self.series("rollout/length_mean")
+        return round(sum(float(length.values @ of_outcome.at(length.steps)) for of_outcome in graded))
 
     @property
     def tokens_trained(self) -> int:
         """Tokens that went through the learner, prompts included."""
-        rate, seconds = "learner/tokens_per_s", "time/learner_s"
-        with_both = (x for x in self.lines if _is_number(x.get(rate)) and _is_number(x.get(seconds)))
-        return round(sum(line[rate] * line[seconds] for line in with_both))
+        rate, seconds = self.series("learner/tokens_per_s"), self.series("time/learner_s")
+        return round(float(rate.values @ seconds.at(rate.steps)))
 
 
 def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
@@ -157,7 +158,7 @@ def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: a file of the run cannot be read: {error}") from error
     results: Results = {}
-    for file in [*_evaluations_in(folder.root), *evaluations]:
+    for file in [*evaluations_in(folder.root), *evaluations]:
         for row in read_results(file):
             results.setdefault(row.benchmark, []).append(row)
     return RunData(folder.root, flat_keys(config), lines, attempts, summary, results)
@@ -175,25 +176,24 @@ def flat_keys(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _attempt(line: Mapping[str, Any]) -> Attempt:
     """What else a line says is not needed here."""
     line = renamed.fields(line)
-    names = (field.name for field in fields(Attempt))
-    return Attempt(**{name: line[name] for name in names if name in line})
+    return Attempt(**{field.name: line[field.name] for field in fields(Attempt) if field.name in line})
 
 
-def _evaluations_in(root: Path) -> list[Path]:
-    found = {*root.glob(f"evaluation*/{PROMPTS}"), *root.glob(f"evaluation*/*/{PROMPTS}")}
-    return sorted(path.parent for path in found)
+def evaluations_in(root: Path) -> list[Path]:
+    """The folders of finished evaluations that lie in a run's."""
+    folders = {*root.glob("evaluation*"), *root.glob("evaluation*/*")}
+    return sorted(folder for folder in folders if is_evaluation(folder))
+
+
+def is_evaluation(folder: Path) -> bool:
+    return renamed.existing(folder / PROMPTS).is_file()
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines; a run that goes on may be writing the last one."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1] if line]
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _values(line: Mapping[str, Any], prefix: str) -> list[float]:
-    return [value for name, value in line.items() if name.startswith(prefix) and _is_number(value)]

@@ -25,6 +25,7 @@ NOT_METHOD = ("run.seed", "run.name", "run.dir", "resume", "observe", "cluster",
 NAME = "algorithm.name"
 PHASES = "phases"
 NUM_KEYS_IN_LABEL = 3
+DASH = "–"  # where there is no value
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def is_of_method(key: str) -> bool:
 def shown(value: Any) -> str:
     """A value of a configuration as a person writes it; a dash where there is none."""
     if value in (None, [], {}, "", MISSING):
-        return "–"
+        return DASH
     return value if isinstance(value, str) else _text(value)
 
 

@@ -1,4 +1,4 @@
-"""Sampled answers of a run: what was asked, what came, how it was graded, what trained and why.
+"""Sampled responses of a run: what was asked, what came, how it was graded, what trained and why.
 
 In: the dumps of graded rollouts (`observe/rollout_dump.py`). Out: a few groups per step, chosen to show each
 branch, and the path of single prompts over their attempts. Token ids are not read, only counted.
@@ -9,29 +9,29 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpt_ray.errors import UserError
-from hpt_ray.observe.rollout_dump import SCHEMA, dump_of, read_columns
+from hpt_ray.observe.rollout_dump import SCHEMA, Line, dump_of, read_columns
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.tools.report.attempts import by_prompt
 from hpt_ray.tools.report.load import Attempt, RunData
 
-NUM_STEPS = 4  # of which answers are shown
-MOST_VISITS = 8  # of one prompt that is followed
+NUM_STEPS = 4  # of which responses are shown
+MOST_ATTEMPTS = 8  # of one prompt that is followed
 
-Line = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One prompt at one step: `line` holds what all its rollouts share, `answers` a right and a wrong one."""
+    """One prompt at one step: `line` holds what all its rollouts share, `responses` a correct and a wrong one."""
 
-    step: int
     line: Line
-    answers: Sequence[Line]
+    responses: Sequence[Line]
 
 
 def dumped_steps(run: RunData) -> list[int]:
@@ -42,14 +42,12 @@ def dumped_steps(run: RunData) -> list[int]:
 
 def sampled_responses(run: RunData) -> dict[int, list[Asked]]:
     """By step, from the first to the last that was dumped: one prompt of each branch."""
-    steps = dumped_steps(run)
-    count = min(NUM_STEPS, len(steps))
-    chosen = [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
-    return {step: _one_per_branch(step, read_lines(run, step)) for step in chosen}
+    steps = _spread(dumped_steps(run), NUM_STEPS)
+    return {step: _one_per_branch(read_lines(run, step)) for step in steps}
 
 
 def read_lines(run: RunData, step: int) -> list[Line]:
-    """The dump of a step as dicts, with `num_tokens` in place of ids and log-probs."""
+    """The dump of a step as dicts, with `num_tokens` in place of ids and logprobs."""
     path = dump_of(RunFolder(run.root).rollouts, step)
     try:
         table = read_columns(path, [name for name in SCHEMA.names if name != "logprobs"])
@@ -67,20 +65,15 @@ def followed_prompts(run: RunData) -> dict[str, list[Attempt]]:
 
     Each is the one that changed most in its kind; of equals, the one with the most attempts.
     """
-    of_prompt: defaultdict[str, list[Attempt]] = defaultdict(list)
-    for attempt in run.attempts:
-        if attempt.rollouts > attempt.aborted:
-            of_prompt[attempt.prompt_id].append(attempt)
-    paths = [attempts for attempts in of_prompt.values() if len(attempts) > 1]
-    best = [max(attempt.solve_rate for attempt in attempts) for attempts in paths]
-    kinds = {
-        "learned": [v for v in paths if v[0].solve_rate == 0 and v[-1].solve_rate >= 0.5],
-        "never solved": [v for v, most in zip(paths, best, strict=True) if most == 0],
-        "lost again": [
-            v for v, most in zip(paths, best, strict=True) if most >= 0.5 and v[-1].solve_rate == 0
-        ],
-    }
-    return {name: _spread(max(kind, key=_change), MOST_VISITS) for name, kind in kinds.items() if kind}
+    graded = by_prompt(attempt for attempt in run.attempts if attempt.rollouts > attempt.aborted)
+    kinds: dict[str, list[list[Attempt]]] = {"learned": [], "never solved": [], "lost again": []}
+    for path in graded.values():
+        first, last, best = path[0].solve_rate, path[-1].solve_rate, max(a.solve_rate for a in path)
+        if len(path) > 1:
+            kinds["learned"] += [path] if first == 0 and last >= 0.5 else []
+            kinds["never solved"] += [path] if best == 0 else []
+            kinds["lost again"] += [path] if best >= 0.5 and last == 0 else []
+    return {name: _spread(max(kind, key=_change), MOST_ATTEMPTS) for name, kind in kinds.items() if kind}
 
 
 def _change(attempts: Sequence[Attempt]) -> tuple[float, int]:
@@ -88,32 +81,33 @@ def _change(attempts: Sequence[Attempt]) -> tuple[float, int]:
     return max(rates) - min(rates), len(attempts)
 
 
-def _spread(attempts: list[Attempt], most: int) -> list[Attempt]:
-    """At most so many of the attempts, the first and the last among them."""
-    count = min(most, len(attempts))
-    return [attempts[round(i * (len(attempts) - 1) / max(count - 1, 1))] for i in range(count)]
+def _spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many, the first and the last among them."""
+    count = min(most, len(items))
+    return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def answer_at(lines: Sequence[Line], prompt_id: str) -> tuple[Line, Line] | None:
-    """The prompt's shared line and one of its answers, a right one where there is one."""
-    found = [x for x in lines if x["prompt_id"] == prompt_id and x["text"] is not None]
-    return (found[0], max(found, key=lambda line: line["outcome"] == "correct")) if found else None
+def response_at(lines: Sequence[Line], prompt_id: str) -> Line | None:
+    """The line of one response to the prompt, a correct one where there is one."""
+    found = [line for line in lines if line["prompt_id"] == prompt_id and line["text"] is not None]
+    return max(found, key=lambda line: line["outcome"] == "correct", default=None)
 
 
-def _one_per_branch(step: int, lines: Sequence[Line]) -> list[Asked]:
+def _one_per_branch(lines: Sequence[Line]) -> list[Asked]:
     groups: defaultdict[Any, list[Line]] = defaultdict(list)
     for line in lines:
         groups[line["group"], line["prompt_id"]].append(line)
-    by_branch: dict[str, list[Line]] = {}
+    by_branch: dict[str, Asked] = {}
     for group in groups.values():
-        known = by_branch.setdefault(group[0]["branch"], group)
-        if len(_telling(group)) > len(_telling(known)):
-            by_branch[group[0]["branch"]] = group
-    return [Asked(step, group[0], _telling(group)) for _, group in sorted(by_branch.items())]
+        asked = Asked(group[0], _telling(group))
+        known = by_branch.setdefault(group[0]["branch"], asked)
+        if len(asked.responses) > len(known.responses):
+            by_branch[group[0]["branch"]] = asked
+    return [asked for _, asked in sorted(by_branch.items())]
 
 
 def _telling(group: Sequence[Line]) -> list[Line]:
-    """One answer of each outcome, at most three; those cut by the limit only where there is no other."""
+    """One response of each outcome, at most three; truncated ones only where there is no other."""
     kinds: dict[str, Line] = {}
     for line in sorted(group, key=lambda line: line["finish"] != "stop"):
         if line["text"] is not None and line["finish"] in ("stop", "length"):

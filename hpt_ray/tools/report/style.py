@@ -16,21 +16,15 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from scipy.optimize import isotonic_regression
 
 INK, SOFT, GRID = "#1b1f24", "#626b75", "#e3e6ea"
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#b0558f",
-    "#e09900",
-    "#4faee5",
-)
-COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0558f", "#e09900", "#4faee5")
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = COLORS
 GREY = "#b9bfc6"
 DASHES = ("-", "--", ":", "-.")
 
@@ -73,20 +67,20 @@ def plain(**changes: Any) -> dict[str, Any]:
     return {"family": font(), "fontsize": TEXT_PT, "color": INK, "parse_math": False, **changes}
 
 
-def panel(title: str, subtitle: str, *, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+def panel(title: str, subtitle: str, *, height: float = HEIGHT) -> tuple[Figure, Axes]:
     """A figure with one pair of axes. The title says what; the subtitle gives the unit and what it means."""
-    figure = canvas(title, subtitle, width=width, height=height)
-    axes = figure.add_axes((0.62 / width, 0.46 / height, 1 - 0.8 / width, 1 - 1.06 / height))
+    figure = canvas(title, subtitle, height=height)
+    axes = figure.add_axes((0.62 / WIDTH, 0.46 / height, 1 - 0.8 / WIDTH, 1 - 1.06 / height))
     clean(axes)
     return figure, axes
 
 
-def canvas(title: str, subtitle: str, *, width: float = WIDTH, height: float = HEIGHT) -> Figure:
+def canvas(title: str, subtitle: str, *, height: float = HEIGHT) -> Figure:
     """An empty figure with title and subtitle at its upper left."""
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(0.1 / width, 1 - 0.12 / height, title, va="top", **plain(fontsize=TITLE_PT, weight="bold"))
-    figure.text(0.1 / width, 1 - 0.33 / height, subtitle, va="top", **plain(color=SOFT))
+    figure.text(0.1 / WIDTH, 1 - 0.12 / height, title, va="top", **plain(fontsize=TITLE_PT, weight="bold"))
+    figure.text(0.1 / WIDTH, 1 - 0.33 / height, subtitle, va="top", **plain(color=SOFT))
     return figure
 
 
@@ -98,18 +92,18 @@ def clean(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, labelsize=TEXT_PT, labelcolor=SOFT, labelfontfamily=font())
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3, steps=NICE))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axes.yaxis.set_major_formatter(short)
 
 
 def count_axis(axes: Axes, label: str) -> None:
     """The horizontal axis counts something: steps, attempts."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=NICE))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axes.xaxis.set_major_formatter(short)
     axes.set_xlabel(label, **plain(color=SOFT))
 
 
-def short(value: float) -> str:
-    """A number for an axis. Example: `short(15700) == "15.7k"`, `short(5e-7) == "5e−07"`."""
+def short(value: float, _tick: float = 0) -> str:
+    """A number for an axis, as matplotlib asks for it. Example: `short(15700) == "15.7k"`, `short(5e-7) == "5e−07"`."""
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("-", "−")
     text = EngFormatter(sep="", usetex=False)(value) if abs(value) >= 1e4 else f"{value:,.6g}"
@@ -125,7 +119,7 @@ def share_axis(axes: Axes) -> None:
     """The vertical axis is a share: 0 to 100 %."""
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +149,13 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     with_dashes = any(end.dash != "-" for end in ends)
     texts = []
     for y, end in zip(move_apart(ys, line, 1.0 + line), ordered, strict=True):
-        style = plain(color=text_color(end.color))
+        style = plain(
+            color=[0.68 * part for part in to_rgb(end.color)]
+        )  # darker, so that letters can be read
         left = 1.1 if with_dashes else 1.02
-        texts.append(axes.text(left, y, cut(end.text, 26), va="center", transform=axes.transAxes, **style))
+        texts.append(
+            axes.text(left, y, abbreviated(end.text, 26), va="center", transform=axes.transAxes, **style)
+        )
         if with_dashes:
             piece = Line2D([1.02, 1.085], [y, y], color=end.color, clip_on=False)
             piece.set_linestyle(end.dash)  # type: ignore[arg-type]  # one of DASHES
@@ -168,29 +166,15 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     axes.set_position((box.x0, box.y0, right, box.height))
 
 
-def text_color(color: str) -> str:
-    """A darker shade of a line's colour, so that letters in it can be read."""
-    red, green, blue = to_rgb(color)
-    return to_hex((0.68 * red, 0.68 * green, 0.68 * blue))
-
-
 def move_apart(ys: np.ndarray, gap: float, top: float) -> np.ndarray:
     """Ascending positions as near as they may be to `ys`, at least `gap` apart and below `top`. [N] → [N].
 
     Example: `move_apart([0.5, 0.5], 0.1, 1)` is `[0.45, 0.55]`.
     """
-    # Isotonic regression: shifted by their rank, positions that are `gap` apart only have to ascend.
+    # Shifted by their rank, positions that are `gap` apart only have to ascend.
     offsets = gap * np.arange(len(ys))
-    blocks: list[list[float]] = []  # sum, count
-    for value in np.asarray(ys, float) - offsets:
-        blocks.append([value, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] >= blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1][0] += total
-            blocks[-1][1] += count
-    moved = np.concatenate([np.full(int(count), total / count) for total, count in blocks])
-    return np.minimum(moved, top - offsets[-1]) + offsets
+    return np.minimum(isotonic_regression(ys - offsets).x, top - offsets[-1]) + offsets
 
 
-def cut(text: str, max_chars: int) -> str:
+def abbreviated(text: str, max_chars: int) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"

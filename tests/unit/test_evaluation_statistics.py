@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.estimates import (
+from hpt_ray.evaluation.statistics import (
     Estimate,
     bootstrap_pass_at_k,
     default_ks,
