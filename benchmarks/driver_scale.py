@@ -91,7 +91,7 @@ class RecordedAnswers:
                     )
                 )
 
-    async def answers(self) -> AsyncIterator[list[Rollout]]:
+    async def rollouts(self) -> AsyncIterator[list[Rollout]]:
         while True:
             yield [await self._ready.get()]
 

@@ -1,6 +1,6 @@
 """Start a local Ray or join the running one, and reserve room for the run.
 
-In: the cluster section and what the actor groups need. Out: a `Cluster` with a placement group, and for
+In: the cluster section and what the actor groups ask for. Out: a `Cluster` with a placement group, and for
 every actor its bundle in it. A bundle is on one node; which bundles share a node is Ray's choice, as few
 nodes as it can. Waiting for room has a limit, and what is said on expiry is what a person asks next: what was
 asked, what is there, who holds it.
@@ -83,7 +83,7 @@ class Cluster:
         self.started_here = started_here
         self.group: PlacementGroup | None = None
         self._places: dict[str, list[int]] = {}
-        self._needs: dict[str, ResourceRequest] = {}
+        self._requests: dict[str, ResourceRequest] = {}
 
     @classmethod
     def connect(cls, config: ClusterConfig) -> Cluster:
@@ -119,22 +119,22 @@ class Cluster:
         """CPU cores of the whole cluster."""
         return int(ray.cluster_resources().get("CPU", 0))
 
-    async def reserve(self, needs: list[ResourceRequest], *, timeout_s: float, name: str) -> None:
-        """Hold room for `needs`, all or nothing.
+    async def reserve(self, requests: list[ResourceRequest], *, timeout_s: float, name: str) -> None:
+        """Hold room for `requests`, all or nothing.
 
         Raises `UserError` at once where a cluster started here is too small, and after `timeout_s`
         seconds where a joined one (which may be growing) has not made room.
         """
         assert self.group is None, "release the room of the last run first"
-        self._needs = {need.kind: need for need in needs}
-        bundles, self._places = lay_out(needs)
+        self._requests = {request.kind: request for request in requests}
+        bundles, self._places = lay_out(requests)
         if self.started_here and _exceeds(bundles, ray.cluster_resources()):
-            raise UserError(_no_room(needs, "this machine has too little room"))
+            raise UserError(_no_room(requests, "this machine has too little room"))
         self.group = placement_group(bundles, strategy="PACK", name=name)
         try:
             await asyncio.wait_for(_ready(self.group), timeout_s)
         except TimeoutError as error:
-            message = _no_room(needs, f"the cluster made no room within {timeout_s:.0f} s")
+            message = _no_room(requests, f"the cluster made no room within {timeout_s:.0f} s")
             remove_placement_group(self.group)
             raise UserError(message) from error
 
@@ -145,7 +145,7 @@ class Cluster:
 
         `options` are Ray's, such as `max_concurrency`.
         """
-        need = self._needs[kind]
+        request = self._requests[kind]
         remote_class: Any = ray.remote(actor_class)
         if plugins := environment():
             options = {"runtime_env": {"env_vars": plugins}, **options}
@@ -153,9 +153,9 @@ class Cluster:
         def make(i: int) -> Any:
             assert self.group is not None, "reserve room first"
             mine: dict[str, Any] = {
-                "num_cpus": need.cpus,
-                "num_gpus": need.gpus,
-                "resources": need.resources,
+                "num_cpus": request.cpus,
+                "num_gpus": request.gpus,
+                "resources": request.resources,
                 **options,
             }
             if kind in self._places:
@@ -181,7 +181,7 @@ class Cluster:
         try:
             await actors.call("__ray_ready__", timeout_s=timeout_s, what="find a place again")
         except WaitExpired as error:
-            raise UserError(_no_room([*self._needs.values()], f"{error}")) from error
+            raise UserError(_no_room([*self._requests.values()], f"{error}")) from error
 
     def release(self) -> None:
         """Give the room back, and with it end every actor in it."""
@@ -217,20 +217,20 @@ def _loopback_only() -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
 
 
-def lay_out(needs: list[ResourceRequest]) -> tuple[list[dict[str, float]], dict[str, list[int]]]:
+def lay_out(requests: list[ResourceRequest]) -> tuple[list[dict[str, float]], dict[str, list[int]]]:
     """The bundles to reserve, and by kind the bundle of each actor. A kind that needs nothing has none."""
     bundles: list[dict[str, float]] = []
     places: dict[str, list[int]] = {}
-    hosts = {need.beside for need in needs}
-    for need in sorted(needs, key=lambda need: need.beside is not None):
-        if need.beside is not None:
-            each = need.count // len(places[need.beside])
-            places[need.kind] = [places[need.beside][i // each] for i in range(need.count)]
-        elif need.bundle or need.kind in hosts:
-            places[need.kind] = list(range(len(bundles), len(bundles) + need.count))
-            bundles += [{} for _ in range(need.count)]
-        for index in places.get(need.kind, ()):
-            for resource, amount in need.bundle.items():
+    hosts = {request.beside for request in requests}
+    for request in sorted(requests, key=lambda request: request.beside is not None):
+        if request.beside is not None:
+            each = request.count // len(places[request.beside])
+            places[request.kind] = [places[request.beside][i // each] for i in range(request.count)]
+        elif request.bundle or request.kind in hosts:
+            places[request.kind] = list(range(len(bundles), len(bundles) + request.count))
+            bundles += [{} for _ in range(request.count)]
+        for index in places.get(request.kind, ()):
+            for resource, amount in request.bundle.items():
                 bundles[index][resource] = bundles[index].get(resource, 0.0) + amount
     return bundles, places
 
@@ -243,29 +243,29 @@ def _exceeds(bundles: list[dict[str, float]], total: dict[str, float]) -> bool:
     return any(amount > total.get(resource, 0.0) + 1e-6 for resource, amount in asked.items())
 
 
-def missing_pools(needs: list[ResourceRequest], total: Mapping[str, float]) -> list[str]:
+def missing_pools(requests: list[ResourceRequest], total: Mapping[str, float]) -> list[str]:
     """A line for every pool that no node of the cluster is in."""
     return [
-        f"no node has the resource `{need.pool}` (cluster.pools.{need.kind}): start nodes with "
-        f"`ray start --resources '{{\"{need.pool}\": 1}}'`"
-        for need in needs
-        if need.pool and not total.get(need.pool)
+        f"no node has the resource `{request.pool}` (cluster.pools.{request.kind}): start nodes with "
+        f"`ray start --resources '{{\"{request.pool}\": 1}}'`"
+        for request in requests
+        if request.pool and not total.get(request.pool)
     ]
 
 
-def _no_room(needs: list[ResourceRequest], headline: str) -> str:
+def _no_room(requests: list[ResourceRequest], headline: str) -> str:
     lines = [f"{headline}.", "asked:"]
-    for need in needs:
-        gpus = f" and {need.gpus:g} GPU" if need.gpus else ""
-        pool = f", on nodes with `{need.pool}`" if need.pool else ""
-        beside = f", beside {need.beside}" if need.beside else ""
-        lines.append(f"  {need.count} × {need.kind} with {need.cpus:g} CPU{gpus} each{pool}{beside}")
+    for request in requests:
+        gpus = f" and {request.gpus:g} GPU" if request.gpus else ""
+        pool = f", on nodes with `{request.pool}`" if request.pool else ""
+        beside = f", beside {request.beside}" if request.beside else ""
+        lines.append(f"  {request.count} × {request.kind} with {request.cpus:g} CPU{gpus} each{pool}{beside}")
     total, free = ray.cluster_resources(), ray.available_resources()
     there = ", ".join(
         f"{free.get(r, 0):g} of {total.get(r, 0):g} {r} free" for r in ("CPU", "GPU") if total.get(r)
     )
     lines.append(f"there: {there or 'no CPU at all'}, {len(ray.nodes())} node(s)")
-    lines += missing_pools(needs, total)
+    lines += missing_pools(requests, total)
     holders = [
         f"  {entry.get('name') or entry['placement_group_id'][:8]}: {list(entry['bundles'].values())}"
         for entry in placement_group_table().values()

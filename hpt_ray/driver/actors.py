@@ -13,7 +13,8 @@ have, are started again by Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,14 @@ class Actors:
                 group.kill()
 
 
-def needs(config: Config, roles: Roles) -> list[ResourceRequest]:
+def resource_requests(config: Config, roles: Roles) -> list[ResourceRequest]:
     """The room a run asks for, group by group.
 
     With `cluster.colocate` the GPUs are reserved for the ranks, and an engine uses those of its bundle.
     """
     learner, rollout = config.learner, config.rollout
     shared = config.cluster.colocate and roles.rollouts
-    room = [
+    requests = [
         ResourceRequest(
             "learner",
             learner.num_ranks,
@@ -135,17 +136,17 @@ def needs(config: Config, roles: Roles) -> list[ResourceRequest]:
     ]
     if roles.rollouts:
         gpus = 0.0 if shared else rollout.num_gpus
-        room.append(ResourceRequest("rollout", rollout.num_workers, rollout.num_cpus, gpus))
-        room.append(ResourceRequest("verifier", 1, config.reward.num_cpus, 0.0))
+        requests.append(ResourceRequest("rollout", rollout.num_workers, rollout.num_cpus, gpus))
+        requests.append(ResourceRequest("verifier", 1, config.reward.num_cpus, 0.0))
     if roles.reference:
         reference = config.reference
-        room.append(
+        requests.append(
             ResourceRequest("reference", reference.num_workers, reference.num_cpus, reference.num_gpus)
         )
     if roles.critic:
         critic = config.critic
-        room.append(ResourceRequest("critic", critic.num_ranks, critic.num_cpus, critic.num_gpus))
-    return [replace(need, pool=config.cluster.pools.get(need.kind)) for need in room]
+        requests.append(ResourceRequest("critic", critic.num_ranks, critic.num_cpus, critic.num_gpus))
+    return [replace(request, pool=config.cluster.pools.get(request.kind)) for request in requests]
 
 
 async def start_actors(
@@ -155,14 +156,16 @@ async def start_actors(
     model_path: str,
     roles: Roles,
     logs: Path,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Actors:
     """Reserve room, start every actor, load every model. The ranks train once a phase is begun.
 
-    Raises `UserError` where there is no room or a model cannot be used, `WaitExpired` where an actor
-    does not come up in time.
+    `say` hears what is waited for. Raises `UserError` where there is no room or a model cannot be used,
+    `WaitExpired` where an actor does not come up in time.
     """
+    say("starting · room for the actors")
     await cluster.reserve(
-        needs(config, roles),
+        resource_requests(config, roles),
         timeout_s=config.cluster.placement_timeout_s,
         name=f"hpt_ray:{config.run.name}",
     )
@@ -170,65 +173,93 @@ async def start_actors(
         config = with_one_thread(config)
     seed, temperature, limit = config.run.seed, config.rollout.temperature, config.learner.timeout_s
     learner_spec = LearnerSpec(config.model, model_path, config.learner, seed, None, temperature)
-    num_ranks = config.learner.num_ranks
-    learners = cluster.create(
-        "learner",
-        LearnerWorker,
-        [(rank, num_ranks, learner_spec, log_file(logs, "learner", rank)) for rank in range(num_ranks)],
-    )
+    learners = make_ranks(cluster, "learner", LearnerWorker, learner_spec, logs)
     engines = verifier = reference = critic = None
-    starting: list[Awaitable[Any]] = []
+    starting: dict[str, Awaitable[Any]] = {}
     if roles.rollouts:
-        spec = EngineSpec(
-            model=config.model,
-            model_path=model_path,
-            rollout=config.rollout,
-            max_model_len=config.data.max_prompt_tokens + config.data.max_response_tokens,
-            seed=seed,
-            sleeps=config.cluster.colocate,
-        )
-        sync = WeightSync(
-            learners,
-            config.weight_sync,
-            backend_of(config),
-            workers_per_engine=config.rollout.tensor_parallel,
-            # Where the learner may have stepped before a restarted worker asks for what is committed.
-            keep_committed=config.rollout.max_off_policy_steps > 0
-            or any(phase.config.updates_per_step > 1 for phase in phases_of(config)),
-        )
-        gpus = await gpus_of_engines(config, learners) if config.cluster.colocate else None
-        engines = make_engine_group(cluster, spec, sync, logs, gpus)
+        engines = await make_engines(cluster, config, model_path, learners, logs)
         verifier = make_verifier(cluster, config.reward, config.data.max_response_tokens)
-        starting.append(verifier.call("counts", timeout_s=config.rollout.start_timeout_s, what="start"))
+        timeout_s = config.rollout.start_timeout_s
+        starting["verifier"] = verifier.call("counts", timeout_s=timeout_s, what="start")
     turns = Turns(learners, engines, shared=config.cluster.colocate, timeout_s=limit)
-    starting.append(start_sides(learners, engines, turns, limit))
+    if turns.shared and engines is not None:
+        starting["vLLM engines and then learner ranks"] = start_in_turns(learners, engines, turns, limit)
+    else:
+        starting["learner ranks"] = start_ranks(learners, limit)
+        if engines is not None:
+            starting["vLLM engines"] = engines.start()
     if roles.reference:
-        # A reference of its own is read as it is; else it is the policy as training starts.
-        reference_model = config.model
-        if config.reference.path is not None:
-            reference_model = replace(config.model, path=config.reference.path, random_init=False)
-        reference_spec = ReferenceSpec(
-            reference_model, config.reference.path or model_path, config.reference, temperature, seed
-        )
-        reference = cluster.create(
-            "reference",
-            ReferenceWorker,
-            [(reference_spec, log_file(logs, "reference", i)) for i in range(config.reference.num_workers)],
-            **STATELESS,
-        )
-        starting.append(reference.call("start", timeout_s=limit, what="load the model"))
+        reference = make_reference(cluster, config, model_path, logs)
+        starting["reference"] = reference.call("start", timeout_s=limit, what="load the model")
     if roles.critic:
-        optimizer = optimizer_of(config)
-        critic_spec = CriticSpec(config.model, model_path, optimizer, seed, config.critic.value_clip)
-        num_critics = optimizer.num_ranks
-        critic = cluster.create(
-            "critic",
-            CriticWorker,
-            [(rank, num_critics, critic_spec, log_file(logs, "critic", rank)) for rank in range(num_critics)],
+        critic_spec = CriticSpec(
+            config.model, model_path, optimizer_of(config), seed, config.critic.value_clip
         )
-        starting.append(start_ranks(critic, limit))
-    await asyncio.gather(*starting)
+        critic = make_ranks(cluster, "critic", CriticWorker, critic_spec, logs)
+        starting["critic ranks"] = start_ranks(critic, limit)
+    await all_started(starting, say)
     return Actors(learners, turns, engines, verifier, reference, critic)
+
+
+async def all_started(starting: Mapping[str, Awaitable[Any]], say: Callable[[str], None]) -> None:
+    """Wait for all, and say every second for which. The first failure ends the wait with that failure."""
+    names = {asyncio.ensure_future(work): name for name, work in starting.items()}
+    pending, began_s = set(names), time.monotonic()
+    try:
+        while pending:
+            waits = ", ".join(name for task, name in names.items() if task in pending)
+            say(f"starting · {waits} ({time.monotonic() - began_s:.0f} s)")
+            done, pending = await asyncio.wait(pending, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in pending:
+            task.cancel()
+
+
+def make_ranks(
+    cluster: Cluster, kind: str, worker: type, spec: LearnerSpec | CriticSpec, logs: Path
+) -> ActorGroup:
+    """The ranks of one optimizer, coming up."""
+    count = spec.learner.num_ranks
+    return cluster.create(
+        kind, worker, [(rank, count, spec, log_file(logs, kind, rank)) for rank in range(count)]
+    )
+
+
+async def make_engines(
+    cluster: Cluster, config: Config, model_path: str, learners: ActorGroup, logs: Path
+) -> EngineGroup:
+    """The rollout workers, coming up, and the way the learners' weights come to them."""
+    spec = EngineSpec(
+        model=config.model,
+        model_path=model_path,
+        rollout=config.rollout,
+        max_model_len=config.data.max_prompt_tokens + config.data.max_response_tokens,
+        seed=config.run.seed,
+        sleeps=config.cluster.colocate,
+    )
+    sync = WeightSync(
+        learners,
+        config.weight_sync,
+        backend_of(config),
+        workers_per_engine=config.rollout.tensor_parallel,
+        # Where the learner may have stepped before a restarted worker asks for what is committed.
+        keep_committed=config.rollout.max_off_policy_steps > 0
+        or any(phase.config.updates_per_step > 1 for phase in phases_of(config)),
+    )
+    gpus = await gpus_of_engines(config, learners) if config.cluster.colocate else None
+    return make_engine_group(cluster, spec, sync, logs, gpus)
+
+
+def make_reference(cluster: Cluster, config: Config, model_path: str, logs: Path) -> ActorGroup:
+    """The frozen policy, coming up. A model of its own is read as it is; else it is the policy as training starts."""
+    model, reference = config.model, config.reference
+    if reference.path is not None:
+        model, model_path = replace(model, path=reference.path, random_init=False), reference.path
+    spec = ReferenceSpec(model, model_path, reference, config.rollout.temperature, config.run.seed)
+    arguments = [(spec, log_file(logs, "reference", i)) for i in range(reference.num_workers)]
+    return cluster.create("reference", ReferenceWorker, arguments, **STATELESS)
 
 
 def with_one_thread(config: Config) -> Config:
@@ -247,18 +278,11 @@ async def gpus_of_engines(config: Config, learners: ActorGroup) -> list[str] | N
     return [",".join(seen[i : i + size]) for i in range(0, len(seen), size)]
 
 
-async def start_sides(
-    learners: ActorGroup, engines: EngineGroup | None, turns: Turns, timeout_s: float
-) -> None:
-    """Ranks and engines with their models: at the same time, or where they share GPUs, one after the other."""
-    if engines is None:
-        await start_ranks(learners, timeout_s)
-    elif turns.shared:
-        await engines.start()
-        await turns.free_engines()
-        await start_ranks(learners, timeout_s)
-    else:
-        await asyncio.gather(start_ranks(learners, timeout_s), engines.start())
+async def start_in_turns(learners: ActorGroup, engines: EngineGroup, turns: Turns, timeout_s: float) -> None:
+    """Engines, and once they sleep the ranks that share their GPUs."""
+    await engines.start()
+    await turns.free_engines()
+    await start_ranks(learners, timeout_s)
 
 
 async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> LearnerGroup:
@@ -286,6 +310,6 @@ async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> L
 
 
 async def start_ranks(ranks: ActorGroup, timeout_s: float) -> None:
-    """Let the ranks meet and load their model."""
+    """Let the ranks join and load their model."""
     host, port = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
     await ranks.call("start", host, port, timeout_s=timeout_s, what="load the model")

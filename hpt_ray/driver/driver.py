@@ -256,6 +256,7 @@ class Driver:
             model_path=self.prepared.model_path,
             roles=roles_of(config),
             logs=self.folder.logs,
+            say=self.progress.phase,
         )
         if actors.engines is not None:
             assert actors.verifier is not None

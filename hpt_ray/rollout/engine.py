@@ -1,8 +1,8 @@
 """The vLLM adapter: one engine in this process, driven step by step. No Ray, no threads.
 
-In: `GenerateRequest`s and weight updates. Out: finished answers with the log-probs of the sampled
+In: `GenerateRequest`s and weight updates. Out: finished responses with the logprobs of the sampled
 tokens under the distribution they were sampled from. Every sample is a request of its own with its
-own seed, so answers come out one by one; vLLM shares the prompt's cache blocks between them.
+own seed, so responses come out one by one; vLLM shares the prompt's cache blocks between them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 CPU_ENVIRONMENT = {
-    # vLLM compiles a small log-prob helper on first use, even in eager mode: 10 s for nothing here.
+    # vLLM compiles a small logprob helper on first use, even in eager mode: 10 s for nothing here.
     "TORCHDYNAMO_DISABLE": "1",
     # With tensor parallelism vLLM would give each of its processes a NUMA node of its own.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -52,7 +52,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One answer as it left the engine."""
+    """One response as it left the engine."""
 
     prompt_id: str
     sample: int
@@ -112,20 +112,20 @@ class VllmEngine:
             self._engine.add_request(request_id, prompt, params)
 
     def step(self) -> list[Finished]:
-        """Decode one token for every running answer; those that ended with it."""
+        """Decode one token for every running response; those that ended with it."""
         return [self._finished(output) for output in self._engine.step() if output.finished]
 
     def _finished(self, output: Any) -> Finished:
         prompt_id, sample, version = self._requests.pop(output.request_id)
-        answer = output.outputs[0]
-        token_ids = np.asarray(answer.token_ids, np.int32)
+        response = output.outputs[0]
+        token_ids = np.asarray(response.token_ids, np.int32)
         return Finished(
             prompt_id=prompt_id,
             sample=sample,
             token_ids=token_ids,
             # vLLM lists the sampled token first at every position, and nothing else with logprobs=0.
-            logprobs=np.asarray(answer.logprobs.logprobs, np.float32),
-            finish=FinishReason(answer.finish_reason),
+            logprobs=np.asarray(response.logprobs.logprobs, np.float32),
+            finish=FinishReason(response.finish_reason),
             weight_version=version,
         )
 
@@ -214,7 +214,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "max_num_seqs": rollout.max_num_seqs,
         "enforce_eager": rollout.enforce_eager,
         "seed": spec.seed,
-        # The distribution that was sampled from: temperature and cuts applied.
+        # The distribution that was sampled from: temperature, top-p and top-k applied.
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
         # Nobody's defaults for temperature or top-k from the model folder.

@@ -328,7 +328,7 @@ def make_engine_group(
     make = cluster.maker(
         "rollout",
         RolloutWorker,
-        # Engines that share a seed would draw the same answers to unseeded requests.
+        # Engines that share a seed would draw the same responses to unseeded requests.
         [(replace(spec, seed=spec.seed + i, gpus=own[i]), log_file(logs, "rollout", i)) for i in count],
         max_concurrency=ROLLOUT_CONCURRENCY,
     )

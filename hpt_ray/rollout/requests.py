@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How answers are drawn. `temperature` 0 is greedy; `stop_token_ids` end a turn and stay in it."""
+    """How responses are drawn. `temperature` 0 is greedy; `stop_token_ids` end a turn and stay in it."""
 
     temperature: float
     top_p: float
@@ -26,7 +26,7 @@ class GenerateRequest:
     """The samples of one prompt that one worker is to draw: sample number and seed of each.
 
     `prompt_id` is unique among the requests of one call: see `unique_ids`. `expected_tokens` is the likely
-    length of an answer, by which work is balanced; only its ratio to that of other requests matters.
+    length of a response, by which work is balanced; only its ratio to that of other requests matters.
     The last `num_held` samples are drawn only when somebody says that they are needed.
     """
 

@@ -223,7 +223,7 @@ class Router:
     # -- what workers say --------------------------------------------------------------------------
 
     def _up(self, worker: Worker) -> None:
-        if worker not in self._running:  # else it serves again and its answers are being read
+        if worker not in self._running:  # else it serves again and its rollouts are being read
             self._running[worker] = {}
             self._spawn(self._read(worker))
         self._deal()
@@ -242,10 +242,10 @@ class Router:
         self._deal()
 
     async def _read(self, worker: Worker) -> None:
-        """A worker's answers to those who asked, for as long as it lives."""
+        """A worker's rollouts to those who asked, for as long as it lives."""
         actor = worker.actor
         try:
-            async for reference in actor.answers.options(num_returns="streaming").remote():
+            async for reference in actor.rollouts.options(num_returns="streaming").remote():
                 self._take(worker, await reference)
         except Exception as error:
             self._failed(worker, actor, error)

@@ -1,6 +1,6 @@
 """The rollout worker: a Ray actor around one vLLM engine.
 
-In: requests (`submit`), aborts, weight updates. Out: one stream of finished rollouts (`answers`), in batches
+In: requests (`submit`), aborts, weight updates. Out: one stream of finished rollouts (`rollouts`), in batches
 of whatever has finished since the last one, and the engine's progress and times.
 
 One thread owns the engine. Commands go to it through a queue and run between two engine steps; between the
@@ -90,7 +90,7 @@ class RolloutWorker:
                 done.set_exception(error)
 
     def _refuse(self, error: Exception) -> None:
-        """The engine is broken: who reads the answers, and all who still come, hear why."""
+        """The engine is broken: who reads the rollouts, and all who still come, hear why."""
         self._deliver(error)
         while True:
             _, done = self._commands.get()
@@ -120,7 +120,7 @@ class RolloutWorker:
         )
 
     async def submit(self, requests: list[GenerateRequest], sampling: Sampling) -> None:
-        """Queue the samples of these prompts; their answers leave through `answers`."""
+        """Queue the samples of these prompts; their responses leave through `rollouts`."""
 
         def add_all(engine: VllmEngine) -> None:
             for request in requests:
@@ -128,11 +128,11 @@ class RolloutWorker:
 
         await self._do(add_all)
 
-    async def answers(self) -> AsyncIterator[list[Rollout]]:
+    async def rollouts(self) -> AsyncIterator[list[Rollout]]:
         """Finished rollouts, in batches, for as long as the worker lives. For one reader."""
         while True:
             batch = await self._next_batch()
-            yield [self._rollout(answer) for answer in batch]
+            yield [self._rollout(response) for response in batch]
 
     async def _next_batch(self) -> list[Finished]:
         batch: list[Finished] = []
@@ -143,15 +143,15 @@ class RolloutWorker:
             batch += item
         return batch
 
-    def _rollout(self, answer: Finished) -> Rollout:
+    def _rollout(self, response: Finished) -> Rollout:
         return Rollout(
-            prompt_id=answer.prompt_id,
-            sample=answer.sample,
-            token_ids=answer.token_ids,
-            logprobs=answer.logprobs,
-            finish=answer.finish,
-            weight_version=answer.weight_version,
-            text=self._tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            prompt_id=response.prompt_id,
+            sample=response.sample,
+            token_ids=response.token_ids,
+            logprobs=response.logprobs,
+            finish=response.finish,
+            weight_version=response.weight_version,
+            text=self._tokenizer.decode(response.token_ids, skip_special_tokens=True),
         )
 
     async def abort(self, prompt_ids: set[str]) -> int:

@@ -1,7 +1,7 @@
-"""A rollout worker whose answers, deaths and hangs are written in the prompts: for tests of engine group and router.
+"""A rollout worker whose responses, deaths and hangs are written in the prompts: for tests of engine group and router.
 
 Real Ray actors in processes of their own, without an engine. The first prompt token says what happens to a
-request: ANSWER, after as many milliseconds as the second token says; DIE; HANG.
+request: RESPOND, after as many milliseconds as the second token says; DIE; HANG.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hpt_ray.rollout.requests import GenerateRequest, Sampling
 from hpt_ray.rollout.worker import Progress
 from hpt_ray.types import FinishReason, Rollout
 
-ANSWER, DIE, HANG = range(3)
+RESPOND, DIE, HANG = range(3)
 
 
 class ScriptedWorker:
@@ -26,7 +26,7 @@ class ScriptedWorker:
 
     def __init__(self, index: int, breaks_at_start: str = ""):
         self._index, self._breaks_at_start = index, breaks_at_start
-        self._answers: asyncio.Queue[Rollout] = asyncio.Queue()
+        self._rollouts: asyncio.Queue[Rollout] = asyncio.Queue()
         self._running: set[str] = set()
         self._most = 0
         self._hangs = False
@@ -56,13 +56,13 @@ class ScriptedWorker:
         self._running.remove(f"{request.prompt_id}/{sample}")
         ids, logprobs = np.array([seed % 1000], np.int32), np.array([-1.0], np.float32)
         text = f"{self._index}"
-        self._answers.put_nowait(
+        self._rollouts.put_nowait(
             Rollout(request.prompt_id, sample, ids, logprobs, FinishReason.STOP, 0, text)
         )
 
-    async def answers(self) -> AsyncIterator[list[Rollout]]:
+    async def rollouts(self) -> AsyncIterator[list[Rollout]]:
         while True:
-            yield [await self._answers.get()]
+            yield [await self._rollouts.get()]
 
     async def abort(self, prompt_ids: set[str]) -> int:
         self._running = {key for key in self._running if key.rpartition("/")[0] not in prompt_ids}

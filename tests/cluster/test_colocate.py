@@ -159,7 +159,7 @@ def test_nobody_generates_while_the_learner_has_the_gpus(folders):
 DEAL = """
 import asyncio, os
 from hpt_ray.cluster.runtime import Cluster, Need
-from hpt_ray.driver.actors import needs
+from hpt_ray.driver.actors import resource_requests
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.driver.setup import roles_of
@@ -174,7 +174,7 @@ config = load_config(None, [
     "learner.num_gpus=1", "learner.num_cpus=0.5",
 ])
 cluster = Cluster.connect(ClusterConfig(address="local"))
-asked = needs(config, roles_of(config))
+asked = resource_requests(config, roles_of(config))
 asyncio.run(cluster.reserve(asked, timeout_s=20, name="t"))
 from hpt_ray.driver.actors import gpus_of_engines
 ranks = cluster.create("learner", Rank, [()] * 4)

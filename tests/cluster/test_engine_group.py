@@ -1,4 +1,4 @@
-"""Engine group and router with workers that answer, die and hang as they are told: nothing lost, nothing twice."""
+"""Engine group and router with workers that respond, die and hang as they are told: nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import ray
 from probe import room_for
-from scripted import ANSWER, DIE, HANG, ScriptedWorker
+from scripted import DIE, HANG, RESPOND, ScriptedWorker
 
 from hpt_ray.config.schema import RolloutConfig
 from hpt_ray.errors import NoWorkerLeft, WaitExpired
@@ -103,7 +103,7 @@ def test_what_a_dead_worker_owed_is_drawn_by_others_with_the_same_seeds(with_eng
     names = [f"q{i}" for i in range(12)]
 
     async def test(engines: EngineGroup, router: Router) -> None:
-        requests = [ask(name, ANSWER, 600) for name in names]
+        requests = [ask(name, RESPOND, 600) for name in names]
         seeds = {(r.prompt_id, s): seed for r in requests for s, seed in zip(r.samples, r.seeds, strict=True)}
         drawing = asyncio.create_task(draw(router, requests))
         await asyncio.sleep(0.3)
@@ -115,7 +115,7 @@ def test_what_a_dead_worker_owed_is_drawn_by_others_with_the_same_seeds(with_eng
         assert router.faults["rollouts_requeued"] > 0
         # It comes back and serves.
         await until(lambda: len(engines.serving) == 2)
-        rollouts = await draw(router, [ask(f"later{i}", ANSWER, 50) for i in range(8)])
+        rollouts = await draw(router, [ask(f"later{i}", RESPOND, 50) for i in range(8)])
         assert {rollout.text for rollout in rollouts} == {"0", "1"}
 
     with_engines(test)
@@ -123,7 +123,7 @@ def test_what_a_dead_worker_owed_is_drawn_by_others_with_the_same_seeds(with_eng
 
 def test_the_only_worker_is_waited_for(with_engines):
     async def test(engines: EngineGroup, router: Router) -> None:
-        drawing = asyncio.create_task(draw(router, [ask("q", ANSWER, 500)]))
+        drawing = asyncio.create_task(draw(router, [ask("q", RESPOND, 500)]))
         await asyncio.sleep(0.2)
         ray.kill(engines.workers[0].actor)
         assert keys(await drawing) == each_once(["q"])
@@ -133,7 +133,7 @@ def test_the_only_worker_is_waited_for(with_engines):
 
 def test_a_prompt_that_kills_every_worker_is_lost_and_the_others_are_not(with_engines):
     async def test(engines: EngineGroup, router: Router) -> None:
-        requests = [ask("poison", DIE, 1500), *(ask(f"q{i}", ANSWER, 30) for i in range(6))]
+        requests = [ask("poison", DIE, 1500), *(ask(f"q{i}", RESPOND, 30) for i in range(6))]
         rollouts = await draw(router, requests)
         assert keys(rollouts) == each_once(["poison", *(f"q{i}" for i in range(6))])
         finishes = {r.prompt_id: r.finish for r in rollouts}
@@ -150,7 +150,7 @@ def test_a_worker_that_hangs_is_replaced(with_engines):
         hung = asyncio.create_task(draw(router, [ask("hang", HANG, 50)]))
         await until(lambda: any(w.health.state is State.SUSPECT for w in engines.workers))
         # Meanwhile the other one serves alone.
-        await draw(router, [ask(f"q{i}", ANSWER, 10) for i in range(4)])
+        await draw(router, [ask(f"q{i}", RESPOND, 10) for i in range(4)])
         await until(lambda: engines.faults["rollout_failed"] > 0)
         assert "rollout.stall_timeout_s" in max(w.why for w in engines.workers)
         hung.cancel()
@@ -179,7 +179,7 @@ def test_a_worker_without_room_is_waited_for_while_others_serve(with_engines, mo
         engines.say, engines._make = said.append, homeless.remote
         engines.failed(engines.workers[0], "its node was lost")
         await until(lambda: any("waits for room" in text for text in said))
-        rollouts = await draw(router, [ask(f"q{i}", ANSWER, 10) for i in range(4)])
+        rollouts = await draw(router, [ask(f"q{i}", RESPOND, 10) for i in range(4)])
         assert {rollout.text for rollout in rollouts} == {"1"}
         assert engines.workers[0].health.state is State.STARTING
         assert engines.faults["rollout_failed"] == 1
@@ -198,7 +198,7 @@ def test_a_pool_that_gets_nothing_says_whom_it_waited_for(with_engines):
 def test_an_aborted_prompt_ends_at_once_and_what_it_cost_is_known(with_engines):
     async def test(engines: EngineGroup, router: Router) -> None:
         begin = time.monotonic()
-        batch = router.generate([ask("slow", ANSWER, 20_000), ask("fast", ANSWER, 10)], SAMPLING)
+        batch = router.generate([ask("slow", RESPOND, 20_000), ask("fast", RESPOND, 10)], SAMPLING)
         drawing = asyncio.create_task(read(batch))
         await asyncio.sleep(0.3)
         await batch.abort({"slow"})
@@ -211,7 +211,7 @@ def test_an_aborted_prompt_ends_at_once_and_what_it_cost_is_known(with_engines):
 
 def test_a_worker_is_given_little_more_than_it_decodes_and_work_is_even(with_engines):
     async def test(engines: EngineGroup, router: Router) -> None:
-        rollouts = await draw(router, [ask(f"q{i}", ANSWER, 40) for i in range(30)])
+        rollouts = await draw(router, [ask(f"q{i}", RESPOND, 40) for i in range(30)])
         assert keys(rollouts) == each_once([f"q{i}" for i in range(30)])
         for worker in engines.workers:
             assert await worker.actor.most.remote() < WINDOW * 8 + SAMPLES
@@ -223,7 +223,7 @@ def test_a_worker_is_given_little_more_than_it_decodes_and_work_is_even(with_eng
 
 def test_what_is_held_is_drawn_only_when_it_is_asked_for(with_engines):
     async def test(engines: EngineGroup, router: Router) -> None:
-        requests = [replace(ask(name, ANSWER, 30), num_held=3) for name in ("wanted", "settled")]
+        requests = [replace(ask(name, RESPOND, 30), num_held=3) for name in ("wanted", "settled")]
         batch = router.generate(requests, SAMPLING)
         drawing = asyncio.create_task(read(batch))
         await asyncio.sleep(0.5)
@@ -239,8 +239,8 @@ def test_what_is_held_is_drawn_only_when_it_is_asked_for(with_engines):
 def test_two_batches_at_a_time_do_not_mix(with_engines):
     async def test(engines: EngineGroup, router: Router) -> None:
         first, second = await asyncio.gather(
-            draw(router, [ask("q0", ANSWER, 100)]),
-            draw(router, [ask("q0", ANSWER, 50), ask("q1", ANSWER, 10)]),
+            draw(router, [ask("q0", RESPOND, 100)]),
+            draw(router, [ask("q0", RESPOND, 50), ask("q1", RESPOND, 10)]),
         )
         assert keys(first) == each_once(["q0"])
         assert keys(second) == each_once(["q0", "q1"])

@@ -40,7 +40,7 @@ class Tap:
 
     def __init__(self, worker: Any):
         self._worker = worker
-        self._stream = worker.answers.options(num_returns="streaming").remote()
+        self._stream = worker.rollouts.options(num_returns="streaming").remote()
 
     def draw(self, requests: list[GenerateRequest], sampling: Sampling) -> list[Rollout]:
         ray.get(self._worker.submit.remote(requests, sampling), timeout=LIMIT_S)

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpt_ray.data import mini
-from hpt_ray.data.mini.base import SIZES
 from hpt_ray.data.mini.corpus import draw_base_corpus, draw_splits, faulty_solution
 from hpt_ray.data.mini.families import FAMILIES, PROBLEM_MAKERS, Problem, solution
 from hpt_ray.data.mini.files import FILES
 from hpt_ray.data.mini.model import create_model, model_config
+from hpt_ray.data.mini.sizes import SIZES
 from hpt_ray.data.mini.tokenizer import VOCABULARY, build_tokenizer
 from hpt_ray.errors import UserError
 

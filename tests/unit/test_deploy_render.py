@@ -20,7 +20,7 @@ from manifests import KUBERAY, ROOT, Object, build, check, cluster_of, groups
 from hpt_ray.cluster.runtime import ResourceRequest, lay_out
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.actors import needs
+from hpt_ray.driver.actors import resource_requests
 from hpt_ray.driver.setup import roles_of
 from hpt_ray.errors import UserError
 from hpt_ray.tools.deploy.__main__ import main
@@ -67,7 +67,7 @@ def gpu_run(*words: str) -> Config:
 
 
 def asked(config: Config) -> list[ResourceRequest]:
-    return needs(config, roles_of(config))
+    return resource_requests(config, roles_of(config))
 
 
 def place(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) -> None:
@@ -128,8 +128,8 @@ def test_a_recipe_fits_on_the_pods_of_its_manifest(run: tuple[Path, ...], tmp_pa
             check(item)
     read, nodes = run_of_manifest(objects, tmp_path), nodes_of_manifest(objects)
     assert read.resume == "auto"
-    assert [replace(need, pool=None) for need in asked(read)] == [
-        replace(need, pool=None) for need in asked(config)
+    assert [replace(request, pool=None) for request in asked(read)] == [
+        replace(request, pool=None) for request in asked(config)
     ]
     total: Counter[str] = Counter()
     for node in nodes:
@@ -194,11 +194,11 @@ def test_there_is_always_room_for_the_run(
         by_pool.setdefault(pool, []).append(bundle)
     for group in pods.groups:
         # As many of each kind in a pod as `actors` says: that is a way to place them all.
-        members = [need for need in asked(pods.config) if need.pool == group.pool]
-        assert all(group.replicas * group.actors[need.kind] >= need.count for need in members)
-        assert group.cpus >= sum(group.actors[need.kind] * need.cpus for need in members) - 1e-9
-        assert group.gpus >= sum(group.actors[need.kind] * need.gpus for need in members) - 1e-9
-        if len({need.kind for need in members}) == 1:
+        members = [request for request in asked(pods.config) if request.pool == group.pool]
+        assert all(group.replicas * group.actors[request.kind] >= request.count for request in members)
+        assert group.cpus >= sum(group.actors[request.kind] * request.cpus for request in members) - 1e-9
+        assert group.gpus >= sum(group.actors[request.kind] * request.gpus for request in members) - 1e-9
+        if len({request.kind for request in members}) == 1:
             capacity = {"CPU": float(group.cpus), "GPU": float(group.gpus)} | (
                 {group.pool: 1.0} if group.pool else {}
             )

@@ -5,7 +5,7 @@ import pytest
 from hpt_ray.cluster.runtime import POOL_SHARE, ResourceRequest, lay_out, missing_pools
 from hpt_ray.config.checks import broken_rules
 from hpt_ray.config.load import load_config
-from hpt_ray.driver.actors import needs, with_one_thread
+from hpt_ray.driver.actors import resource_requests, with_one_thread
 from hpt_ray.driver.setup import Roles
 from hpt_ray.errors import UserError
 from hpt_ray.rollout.engine import EngineSpec, engine_arguments
@@ -17,8 +17,8 @@ GOOD = ("model.path=m", "data.train=[a.parquet]")
 def room(*words: str, rollouts: bool = True) -> dict[str, ResourceRequest]:
     """What a run with these words asks for, by kind."""
     config = load_config(None, [*GOOD, *words])
-    asked = needs(config, Roles(rollouts=rollouts, reference=True, critic=False))
-    return {need.kind: need for need in asked}
+    asked = resource_requests(config, Roles(rollouts=rollouts, reference=True, critic=False))
+    return {request.kind: request for request in asked}
 
 
 def test_a_bundle_holds_what_is_above_zero() -> None:
@@ -29,7 +29,7 @@ def test_a_bundle_holds_what_is_above_zero() -> None:
 
 def test_pools_are_given_to_the_groups_they_name() -> None:
     asked = room("cluster.pools={rollout: a, learner: b}")
-    assert {kind: need.pool for kind, need in asked.items()} == {
+    assert {kind: request.pool for kind, request in asked.items()} == {
         "learner": "b",
         "rollout": "a",
         "verifier": None,
@@ -156,4 +156,4 @@ def test_actors_of_a_deterministic_run_compute_with_one_thread_and_reserve_what_
     told = with_one_thread(config)
     assert (told.learner.num_cpus, told.critic.num_cpus) == (1.0, 1.0)
     assert (told.reference.num_cpus, told.rollout.num_cpus) == (0.0, 0.5)
-    assert needs(config, Roles(rollouts=True, reference=True, critic=False))[0].cpus == 4.0
+    assert resource_requests(config, Roles(rollouts=True, reference=True, critic=False))[0].cpus == 4.0

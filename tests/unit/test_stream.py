@@ -1,4 +1,4 @@
-"""Which samples of a prompt are held back until its first right answer, what is remembered, where a phase ends."""
+"""Which samples of a prompt are held back until its first correct response, what is remembered, where a phase ends."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_nothing_is_held_where_a_right_answer_is_likely() -> None:
     batches.done(batch, done)
     assert held(batches, solved) == 0
     assert held(batches, unsolved) == 4
-    assert held(batches, prompt("new")) == 0  # most of the last step had a right answer
+    assert held(batches, prompt("new")) == 0  # most of the last step had a correct response
     batches.done(batch, [group(prompt("d"), 0)])
     assert held(batches, prompt("new")) == 4
 

@@ -1,13 +1,12 @@
-"""The names and sizes of the small task's models, `mini:SIZE…`, and where they are kept. Nothing is trained here."""
+"""The names of the small task's models, `mini:SIZE…`, and where they are kept. Nothing is trained here."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from hpt_ray.data import mini
+from hpt_ray.data.mini.sizes import ARCHITECTURES, SIZES
 from hpt_ray.errors import UserError
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
@@ -18,30 +17,6 @@ VERSION = 1  # goes up with every change of `base_recipe` or of the corpus
 # All four bases of the suites solve 19-20 % of samples at temperature 1, and 63-64 % of training prompts at least
 # once and not always in eight.
 RECIPES = {"t": (1800, 4e-3), "xs": (1500, 4e-3), "w": (1800, 2.5e-3)}
-
-
-Architecture = Literal["qwen2", "llama"]
-ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """Width and depth of one size; `num_heads` × 32 = `hidden`."""
-
-    hidden: int
-    mlp: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-
-
-SIZES = {
-    "t": ModelSize(64, 176, 2, 2, 1),
-    "xs": ModelSize(64, 176, 4, 2, 1),
-    "w": ModelSize(128, 352, 2, 4, 2),
-    "s": ModelSize(128, 352, 4, 4, 2),
-    "m": ModelSize(256, 704, 4, 8, 4),
-}
 
 
 def parse_name(uri: str) -> tuple[str, str, bool]:

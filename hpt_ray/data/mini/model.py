@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
-from hpt_ray.data.mini.base import SIZES, Architecture
+from hpt_ray.data.mini.sizes import SIZES, Architecture
 from hpt_ray.data.mini.tokenizer import VOCAB_SIZE, VOCABULARY
 
 HEAD_SIZE = 32

@@ -1,7 +1,7 @@
 """Which pods a run needs: what its actors reserve, spread over nodes of a given size.
 
 In: the configuration and the size of a node. Out: groups of equal pods. What is spread is what the run itself
-reserves, `hpt_ray.driver.actors.needs`, so the pods and the run cannot disagree. Nothing here knows YAML.
+reserves, `hpt_ray.driver.actors.resource_requests`, so the pods and the run cannot disagree. Nothing here knows YAML.
 
     all actors fit on one node     one pod, the head
     else                           a head with the verifier, and pods of their own for each actor group; groups
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from hpt_ray.cluster.runtime import ResourceRequest, lay_out
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.actors import needs
+from hpt_ray.driver.actors import resource_requests
 from hpt_ray.driver.setup import roles_of
 from hpt_ray.errors import UserError
 
@@ -68,7 +68,7 @@ def plan_pods(config: Config, node: NodeSize) -> Pods:
 
     Raises `UserError` where one actor is larger than a node.
     """
-    requests = needs(config, roles_of(config))
+    requests = resource_requests(config, roles_of(config))
     if not config.cluster.pools and _fits(pod := _pod(HEAD, requests, 1, pool=None), node):
         return Pods(pod, [], config)
     pools = {request.kind: request.beside or request.kind for request in requests}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.actors import needs
+from hpt_ray.driver.actors import resource_requests
 from hpt_ray.driver.setup import roles_of
 from hpt_ray.errors import UserError
 from hpt_ray.tools.plan.cost import Cost, DataFacts, costs_of
@@ -41,7 +41,7 @@ class Plan:
 
 def make_plan(config: Config, shape: ModelShape | None, facts: DataFacts | None = None) -> Plan:
     """The plan of a run, all phases. Without a shape: the placement alone."""
-    requests = needs(config, roles_of(config))
+    requests = resource_requests(config, roles_of(config))
     num_gpus = sum(request.count * request.gpus for request in requests)
     groups = []
     for request in requests:
