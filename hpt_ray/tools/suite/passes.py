@@ -5,8 +5,8 @@ and pass@k. The name of an evaluation's folder holds what was asked, so that ano
 another evaluation; within it, that program goes on where it was. Its configuration is written into the output
 folder first, for a job may run where the suite file is not.
 
-`read_passes` gives, for each (model, method), the chance per prompt that one of k samples is right, the mean over
-its seeds, so that two methods are compared on the same prompts.
+`read_passes` gives, for each (model, method), the chance per prompt that one of k samples is correct, the mean
+over its seeds, so that two methods are compared on the same prompts.
 """
 
 from __future__ import annotations

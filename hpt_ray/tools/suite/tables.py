@@ -49,7 +49,7 @@ def scores_table(results: Results, model: str) -> Rows:
             return "" if method == BASE else str(len(results.of(model, method)))
         return percent(results.spread(model, method, column))
 
-    return _by_method(results, model, "percent right", [*results.measures, "seeds"], cell)
+    return _by_method(results, model, "percent correct", [*results.measures, "seeds"], cell)
 
 
 def costs_table(results: Results, model: str) -> Rows:
@@ -162,7 +162,7 @@ def sweep_table(results: Results, choices: Mapping[Pair, Choice]) -> Rows:
             score = "failed" if tried.score is None else f"{100 * tried.score:.1f}"
             mark = "" if i != choice.chosen else "chosen" + (" (at the edge)" if choice.at_edge else "")
             rows.append([results.title(method), model, settings_text(tried.settings), score, mark])
-    header = ["method", "model", "settings", "percent right", ""]
+    header = ["method", "model", "settings", "percent correct", ""]
     return Rows("Tries on the validation sets", header, rows, "lllrl")
 
 
