@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
@@ -29,8 +30,8 @@ def mean_over(names: Sequence[str]) -> Callable[[RunData], Series]:
         known = [series for name, series in run.evaluations().items() if name in names]
         if not known or len(known) < len(names):
             return Series(np.array([], int), np.array([]))
-        steps = np.array(sorted(set.intersection(*(set(series.steps.tolist()) for series in known))), int)
-        return Series(steps, np.mean([s.values[np.isin(s.steps, steps)] for s in known], axis=0))
+        steps = reduce(np.intersect1d, [series.steps for series in known])
+        return Series(steps, np.mean([series.at(steps) for series in known], axis=0))
 
     return read
 

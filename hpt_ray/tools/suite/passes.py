@@ -24,10 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.estimates import Estimate, mean_over_prompts, weighted_average
 from hpt_ray.evaluation.model import as_trained
 from hpt_ray.evaluation.results import PROMPTS, read_results
-from hpt_ray.tools.report.pass_at_k import chances
+from hpt_ray.evaluation.statistics import Estimate, mean_over_prompts, weighted_average
+from hpt_ray.tools.report import chances
 from hpt_ray.tools.suite.jobs import Job
 from hpt_ray.tools.suite.matrix import Pair, RunSpec
 from hpt_ray.tools.suite.suite import Suite
