@@ -104,7 +104,6 @@ def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
     check_reward_functions(config.reward)
     check_terms(config.reward, config.data.max_response_tokens)
     check_trackers(config.observe.trackers)
-    backend_of(config)
     return chosen
 
 

@@ -1,12 +1,12 @@
 """The schema cannot ask the tables above it, so that it documents every name of theirs is held here."""
 
 import pytest
-from hpt_ray.reward.service import TERMS
 
 from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.load import known_keys
 from hpt_ray.observe.trackers import TRACKERS
 from hpt_ray.reward.functions.table import REWARD_FUNCTIONS
+from hpt_ray.reward.service import TERMS
 from hpt_ray.weight_sync.backends import BACKENDS
 
 
