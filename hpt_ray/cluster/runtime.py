@@ -97,7 +97,7 @@ class Cluster:
             _loopback_only()
             # Of tasks that have ended. Ray's own limit of 100,000 would let its memory grow for thousands of steps.
             os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "5000")
-            ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
+            _start_here(options)
             return cls(started_here=True)
         try:
             ray.init(address=address, **options)
@@ -277,6 +277,23 @@ def _no_room(requests: list[ResourceRequest], headline: str) -> str:
         "or raise cluster.placement_timeout_s."
     )
     return "\n".join(lines)
+
+
+def _start_here(options: dict[str, Any]) -> None:
+    """Ray's own limit for a node to come up is half a minute, which a busy machine may miss; so twice."""
+    for is_last in (False, True):
+        try:
+            ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if is_last:
+                raise UserError(
+                    "Ray did not come up on this machine within two times 30 s, most likely because it is busy "
+                    f"(load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores). Start again when it is less so."
+                ) from error
 
 
 # -- which cluster ---------------------------------------------------------------------------------
