@@ -2,9 +2,8 @@
 
 Prints what the algorithm of a configuration computes: the four parts of each term with their formulas, the loss
 aggregation, which prompts get which data, the mode, and every number of one small group, by the gate and the
-estimator that train. With `--all`, the tables of algorithms, gates and trackers
-instead. Reads no data and starts nothing.
-Exit code 2: the user must change something.
+estimator that train. With `--all`, the tables of what a configuration may name instead: algorithms, gates, reward
+functions, backends, trackers. Reads no data and starts nothing. Exit code 2: the user must change something.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from hpt_ray.errors import UserError
 from hpt_ray.learner.packing import WeightedSample
 from hpt_ray.learner.scoring import kl_in_reward, needs_scores, weight_samples
 from hpt_ray.observe.trackers import TRACKERS
+from hpt_ray.reward.functions.table import REWARD_FUNCTIONS
 from hpt_ray.types import (
     Decision,
     Demonstration,
@@ -40,6 +40,7 @@ from hpt_ray.types import (
     Sample,
 )
 from hpt_ray.utils import plugins
+from hpt_ray.weight_sync.backends import BACKENDS
 
 # The example: one prompt with four rollouts of these lengths and a demonstration. Tokens have the
 # log-probs of this list in turn; the policy has moved a little since it sampled, up and down in turn.
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a YAML file; of several, later ones win; default: configs/quickstart.yaml",
     )
     parser.add_argument(
-        "--all", action="store_true", help="print the tables of algorithms, gates and trackers"
+        "--all", action="store_true", help="print the tables of what may be named: algorithms, gates, …"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
     options = parser.parse_args(arguments)
@@ -89,10 +90,17 @@ def explain(config: Config) -> str:
 
 
 def tables() -> str:
-    """Every algorithm with its parts, every gate with what it trains on, and the trackers; those of plugins too."""
-    gates = aligned([("gate", "a step trains on"), *((name, gate.data) for name, gate in GATES.items())])
-    trackers = aligned([("tracker", ""), *((name, kind.doc) for name, kind in TRACKERS.items())])
-    return "\n".join([overview(), "", *gates, "", *trackers])
+    """Every algorithm with its parts, then whatever else a configuration may name; that of plugins too."""
+    others = {
+        ("gate", "a step trains on"): {name: gate.data for name, gate in GATES.items()},
+        ("reward function", "what makes a response correct"): {
+            kind.usage: kind.doc for kind in REWARD_FUNCTIONS.values()
+        },
+        ("weight sync backend", "what it is"): {name: backend.doc for name, backend in BACKENDS.items()},
+        ("tracker", "where its metrics go"): {name: kind.doc for name, kind in TRACKERS.items()},
+    }
+    blocks = ["\n".join(aligned([head, *rows.items()])) for head, rows in others.items()]
+    return "\n\n".join([overview(), *blocks])
 
 
 def _explain(phase: Phase, estimator: Estimator, name: str) -> str:

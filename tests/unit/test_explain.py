@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.algorithms import ALGORITHMS, estimator_from_config
+from hpt_ray.algorithms import ALGORITHMS, GATES, estimator_from_config, overview, table
 from hpt_ray.cli.explain import main
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_config
@@ -59,6 +59,16 @@ def test_recipes_sample_what_their_methods_sample() -> None:
         "hpt_posterior": [(100, "posterior", 8)],
         "sft_then_grpo": [(150, "demonstrations", 0), (100, "rollouts", 8)],
     }
+
+
+def test_the_page_of_algorithms_draws_the_table_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = run(capsys, "--all")
+    assert code == 0
+    assert text.startswith(overview())
+    assert table.__doc__ is not None
+    assert f"\n\n{overview()}\n\n" in table.__doc__, "hpt_ray/algorithms/table.py: draw the table anew"
+    for name, gate in GATES.items():
+        assert re.search(rf"^{name} +{re.escape(gate.data)}$", text, re.MULTILINE)
 
 
 def test_phases_are_explained_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
