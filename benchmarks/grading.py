@@ -2,7 +2,7 @@
 
     python benchmarks/grading.py --out benchmarks/results/grading.json [--data ../shared/data]
 
-Measures: start-up; cost per answer of each grader; throughput on long worked answers that hold real
+Measures: start-up; cost per answer of each reward function; throughput on long worked answers that hold real
 reference answers; cost and memory from 1,000 to 100,000 answers; a fuzz of 10,000 hostile answers. Reads the
 data folder, writes one JSON with versions, machine, settings, raw figures and `result`: the targets and
 whether they are met.
@@ -54,7 +54,7 @@ def reasoning(data: Path) -> str:
 
 
 def long_tasks(answers: list[str], text: str, count: int) -> list[Task]:
-    """A third each: the reference as it is, the reference in other brackets, another question's answer."""
+    """A third each: the reference as it is, the reference in other brackets, another prompt's answer."""
     draw = random.Random(0)
     length = RESPONSE_TOKENS * CHARS_PER_TOKEN
     tasks = []

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import chain
 from typing import Any
 
-from hpt_ray.algorithms.advantages import ADVANTAGES
-from hpt_ray.algorithms.base import Algorithm, Part, Recipe, Stream, Term
+from hpt_ray.algorithms.base import Algorithm, Recipe, Stream, Term
 from hpt_ray.algorithms.batch import Settings
-from hpt_ray.algorithms.estimator import Estimator, parts_of
+from hpt_ray.algorithms.estimator import FAMILIES, Estimator, parts_of
 from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
 from hpt_ray.algorithms.table import ALGORITHMS
-from hpt_ray.algorithms.token_parts import CLIPS, CORRECTIONS, DENOMINATORS, KL_ESTIMATORS, SHAPINGS
+from hpt_ray.algorithms.token_parts import CORRECTIONS, KL_ESTIMATORS
 from hpt_ray.config.schema import AlgorithmConfig
 from hpt_ray.errors import UserError
 from hpt_ray.utils.names import check_name
 
-FAMILIES: dict[str, dict[str, Part]] = {
-    "advantage": ADVANTAGES,
-    "denominator": DENOMINATORS,
-    "clip": CLIPS,
-    "shaping": SHAPINGS,
-    "loss_aggregation": LOSS_AGGREGATIONS,
-}
 PREFIX: dict[Stream, str] = {"rollouts": "rollout", "demonstrations": "demo"}  # of configuration keys
 
 
@@ -48,6 +41,7 @@ def estimator_from_config(config: AlgorithmConfig) -> Estimator:
     """The same, from the `algorithm` section of a configuration."""
     algorithm = ALGORITHMS[check_name("algorithm.name", config.name, ALGORITHMS)]
     recipe = algorithm.recipe(config.mode)
+    _check_record(algorithm, recipe)
     terms = _replace_parts(algorithm, _branch_terms(algorithm, recipe, config), config)
     check_name("algorithm.kl_estimator", config.kl_estimator, KL_ESTIMATORS)
     check_name("algorithm.kl_in", config.kl_in, {"loss": None, "reward": None})
@@ -123,6 +117,14 @@ def _replace_parts(
         coef = getattr(config, f"{prefix}_coef")
         result += [replace(t, **named, coef=t.coef * coef) for t in terms if t.stream == stream]
     return tuple(result)
+
+
+def _check_record(algorithm: Algorithm, recipe: Recipe) -> None:
+    """A user's algorithm may name what is not there."""
+    check_name(f"gate of the algorithm {algorithm.name}", algorithm.gate, GATES)
+    for term in (*recipe.terms, *chain(*recipe.offline.values())):
+        for family, table in FAMILIES.items():
+            check_name(f"{family} of the algorithm {algorithm.name}", getattr(term, family), table)
 
 
 def _check_term(algorithm: Algorithm, term: Term) -> None:

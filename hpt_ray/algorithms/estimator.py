@@ -39,6 +39,14 @@ from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
 from hpt_ray.algorithms.token_parts import CLIPS, CORRECTIONS, DENOMINATORS, KL_ESTIMATORS, SHAPINGS
 
+FAMILIES: dict[str, dict[str, Part]] = {  # by the field of a term that names the part
+    "advantage": ADVANTAGES,
+    "denominator": DENOMINATORS,
+    "clip": CLIPS,
+    "shaping": SHAPINGS,
+    "loss_aggregation": LOSS_AGGREGATIONS,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
@@ -266,13 +274,7 @@ class Estimator:
 
 def parts_of(term: Term) -> dict[str, Part]:
     """The five parts a term names, by family."""
-    return {
-        "advantage": ADVANTAGES[term.advantage],
-        "denominator": DENOMINATORS[term.denominator],
-        "clip": CLIPS[term.clip],
-        "shaping": SHAPINGS[term.shaping],
-        "loss_aggregation": LOSS_AGGREGATIONS[term.loss_aggregation],
-    }
+    return {family: table[getattr(term, family)] for family, table in FAMILIES.items()}
 
 
 def _per_token(values: Array | Tensor, view: TokenView) -> Tensor:

@@ -96,15 +96,14 @@ def prepare(config: Config, model_path: str) -> Prepared:
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
     """What needs neither data nor tokenizer: for each phase its `choose_algorithm`.
 
-    Reward functions, extra rewards and trackers exist, the weight sync's backend does and fits, and a model folder
-    that is on this machine has weights. Raises `UserError` for what the user must change.
+    Reward functions, extra rewards and trackers exist, and a model folder that is on this machine has weights.
+    Raises `UserError` for what the user must change.
     """
     chosen = choices_of(config)
     check_weights(config.model)
     check_reward_functions(config.reward)
     check_terms(config.reward, config.data.max_response_tokens)
     check_trackers(config.observe.trackers)
-    backend_of(config)
     return chosen
 
 

@@ -128,6 +128,22 @@ def test_a_typo_is_answered_with_the_nearest_name(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (('gate="lucky"', 'gate="luck"'), "gate of the algorithm raft=luck: no such name. Did you mean lucky"),
+        (('"doubled", "current"', '"doubled", "curent"'), "denominator of the algorithm raft=curent: no such name"),
+    ],
+)  # fmt: skip
+def test_an_algorithm_of_unknown_parts_is_the_users_to_fix(
+    wrong: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "parts.py"
+    file.write_text(PARTS.replace(*wrong), encoding="utf-8")
+    assert explain.main([f"run.plugins=[{file}]", *NAMES]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_tracker_of_a_user_gets_every_step(parts: str, tmp_path: Path) -> None:
     plugins.load([str(tmp_path / "parts.py")])
     folder = RunFolder.create(tmp_path, "demo")

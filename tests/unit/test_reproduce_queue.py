@@ -25,9 +25,7 @@ def jobs_running() -> int:
 def make_queue(folder: Path, *, parallel: int = 1, timeout_s: float = 60.0, total: int = 2) -> Queue:
     journal = Journal(folder / "journal.jsonl")
     console = Console(width=100)
-    return Queue(
-        LocalLauncher(), parallel=parallel, timeout_s=timeout_s, journal=journal, console=console, total=total
-    )
+    return Queue(LocalLauncher(), journal, console, parallel, timeout_s, total)
 
 
 def test_a_job_that_fails_is_written_down_and_the_others_go_on(

@@ -103,7 +103,7 @@ def done(suite: Suite) -> Done:
     return made
 
 
-def answers(correct: int, number: int) -> PromptResult:
+def tallied(correct: int, number: int) -> PromptResult:
     return PromptResult(
         benchmark="mini-test-chain",
         prompt_id=f"q{number}",
@@ -125,7 +125,7 @@ def answers(correct: int, number: int) -> PromptResult:
 def evaluate(done: Done, method: str, correct: list[int]) -> None:
     evaluation = next(e for e in done.evaluations if e.method == method)
     evaluation.out.mkdir(parents=True)
-    write_results(evaluation.out, [answers(c, i) for i, c in enumerate(correct)])
+    write_results(evaluation.out, [tallied(c, i) for i, c in enumerate(correct)])
     (evaluation.out / "results.json").write_text("{}", encoding="utf-8")
 
 
@@ -200,7 +200,7 @@ def test_pass_at_k_is_compared_prompt_by_prompt(done: Done) -> None:
     assert hpt.means() == pytest.approx({1: (0 + 1 + 0.5 + 9 * 0.25) / 12, 2: 6.5 / 12 - 1 / 72, 4: 11 / 12})
     difference = hpt.minus(grpo, 4)
     assert difference is not None
-    deltas = [-1, 1, 0, *[1] * 9]  # at k = 4 a prompt with any right answer is solved
+    deltas = [-1, 1, 0, *[1] * 9]  # at k = 4 a prompt with any correct response is solved
     assert difference.value == pytest.approx(fmean(deltas))
     assert difference.half_width == pytest.approx(1.959964 * stdev(deltas) / 12**0.5)
     found = {f.claim: f.verdict for f in findings(collect(done), passes)}

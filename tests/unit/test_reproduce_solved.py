@@ -43,7 +43,7 @@ def test_the_prompts_are_those_of_the_result_files(tmp_path: Path) -> None:
     passes = read_passes(
         [
             evaluated(tmp_path, "hpt", 1, {"a": 2, "b": 0}),
-            evaluated(tmp_path, "hpt", 2, {"b": 2, "a": 2}),  # the order of answers is no matter
+            evaluated(tmp_path, "hpt", 2, {"b": 2, "a": 2}),  # the order of results is no matter
             evaluated(tmp_path, "grpo", 1, {"a": 0, "b": 0}),
             evaluated(tmp_path, "sft", 1, {"a": 0, "c": 0}),
         ]

@@ -8,6 +8,7 @@ palette, which stays apart for colour-blind readers; beyond six, the dash of a l
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ def method_styles(algorithms: Sequence[str]) -> list[tuple[str, str]]:
         wanted = (_PREFERRED.get(name, ""), DASHES[0])
         if wanted[0] and wanted not in styles:
             styles[i] = wanted
-    free = iter([s for dash in DASHES for c in COLORS if (s := (c, dash)) not in styles] * 99)
+    free = itertools.cycle(s for dash in DASHES for c in COLORS if (s := (c, dash)) not in styles)
     return [style or next(free) for style in styles]
 
 
@@ -147,15 +148,12 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     ys = axes.transAxes.inverted().transform(axes.transData.transform([(0, end.y) for end in ordered]))[:, 1]
     line = 1.25 * TEXT_PT / 72 / (height * box.height)  # of one line of text, in heights of the axes
     with_dashes = any(end.dash != "-" for end in ends)
+    left = 1.1 if with_dashes else 1.02
     texts = []
     for y, end in zip(move_apart(ys, line, 1.0 + line), ordered, strict=True):
-        style = plain(
-            color=[0.68 * part for part in to_rgb(end.color)]
-        )  # darker, so that letters can be read
-        left = 1.1 if with_dashes else 1.02
-        texts.append(
-            axes.text(left, y, abbreviated(end.text, 26), va="center", transform=axes.transAxes, **style)
-        )
+        dark = [0.68 * part for part in to_rgb(end.color)]  # so that letters in it can be read
+        style = plain(color=dark, va="center", transform=axes.transAxes)
+        texts.append(axes.text(left, y, abbreviated(end.text, 26), **style))
         if with_dashes:
             piece = Line2D([1.02, 1.085], [y, y], color=end.color, clip_on=False)
             piece.set_linestyle(end.dash)  # type: ignore[arg-type]  # one of DASHES

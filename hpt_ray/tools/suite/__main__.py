@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -30,14 +30,9 @@ from hpt_ray.tools.suite.matrix import RunSpec  # noqa: E402
 from hpt_ray.tools.suite.ray_jobs import RayLauncher  # noqa: E402
 from hpt_ray.tools.suite.report import write_report  # noqa: E402
 from hpt_ray.tools.suite.runner import Done, carry_out, look  # noqa: E402
-from hpt_ray.tools.suite.state import Action, state_of  # noqa: E402
+from hpt_ray.tools.suite.state import Action  # noqa: E402
 from hpt_ray.tools.suite.suite import Suite, load_suite  # noqa: E402
 from hpt_ray.utils.lock import alone  # noqa: E402
-
-LAUNCHERS: dict[str, Callable[[argparse.Namespace], Launcher]] = {
-    "local": lambda options: LocalLauncher(),
-    "ray": lambda options: RayLauncher(options.address, options.working_dir),
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check everything, show what is missing and stop"
     )
     made.add_argument("--report", action="store_true", help="start nothing; report about what is there")
-    made.add_argument("--jobs", choices=LAUNCHERS, default="local", help="processes here, or Ray jobs")
+    made.add_argument("--jobs", choices=("local", "ray"), default="local", help="processes here, or Ray jobs")
     made.add_argument("--address", help="with --jobs ray: http://HOST:8265 of the cluster's dashboard")
     made.add_argument("--working-dir", help="with --jobs ray: folder sent to the cluster with each job")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the suite to replace")
@@ -88,10 +83,12 @@ def parser() -> argparse.ArgumentParser:
 
 def report_on(suite: Suite, options: argparse.Namespace, console: Console) -> int:
     """Do what is missing, unless nothing is to be started, and write the report."""
+    on_ray = options.jobs == "ray"
+    launcher = RayLauncher(options.address, options.working_dir) if on_ray else LocalLauncher()
     if options.report:
         done = look(suite, options.only)
     else:
-        done = asyncio.run(stoppable(suite, LAUNCHERS[options.jobs](options), console, options.only))
+        done = asyncio.run(stoppable(suite, launcher, console, options.only))
     console.print(f"Report: {write_report(done)}", highlight=False, soft_wrap=True)
     for name, why in done.missing.items():
         console.print(f"missing: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
@@ -150,11 +147,10 @@ def show_plan(suite: Suite, only: list[str], console: Console) -> None:
         f"{counts(done.tries)} tries and {counts(done.planned)} runs are done. Output: {suite.out}",
         highlight=False,
     )
-    for run in (*done.tries, *done.planned):
-        state = state_of(run)
+    for name, state in done.states.items():
         if state.action in (Action.CHANGED, Action.CONTINUE):
             why = "; ".join(state.differences)
-            console.print(f"{run.id}: {state.action.value} {why}", markup=False, highlight=False)
+            console.print(f"{name}: {state.action.value} {why}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

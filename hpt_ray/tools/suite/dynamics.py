@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
-from hpt_ray.evaluation.tests_of_difference import difference
+from hpt_ray.evaluation.statistics import difference, percent
 from hpt_ray.tools.report import RunData
 from hpt_ray.tools.suite.collect import ALL, Results
 from hpt_ray.tools.suite.passes import Passes
@@ -107,10 +107,10 @@ def passes_at_large_k(results: Results, passes: Passes, model: str) -> Said:
         if diff is not None:
             width = diff.half_width or 0.0
             verdict = _verdict(diff.value, abs(diff.value) > width)
-            numbers = (
-                f"{ours.means()[k]:.1%} against {theirs.means()[k]:.1%}: {100 * diff.value:+.1f} ± {100 * width:.1f} "
-                f"points, over prompts; {ours.num_seeds} seed{'' if ours.num_seeds == 1 else 's'}."
-            )
+            seeds = f"{ours.num_seeds} seed{'' if ours.num_seeds == 1 else 's'}"
+            points = percent(diff.value, width, sign="+")
+            both = f"{ours.means()[k]:.1%} against {theirs.means()[k]:.1%}"
+            numbers = f"{both}: {points} points, over prompts; {seeds}."
         yield claim.format(k=k), "Figure 2", verdict, numbers
 
 
@@ -126,8 +126,8 @@ def _ends(values: np.ndarray) -> tuple[float, float] | None:
 def _share_above(a: RunData, b: RunData, metric: str) -> float | None:
     """Share of the steps that both have at which `a` is above `b`."""
     of_a, of_b = a.series(metric), b.series(metric)
-    _, i, j = np.intersect1d(of_a.steps, of_b.steps, return_indices=True)
-    return float(np.mean(of_a.values[i] > of_b.values[j])) if len(i) else None
+    steps = np.intersect1d(of_a.steps, of_b.steps)
+    return float(np.mean(of_a.at(steps) > of_b.at(steps))) if len(steps) else None
 
 
 def _by_seeds(numbers: str, each: Sequence[bool]) -> tuple[str, str]:

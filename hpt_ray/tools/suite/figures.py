@@ -7,25 +7,13 @@ figures a model; methods that are ablations of the reference are drawn apart, so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
-from hpt_ray.tools.report import (
-    Curve,
-    Html,
-    Method,
-    Pictures,
-    RunData,
-    Series,
-    attempt_map,
-    curves_figure,
-    curves_of,
-    grid,
-    group_runs,
-    pass_at_k_figure,
-    solve_rate_maps,
-)
+from hpt_ray.tools import report
+from hpt_ray.tools.report import Curve, Html, Method, Pictures, RunData, Series
 from hpt_ray.tools.report.style import INK
 from hpt_ray.tools.suite.collect import Results
 from hpt_ray.tools.suite.dynamics import ENTROPY, OFFLINE
@@ -35,16 +23,6 @@ MOST_MAPS = 3
 BAND = "ci95"
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
-    """A figure of curves over steps."""
-
-    title: str
-    unit: str
-    metric: str | Callable[[RunData], Series]
-    share: bool = False
-
-
 def mean_over(names: Sequence[str]) -> Callable[[RunData], Series]:
     """The mean of several sets at the steps where all were evaluated."""
 
@@ -52,8 +30,8 @@ def mean_over(names: Sequence[str]) -> Callable[[RunData], Series]:
         known = [series for name, series in run.evaluations().items() if name in names]
         if not known or len(known) < len(names):
             return Series(np.array([], int), np.array([]))
-        steps = np.array(sorted(set.intersection(*(set(series.steps.tolist()) for series in known))), int)
-        return Series(steps, np.mean([s.values[np.isin(s.steps, steps)] for s in known], axis=0))
+        steps = reduce(np.intersect1d, [series.steps for series in known])
+        return Series(steps, np.mean([series.at(steps) for series in known], axis=0))
 
     return read
 
@@ -62,23 +40,23 @@ def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
     """All curves and maps of one model."""
     sets = results.suite.keys.sets
     near, far = mean_over(sets.in_distribution), mean_over(sets.out_of_distribution)
-    rows = {
-        "id": Lines("Held-out prompts like those of training", "share correct", near, True),
-        "ood": Lines("Held-out prompts of other kinds", "share correct", far, True),
-        "reward": Lines("Training reward", "mean score of the rollouts", "reward/mean"),
-        "offline": Lines("Offline ratio", "share of prompts on demonstrations", OFFLINE, True),
-        "entropy": Lines("Entropy", "nats per trained token", ENTROPY),
-        "length": Lines("Response length", "tokens of a rollout", "rollout/length_mean"),
+    lines: dict[str, tuple[str, str, str | Callable[[RunData], Series], bool]] = {
+        "id": ("Held-out prompts like those of training", "share correct", near, True),
+        "ood": ("Held-out prompts of other kinds", "share correct", far, True),
+        "reward": ("Training reward", "mean score of the rollouts", "reward/mean", False),
+        "offline": ("Offline ratio", "share of prompts on demonstrations", OFFLINE, True),
+        "entropy": ("Entropy", "nats per trained token", ENTROPY, False),
+        "length": ("Response length", "tokens of a rollout", "rollout/length_mean", False),
     }
     drawn: list[str] = []
     for part, methods in _parts(results, model).items():
-        for name, lines in rows.items():
-            curves = _with_one_end(results, curves_of(methods, lines.metric, band=BAND))
+        for name, (title, unit, metric, share) in lines.items():
+            curves = _with_one_end(results, report.curves_of(methods, metric, band=BAND))
             if curves:
-                figure = curves_figure(curves, f"{lines.title}: {part}", lines.unit, share=lines.share)
-                alt = f"{lines.title} over steps on {model}: {', '.join(c.label for c in curves)}."
+                figure = report.curves_figure(curves, f"{title}: {part}", unit, share=share)
+                alt = f"{title} over steps on {model}: {', '.join(c.label for c in curves)}."
                 drawn.append(pictures.add(f"{model}-{part}-{name}", figure, alt))
-    return Html(grid(*drawn) + _maps(results, model, pictures))
+    return Html(report.grid(*drawn) + _maps(results, model, pictures))
 
 
 def _with_one_end(results: Results, curves: list[Curve]) -> list[Curve]:
@@ -106,7 +84,7 @@ def _parts(results: Results, model: str) -> dict[str, list[Method]]:
     for part, of_part in parts.items():
         titles = {run.root: results.title(name) for name in of_part for run in results.runs(model, name)}
         runs = [run for name in of_part for run in results.runs(model, name)]
-        made[part] = group_runs(runs, titles) if runs else []
+        made[part] = report.group_runs(runs, titles) if runs else []
     return {part: methods for part, methods in made.items() if methods}
 
 
@@ -114,12 +92,12 @@ def _maps(results: Results, model: str, pictures: Pictures) -> str:
     """Solve rate per prompt and attempt, for the reference and what the paper shows beside it (Figures 3, 4)."""
     names = dict.fromkeys([results.suite.keys.reference, "sft_then_grpo", "grpo"])
     firsts = {name: runs[0] for name in names if (runs := results.runs(model, name))}
-    all_maps = [(results.title(name), attempt_map(run.attempts)) for name, run in firsts.items()]
+    all_maps = [(results.title(name), report.attempt_map(run.attempts)) for name, run in firsts.items()]
     maps = [(name, map_) for name, map_ in all_maps[:MOST_MAPS] if map_.has_solve_rates]
     if not maps:
         return ""
     seed = next(iter(firsts.values())).seed
-    figure = solve_rate_maps(maps, f"Solve rate per prompt over its attempts, seed {seed}")
+    figure = report.solve_rate_maps(maps, f"Solve rate per prompt over its attempts, seed {seed}")
     shown = ", ".join(name for name, _ in maps)
     alt = f"Heat maps of the share of rollouts solved, one row a prompt: {shown}."
     return pictures.add(f"{model}-solve-rates", figure, alt)
@@ -137,7 +115,7 @@ def pass_figures(results: Results, passes: Passes, pictures: Pictures) -> Html:
                 color, dash = styles.get(title, (INK, ":"))
                 curves.append(Curve(title, color, np.array([*means]), np.array([*means.values()]), dash=dash))
         if curves:
-            figure = pass_at_k_figure(curves, f"pass@k: {results.model_title(model)}")
+            figure = report.pass_at_k_figure(curves, f"pass@k: {results.model_title(model)}")
             shown = ", ".join(f"{c.label} {c.mean[-1]:.1%} at {c.x[-1]}" for c in curves)
             drawn.append(pictures.add(f"{model}-pass-at-k", figure, f"pass@k over k on {model}: {shown}."))
-    return grid(*drawn)
+    return report.grid(*drawn)

@@ -20,7 +20,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import ray
 
@@ -50,23 +49,26 @@ class Outcome:
     error: str = ""
 
 
-class Launcher(Protocol):
+class Launcher:
     """`open` before anybody asks what is done, `close` after the last job."""
 
     when_stopped: str  # for people: what became of the jobs under way
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing is held, unless a launcher says so."""
 
     def is_under_way(self, job: Job) -> bool:
-        """Whether an earlier call has started it."""
-        ...
+        """Whether an earlier call has started it and it goes on."""
+        return False
 
-    async def run(self, job: Job, timeout_s: float) -> Outcome: ...
+    async def run(self, job: Job, timeout_s: float) -> Outcome:
+        raise NotImplementedError
 
 
-class LocalLauncher:
+class LocalLauncher(Launcher):
     """Processes on this machine, all in one Ray: a run that need not start its own is there sooner."""
 
     when_stopped = "The runs under way were told to save, and have ended."
@@ -82,9 +84,6 @@ class LocalLauncher:
     def close(self) -> None:
         if self._cluster is not None:
             self._cluster.close()
-
-    def is_under_way(self, job: Job) -> bool:
-        return False  # it ended with the call that started it
 
     async def run(self, job: Job, timeout_s: float) -> Outcome:
         begin = time.monotonic()

@@ -5,8 +5,8 @@ and pass@k. The name of an evaluation's folder holds what was asked, so that ano
 another evaluation; within it, that program goes on where it was. Its configuration is written into the output
 folder first, for a job may run where the suite file is not.
 
-`read_passes` gives, for each (model, method), the chance per prompt that one of k samples is right, the mean over
-its seeds, so that two methods are compared on the same prompts.
+`read_passes` gives, for each (model, method), the chance per prompt that one of k samples is correct, the mean
+over its seeds, so that two methods are compared on the same prompts.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
-from hpt_ray.evaluation.estimates import Estimate, mean_over_prompts, weighted_average
 from hpt_ray.evaluation.model import as_trained
 from hpt_ray.evaluation.results import PROMPTS, read_results
-from hpt_ray.tools.report.pass_at_k import chances
+from hpt_ray.evaluation.statistics import Estimate, mean_over_prompts, weighted_average
+from hpt_ray.tools.report import chances
 from hpt_ray.tools.suite.jobs import Job
 from hpt_ray.tools.suite.matrix import Pair, RunSpec
 from hpt_ray.tools.suite.suite import Suite

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -51,28 +51,22 @@ class Journal:
         return [json.loads(x) for x in self.path.read_text(encoding="utf-8").split("\n")[:-1] if x]
 
 
+@dataclass
 class Queue:
     """Carries jobs out; shows where it is. `total`: how many jobs there will be, as far as that is known."""
 
-    def __init__(
-        self,
-        launcher: Launcher,
-        *,
-        parallel: int,
-        timeout_s: float,
-        journal: Journal,
-        console: Console,
-        total: int,
-    ) -> None:
-        self.total = total
-        self._launcher, self._parallel, self._timeout_s = launcher, parallel, timeout_s
-        self._journal, self._console = journal, console
-        self._running: list[str] = []
-        self._ended: list[Outcome] = []
+    launcher: Launcher
+    journal: Journal
+    console: Console
+    parallel: int
+    timeout_s: float
+    total: int
+    _running: list[str] = field(default_factory=list)
+    _ended: list[Outcome] = field(default_factory=list)
 
     async def run(self, jobs: Sequence[Job]) -> dict[str, Outcome]:
         """The outcome of every job, by its id. What is under way already has the first slots."""
-        slots = asyncio.Semaphore(self._parallel)
+        slots = asyncio.Semaphore(self.parallel)
         outcomes: dict[str, Outcome] = {}
 
         async def one(job: Job) -> None:
@@ -80,23 +74,21 @@ class Queue:
                 self._running.append(job.id)
                 status.update(self._line())
                 try:
-                    outcomes[job.id] = outcome = await self._launcher.run(job, self._timeout_s)
+                    outcomes[job.id] = outcome = await self.launcher.run(job, self.timeout_s)
                 finally:
                     self._running.remove(job.id)
                 self._ended.append(outcome)
-                self._journal.add(job.id, outcome)
+                self.journal.add(job.id, outcome)
                 if outcome.error:
-                    self._console.print(Text(f"{job.id} failed: {outcome.error}"), soft_wrap=True)
+                    self.console.print(Text(f"{job.id} failed: {outcome.error}"), soft_wrap=True)
                 status.update(self._line())
-                if not self._console.is_terminal:
-                    self._console.print(self._line(), soft_wrap=True)
+                if not self.console.is_terminal:
+                    self.console.print(self._line(), soft_wrap=True)
 
-        with self._console.status(
-            self._line()
-        ) as status:  # one live line; nothing where there is no terminal
+        with self.console.status(self._line()) as status:  # one live line; nothing where there is no terminal
             try:
                 async with asyncio.TaskGroup() as group:
-                    for job in sorted(jobs, key=self._launcher.is_under_way, reverse=True):
+                    for job in sorted(jobs, key=self.launcher.is_under_way, reverse=True):
                         group.create_task(one(job))
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from errors
@@ -112,5 +104,5 @@ class Queue:
             parts.append(f"{num_failed} failed")
         if self._ended:
             mean_s = fmean(outcome.seconds for outcome in self._ended)
-            parts.append(f"about {short_time(mean_s * (self.total - num_ended) / self._parallel)} left")
+            parts.append(f"about {short_time(mean_s * (self.total - num_ended) / self.parallel)} left")
         return Text(" · ".join([*parts, time.strftime("%H:%M")]), no_wrap=True)

@@ -16,14 +16,14 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from hpt_ray.errors import UserError
-from hpt_ray.tools.suite.jobs import Job, Outcome, last_words
+from hpt_ray.tools.suite.jobs import Job, Launcher, Outcome, last_words
 
 POLL_S = 5.0
 REQUEST_S = 60.0  # for the job server to answer
@@ -32,11 +32,10 @@ SAVE_S = 900.0  # for a job to save and end after SIGTERM, as in deploy/runtime_
 AWAY = (requests.RequestException, RuntimeError)  # it does not answer; it answers with a failure
 NOISY = ("ray", "ray.dashboard.modules.dashboard_sdk")  # list what each upload leaves out
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class RayLauncher:
+class RayLauncher(Launcher):
     """Jobs of a Ray cluster; see the module."""
 
     when_stopped = "The jobs under way go on in the cluster. `ray job stop` ends one."
@@ -64,21 +63,16 @@ class RayLauncher:
                 "http://HOST:8265 of a cluster started with its dashboard."
             ) from error
 
-    def close(self) -> None:
-        pass
-
     def is_under_way(self, job: Job) -> bool:
         return (job.id, job.key) in self._under_way
 
     async def run(self, job: Job, timeout_s: float) -> Outcome:
         """`timeout_s` counts from the job's own start, whoever submitted it."""
-        submission = self._under_way.get((job.id, job.key))
-        if submission is None:
+        if (submission := self._under_way.get((job.id, job.key))) is None:
             submission = await self._ask(self._submit, job)
-        is_late = False
         details = await self._watch(submission, timeout_s)
-        if details and not details.status.is_terminal():
-            is_late = True
+        is_late = details is not None and not details.status.is_terminal()
+        if details and is_late:
             await self._ask(self._client.stop_job, submission)
             details = await self._watch(submission, _age_s(details) + SAVE_S + REQUEST_S)
         if details is None:
@@ -96,12 +90,12 @@ class RayLauncher:
                 return details
             await asyncio.sleep(POLL_S)
 
-    async def _ask(self, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    async def _ask(self, call: Callable[..., T], *arguments: Any) -> T:
         """What the job server says, once it answers."""
         give_up = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return await asyncio.to_thread(call, *arguments, **options)
+                return await asyncio.to_thread(call, *arguments)
             except AWAY as error:
                 if time.monotonic() > give_up:
                     raise UserError(

@@ -17,12 +17,19 @@ from typing import Any
 
 import psutil
 
-from hpt_ray.evaluation.compare import Comparison, as_json, compare
-from hpt_ray.evaluation.report import versions
+from hpt_ray.evaluation.report import Comparison, as_json, compare, versions
 from hpt_ray.evaluation.results import read_results
 from hpt_ray.observe.run_folder import write_atomic
-from hpt_ray.tools.report import Html, Pictures, Section, escape, page, table_html
-from hpt_ray.tools.report.html import details_html, note_html
+from hpt_ray.tools.report import (
+    Html,
+    Pictures,
+    Section,
+    details_html,
+    escape,
+    note_html,
+    page,
+    table_html,
+)
 from hpt_ray.tools.suite import tables
 from hpt_ray.tools.suite.collect import Results, collect
 from hpt_ray.tools.suite.dynamics import Finding, findings

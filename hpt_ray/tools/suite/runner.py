@@ -22,7 +22,7 @@ from hpt_ray.tools.suite.jobs import Job, Launcher
 from hpt_ray.tools.suite.matrix import Choice, Pair, RunSpec
 from hpt_ray.tools.suite.passes import Evaluation, evaluations_of
 from hpt_ray.tools.suite.queue import Journal, Queue
-from hpt_ray.tools.suite.state import Action, done_folders, fingerprint, state_of
+from hpt_ray.tools.suite.state import Action, State, fingerprint, state_of
 from hpt_ray.tools.suite.suite import Suite
 
 
@@ -36,8 +36,13 @@ class Done:
     planned: Sequence[
         RunSpec
     ]  # the reported runs that are asked for; before the choice, with `untuned` values
-    folders: Mapping[str, Path]  # of the tries and runs that are done, by id
+    states: Mapping[str, State]  # of tries and planned runs, by id
     changed: Mapping[str, Sequence[str]] = field(default_factory=dict)  # made anew in this call, and why
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Of the tries and runs that are done, by id."""
+        return folders_of(self.states)
 
     @property
     def runs(self) -> list[RunSpec]:
@@ -74,71 +79,61 @@ def look(suite: Suite, only: Sequence[str] = ()) -> Done:
     fallback = matrix.untuned(suite)
     wanted = matrix.matching(matrix.reported_runs(suite, fallback), only)
     tries = matrix.sweep_runs(suite, list(dict.fromkeys(run.pair for run in wanted)))
-    folders = done_folders(tries)
-    choices = matrix.choose(suite, tries, folders)
+    states = {run.id: state_of(run) for run in tries}
+    choices = matrix.choose(suite, tries, folders_of(states))
     chosen = {pair: choice.settings for pair, choice in choices.items()}
     ids = {run.id for run in wanted}
     planned = [run for run in matrix.reported_runs(suite, {**fallback, **chosen}) if run.id in ids]
-    return Done(suite, tries, choices, planned, folders | done_folders(planned))
+    states |= {run.id: state_of(run) for run in planned}
+    return Done(suite, tries, choices, planned, states)
+
+
+def folders_of(states: Mapping[str, State]) -> dict[str, Path]:
+    """Those of the runs that are done."""
+    return {name: state.root for name, state in states.items() if state.is_done and state.root is not None}
 
 
 async def carry_out(suite: Suite, launcher: Launcher, console: Console, only: Sequence[str] = ()) -> Done:
     """Everything that is missing, then what there is. Raises nothing for jobs that fail."""
     done = look(suite, only)
-    absent = [run for run in (*done.tries, *done.planned) if run.id not in done.folders]
+    absent = [run for run in (*done.tries, *done.planned) if not done.states[run.id].is_done]
     bases = _missing_bases(suite, absent)
-    as_if_done = {run.id: Path(run.id) for run in done.planned} | dict(done.folders)
-    all_evaluations = evaluations_of(suite, done.planned, as_if_done)
-    num_runs = len(bases) + len(absent)
-    changed: dict[str, Sequence[str]] = {}
-    queue = Queue(
-        launcher,
-        parallel=suite.keys.parallel,
-        timeout_s=suite.keys.timeout_s,
-        journal=done.journal,
-        console=console,
-        total=num_runs + sum(not evaluation.is_done for evaluation in all_evaluations),
-    )
+    if_all_end_well = {run.id: Path(run.id) for run in done.planned} | done.folders
+    evaluations = evaluations_of(suite, done.planned, if_all_end_well)
+    total = len(bases) + len(absent) + sum(not evaluation.is_done for evaluation in evaluations)
+    queue = Queue(launcher, done.journal, console, suite.keys.parallel, suite.keys.timeout_s, total)
     for base in bases:  # one at a time and before the runs, several of which would each build it
         await queue.run([base])
+    changed: dict[str, Sequence[str]] = {}
     for kind in ("tries", "runs"):
-        missing = [run for run in getattr(done, kind) if run.id not in done.folders]
-        changed |= _said_changes(missing, console)
-        await queue.run([_job(suite, run) for run in missing])
+        missing = [run for run in getattr(done, kind) if not done.states[run.id].is_done]
+        for run in missing:
+            if done.states[run.id].action is Action.CHANGED:
+                changed[run.id] = why = done.states[run.id].differences
+                said = f"{run.id} runs again, its configuration changed: {'; '.join(why)}"
+                console.print(Text(said), soft_wrap=True)
+        await queue.run([_job(suite, run, done.states[run.id]) for run in missing])
         done = look(suite, only)
     for evaluation in done.evaluations:
         evaluation.write_configuration()
-    queue.total = num_runs + len(done.missing_evaluations)
+    queue.total = len(bases) + len(absent) + len(done.missing_evaluations)
     await queue.run([evaluation.job(suite.out / "logs") for evaluation in done.missing_evaluations])
     return replace(done, changed=changed)
 
 
 def _missing_bases(suite: Suite, runs: Sequence[RunSpec]) -> list[Job]:
     """The small task's bases that the runs begin from and that are not built yet."""
-    paths = dict.fromkeys(run.config.model.path for run in runs if is_mini(run.config.model.path))
+    paths = dict.fromkeys(run.config.model.path for run in runs)
     logs = {path: suite.out / "logs" / f"base-{path.replace(':', '-')}.log" for path in paths}
-    return [
-        Job(f"base {path}", ("hpt_ray.cli.mini_base", path), log)
-        for path, log in logs.items()
-        if not is_built(path)
-    ]
+    missing = [path for path in paths if is_mini(path) and not is_built(path)]
+    return [Job(f"base {path}", ("hpt_ray.cli.mini_base", path), logs[path]) for path in missing]
 
 
-def _said_changes(runs: Sequence[RunSpec], console: Console) -> dict[str, Sequence[str]]:
-    """Those of which a run with another configuration is there, with what differs; printed too."""
-    states = {run.id: state_of(run) for run in runs}
-    changed = {name: s.differences for name, s in states.items() if s.action is Action.CHANGED}
-    for name, why in changed.items():
-        console.print(Text(f"{name} runs again, its configuration changed: {'; '.join(why)}"), soft_wrap=True)
-    return changed
-
-
-def _job(suite: Suite, run: RunSpec) -> Job:
+def _job(suite: Suite, run: RunSpec, state: State) -> Job:
     """Its configuration is written down first: what runs is a file that can be run by hand."""
     path = suite.out.absolute() / "configs" / f"{run.id}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     dump_config(run.config, path)
-    state = state_of(run)
     resume = [f"resume={state.root}"] if state.action is Action.CONTINUE else []
     words = ("hpt_ray.main", "--config", str(path), *resume)
     return Job(run.id, words, suite.out / "logs" / f"{run.id}.log", fingerprint(run.config))

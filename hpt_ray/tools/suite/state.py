@@ -43,6 +43,10 @@ class State:
     root: Path | None = None
     differences: Sequence[str] = ()
 
+    @property
+    def is_done(self) -> bool:
+        return self.action is Action.DONE
+
 
 def state_of(spec: RunSpec) -> State:
     """What to do about a run, from what its newest folder holds."""
@@ -61,12 +65,6 @@ def state_of(spec: RunSpec) -> State:
         return State(Action.DONE, folder.root)
     can_continue = any(folder.checkpoints.glob("step-*"))
     return State(Action.CONTINUE, folder.root) if can_continue else State(Action.RUN)
-
-
-def done_folders(runs: Sequence[RunSpec]) -> dict[str, Path]:
-    """The folders of the runs that are done, by id."""
-    states = {run.id: state_of(run) for run in runs}
-    return {name: s.root for name, s in states.items() if s.action is Action.DONE and s.root is not None}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

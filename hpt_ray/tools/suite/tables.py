@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hpt_ray.evaluation.compare import ALL as ALL_LEVELS
-from hpt_ray.evaluation.compare import Comparison
-from hpt_ray.evaluation.tests_of_difference import Difference, difference, holm
+from hpt_ray.evaluation.report import ALL as ALL_LEVELS
+from hpt_ray.evaluation.report import Comparison
+from hpt_ray.evaluation.statistics import Difference, difference, holm, percent
 from hpt_ray.tools.report import Spread
 from hpt_ray.tools.suite.collect import COSTS, ID, OOD, Results
 from hpt_ray.tools.suite.matrix import Choice, Pair
@@ -47,9 +47,9 @@ def scores_table(results: Results, model: str) -> Rows:
     def cell(method: str, column: str) -> str:
         if column == "seeds":
             return "" if method == BASE else str(len(results.of(model, method)))
-        return percent(results.spread(model, method, column))
+        return mean_text(results.spread(model, method, column))
 
-    return _by_method(results, model, "percent right", [*results.measures, "seeds"], cell)
+    return _by_method(results, model, "percent correct", [*results.measures, "seeds"], cell)
 
 
 def costs_table(results: Results, model: str) -> Rows:
@@ -121,7 +121,7 @@ def _beside(results: Results, table: PaperTable, models: Sequence[str]) -> Rows:
         cells = [row.title]
         for i, _, measure in shared:
             cells.append(f"{row.values[i]:.1f}")
-            cells += [percent(results.spread(model, row.method, measure)) for model in models]
+            cells += [mean_text(results.spread(model, row.method, measure)) for model in models]
         rows.append(cells)
     return Rows(f"{table.title}. Paper: {table.model}", header, rows)
 
@@ -162,7 +162,7 @@ def sweep_table(results: Results, choices: Mapping[Pair, Choice]) -> Rows:
             score = "failed" if tried.score is None else f"{100 * tried.score:.1f}"
             mark = "" if i != choice.chosen else "chosen" + (" (at the edge)" if choice.at_edge else "")
             rows.append([results.title(method), model, settings_text(tried.settings), score, mark])
-    header = ["method", "model", "settings", "percent right", ""]
+    header = ["method", "model", "settings", "percent correct", ""]
     return Rows("Tries on the validation sets", header, rows, "lllrl")
 
 
@@ -184,18 +184,14 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def percent(spread: Spread | None) -> str:
+def mean_text(spread: Spread | None) -> str:
     """`97.2 ± 1.3`, in percent."""
-    return EMPTY if spread is None else f"{100 * spread.mean:.1f}{_interval(spread.ci95)}"
+    return EMPTY if spread is None else percent(spread.mean, spread.ci95)
 
 
 def signed(value: float, ci95: float | None) -> str:
     """`+3.1 ± 1.2`, in points of percent."""
-    return f"{100 * value:+.1f}{_interval(ci95)}".replace("-", "−")
-
-
-def _interval(ci95: float | None) -> str:
-    return "" if ci95 is None else f" ± {100 * ci95:.1f}"
+    return percent(value, ci95, sign="+").replace("-", "−")
 
 
 def p_text(p: float | None) -> str:
