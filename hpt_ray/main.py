@@ -69,12 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(not_checked(absent))
             return 0
         prepared = prepare(config, tokenizer_path(config.model.path))
-        with connected(config, prepared) as (cluster, plan):
-            folder = open_folder(config)
-            with holding(folder, console):
-                write_config(config, folder)
-                console.print(start_tables(config, prepared, plan, folder.root))
-                asyncio.run(run(cluster, config, prepared, folder, console))
+        with ExitStack() as stack:
+            folder = folder_to_resume(config)
+            if folder is not None:
+                stack.enter_context(holding(folder, console))
+            cluster, plan = stack.enter_context(connected(config, prepared))
+            if folder is None:
+                folder = RunFolder.create(config.run.dir, config.run.name)
+                stack.enter_context(holding(folder, console))
+            write_config(config, folder)
+            console.print(start_tables(config, prepared, plan, folder.root))
+            asyncio.run(run(cluster, config, prepared, folder, console))
         return 0
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -129,18 +134,17 @@ def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: 
     return Lines(*tables, plan_summary(plan))
 
 
-def open_folder(config: Config) -> RunFolder:
-    """The folder of this run: a new one, or the one `resume` names."""
+def folder_to_resume(config: Config) -> RunFolder | None:
+    """The folder that `resume` names; None where this is a new run."""
     if config.resume == "never":
-        found = None
-    elif config.resume == "auto":
-        found = RunFolder.newest(config.run.dir, config.run.name)
-        mirror = config.checkpoint.mirror
-        if found is None and mirror is not None:
-            found = restore_newest_run(mirror, config.run.dir, config.run.name)
-    else:
-        found = RunFolder(Path(config.resume))
-    return RunFolder.create(config.run.dir, config.run.name) if found is None else RunFolder.open(found.root)
+        return None
+    if config.resume != "auto":
+        return RunFolder.open(config.resume)
+    found = RunFolder.newest(config.run.dir, config.run.name)
+    mirror = config.checkpoint.mirror
+    if found is None and mirror is not None:
+        found = restore_newest_run(mirror, config.run.dir, config.run.name)
+    return None if found is None else RunFolder.open(found.root)
 
 
 @contextmanager

@@ -79,8 +79,8 @@ class ResourceRequest:
 class Cluster:
     """The connection to Ray and the room this run holds in it."""
 
-    def __init__(self, *, started_here: bool):
-        self.started_here = started_here
+    def __init__(self, *, started_here: bool, connected_here: bool = True):
+        self.started_here, self._connected_here = started_here, connected_here
         self.group: PlacementGroup | None = None
         self._places: dict[str, list[int]] = {}
         self._requests: dict[str, ResourceRequest] = {}
@@ -91,7 +91,7 @@ class Cluster:
         logging.getLogger("ray").setLevel(logging.ERROR)  # its log files have the rest
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if ray.is_initialized():
-            return cls(started_here=False)
+            return cls(started_here=False, connected_here=False)
         address = address_to_join(config.address)
         if address is None:
             _loopback_only()
@@ -190,9 +190,10 @@ class Cluster:
             self.group = None
 
     def close(self) -> None:
-        """Leave the cluster; one that was started here ends."""
+        """Leave the cluster, unless this process was in it before; one that was started here ends."""
         self.release()
-        ray.shutdown()
+        if self._connected_here:
+            ray.shutdown()
 
 
 async def _ready(group: PlacementGroup) -> None:

@@ -26,6 +26,7 @@ from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.setup import PreparedPhase, Roles
+from hpt_ray.learner.base import RankSpec
 from hpt_ray.learner.critic import CriticSpec, CriticWorker, optimizer_of
 from hpt_ray.learner.group import LearnerGroup
 from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
@@ -217,9 +218,7 @@ async def all_started(starting: Mapping[str, Awaitable[Any]], say: Callable[[str
             task.cancel()
 
 
-def make_ranks(
-    cluster: Cluster, kind: str, worker: type, spec: LearnerSpec | CriticSpec, logs: Path
-) -> ActorGroup:
+def make_ranks(cluster: Cluster, kind: str, worker: type, spec: RankSpec, logs: Path) -> ActorGroup:
     """The ranks of one optimizer, coming up."""
     count = spec.learner.num_ranks
     return cluster.create(
