@@ -28,16 +28,18 @@ from hpt_ray.tools.suite.suite import Suite
 
 @dataclass(frozen=True)
 class Done:
-    """What there is of a suite: everything that a report about it is made of."""
+    """What there is of a suite: everything that a report about it is made of.
+
+    `planned`: the reported runs that are asked for; those without a choice yet have the values of `untuned`.
+    `states`: of tries and planned runs, by id. `changed`: the runs made anew in this call, and what differed.
+    """
 
     suite: Suite
     tries: Sequence[RunSpec]
     choices: Mapping[Pair, Choice]
-    planned: Sequence[
-        RunSpec
-    ]  # the reported runs that are asked for; before the choice, with `untuned` values
-    states: Mapping[str, State]  # of tries and planned runs, by id
-    changed: Mapping[str, Sequence[str]] = field(default_factory=dict)  # made anew in this call, and why
+    planned: Sequence[RunSpec]
+    states: Mapping[str, State]
+    changed: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -47,10 +49,8 @@ class Done:
     @property
     def runs(self) -> list[RunSpec]:
         """The planned ones whose values are known; a method that could not be tuned is left out."""
-        tuned = {run.id: matrix.tuned_pair(self.suite, run.pair) for run in self.planned}
-        return [
-            r for r in self.planned if tuned[r.id] in self.choices or not self.suite.tries(tuned[r.id][1])
-        ]
+        pairs = [(run, matrix.tuned_pair(self.suite, run.pair)) for run in self.planned]
+        return [run for run, pair in pairs if pair in self.choices or not self.suite.tries(pair[1])]
 
     @property
     def evaluations(self) -> list[Evaluation]:
