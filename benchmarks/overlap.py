@@ -31,7 +31,7 @@ from hpt_ray.types import Group
 
 WARM_UP = 2  # steps that are not counted
 # Half of all answers are right, whatever the model does: nearly every group has something to learn from.
-GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
+REWARD = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
 
 
 class TurnsDriver(Driver):
@@ -90,7 +90,7 @@ def without(words: list[str], folder: str) -> list[str]:
 
 def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
     reward_function = folder / "parity.py"
-    reward_function.write_text(GRADER, encoding="utf-8")
+    reward_function.write_text(REWARD, encoding="utf-8")
     return [
         f"run.steps={arguments.steps}",
         f"prompts_per_step={arguments.prompts}",

@@ -6,7 +6,7 @@ After every step each process of the run is looked at from outside: resident mem
 the whole: processes, bytes and objects in Ray's object store, what the store has spilled. The benchmark's own
 process is the driver. Growth is the median of the last fifth of the steps minus that of the fifth in the middle,
 so neither the start nor one step decides. "Flat" means growth within `BOUNDS` for all processes of every kind.
-The file has every look as `micro_batch` writes it, so that `result(unpack(raw))` gives the verdict again.
+The file has every look as `pack` writes it, so that `result(unpack(raw))` gives the verdict again.
 The run has two rollout workers, two learner ranks, a reference and checkpoints, and works ahead by one step.
 """
 
@@ -52,7 +52,7 @@ FORMAT = (
 FIGURES = ("memory_mb", "handles", "threads")
 TOTALS = ("step", "store_mb", "store_objects", "spilled_mb")
 # Half of all answers are right, whatever the model does: the run does in its last step what it did in its first.
-GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
+REWARD = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
 
 
 class SoakDriver(Driver):
@@ -113,7 +113,7 @@ def main() -> None:
         looks = asyncio.run(train(words, Path(folder)))
     report |= {
         "settings": {"overrides": [word.replace(f"{folder}/", "") for word in words], "bounds": BOUNDS},
-        "raw": micro_batch(looks),
+        "raw": pack(looks),
         "result": result(looks),
     }
     write(arguments.out, report)
@@ -121,7 +121,7 @@ def main() -> None:
 
 def settings(steps: int, folder: Path) -> list[str]:
     reward_function = folder / "parity.py"
-    reward_function.write_text(GRADER, encoding="utf-8")
+    reward_function.write_text(REWARD, encoding="utf-8")
     return [
         f"run.steps={steps}",
         "prompts_per_step=8",
@@ -188,7 +188,7 @@ def steady(looks: list[dict[str, Any]]) -> set[str]:
     return {name for name, count in counts.items() if count == len(looks)}
 
 
-def micro_batch(looks: list[dict[str, Any]]) -> dict[str, Any]:
+def pack(looks: list[dict[str, Any]]) -> dict[str, Any]:
     """All looks by figure, as `FORMAT` says. Most stay for many steps: 500 looks at 15 processes are 12 kB."""
     names = dict.fromkeys(process for look in looks for process in look["processes"])
     return {

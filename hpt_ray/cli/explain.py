@@ -45,7 +45,7 @@ from hpt_ray.weight_sync.backends import BACKENDS
 # The example: one prompt with four rollouts of these lengths and a demonstration. Tokens have the
 # log-probs of this list in turn; the policy has moved a little since it sampled, up and down in turn.
 LENGTHS, DEMO_LENGTH = (3, 2, 4, 2), 3
-LOGPS = (-0.1, -0.5, -1.2, -0.3, -2.0)
+LOGPROBS = (-0.1, -0.5, -1.2, -0.3, -2.0)
 MOVES = (0.05, -0.05, 0.3, -0.3)
 ENTROPIES = (0.4, 0.9, 1.5)
 VALUES = (0.2, 0.4, 0.6, 0.7)
@@ -145,7 +145,9 @@ def _group(rewards: Sequence[int]) -> Group:
         demonstration=Demonstration(np.zeros(DEMO_LENGTH, np.int32), ""),
     )
     rollouts = [
-        Rollout("example", i, np.zeros(length, np.int32), _cycle(LOGPS, length, i), FinishReason.STOP, 0, "")
+        Rollout(
+            "example", i, np.zeros(length, np.int32), _cycle(LOGPROBS, length, i), FinishReason.STOP, 0, ""
+        )
         for i, length in enumerate(LENGTHS[: len(rewards)])
     ]
     results = [RewardResult(float(r), Outcome.CORRECT if r else Outcome.WRONG) for r in rewards]
@@ -242,7 +244,7 @@ def _token_samples(samples: list[Sample]) -> TokenBatch:
     """The samples as a forward pass would give them."""
     lengths = [sample.response_length for sample in samples]
     logprobs = [
-        _cycle(LOGPS, length, 2)
+        _cycle(LOGPROBS, length, 2)
         if sample.is_demo
         else np.minimum(sample.old_logprobs + _cycle(MOVES, length, i), -0.01)
         for i, (sample, length) in enumerate(zip(samples, lengths, strict=True))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from hpt_ray.learner.reference import ReferenceSpec, ReferenceWorker
 from hpt_ray.reward.actor import STATELESS, make_verifier
 from hpt_ray.rollout.engine import EngineSpec
 from hpt_ray.rollout.engine_group import EngineGroup, make_engine_group
+from hpt_ray.rollout.router import Router
 from hpt_ray.types import Group
 from hpt_ray.weight_sync.backends import backend_of
 from hpt_ray.weight_sync.transaction import WeightSync
@@ -90,6 +92,7 @@ class Actors:
     learners: ActorGroup
     turns: Turns
     engines: EngineGroup | None
+    router: Router | None
     verifier: ActorGroup | None
     reference: ActorGroup | None
     critic: ActorGroup | None
@@ -98,6 +101,17 @@ class Actors:
     def ranks(self) -> list[ActorGroup]:
         """The groups that train."""
         return [group for group in (self.learners, self.critic) if group is not None]
+
+    @property
+    def faults(self) -> Counter[str]:
+        """What failed on the side of the rollouts, and was mended, so far."""
+        sides = (self.engines, self.router)
+        return sum((side.faults for side in sides if side is not None), Counter())
+
+    @property
+    def aborted_tokens(self) -> int:
+        """Sampled for rollouts that were then aborted, so far."""
+        return 0 if self.router is None else self.router.aborted_tokens
 
     async def restart_ranks(self, cluster: Cluster, config: Config) -> None:
         """Fresh processes for learner and critic, with the model as training starts.
@@ -199,7 +213,15 @@ async def start_actors(
         critic = make_ranks(cluster, "critic", CriticWorker, critic_spec, logs)
         starting["critic ranks"] = start_ranks(critic, limit)
     await all_started(starting, say)
-    return Actors(learners, turns, engines, verifier, reference, critic)
+    router = None
+    if engines is not None:
+        router = Router(
+            engines,
+            max_num_seqs=config.rollout.max_num_seqs,
+            timeout_s=config.rollout.timeout_s,
+            in_advance=config.run.deterministic,
+        )
+    return Actors(learners, turns, engines, router, verifier, reference, critic)
 
 
 async def all_started(starting: Mapping[str, Awaitable[Any]], say: Callable[[str], None]) -> None:

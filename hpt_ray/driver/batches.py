@@ -73,7 +73,7 @@ class BatchStream:
         self.lengths: dict[str, float] = {}  # mean response tokens of a prompt at its last attempt
         self.attempts: dict[str, list[Attempt]] = {}  # what each prompt's attempts came to, the oldest first
 
-    def connect(self, router: Router, verifier: ActorGroup) -> None:
+    def connect(self, router: Router | None, verifier: ActorGroup | None) -> None:
         self._router, self._verifier = router, verifier
 
     def begin(self, step: int) -> Batch:

@@ -42,7 +42,7 @@ from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.cluster.process import memory_mb
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.actors import Actors, learner_of, start_actors
+from hpt_ray.driver.actors import learner_of, start_actors
 from hpt_ray.driver.batches import Batch, BatchStream
 from hpt_ray.driver.checkpoint_manager import CheckpointManager, Saved
 from hpt_ray.driver.evaluator import Evaluator
@@ -56,7 +56,6 @@ from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import Timeline
-from hpt_ray.rollout.router import Router
 from hpt_ray.types import Decision, Group, UpdateResult
 
 T = TypeVar("T")
@@ -75,10 +74,8 @@ class Driver:
         *,
         quiet: bool = False,
     ):
-        self.config, self.folder, self.progress, self.quiet = config, folder, progress, quiet
-        self.prepared = prepared
-        self.router: Router | None = None
-        self._set_phase(prepared.phase_of(1))
+        self.config, self.prepared, self.folder = config, prepared, folder
+        self.progress, self.quiet = progress, quiet
         self.evaluator = Evaluator(config, prepared)
         mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
         store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
@@ -97,8 +94,7 @@ class Driver:
         """What the phase trains on, from its beginning; only the actors stay."""
         self.phase, self.gate = phase, GATES[phase.gate]
         self.batches = BatchStream(phase, self.prepared.stop_token_ids)
-        if self.router is not None and self.actors.verifier is not None:
-            self.batches.connect(self.router, self.actors.verifier)
+        self.batches.connect(self.actors.router, self.actors.verifier)
 
     @property
     def step(self) -> int:
@@ -127,7 +123,17 @@ class Driver:
         self.progress.phase("starting")
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
         saved = await self.checkpoints.newest(self.config.run.steps)
-        self.actors = await self._start(cluster)
+        self.actors = await start_actors(
+            cluster,
+            config,
+            model_path=self.prepared.model_path,
+            roles=roles_of(config),
+            logs=self.folder.logs,
+            say=self.progress.phase,
+        )
+        if self.actors.engines is not None:
+            self.actors.engines.say = self.progress.show
+        self._set_phase(self.prepared.phase_of(1))
         try:
             await self._go_to(saved, cut_after=-1)
             started = time.perf_counter()
@@ -178,7 +184,7 @@ class Driver:
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         """One batch of prompts, `updates_per_step` optimizer steps, one weight sync: metrics and decisions."""
         config = self.phase.config
-        report = StepReport(self.state.version, self._aborted_tokens())
+        report = StepReport(self.state.version, self.actors.aborted_tokens)
         per_update = config.prompts_per_step // config.updates_per_step
         pairs: Pairs = []
         updates: list[UpdateResult] = []
@@ -232,7 +238,7 @@ class Driver:
 
     async def _account(self, report: StepReport, pairs: Pairs, updates: list[UpdateResult]) -> dict[str, Any]:
         """The step's line: groups, decisions, updates, and what every actor did when."""
-        metrics = report.metrics(pairs, updates, self._aborted_tokens())
+        metrics = report.metrics(pairs, updates, self.actors.aborted_tokens)
         last = self.phase.config.updates_per_step - 1
         metrics |= {"weights/version": self.state.version, "phase": self.phase.number}
         metrics |= {"optim/lr": learning_rates(self.phase, self.step, last)[0]}
@@ -243,31 +249,7 @@ class Driver:
         metrics |= self.timeline.add_step(spans, report.begin_s, time.time())
         return metrics | {"memory/driver_mb": memory_mb()}
 
-    def _aborted_tokens(self) -> int:
-        return 0 if self.router is None else self.router.aborted_tokens
-
     # -- start, resume, recover --------------------------------------------------------------------
-
-    async def _start(self, cluster: Cluster) -> Actors:
-        config = self.config
-        actors = await start_actors(
-            cluster,
-            config,
-            model_path=self.prepared.model_path,
-            roles=roles_of(config),
-            logs=self.folder.logs,
-            say=self.progress.phase,
-        )
-        if actors.engines is not None:
-            assert actors.verifier is not None
-            actors.engines.say = self.progress.show
-            self.router = Router(
-                actors.engines,
-                max_num_seqs=config.rollout.max_num_seqs,
-                timeout_s=config.rollout.timeout_s,
-                in_advance=config.run.deterministic,
-            )
-        return actors
 
     async def _go_to(self, saved: Saved | None, *, cut_after: int) -> None:
         """Be where a checkpoint was made; without one, at the beginning, with metrics up to `cut_after`."""
@@ -368,17 +350,13 @@ class Driver:
 
     async def _evaluate(self) -> dict[str, float]:
         """The eval sets' scores; nothing, at once, where the run is to stop: it may have little time."""
-        evaluation = await self._until_stopped(self._scores())
+        with self.timeline.phase("evaluate"):
+            evaluation = await self._until_stopped(self.evaluator.scores(self.actors, self.phase))
         if evaluation.done():
             return await evaluation
         evaluation.cancel()
         await asyncio.wait({evaluation})
         return {}
-
-    async def _scores(self) -> dict[str, float]:
-        assert self.router is not None
-        with self.timeline.phase("evaluate"):
-            return await self.evaluator.scores(self.router, self.actors, self.phase)
 
     def _is_best(self, step: int, metrics: dict[str, Any]) -> bool:
         """Whether the declared validation set came out better than ever; of equals the earliest stays."""
@@ -417,12 +395,7 @@ class Driver:
 
     def _faults(self) -> Counter[str]:
         """What failed around the training, and was mended, since this process began."""
-        faults = self.faults + self.checkpoints.faults
-        if self.actors.engines is not None:
-            faults += self.actors.engines.faults
-        if self.router is not None:
-            faults += self.router.faults
-        return faults
+        return self.faults + self.checkpoints.faults + self.actors.faults
 
     def _finish(self, times: dict[str, float]) -> dict[str, Any]:
         newest = self.checkpoints.store.latest().path

@@ -9,7 +9,6 @@ from hpt_ray.driver.actors import Actors
 from hpt_ray.driver.setup import Prepared, PreparedPhase
 from hpt_ray.evaluation.eval_sets import EvalSets
 from hpt_ray.rollout.requests import Sampling
-from hpt_ray.rollout.router import Router
 
 
 class Evaluator:
@@ -39,11 +38,12 @@ class Evaluator:
         every = self._config.every
         return bool(self._sets.sets) and (is_last or (every > 0 and step % every == 0))
 
-    async def scores(self, router: Router, actors: Actors, phase: PreparedPhase) -> dict[str, float]:
+    async def scores(self, actors: Actors, phase: PreparedPhase) -> dict[str, float]:
         """`eval/<set>/…` of every set, and the seconds it took."""
         begin = time.perf_counter()
-        assert actors.verifier is not None
-        values = await self._sets.scores(router, actors.verifier)
+        assert actors.router is not None, "nobody to sample"
+        assert actors.verifier is not None, "nobody to grade"
+        values = await self._sets.scores(actors.router, actors.verifier)
         if self._config.demonstration_loss:
             values |= await self._sets.demonstration_losses(
                 actors.learners,

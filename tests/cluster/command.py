@@ -13,7 +13,7 @@ MAIN = [sys.executable, "-m", "hpt_ray.main"]
 REPLAY = [sys.executable, "-m", "hpt_ray.cli.replay"]
 LIMIT_S = 170  # of one run; below the limit of a test, so that what was printed is shown
 
-GRADER = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
+REWARD = "def grade(response, ground_truth):\n    return len(response) % 2 == 0\n"
 
 TINY = ["--config", "tests/cluster/tiny.yaml"]
 
@@ -21,7 +21,7 @@ TINY = ["--config", "tests/cluster/tiny.yaml"]
 def write_reward_function(folder: Path) -> str:
     """The name of a reward function that an untrained model satisfies about half the time, and never learns."""
     file = folder / "parity.py"
-    file.write_text(GRADER, encoding="utf-8")
+    file.write_text(REWARD, encoding="utf-8")
     return f"python:{file}:grade"
 
 

@@ -26,7 +26,7 @@ LIMIT_S = 300
 
 ENGINE, LEARNER, REFERENCE = "ray::RolloutWorker", "ray::LearnerWorker", "ray::ReferenceWorker"
 REPLICA = "ray::StateReplica"
-VERIFIER, GRADER = "ray::VerifierService", "hpt_ray.reward.pool"
+VERIFIER, REWARD = "ray::VerifierService", "hpt_ray.reward.pool"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_engines_and_reward_functions_die(words, undisturbed, tmp_path):
         [
             Fault(1, ENGINE),  # in generation
             Fault(2, ENGINE, during=f"{LEARNER}.send_weights"),  # in the middle of a weight sync
-            Fault(3, GRADER),
+            Fault(3, REWARD),
             Fault(4, VERIFIER),
         ],
     )

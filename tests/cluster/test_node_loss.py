@@ -29,7 +29,7 @@ LARGE_ROLLOUT = ["rollout.num_cpus=2", "learner.num_cpus=0.5"]
 LARGE_LEARNER = ["rollout.num_cpus=0.5", "learner.num_cpus=2"]
 
 # As `write_reward_function`, and as slow as the file beside it says: a run can be made to wait for a node to join.
-GRADER = """
+REWARD = """
 import pathlib, time
 
 def grade(response, ground_truth):
@@ -41,7 +41,7 @@ def grade(response, ground_truth):
 @pytest.fixture(scope="module")
 def reward_function(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("reward_function") / "parity.py"
-    file.write_text(GRADER)
+    file.write_text(REWARD)
     pace(file, 0.0)
     return file
 

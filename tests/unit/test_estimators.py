@@ -154,7 +154,7 @@ def test_nan_of_demonstrations_reaches_nothing():
     assert all(total.isfinite() for total, _ in stats.values())
 
 
-# ---- normalizers ---------------------------------------------------------------------------------
+# ---- loss aggregation ----------------------------------------------------------------------------
 
 BATCH = BatchShape(num_prompts=4, num_rollouts=8, max_response_tokens=100)
 
