@@ -20,9 +20,9 @@ What holds each arrow back:
     5 → 6   the optimizer step waits for every group of its update; the sync waits for the step
     6 → 2   without steps ahead, nothing is generated before the weights are committed
 
-Steps fall into phases, such as SFT and then GRPO; most runs have one. A phase changes what is trained on and
-how, not the actors. A rollout worker that fails is replaced beside the loop. When a learner rank dies, the ranks
-start again from the newest checkpoint and the loop goes back to its step: the same prompts, the same seeds.
+A run may have phases, such as SFT and then GRPO: what is trained on changes, not the actors. A rollout worker that
+fails is replaced beside the loop. When a learner rank dies, the ranks start again from the newest checkpoint and
+the loop goes back to its step: the same prompts, the same seeds.
 """
 
 from __future__ import annotations
@@ -71,11 +71,10 @@ class Driver:
         prepared: Prepared,
         folder: RunFolder,
         progress: Progress,
-        *,
         quiet: bool = False,
     ):
-        self.config, self.prepared, self.folder = config, prepared, folder
-        self.progress, self.quiet = progress, quiet
+        self.config, self.prepared, self.folder, self.progress = config, prepared, folder, progress
+        self.quiet = quiet
         self.evaluator = Evaluator(config, prepared)
         mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
         store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
@@ -84,7 +83,7 @@ class Driver:
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
         self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
-        self.saved_at: int | None = None  # the step that the newest checkpoint on disk is of
+        self.saved_at: int | None = None  # the step of the newest checkpoint on disk
         self.stopping = asyncio.Event()
         self.is_updating = False  # the weights of this step have begun to change, and it is not done
         self.began_s = time.perf_counter()
@@ -119,15 +118,14 @@ class Driver:
 
         After SIGTERM what is done is saved, and `Stopped` is raised.
         """
-        config = self.config
         self.progress.phase("starting")
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
         saved = await self.checkpoints.newest(self.config.run.steps)
         self.actors = await start_actors(
             cluster,
-            config,
+            self.config,
             model_path=self.prepared.model_path,
-            roles=roles_of(config),
+            roles=roles_of(self.config),
             logs=self.folder.logs,
             say=self.progress.phase,
         )
@@ -138,14 +136,14 @@ class Driver:
             await self._go_to(saved, cut_after=-1)
             started = time.perf_counter()
             if self.step == 0 and self.evaluator.before_training:
-                line = complete_line({"weights/version": self.state.version})
-                await self._report(0, line, [], force_evaluation=True)
-            while self.step < config.run.steps and not self.stopping.is_set():
+                before = complete_line({"weights/version": self.state.version})
+                await self._report(0, before, [], force_evaluation=True)
+            while self.step < self.config.run.steps and not self.stopping.is_set():
                 try:
                     await self._one_step()
                 except Exception as error:
                     await self._recover(cluster, error)
-            if self.step < config.run.steps or self.state.owes_evaluation:
+            if self.step < self.config.run.steps or self.state.owes_evaluation:
                 await self._stop()
             await self.checkpoints.settle()
             times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
@@ -336,16 +334,15 @@ class Driver:
             metrics |= await self._evaluate()
             self.state.owes_evaluation = step > 0 and "time/evaluation_s" not in metrics
         is_due = config.checkpoint.every and step % config.checkpoint.every == 0
-        is_best = self._is_best(step, metrics)
-        saves = step and (is_last or is_due or is_best)
+        saves = step and (self._is_best(step, metrics) or is_last or is_due)
         self.state.failures = Counter(self.state.failures) + failures_of(pairs)
         if saves:
             metrics["time/checkpoint_s"] = await self._write_checkpoint()
         self.reporter.write(step, metrics, pairs, self._faults())
         if saves:  # last, so that a checkpoint never knows of a step that the metrics do not
             self._commit_checkpoint()
-        copies = config.checkpoint.in_memory_every
-        if step and copies and step % copies == 0 and step < config.run.steps:
+        copies = step and config.checkpoint.in_memory_every
+        if copies and step % copies == 0 and step < config.run.steps:
             await self.checkpoints.copy(self.actors, self._state(), self._batches_to_keep)
 
     async def _evaluate(self) -> dict[str, float]:
@@ -398,6 +395,6 @@ class Driver:
         return self.faults + self.checkpoints.faults + self.actors.faults
 
     def _finish(self, times: dict[str, float]) -> dict[str, Any]:
-        newest = self.checkpoints.store.latest().path
         facts = {**times, "dropped_rows": self.prepared.dropped, "faults": dict(self._faults())}
+        newest = self.checkpoints.store.latest().path
         return self.reporter.finish(self._state(), facts, newest, quiet=self.quiet)

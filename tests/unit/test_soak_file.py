@@ -25,7 +25,7 @@ def test_the_verdict_follows_from_the_committed_looks(soak: ModuleType) -> None:
     looks = soak.unpack(report["raw"])
     assert len(looks) == 500
     assert soak.result(looks) == report["result"]
-    assert soak.micro_batch(looks) == report["raw"]
+    assert soak.pack(looks) == report["raw"]
     assert FILE.stat().st_size < 100_000
 
 
@@ -41,7 +41,7 @@ def test_a_process_that_comes_and_goes_is_kept_as_it_was(soak: ModuleType) -> No
         }
 
     looks = [look(1, driver=10.5), look(2, driver=10.5, idle=7.0), look(3, driver=11.0)]
-    packed = soak.micro_batch(looks)
+    packed = soak.pack(looks)
     assert packed["processes"]["driver"]["memory_mb"] == "10.5×2 11.0"
     assert packed["processes"]["idle"]["handles"] == "- 3 -"
     assert soak.unpack(json.loads(json.dumps(packed))) == looks
