@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from hpt_ray.observe.run_folder import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(640)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(640)]
 
 FEW = [((1, 0), False), ((), True), ((0, 1), True)]
 STEPS = 3

@@ -10,7 +10,7 @@ import pytest
 from command import LIMIT_S, ROOT, child_environment
 from nodes import HOST, RAY, cluster, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 
 # Takes a while to save, as a run does.
 JOB = "import pathlib, signal, sys, time; started, saved = map(pathlib.Path, sys.argv[1:]); \

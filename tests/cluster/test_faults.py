@@ -19,7 +19,7 @@ from killer import Fault, Killer, steps_done
 from hpt_ray.errors import STOPPED
 from hpt_ray.observe.run_folder import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(400)]
 
 STEPS = 16
 LIMIT_S = 300

@@ -24,7 +24,7 @@ from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import read_trace
 from hpt_ray.observe.trackers.prometheus import find
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(400)]
 
 POOLS = ["rollout", "learner"]
 TWO_NODES = [

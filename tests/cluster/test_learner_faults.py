@@ -22,7 +22,7 @@ from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.types import Sample
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 
 FEW = [((1, 0), False), ((), True), ((0, 1), True)]
 

@@ -18,7 +18,7 @@ from nodes import Nodes, cluster, lose, silence, wait_for
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import read_trace
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
 
 LIMIT_S = 400
 HEAD_CPUS, SECOND_CPUS = (

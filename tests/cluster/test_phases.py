@@ -21,7 +21,7 @@ from killer import Fault, Killer
 from hpt_ray.data.mini import resolve
 from hpt_ray.observe.run_folder import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(400)]
 
 BOUNDARY, STEPS = 2, 5
 LEARNER = "ray::LearnerWorker"

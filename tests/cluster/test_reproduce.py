@@ -49,6 +49,7 @@ def run_suite(suite: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.timeout(2 * LIMIT_S)
 def test_a_suite_that_was_killed_goes_on_and_reports(tmp_path: Path) -> None:
     suite, out = tmp_path / "suite.yaml", tmp_path / "out"

@@ -36,6 +36,7 @@ pass_at_k: {{config: asked.yaml, benchmarks: [mini-chain], samples: 2, methods: 
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.timeout(2 * LIMIT_S)
 def test_jobs_go_on_without_the_suite_and_are_found_again(tmp_path: Path) -> None:
     suite, out, printed = tmp_path / "suite.yaml", tmp_path / "out", tmp_path / "printed"

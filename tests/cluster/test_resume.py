@@ -17,7 +17,7 @@ from identical import check_identical
 from hpt_ray.data.mini import resolve
 from hpt_ray.observe.run_folder import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(400)]
 
 STEPS, BREAK = 4, 2
 

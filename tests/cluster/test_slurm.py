@@ -23,7 +23,7 @@ from nodes import wait_for
 
 from hpt_ray.utils.cache import cache_dir
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(400)]
 
 SCRIPT = ROOT / "deploy" / "slurm" / "hpt_ray.sbatch"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -14,6 +14,7 @@ STEPS = 60
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_nothing_grows(tmp_path):
     out = tmp_path / "soak.json"

@@ -12,7 +12,7 @@ from nodes import cluster
 
 from hpt_ray.observe.run_folder import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 
 STORE_MB = 80  # the least that Ray takes is 75
 # Another job of the cluster holds nearly all of it, until its input ends.

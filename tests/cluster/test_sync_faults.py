@@ -20,7 +20,7 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.errors import LearnerFailed
 from hpt_ray.weight_sync.transaction import WeightSync
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 
 PAUSE_S, KILL_AT = 0.1, 8  # seconds between two tensors; how many have been read when the fault comes
 

@@ -12,7 +12,7 @@ import ray
 from probe import LIMIT_S, call
 from wired import Wired, start_wired
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 
 ENDED_WITHIN_S = 30.0
 

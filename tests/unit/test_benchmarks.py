@@ -27,6 +27,7 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 def test_driver_scale_runs_and_says_what_the_driver_costs(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     size = {"prompts": 6, "tokens": 64, "workers": 1, "ranks": 2, "profile": 5}
