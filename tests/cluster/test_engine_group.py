@@ -17,7 +17,7 @@ from scripted import DIE, HANG, RESPOND, ScriptedWorker
 
 from hpt_ray.config.schema import RolloutConfig
 from hpt_ray.errors import NoWorkerLeft, WaitExpired
-from hpt_ray.rollout import engines as engine_group_module
+from hpt_ray.rollout import engine_group as engine_group_module
 from hpt_ray.rollout.engine_group import EngineGroup
 from hpt_ray.rollout.health import State
 from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
