@@ -79,7 +79,8 @@ class LocalLauncher(Launcher):
 
     def open(self) -> None:
         self._cluster = Cluster.connect(ClusterConfig())
-        self._environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        # With what starting Ray has put into the environment: its token, and that it listens on loopback.
+        self._environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
     def close(self) -> None:
         if self._cluster is not None:
