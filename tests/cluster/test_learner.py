@@ -45,6 +45,7 @@ from hpt_ray.types import Sample, UpdateResult
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
+EVERY_CHANGE = {(1, 1, False), (2, 2, False), (2, 3, True)}  # the other layouts of ranks are long tests
 ROLLOUTS = [(rewards, False) for rewards, _ in MIXED if rewards]
 
 
@@ -85,8 +86,15 @@ def reference(ray_cluster, tiny_model):
 
 @pytest.fixture(
     scope="module",
-    params=[(ranks, stage, offload) for ranks in (1, 2) for stage, offload in ZERO],
-    ids=lambda p: f"{p[0]}-ranks-zero-{p[1]}" + ("-offload" if p[2] else ""),
+    params=[
+        pytest.param(
+            (ranks, stage, offload),
+            id=f"{ranks}-ranks-zero-{stage}" + ("-offload" if offload else ""),
+            marks=() if (ranks, stage, offload) in EVERY_CHANGE else pytest.mark.long,
+        )
+        for ranks in (1, 2)
+        for stage, offload in ZERO
+    ],
 )
 def pair(request, start):
     num_ranks, stage, offload = request.param
@@ -355,7 +363,16 @@ def test_every_rank_says_when_it_was_busy(start, tmp_path):
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [
+        pytest.param(0, False, marks=pytest.mark.long),
+        pytest.param(1, False, marks=pytest.mark.long),
+        (2, False),
+        pytest.param(3, False, marks=pytest.mark.long),
+        (3, True),
+    ],
+)
 def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, offload):
     first = start(2, stage, offload_optimizer=offload)
     for seed in (9, 10):
