@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     head = {"benchmark": "gsm8k_tiny", "versions": versions(), "machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
-        report = head | measure(arguments.source, Path(folder), arguments.eval_sets, arguments.overrides)
+        report = head | measure(arguments.source, Path(folder), arguments.held_out, arguments.overrides)
     write(arguments.out, report)
 
 

@@ -142,14 +142,14 @@ def test_summary_holds_evaluations_times_and_counts(full):
     assert (full.root / summary["checkpoint"]).is_dir()
 
 
-def test_feedback_has_one_line_a_attempt(full):
+def test_the_history_has_one_line_an_attempt(full):
     attempts = prompt_history_of(full)
     assert [attempt["step"] for attempt in attempts] == [step for step in (1, 2, 3, 4) for _ in range(8)]
     assert len({attempt["prompt_id"] for attempt in attempts}) == 32  # no prompt comes twice within an epoch
     for attempt in attempts:
         assert attempt["rollouts"] == 4
-        assert attempt["demo_weight"] == (attempt["solved"] == 0)
-        assert attempt["rollout_weight"] == (attempt["solved"] > 0)
+        assert attempt["demo_weight"] == (attempt["correct"] == 0)
+        assert attempt["rollout_weight"] == (attempt["correct"] > 0)
 
 
 def test_rollouts_are_dumped_with_results(full):
@@ -176,7 +176,7 @@ def test_actors_write_to_files_and_a_person_sees_little(printed_and_folder):
     names = {path.name for path in folder.logs.iterdir()}
     assert {"rollout-0.log", "rollout-1.log", "learner-0.log", "learner-1.log"} <= names
     assert "prompts_per_step" in printed  # the sizes at the start
-    assert "Sampled answers, step 2" in printed
+    assert "Sampled responses, step 2" in printed
     assert f"Done: {STEPS} steps" in printed
     assert "WARNING" not in printed
     assert len(printed.splitlines()) < 100

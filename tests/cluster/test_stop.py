@@ -17,10 +17,9 @@ from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.data.mini.base import fresh_model, tokenizer_path
-from hpt_ray.driver.actors import Actors
 from hpt_ray.driver.batches import Batch
 from hpt_ray.driver.driver import Driver
-from hpt_ray.driver.setup import prepare
+from hpt_ray.driver.setup import PreparedPhase, prepare
 from hpt_ray.driver.step_metrics import Pairs
 from hpt_ray.errors import Stopped
 from hpt_ray.observe.progress import Progress
@@ -46,6 +45,7 @@ class StoppedDriver(Driver):
     """Is asked to stop at one moment of step `STOP`."""
 
     moment, num_saved = "", 0
+    _spans: Any = None
 
     async def _write_checkpoint(self) -> float:
         self.num_saved += 1
@@ -56,17 +56,17 @@ class StoppedDriver(Driver):
             self._on_sigterm()
             await asyncio.sleep(0.1)  # the signal is seen while the step waits for something
 
-    async def _start(self, cluster: Cluster) -> Actors:
-        actors = await super()._start(cluster)
-        assert actors.engines is not None
-        spans = actors.engines.spans
+    def _set_phase(self, phase: PreparedPhase) -> None:
+        super()._set_phase(phase)
+        assert self.actors.engines is not None
+        if self._spans is None:
+            self._spans = self.actors.engines.spans
+            self.actors.engines.spans = self._spans_in_time  # type: ignore[method-assign]
 
-        async def spans_in_time() -> Any:
-            await self._reach("sums up", self.step)
-            return await spans()
-
-        actors.engines.spans = spans_in_time  # type: ignore[method-assign]
-        return actors
+    async def _spans_in_time(self) -> Any:
+        await self._reach("sums up", self.step)
+        assert self._spans is not None
+        return await self._spans()
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         await self._reach("begins", batch.step)
