@@ -46,6 +46,7 @@ class StoppedDriver(Driver):
 
     moment, num_saved = "", 0
     _spans: Any = None
+    _scores: Any = None
 
     async def _write_checkpoint(self) -> float:
         self.num_saved += 1
@@ -62,10 +63,11 @@ class StoppedDriver(Driver):
         if self._spans is None:
             self._spans = self.actors.engines.spans
             self.actors.engines.spans = self._spans_in_time  # type: ignore[method-assign]
+            self._scores = self.evaluator.scores
+            self.evaluator.scores = self._scores_in_time  # type: ignore[method-assign]
 
     async def _spans_in_time(self) -> Any:
         await self._reach("sums up", self.step)
-        assert self._spans is not None
         return await self._spans()
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
@@ -81,9 +83,9 @@ class StoppedDriver(Driver):
         await self._reach("syncs", self.step + 1)
         return await super()._sync()
 
-    async def _scores(self) -> dict[str, float]:
+    async def _scores_in_time(self, *arguments: Any) -> dict[str, float]:
         await self._reach("evaluates", self.step)
-        return await super()._scores()
+        return await self._scores(*arguments)
 
     async def _report(self, step: int, *arguments: Any, **options: Any) -> None:
         await self._reach("reports", step)
