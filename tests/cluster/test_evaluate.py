@@ -16,7 +16,7 @@ from command import LIMIT_S, ROOT, child_environment, write_reward_function
 
 from hpt_ray.errors import STOPPED
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 
 SAMPLES, NUM_ANSWERS = 6, 2 * 48 * 6
 

@@ -19,7 +19,7 @@ from command import LIMIT_S, MAIN, ROOT, TINY, child_environment, write_reward_f
 
 from hpt_ray.utils.cache import cache_dir
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(180)]
 
 
 @pytest.fixture

@@ -116,6 +116,7 @@ def test_a_supervised_step_comes_out_the_same(tmp_path):
         assert f"Step {step}: the same " in finished.stdout
 
 
+@pytest.mark.long
 def test_a_critic_is_replayed_too(tmp_path):
     run = train(
         tmp_path / "runs",
