@@ -52,6 +52,8 @@ class RunState:
                 "with the version that wrote it, or a newer one."
             )
         content = renamed.fields(content)
+        if isinstance(content.get("sampler"), dict):
+            content["sampler"] = renamed.fields(content["sampler"])
         known = {name: content[name] for name in cls.__slots__ if name in content}
         missing = {"step", "version", "sampler"} - set(known)
         if missing:

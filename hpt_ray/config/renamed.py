@@ -71,11 +71,8 @@ def metrics(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, and those in it, with the fields' names of today."""
-    return {
-        FIELDS.get(name, name): fields(value) if isinstance(value, Mapping) else value
-        for name, value in record.items()
-    }
+    """A record with the fields' names of today. What is in it stays: its keys may be the ids of prompts."""
+    return {FIELDS.get(name, name): value for name, value in record.items()}
 
 
 def config(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

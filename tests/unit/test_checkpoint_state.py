@@ -61,3 +61,8 @@ def test_a_newer_format_is_refused_and_the_checkpoint_is_named(tmp_path: Path) -
 def test_what_is_no_state_is_damage(tmp_path: Path, content: dict) -> None:
     with pytest.raises(CheckpointDamaged, match=r"state\.json is no state of a run"):
         read_state(saved(tmp_path, content))
+
+
+def test_a_prompt_may_be_called_as_a_field_once_was(tmp_path):
+    state = RunState(1, 1, SAMPLER, history={"visits": 3.0}, attempts={"solved": [Attempt(1, 4)]})
+    assert read_state(saved(tmp_path, state.to_json())) == state
