@@ -36,7 +36,12 @@ class Prompt:
     ground_truth: str | float | list
     data_source: str  # chooses the reward function
     demonstration: Demonstration | None = None
-    extra: dict = field(default_factory=dict)  # `extra_info` of the data's row
+    extra: dict = field(
+        default_factory=dict
+    )  # the further columns of the data's row, `extra_info` spread out
+    source: str | list[dict[str, str]] = (
+        ""  # the prompt as its file has it: a text, or messages {role, content}
+    )
 
 
 class FinishReason(enum.StrEnum):
