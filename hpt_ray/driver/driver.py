@@ -30,8 +30,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any, NoReturn
 
 from hpt_ray.algorithms.gates import GATES, samples_of
@@ -57,7 +57,6 @@ from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import Timeline
 from hpt_ray.types import Decision, Group, UpdateResult
-from hpt_ray.utils import signals
 
 DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
 
@@ -81,7 +80,7 @@ class Driver:
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
         self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
         self.saved_at: int | None = None  # the step of the newest checkpoint on disk
-        self.stopping = Stopping(store, config.run.steps)
+        self.stopping = Stopping(store, config.run.steps, say=str if quiet else progress.show)
         self.is_updating = False  # the weights of this step have begun to change, and it is not done
         self.began_s = time.perf_counter()
         self.state = RunState(step=0, version=0, sampler={})  # what the steps done came to
@@ -128,18 +127,18 @@ class Driver:
         if self.actors.engines is not None:
             self.actors.engines.say = self.progress.show
         self._set_phase(self.prepared.phase_of(1))
-        try:
-            await self._go_to(saved, cut_after=-1)
-            stop = partial(asyncio.get_running_loop().call_soon_threadsafe, self.stop)
-            with signals.answered_by(stop, lambda: self.stopping.at_stake(self.step)):
+        with ExitStack() as answering:
+            try:
+                await self._go_to(saved, cut_after=-1)
+                answering.enter_context(self.stopping.by_signal(lambda: self.step))
                 return await self._train(cluster)
-        finally:
-            self.reporter.close()
-            self.timeline.close()
-            await self.batches.close()
-            self.checkpoints.replicas.close()
-            self.actors.stop()
-            cluster.release()
+            finally:
+                self.reporter.close()
+                self.timeline.close()
+                await self.batches.close()
+                self.checkpoints.replicas.close()
+                self.actors.stop()
+                cluster.release()
 
     async def _train(self, cluster: Cluster) -> dict[str, Any]:
         """Every step that is left; what the run came to."""
@@ -301,12 +300,6 @@ class Driver:
                 return
             except Exception as again:
                 error = again
-
-    def stop(self) -> None:
-        """Save what is done and end `run` with `Stopped`, as soon as that can be."""
-        self.stopping.ask()
-        if not self.quiet:
-            self.progress.show("Stopping: what is done will be saved. A second signal gives up at once.")
 
     async def save(self) -> None:
         """Have the steps done as a whole checkpoint on disk, whatever `checkpoint.every` says."""

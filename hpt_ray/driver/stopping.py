@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.errors import Stopped
+from hpt_ray.utils import signals
 
 T = TypeVar("T")
 
@@ -15,12 +17,20 @@ T = TypeVar("T")
 class Stopping:
     """A request that comes at any moment. The loop looks for it where it can stop."""
 
-    def __init__(self, store: CheckpointStore, last_step: int) -> None:
-        self._store, self._last_step = store, last_step
+    def __init__(self, store: CheckpointStore, last_step: int, say: Callable[[str], object]) -> None:
+        self._store, self._last_step, self._say = store, last_step, say
         self._asked = asyncio.Event()
+
+    @contextmanager
+    def by_signal(self, step: Callable[[], int]) -> Iterator[None]:
+        """SIGINT and SIGTERM are such a request. `step`: how many steps are done."""
+        loop = asyncio.get_running_loop()
+        with signals.answered_by(lambda: loop.call_soon_threadsafe(self.ask), lambda: self.at_stake(step())):
+            yield
 
     def ask(self) -> None:
         self._asked.set()
+        self._say("Stopping: what is done will be saved. A second signal gives up at once.")
 
     @property
     def is_asked(self) -> bool:

@@ -14,22 +14,17 @@ def this_command(**keys: str) -> str:
     """
     words = sys.argv[1:]
     for key, value in keys.items():
-        kept = [word for word in words if not word.startswith(f"{key}=")]
-        # Beside the other keys: argparse wants them together.
-        last = max((i for i, word in enumerate(kept) if _is_key(word)), default=len(kept) - 1)
-        words = [*kept[: last + 1], f"{key}={value}", *kept[last + 1 :]]
+        words = [*(word for word in words if not word.startswith(f"{key}=")), f"{key}={value}"]
     return shlex.join([*_start(), *words])
-
-
-def _is_key(word: str) -> bool:
-    return "=" in word and not word.startswith("-")
 
 
 def _start() -> list[str]:
     """The interpreter and its module, or the script."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None:
-        interpreter = sys.orig_argv[: sys.orig_argv.index("-m")] if "-m" in sys.orig_argv else sys.orig_argv[:1]
+        interpreter = (
+            sys.orig_argv[: sys.orig_argv.index("-m")] if "-m" in sys.orig_argv else sys.orig_argv[:1]
+        )
         return [*interpreter, "-m", spec.name.removesuffix(".__main__")]
     script = sys.argv[0]
     name = script.rpartition("/")[2]
