@@ -22,7 +22,7 @@ from hpt_ray.utils import signals
 if __name__ == "__main__":
     signals.watch()  # while the rest is imported, too
 
-from hpt_ray.cluster.process import QUIET  # noqa: E402
+from hpt_ray.cluster.process import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)

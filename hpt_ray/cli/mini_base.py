@@ -99,6 +99,8 @@ async def build(uris: list[str]) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Exit code 0: all are there."""
+    if words is None:
+        signals.watch()
     models = arguments.mini_base(words).models
     try:
         for uri in models:

@@ -56,7 +56,9 @@ class Stopping:
         """The end after `step` steps, which are saved, or could not be for the reason `why_not`."""
         if step == 0:
             return Stopped("Stopped before the first step was done: there is nothing to save.")
-        how_far = f"Stopped after step {step} of {self._last_step}, which"
         if why_not:
-            return Stopped(f"{how_far} could not be saved ({why_not}). {self.at_stake(step)}")
-        return Stopped(f"{how_far} is saved in {self._store.root.parent}.")
+            return Stopped(
+                f"Stopped after step {step}, which could not be saved ({why_not}). {self.at_stake(step)}"
+            )
+        folder = self._store.root.parent
+        return Stopped(f"Stopped after step {step} of {self._last_step}, which is saved in {folder}.")
