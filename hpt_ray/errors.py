@@ -33,6 +33,10 @@ class TrainingDiverged(RuntimeError):
     """Update after update came out as nothing. The message says how many and why."""
 
 
+class RewardsFailed(RuntimeError):
+    """Too many responses of a step have no reward. The message says how many, why, and where they are."""
+
+
 class NoWorkerLeft(RuntimeError):
     """Every rollout worker has failed too often. The message says which and why."""
 
