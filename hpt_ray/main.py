@@ -31,6 +31,7 @@ from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402  (after t
 from hpt_ray.cli.mini_base import model_folder  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
+from hpt_ray.config.command_line import parse_words  # noqa: E402
 from hpt_ray.config.load import QUICKSTART, dump_config, load_config  # noqa: E402
 from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
@@ -101,7 +102,7 @@ def parse(arguments: list[str] | None) -> tuple[Config, bool]:
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
-    options = parser.parse_args(arguments)
+    options = parse_words(parser, arguments)
     config = load_config(options.config or str(QUICKSTART), options.overrides)
     config.run.plugins = plugins.load(config.run.plugins)
     check_config(config)

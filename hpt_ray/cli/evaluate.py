@@ -27,6 +27,7 @@ for _name, _value in QUIET.items():
 
 from hpt_ray.cli.mini_base import model_folder  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402  (after the environment is set)
+from hpt_ray.config.command_line import parse_words  # noqa: E402
 from hpt_ray.config.load import dump_config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.data.mini.base import parse_name  # noqa: E402
@@ -71,7 +72,7 @@ def parse(words: list[str]) -> tuple[Plan, bool]:
     parser.add_argument("--config", help="a YAML file of keys")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to set")
-    options = parser.parse_args(words)
+    options = parse_words(parser, words)
     config = load_evaluation(options.config, options.overrides)
     config.plugins = plugins.load(config.plugins)
     if mini.is_mini(config.model):

@@ -19,6 +19,7 @@ from hpt_ray.algorithms import GATES, BatchShape, Estimator, SampleWeights, Toke
 from hpt_ray.algorithms.build import aligned
 from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.config.checks import check_config
+from hpt_ray.config.command_line import parse_words
 from hpt_ray.config.load import QUICKSTART, load_config
 from hpt_ray.config.phases import Phase
 from hpt_ray.config.schema import Config
@@ -50,6 +51,10 @@ MOVES = (0.05, -0.05, 0.3, -0.3)
 ENTROPIES = (0.4, 0.9, 1.5)
 VALUES = (0.2, 0.4, 0.6, 0.7)
 REFERENCE_GAP = -0.1  # log π_frozen − log π_old
+DEFAULT = (
+    "With the settings of configs/quickstart.yaml, as no --config FILE is named. Another algorithm: "
+    "algorithm.name=grpo; their names: --all."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,12 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--all", action="store_true", help="print the tables of what may be named: algorithms, gates, …"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
-    options = parser.parse_args(arguments)
     try:
+        options = parse_words(parser, arguments)
         config = load_config(options.config or str(QUICKSTART), options.overrides)
         plugins.load(config.run.plugins)
         check_config(config)
-        print(tables() if options.all else explain(config))
+        text = tables() if options.all else explain(config)
+        print(text if options.config or options.all else f"{DEFAULT}\n\n{text}")
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

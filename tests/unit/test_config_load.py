@@ -114,8 +114,8 @@ def test_null_empties_an_optional_text_and_only_that() -> None:
     ("typo", "meant"),
     [
         ("run.stesp", "run.steps"),
-        ("learning_rate", "learner.learning_rate"),
-        ("rollout.learning_rate", "learner.learning_rate"),
+        ("learning_rat", "learner.learning_rate"),
+        ("rollout.learning_rte", "learner.learning_rate"),
         ("rollout.temprature", "rollout.temperature"),
         ("evaluation.temprature", "evaluation.temperature"),
         ("lerner", "learner"),
