@@ -139,6 +139,14 @@ def hint(name: str, root: type = Config) -> str:
     return f"Did you mean `{nearest}`?" if nearest else f"All keys are listed in {page}."
 
 
+def hint_for_option(word: str) -> str:
+    """The same for `--learning_rate=1e-6`, which is how other trainers are given it."""
+    name = word.lstrip("-").partition("=")[0]
+    names = (name, name.replace("-", "_"))
+    known = next((f"Here it is `{each}`." for each in names if each in known_keys()), None)
+    return f"{known or hint(names[1])} Keys are written without dashes: run.steps=200"
+
+
 def _keys_of(cls: type, prefix: str) -> Iterator[KnownKey]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):

@@ -60,7 +60,11 @@ class DataConfig:
     )
     add_bos: bool = key(False, "Put the tokenizer's BOS token first (`plain` and text templates).")
     system_prompt: str | None = key(None, "Replaces every prompt's system message; empty text removes it.")
-    end_token: str | None = key(None, "Token that ends a response. Default: the tokenizer's EOS.")
+    end_token: str | None = key(
+        None,
+        "Token that ends a response, and the only one. Default: what the chat template closes the assistant's turn "
+        "with, else the tokenizer's EOS; rollouts then also stop on the tokens of the model's generation config.",
+    )
     max_prompt_tokens: int = key(1024, "Longer prompts are dropped and counted.", minimum=1)
     max_response_tokens: int = key(8192, "Limit of a rollout; longer demonstrations are dropped.", minimum=1)
     shuffle: bool = key(True, "Draw a new order each epoch from the seed; false keeps the files' order.")

@@ -158,7 +158,7 @@ class Intake:
             return "no_demonstration"
         if len(ids) > self._max_response_tokens:
             return "demonstration_too_long"
-        if self._template.end_token_id in ids[:-1]:
+        if self._template.goes_past_end(ids):
             return "demonstration_past_end"
         return None
 

@@ -66,19 +66,16 @@ class Driver:
     """One run, from prepared data and model to its summary."""
 
     def __init__(
-        self,
-        config: Config,
-        prepared: Prepared,
-        folder: RunFolder,
-        progress: Progress,
-        quiet: bool = False,
+        self, config: Config, prepared: Prepared, folder: RunFolder, progress: Progress, quiet: bool = False
     ):
         self.config, self.prepared, self.folder, self.progress = config, prepared, folder, progress
         self.quiet = quiet
         self.evaluator = Evaluator(config, prepared)
         mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
         store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
-        self.checkpoints = CheckpointManager(store, timeout_s=config.learner.timeout_s, say=progress.show)
+        self.checkpoints = CheckpointManager(
+            store, config.learner.timeout_s, prepared.stop_token_ids, progress.show
+        )
         self.reporter = Reporter(config, folder, progress)
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back

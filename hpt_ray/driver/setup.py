@@ -42,6 +42,7 @@ class Prepared:
     model_path: str
     eval_sets: Mapping[str, Sequence[Prompt]]
     stop_token_ids: tuple[int, ...]
+    turn_end: str  # the same for people
     phases: Sequence[PreparedPhase]
 
     def phase_of(self, step: int) -> PreparedPhase:
@@ -90,7 +91,7 @@ def prepare(config: Config, model_path: str) -> Prepared:
     for name, path in config.evaluation.sets.items():
         found = load([path], demonstrations="optional")
         eval_sets[name] = [found[i] for i in range(len(found))]
-    return Prepared(model_path, eval_sets, template.stop_token_ids, phases)
+    return Prepared(model_path, eval_sets, template.stop_token_ids, template.turn_end, phases)
 
 
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:

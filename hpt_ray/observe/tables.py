@@ -52,8 +52,9 @@ def start_summary(
     num_prompts: int | None,
     dropped: Mapping[str, int],
     folder: Path,
+    turn_end: str | None = None,
 ) -> RenderableType:
-    """The three sizes, what follows from them, the data and where the run is written.
+    """The three sizes, what follows from them, the data, what ends a response, and where the run is written.
 
     `algorithm_mode` is the algorithm in words; `dropped` counts the rows that were left out, by reason.
     """
@@ -67,6 +68,8 @@ def start_summary(
     table.add_row("training prompts", "not known" if num_prompts is None else f"{num_prompts:,}")
     if num_prompts is not None:
         table.add_row("dropped rows", _counts(dropped))
+    if turn_end is not None:
+        table.add_row("a response ends with", Text(turn_end))
     table.add_row("run folder", Text(str(folder), overflow="fold"))
     return Lines(Text(title, style="bold"), table)
 

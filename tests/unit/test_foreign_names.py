@@ -98,25 +98,19 @@ def test_typing_errors_still_get_the_nearest_key() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lr", "1e-6"], "no option `--lr`. Keys are written without dashes: learner.learning_rate=VALUE."),
-        (["--num-generations=4"], "without dashes: group_size=VALUE."),
-        (["--run.steps", "3"], "without dashes: run.steps=VALUE."),
-        (["--dry_run"], "no option `--dry_run`. Did you mean `--dry-run`?"),
+        (["--lr", "1e-6"], "Here it is `learner.learning_rate`. Keys are written without dashes"),
+        (["--num-generations=4"], "Here it is `group_size`."),
+        (["--run.steps", "3"], "Here it is `run.steps`."),
+        (["--run.stesp", "3"], "Did you mean `run.steps`?"),
     ],
 )
 def test_options_of_another_trainer_are_told_as_keys(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words) == 2
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_options_and_words_come_in_any_order(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        explain(["algorithm.name=grpo", "--config", "configs/quickstart.yaml", "algorithm.rollout_coef=1"])
-        == 0
-    )
-    assert capsys.readouterr().out.startswith("grpo:")
 
 
 def test_explain_says_what_it_explains_where_nothing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
