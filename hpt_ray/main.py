@@ -127,7 +127,7 @@ def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: 
                 num_prompts=None if prompts is None else len(prompts),
                 dropped={} if prompts is None else prompts.dropped,
                 folder=folder,
-                turn_end=prepared and prepared.turn_end,
+                turn_end=None if prepared is None else prepared.turn_end,
             )
         )
     from hpt_ray.tools.plan.show import plan_summary
