@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     described = {name: preparer.description for name, preparer in PREPARERS.items()}
     described |= {name: f"benchmark {row.title}" for name, row in SINGLE_FILES.items()}
     parser = argparse.ArgumentParser(
-        prog="python -m hpt_ray.data.prepare",
+        prog="hpt_ray prepare",
         description="Write prompt files (parquet) from published ones.\n\n"
         + "\n".join(f"  {name:12} {description}" for name, description in described.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
