@@ -14,6 +14,7 @@ from command import TINY, run_main, write_reward_function
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hpt_ray.data.mini.tokenizer import build_tokenizer
+from hpt_ray.main import main
 
 SIZES = {
     "hidden_size": 64,
@@ -35,25 +36,27 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-# model_type → what is particular to it; a text: the words of the refusal
-FAMILIES: dict[str, tuple[str, dict[str, object], str | None]] = {
-    "qwen2": ("qwen2", {}, None),
-    "qwen3": ("qwen3", {"head_dim": 32}, None),
-    "llama": ("llama", {"rope_parameters": LLAMA3}, None),
-    "mistral": ("mistral", {"sliding_window": None, "head_dim": 32}, None),
-    "mistral, window": ("mistral", {"sliding_window": 16, "head_dim": 32}, None),
+# name → model_type, and what is particular to it
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "llama": ("llama", {"rope_parameters": LLAMA3}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 32}),
+    "mistral, window": ("mistral", {"sliding_window": 16, "head_dim": 32}),
     "gemma2": (
         "gemma2",
         {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 5.0},
-        None,
     ),
-    "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32}, None),
-    "phi3": ("phi3", {"original_max_position_embeddings": 256}, None),
-    "olmo2": ("olmo2", {}, None),
-    "glm4": ("glm4", {"head_dim": 32}, None),
-    "smollm3": ("smollm3", {}, None),
-    "gpt_neox": ("gpt_neox", {}, None),
-    "gpt2": ("gpt2", GPT2, None),
+    "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32}),
+    "phi3": ("phi3", {"original_max_position_embeddings": 256}),
+    "olmo2": ("olmo2", {}),
+    "glm4": ("glm4", {"head_dim": 32}),
+    "smollm3": ("smollm3", {}),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt2": ("gpt2", GPT2),
+}
+# name → the same, and the words of the refusal
+REFUSED: dict[str, tuple[str, dict[str, object], str]] = {
     "qwen3_moe": (
         "qwen3_moe",
         {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
@@ -65,8 +68,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object], str | None]] = {
 QUICK = ("gemma2",)  # windows and soft-capping: of the others, `make test-all` runs each
 
 
-def write_model(folder: Path, family: str) -> None:
-    kind, particular, _ = FAMILIES[family]
+def write_model(folder: Path, kind: str, particular: dict[str, object]) -> None:
     tokenizer = build_tokenizer()
     sizes = {} if kind == "gpt2" else SIZES
     AutoConfig.for_model(kind, **{**sizes, **particular, "vocab_size": len(tokenizer)}).save_pretrained(
@@ -76,29 +78,36 @@ def write_model(folder: Path, family: str) -> None:
     GenerationConfig(eos_token_id=2, pad_token_id=0, bos_token_id=1).save_pretrained(folder)
 
 
+def arguments_of(folder: Path) -> list[str]:
+    return [
+        *TINY,
+        f"model.path={folder / 'model'}",
+        "model.random_init=true",
+        "algorithm.name=grpo",
+        f"reward.function={write_reward_function(folder)}",
+        "run.steps=2",
+        f"run.dir={folder / 'runs'}",
+    ]
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_refused(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind, particular, words = REFUSED[family]
+    write_model(tmp_path / "model", kind, particular)
+    assert main([*arguments_of(tmp_path), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in FAMILIES]
 )
 def test_family(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_model(tmp_path / "model", family)
-    arguments = [
-        *TINY,
-        f"model.path={tmp_path / 'model'}",
-        "model.random_init=true",
-        "algorithm.name=grpo",
-        f"reward.function={write_reward_function(tmp_path)}",
-        "run.steps=2",
-        f"run.dir={tmp_path / 'runs'}",
-    ]
-    if refusal := FAMILIES[family][2]:
-        ended = run_main([*arguments, "--dry-run"])
-        assert ended.returncode == 2, ended.stderr
-        assert refusal in ended.stderr
-        assert len(ended.stderr.strip().splitlines()) == 1
-        return
-    ended = run_main(arguments)
+    write_model(tmp_path / "model", *FAMILIES[family])
+    ended = run_main(arguments_of(tmp_path))
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     run = tmp_path / "runs" / "latest"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
