@@ -37,6 +37,10 @@ class RewardsFailed(RuntimeError):
     """Too many responses of a step have no reward. The message says how many, why, and where they are."""
 
 
+class SamplerMismatch(RuntimeError):
+    """Sampler and learner do not compute the same model. The message says how far apart they are."""
+
+
 class NoWorkerLeft(RuntimeError):
     """Every rollout worker has failed too often. The message says which and why."""
 
