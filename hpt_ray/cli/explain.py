@@ -49,6 +49,10 @@ MOVES = (0.05, -0.05, 0.3, -0.3)
 ENTROPIES = (0.4, 0.9, 1.5)
 VALUES = (0.2, 0.4, 0.6, 0.7)
 REFERENCE_GAP = -0.1  # log π_frozen − log π_old
+DEFAULT = (
+    "With the settings of configs/quickstart.yaml, as no --config FILE is named. Another algorithm: "
+    "algorithm.name=grpo; their names: --all."
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -58,7 +62,8 @@ def main(words: Sequence[str] | None = None) -> int:
         config = load_config(options.config or str(QUICKSTART), options.overrides)
         plugins.load(config.run.plugins)
         check_config(config)
-        print(tables() if options.all else explain(config))
+        text = tables() if options.all else explain(config)
+        print(text if options.config or options.all else f"{DEFAULT}\n\n{text}")
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,7 +34,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: -"):
-            message += "\nKeys are written without dashes: run.steps=200"
+            from hpt_ray.config.load import hint_for_option  # slow to import
+
+            message += "\n" + hint_for_option(message.split()[2])
         super().error(message)
 
 
