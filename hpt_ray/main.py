@@ -26,14 +26,13 @@ def main(words: list[str] | None = None) -> int:
     options = arguments.train(words)
     folder: RunFolder | None = None
     try:
-        from rich.console import Console
-
         from hpt_ray.cli import train
         from hpt_ray.data.mini.base import tokenizer_path
         from hpt_ray.driver.setup import prepare
+        from hpt_ray.observe.console import CommandConsole
         from hpt_ray.observe.run_folder import RunFolder
 
-        console = Console()
+        console = CommandConsole()
         config = train.configured(options)
         if options.dry_run:
             train.show_plan(config, console)
@@ -55,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
             asyncio.run(train.run(cluster, config, prepared, folder, console))
         return 0
     except Stopped as stopped:
-        print(f"{stopped} {train.to_go_on(config, folder)}", file=sys.stderr)
+        signals.say(f"{stopped} {train.to_go_on(config, folder)}")
         return signals.exit_code()
     except Exception as error:
         return exit_code(error, None if folder is None else folder.logs)

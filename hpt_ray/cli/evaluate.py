@@ -39,6 +39,7 @@ from hpt_ray.evaluation.plan import Plan, load_evaluation, make_plan  # noqa: E4
 from hpt_ray.evaluation.report import as_json, compare, comparison_table, results_table, summarise  # noqa: E402
 from hpt_ray.evaluation.results import read_results, result_of, write_results  # noqa: E402
 from hpt_ray.evaluation.run import sample_missing, start_workers  # noqa: E402
+from hpt_ray.observe.console import CommandConsole  # noqa: E402
 from hpt_ray.observe.run_folder import write_atomic  # noqa: E402
 from hpt_ray.utils import arguments, plugins  # noqa: E402
 from hpt_ray.utils.command import this_command  # noqa: E402
@@ -47,7 +48,7 @@ from hpt_ray.utils.command import this_command  # noqa: E402
 def main(words: list[str] | None = None) -> int:
     """Evaluate or compare, and turn what went wrong into an exit code and a message."""
     words = sys.argv[1:] if words is None else words
-    console = Console()
+    console = CommandConsole()
     try:
         if words[:1] == ["compare"]:
             show_comparison(words, console)
@@ -58,7 +59,7 @@ def main(words: list[str] | None = None) -> int:
             asyncio.run(evaluate(plan, console))
         return 0
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        signals.say(f"{stopped}")
         return signals.exit_code()
     except Exception as error:
         return exit_code(error)

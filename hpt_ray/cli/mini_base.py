@@ -25,6 +25,7 @@ from hpt_ray.data.mini.base import RECIPES, base_folder, fresh_model, parse_name
 from hpt_ray.driver.driver import Driver
 from hpt_ray.driver.setup import prepare
 from hpt_ray.errors import Stopped, exit_code
+from hpt_ray.observe.console import CommandConsole
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.utils import arguments, signals
@@ -92,7 +93,7 @@ async def build(uris: list[str]) -> None:
     cluster = Cluster.connect(ClusterConfig())
     try:
         for uri in uris:
-            print(await model_folder(uri, cluster, Console()))
+            print(await model_folder(uri, cluster, CommandConsole()))
     finally:
         cluster.close()
 
@@ -108,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> int:
         asyncio.run(build(models))
         return 0
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        signals.say(f"{stopped}")
         return signals.exit_code()
     except Exception as error:
         return exit_code(error)

@@ -50,6 +50,7 @@ from hpt_ray.driver.step_metrics import Pairs, learner_metrics  # noqa: E402
 from hpt_ray.errors import Stopped, UserError, exit_code  # noqa: E402
 from hpt_ray.learner.group import LearnerGroup  # noqa: E402
 from hpt_ray.learner.schedule import learning_rates  # noqa: E402
+from hpt_ray.observe.console import CommandConsole  # noqa: E402
 from hpt_ray.observe.rollout_dump import dump_of, ids_of_prompts, read_pairs  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.types import UpdateResult  # noqa: E402
@@ -92,14 +93,14 @@ class Difference:
 
 
 def main(words: list[str] | None = None) -> int:
-    console = Console()
+    console = CommandConsole()
     plan: Plan | None = None
     try:
         plan = parse(words)
         prepared = prepare(plan.config, tokenizer_path(plan.config.model.path))
         return 0 if asyncio.run(run(plan, prepared, console)) else 1
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        signals.say(f"{stopped}")
         return signals.exit_code()
     except Exception as error:
         return exit_code(error, None if plan is None else replay_logs(plan.folder))

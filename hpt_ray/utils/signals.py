@@ -77,6 +77,27 @@ def at_end(cleanup: Callable[[], object]) -> None:
     _state.cleanups.append(cleanup)
 
 
+def is_command() -> bool:
+    """Whether this process is a command that answers signals."""
+    return _state.is_command
+
+
+def ask_to_stop() -> None:
+    """As SIGTERM does, unless a signal has asked already."""
+    if _state.first is None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def say(text: str) -> None:
+    """On stderr, whoever still reads it, and past its buffer, which may be in use.
+
+    On a terminal it takes the place of a line that is being drawn.
+    """
+    start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
+    with suppress(OSError):
+        os.write(2, f"{start}{text}\n".encode())
+
+
 class _State:
     """What the handler knows. Signals belong to the process, and so does this."""
 
@@ -117,10 +138,7 @@ def _end(number: int, said: str) -> NoReturn:
     for cleanup in _state.cleanups:
         with suppress(Exception):
             cleanup()
-    # Past the buffer of stderr, which may be in use; on a terminal, in place of a line that is being drawn.
-    start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
-    with suppress(OSError):
-        os.write(2, f"{start}{said}\n".encode())
+    say(said)
     with suppress(Exception):
         sys.stdout.flush()
     os._exit(128 + number)

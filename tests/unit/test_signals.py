@@ -43,6 +43,22 @@ time.sleep(100)
 """
 
 
+PRINTING = """
+import sys, time
+from hpt_ray.observe.console import CommandConsole
+from hpt_ray.utils import signals
+signals.watch()
+asked = []
+with signals.answered_by(lambda: asked.append(1)):
+    while not asked:
+        CommandConsole().print("step 1")
+        time.sleep(0.05)
+    CommandConsole().print("step 2")
+signals.say("saved")
+sys.exit(signals.exit_code())
+"""
+
+
 def start(folder: Path, *words: str) -> tuple[subprocess.Popen[str], psutil.Process]:
     """The command above once it watches, and the process that it has started."""
     process = subprocess.Popen(
@@ -102,6 +118,23 @@ def test_a_later_second_signal_gives_up_and_says_what_is_lost(tmp_path: Path) ->
     assert (printed, said) == ("", "Gave up. Steps 3 to 5 are lost.\n")
     assert has_ended(child)
     assert (tmp_path / "removed").read_text() == "removed "
+
+
+def test_a_reader_that_went_away_is_a_request_and_breaks_nothing(tmp_path: Path) -> None:
+    """As in `hpt_ray train | tee log`, where a Ctrl-C ends the `tee`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTING],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "step 1\n"
+    process.stdout.close()
+    assert process.stderr is not None
+    assert (process.wait(LIMIT_S), process.stderr.read()) == (143, "saved\n")
 
 
 def test_outside_of_a_command_the_handlers_are_put_back() -> None:

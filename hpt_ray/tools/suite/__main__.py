@@ -29,6 +29,7 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 from hpt_ray.errors import Stopped, UserError, exit_code  # noqa: E402  (after the environment is set)
+from hpt_ray.observe.console import CommandConsole  # noqa: E402
 from hpt_ray.tools.suite.jobs import Launcher, LocalLauncher  # noqa: E402
 from hpt_ray.tools.suite.matrix import RunSpec  # noqa: E402
 from hpt_ray.tools.suite.ray_jobs import RayLauncher  # noqa: E402
@@ -43,7 +44,7 @@ from hpt_ray.utils.lock import alone  # noqa: E402
 
 def main(words: list[str] | None = None) -> int:
     """Run, and turn what went wrong into an exit code and a message."""
-    console = Console()
+    console = CommandConsole()
     try:
         options = arguments.suite(words)
         suite = load_suite(options.suite, options.overrides)
@@ -53,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
         with holding(suite.out):
             return report_on(suite, options, console)
     except Stopped as stopped:
-        print(f"{stopped} To go on: {this_command()}", file=sys.stderr)
+        signals.say(f"{stopped} To go on: {this_command()}")
         return signals.exit_code()
     except Exception as error:
         return exit_code(error)
