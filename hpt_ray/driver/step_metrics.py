@@ -188,7 +188,9 @@ def first_response(group: Group, decision: Decision, estimator: Estimator) -> Sh
     """The first response to a prompt, as a person is shown it; None where there is none."""
     for rollout, result in zip(group.rollouts, group.results, strict=True):
         if rollout.finish.is_response:
-            return Shown(group, decision, rollout, result, _first_advantage(group, decision, estimator))
+            trains = not result.outcome.is_failure
+            advantage = _first_advantage(group, decision, estimator) if trains else None
+            return Shown(group, decision, rollout, result, advantage)
     return None
 
 

@@ -94,6 +94,11 @@ def evaluation_parts(step: int, metrics: Metrics, before: Mapping[str, float]) -
         old = sum(before[name] for name in both) / len(both) if len(both) == len(means) else None
         parts.append(_score("mean", sum(means.values()) / len(means), old))
     parts += [_score(name, mean, before.get(name)) for name, mean in means.items()]
+    parts += [
+        Part(f"{name} rewards failed {share:.0%}", style=BAD)
+        for name in means
+        if (share := metrics.get(f"eval/{name}/failure_share"))
+    ]
     if metrics.get("time/evaluation_s") is not None:
         parts.append(Part(short_seconds(metrics["time/evaluation_s"])))
     return parts

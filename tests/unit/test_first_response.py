@@ -66,6 +66,14 @@ def test_there_is_none_where_the_group_does_not_decide_it() -> None:
         assert shown.advantage is None
 
 
+def test_a_response_whose_reward_failed_has_none() -> None:
+    failed = group()
+    failed.results[0] = RewardResult(0.0, Outcome.ERROR)
+    shown = first_response(failed, ROLLOUTS, make_estimator("grpo"))
+    assert shown is not None
+    assert (shown.rollout.text, shown.advantage) == ("text 0", None)
+
+
 def test_a_lost_response_is_passed_over() -> None:
     lost = group(first=FinishReason.LOST)
     shown = first_response(lost, ROLLOUTS, make_estimator("grpo"))

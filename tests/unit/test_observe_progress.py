@@ -243,6 +243,9 @@ def test_an_evaluation_is_compared_with_the_one_before() -> None:
     assert worse.plain == "evaluation of step 25  chain 0.500 (-0.200)"
     assert "red" in {str(span.style) for span in worse.spans}
     assert evaluation_parts(25, STEP, {"chain": 0.7}) == []
+    failed = in_lines(evaluation_parts(0, {"eval/a/mean": 0.5, "eval/a/failure_share": 0.25}, {}), None)
+    assert failed.plain == "evaluation of step 0  a 0.500  a rewards failed 25%"
+    assert "bold red" in {str(span.style) for span in failed.spans}
 
 
 @pytest.mark.parametrize("width", [30, 79, 199])
