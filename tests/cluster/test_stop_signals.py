@@ -150,3 +150,32 @@ def test_while_it_starts_it_ends_at_once_and_leaves_nothing(tmp_path: Path) -> N
             line = run.ends(code, 10, started_here)
     assert line
     assert not saved(tmp_path / "runs")
+
+
+SUITE = f"""
+title: One run
+out: OUT
+recipe: {ROOT}/tests/cluster/tiny.yaml
+models: {{t: {{title: fresh, config: {{model: {{path: "mini:t-fresh"}}, run: {{steps: 1000}}}}}}}}
+methods: {{hpt: {{title: HPT, config: {{algorithm: {{name: hpt}}}}}}}}
+matrix: {{seeds: [1]}}
+sets: {{test: {{chain: "mini:test/chain"}}, in_distribution: [chain]}}
+"""
+
+
+@pytest.mark.long
+def test_a_suite_lets_its_runs_save(tmp_path: Path) -> None:
+    suite, out = tmp_path / "suite.yaml", tmp_path / "out"
+    suite.write_text(SUITE.replace("OUT", str(out)), encoding="utf-8")
+    command = [sys.executable, "-m", "hpt_ray", "suite", str(suite)]
+    with started(command, tmp_path / "log") as run:
+        run.wait_until(lambda: any(path.read_text().count("\n") >= 2 for path in out.rglob("metrics.jsonl")))
+        started_here = run.children
+        os.killpg(run.process.pid, INT)
+        os.killpg(run.process.pid, INT)
+        line = run.ends(130, 90, started_here)
+    assert line.startswith("Stopped. The runs under way were told to save, and have ended. To go on: ")
+    assert line.endswith(shlex.join(command))
+    (metrics,) = out.rglob("metrics.jsonl")
+    done = metrics.read_text().count("\n")
+    assert (metrics.parent / "checkpoints" / f"step-{done:06d}").is_dir()
