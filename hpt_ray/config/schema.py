@@ -53,7 +53,13 @@ class ModelConfig:
 class DataConfig:
     """Prompts, demonstrations, and how they become tokens."""
 
-    train: list[str] = key([], "Training prompts: files or folders of parquet and jsonl, or `mini:train`.")
+    train: list[str] = key([], "Training prompts: files or folders of rows (docs/data.md), or `mini:train`.")
+    columns: dict[str, str] = key(
+        {},
+        "Which column is what, where that is not recognised: `{prompt: …, target: …, answer: …, data_source: …}`; "
+        "`target` is the demonstration, `answer` the ground truth. Evaluation sets without these columns are "
+        "recognised by themselves.",
+    )
     template: str = key(
         "chat",
         "`chat`: the tokenizer's template; `plain`: the prompt's text; or a text with `{prompt}` in it.",
@@ -263,7 +269,7 @@ class EvaluationConfig:
 
     every: int = key(0, "Steps between evaluations; 0: only before the first and after the last step.")
     before_training: bool = key(True, "Evaluate the untrained model too.")
-    sets: dict[str, str] = key({}, "Name → file of prompts (parquet, jsonl or `mini:…`).")
+    sets: dict[str, str] = key({}, "Name → file of prompts (docs/data.md), or `mini:…`.")
     samples: int = key(1, "Responses per prompt; the metric is their mean.", minimum=1)
     temperature: float = key(0.0, "Sampling temperature; 0 is greedy.")
     top_p: float = key(1.0, "Nucleus of evaluation samples.", minimum=None)
