@@ -66,6 +66,13 @@ def answered_by(answer: Callable[[], object], at_stake: Callable[[], str] = str)
                 signal.signal(number, handler)
 
 
+def put_back() -> None:
+    """Let Python answer again, where a library has set handlers below it."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.getsignal(number) or signal.SIG_DFL)
+
+
 def exit_code() -> int:
     """Of a process that was asked to stop."""
     return 128 + (signal.SIGTERM if _state.first is None else _state.first[0])
