@@ -226,8 +226,8 @@ def _signals_are_ours() -> Iterator[None]:
     """SIGINT and SIGTERM, to us or to our whole process group, are for `utils.signals` to answer.
 
     So Ray's own processes get a group of their own: without them nothing could be saved any more. They still end
-    with this process, however that ends, since the kernel kills them then. And Ray's handlers for SIGTERM, in Python and
-    below it, which end the process, are not for us. Ray has no options for either.
+    with this process, however that ends, since the kernel kills them then. And Ray's handlers for SIGTERM, in Python
+    and below it, which end the process, are not for us. Ray has no options for either.
     """
     ours, handler = services.ConsolePopen, ray._private.utils.set_sigterm_handler
     services.ConsolePopen = partial(ours, process_group=0)  # type: ignore[misc, assignment]
