@@ -65,9 +65,9 @@ TRACKERS: dict[str, TrackerKind] = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise a `UserError` for a name that `TRACKERS` does not have."""
+    """Raise a `UserError` for a name that `TRACKERS` does not have, and for one whose package is not installed."""
     for name in names:
-        check_name("observe.trackers", name, TRACKERS)
+        _check(name)
 
 
 class TrackerGroup:
@@ -120,13 +120,18 @@ def _always() -> list[str]:
 
 
 def _load(name: str) -> Callable[..., Tracker]:
+    kind = _check(name)
+    return pkgutil.resolve_name(kind.make) if isinstance(kind.make, str) else kind.make
+
+
+def _check(name: str) -> TrackerKind:
     kind = TRACKERS[check_name("observe.trackers", name, TRACKERS)]
     if kind.package is not None and importlib.util.find_spec(kind.package) is None:
         raise UserError(
             f"`observe.trackers` names {name}, and {kind.package} is not installed: install the extra `trackers` "
             f'(pip install "hpt_ray[trackers]"), or take {name} out.'
         )
-    return pkgutil.resolve_name(kind.make) if isinstance(kind.make, str) else kind.make
+    return kind
 
 
 class _Feed:

@@ -19,7 +19,7 @@ from hpt_ray.data.mini import is_mini
 from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.driver.setup import Prepared, check_choices, loader, prepare
 from hpt_ray.tools.plan.cost import DataFacts
-from hpt_ray.tools.plan.make import Plan, check_plan, make_plan
+from hpt_ray.tools.plan.make import Plan, check_context, check_plan, make_plan
 from hpt_ray.tools.plan.memory import GIB
 from hpt_ray.tools.plan.shape import find_shape, local_folder
 
@@ -30,6 +30,7 @@ def plan_run(config: Config, prepared: Prepared | None) -> Plan:
     Host memory is compared with this machine's where the run is for this machine alone.
     """
     shape = find_shape(config.model, config.model.path)
+    check_context(config, shape)
     plan = make_plan(config, shape, facts_of(config, prepared))
     is_local = config.cluster.address == "local"
     check_plan(config, plan, host_gib=psutil.virtual_memory().total / GIB if is_local else None)
