@@ -80,9 +80,14 @@ class RolloutConfig:
     num_gpus: float = key(0.0, "GPUs reserved for one worker (0: the CPU build of vLLM).")
     temperature: float = key(1.0, "Sampling temperature of training rollouts.")
     top_p: float = key(
-        1.0, "Nucleus of rollouts; below 1 logprobs are of the truncated distribution.", minimum=None
+        1.0,
+        "Nucleus of training rollouts; below 1 refused where the algorithm weighs them by π_θ/π_old, whose support "
+        "would differ.",
+        minimum=None,
     )
-    top_k: int = key(-1, "Sample among the k likeliest tokens only; -1 for all.", minimum=None)
+    top_k: int = key(
+        -1, "Sample training rollouts among the k likeliest tokens only (as `top_p`); -1: all.", minimum=None
+    )
     max_num_seqs: int = key(256, "Sequences one engine decodes at the same time.", minimum=1)
     kv_cache_gib: float = key(0.5, "KV cache of one engine on a CPU, in GiB.")
     gpu_memory_utilization: float = key(

@@ -48,7 +48,7 @@ from hpt_ray.driver.checkpoint_manager import CheckpointManager, Saved
 from hpt_ray.driver.evaluator import Evaluator
 from hpt_ray.driver.reporter import Reporter
 from hpt_ray.driver.setup import Prepared, PreparedPhase, roles_of
-from hpt_ray.driver.step_metrics import Pairs, StepReport, failures_of
+from hpt_ray.driver.step_metrics import Pairs, StepReport, check_gap, failures_of
 from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged
 from hpt_ray.learner.schedule import learning_rates
 from hpt_ray.observe.metrics import complete_line
@@ -166,6 +166,8 @@ class Driver:
             return
         metrics, pairs = await step
         await self._report(self.step, metrics, pairs)
+        if self.step == 1:
+            check_gap(self.phase.config, metrics)
         self._check_progress(pairs)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

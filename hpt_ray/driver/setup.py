@@ -206,6 +206,15 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             "algorithm.rollout_denominator=old, or algorithm.correction (e.g. token_truncate), or "
             "rollout.max_off_policy_steps=0."
         )
+    is_cut = config.rollout.top_p < 1 or config.rollout.top_k > 0
+    weighs = estimator.corrects_off_policy and not config.learner.recompute_old_logprobs
+    if is_cut and kind.needs_rollouts and weighs:
+        raise UserError(
+            f"rollout.top_p={config.rollout.top_p:g} with rollout.top_k={config.rollout.top_k} cuts the distribution "
+            f"that rollouts come from, and the learner's stays whole: algorithm.name={estimator.name} would weigh "
+            "every token by the share that was left. Set rollout.top_p=1 and rollout.top_k=-1 (a temperature is "
+            "accounted for), or learner.recompute_old_logprobs=true."
+        )
     if estimator.needs_values and config.critic.num_gpus > 1:
         raise UserError(
             f"critic.num_gpus is {config.critic.num_gpus:g}, but one rank uses at most one GPU: set it to 1 "
