@@ -191,7 +191,9 @@ def check_run_dir(directory: str | os.PathLike[str]) -> bool:
     Raises `UserError` where they cannot. Nothing is made.
     """
     if str(directory).startswith("~"):  # the shell leaves it as it is after `run.dir=`
-        raise UserError(f"`run.dir` ({directory}): write the whole path, such as {Path(directory).expanduser()}.")
+        raise UserError(
+            f"`run.dir` ({directory}): write the whole path, such as {Path(directory).expanduser()}."
+        )
     wanted = Path(directory).absolute()
     there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
     if not there.is_dir():

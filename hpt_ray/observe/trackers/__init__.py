@@ -66,8 +66,13 @@ TRACKERS: dict[str, TrackerKind] = {
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raise a `UserError` for a name that `TRACKERS` does not have, and for one whose package is not installed."""
-    for name in names:
-        _check(name)
+    kinds = {name: TRACKERS[check_name("observe.trackers", name, TRACKERS)] for name in names}
+    for name, kind in kinds.items():
+        if kind.package is not None and importlib.util.find_spec(kind.package) is None:
+            raise UserError(
+                f"`observe.trackers` names {name}, and {kind.package} is not installed: install the extra "
+                f'`trackers` (pip install "hpt_ray[trackers]"), or take {name} out.'
+            )
 
 
 class TrackerGroup:
@@ -120,18 +125,9 @@ def _always() -> list[str]:
 
 
 def _load(name: str) -> Callable[..., Tracker]:
-    kind = _check(name)
-    return pkgutil.resolve_name(kind.make) if isinstance(kind.make, str) else kind.make
-
-
-def _check(name: str) -> TrackerKind:
-    kind = TRACKERS[check_name("observe.trackers", name, TRACKERS)]
-    if kind.package is not None and importlib.util.find_spec(kind.package) is None:
-        raise UserError(
-            f"`observe.trackers` names {name}, and {kind.package} is not installed: install the extra `trackers` "
-            f'(pip install "hpt_ray[trackers]"), or take {name} out.'
-        )
-    return kind
+    check_trackers([name])
+    make = TRACKERS[name].make
+    return pkgutil.resolve_name(make) if isinstance(make, str) else make
 
 
 class _Feed:
