@@ -34,7 +34,7 @@ class Prompt:
     id: str  # unique within a run: "<data_source>/<index>"
     token_ids: np.ndarray  # [P] int32, ends where the response begins
     text: str  # as rendered, for people
-    ground_truth: str | float | list
+    ground_truth: str | float | list | None  # None only where neither gate nor reward function needs one
     data_source: str  # chooses the reward function
     demonstration: Demonstration | None = None
     extra: dict = field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +49,8 @@ class StepReport:
 def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     """Rewards, outcomes and lengths of the step's rollouts; None where there were none.
 
-    Rollouts that were aborted or lost are counted as such and are in no mean.
+    Rollouts that were aborted or lost are counted as such and are in no mean; those whose reward failed are in no
+    mean of rewards.
     """
     everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.results, strict=True)]
     finishes = Counter(rollout.finish.value for rollout, _ in everything)
@@ -57,9 +58,15 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     rollouts, results = [r for r, _ in graded], [v for _, v in graded]
     outcomes = Counter(result.outcome.value for result in results)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
+    rewards = [result for result in results if not result.outcome.is_failure]
+    metrics = defaultdict(list)
+    for name, value in (item for result in rewards for item in result.metrics.items()):
+        metrics[name].append(value)
     return {
-        "reward/mean": float(np.mean([result.score for result in results])) if results else None,
+        "reward/mean": float(np.mean([result.score for result in rewards])) if rewards else None,
+        "reward/failure_share": 1 - len(rewards) / len(results) if results else None,
         **{f"reward/outcome/{name}": count for name, count in outcomes.items()},
+        **{f"reward/metric/{name}": float(np.mean(values)) for name, values in metrics.items()},
         **{f"rollout/finish/{name}": count for name, count in finishes.items()},
         "rollout/length_mean": float(np.mean(lengths)) if lengths else None,
         "rollout/truncated_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else None,

@@ -70,7 +70,7 @@ def host_gib_of(plan: Plan) -> float:
 
 def check_context(config: Config, shape: ModelShape | None) -> None:
     """Raise `UserError` where prompt and response are longer together than the model has positions."""
-    longest, positions = config.context_tokens, shape and shape.positions
+    longest, positions = config.context_tokens, None if shape is None else shape.positions
     if positions is None or longest <= positions:
         return
     prompt, response = config.data.max_prompt_tokens, longest - config.data.max_prompt_tokens

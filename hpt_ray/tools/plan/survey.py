@@ -12,14 +12,13 @@ from pathlib import Path
 
 import psutil
 
-from hpt_ray.algorithms.gates import GATES
 from hpt_ray.cluster.runtime import address_to_join, missing_pools, room_here
 from hpt_ray.config.schema import Config
 from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.mini import is_mini
 from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.driver.actors import resource_requests
-from hpt_ray.driver.setup import Prepared, check_choices, loader, prepare, roles_of
+from hpt_ray.driver.setup import Prepared, asked_of, check_choices, loader, prepare, roles_of
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import check_run_dir
 from hpt_ray.tools.plan.cost import DataFacts
@@ -48,11 +47,14 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
     Raises `UserError` for everything else that the user must change.
     """
     files = [
-        ("data.train", path, GATES[gate].demonstrations)
+        ("data.train", path, asked_of(phase.config, gate))
         for phase, _, gate, _ in check_choices(config)
         for path in phase.config.data.train
     ]
-    files += [(f"evaluation.sets.{name}", path, "optional") for name, path in config.evaluation.sets.items()]
+    files += [
+        (f"evaluation.sets.{name}", path, asked_of(config, None))
+        for name, path in config.evaluation.sets.items()
+    ]
     here = {path: is_mini(path) or Path(path).expanduser().exists() for _, path, _ in files}
     absent = list(
         dict.fromkeys(f"{key}: {path} is not here{_beside(path)}" for key, path, _ in files if not here[path])
@@ -70,9 +72,9 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
     if all(here.values()):
         return prepare(config, str(folder)), absent
     _, load = loader(config, str(folder))
-    for _, path, demonstrations in files:
+    for _, path, asked in files:
         if here[path]:
-            load([path], demonstrations=demonstrations)
+            load([path], **asked)
     return None, absent
 
 
