@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hpt_ray.driver.setup import prepare
 from hpt_ray.errors import exit_code
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.utils import arguments
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
 
@@ -92,16 +94,17 @@ async def build(uris: list[str]) -> None:
         cluster.close()
 
 
-def main(arguments: list[str]) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Exit code 0: all are there."""
+    models = arguments.mini_base(words).models
     try:
-        for uri in arguments:
+        for uri in models:
             parse_name(uri)
-        asyncio.run(build(arguments))
+        asyncio.run(build(models))
         return 0
     except Exception as error:
         return exit_code(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -132,7 +132,17 @@ class Template:
         return bool(np.isin(ids[:-1], self.stop_token_ids).any())
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        if not texts:
+            return []
+        try:
+            return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:
+            if type(error) is not Exception:  # what the tokenizer's own library raises
+                raise
+            raise UserError(
+                f"The tokenizer {self._tokenizer.name_or_path} cannot encode these texts ({error}): they hold "
+                "characters that it does not know, as most texts do for the small task's. Use another model."
+            ) from error
 
     def _with_system_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self._system_prompt is not None:

@@ -71,10 +71,10 @@ def _import(file: Path) -> None:
     except Exception as error:
         del sys.modules[name]
         reason = traceback.format_exception_only(error)[-1].strip()
-        raise UserError(f"run.plugins: {file}{_line(error, file)} cannot be imported: {reason}") from error
+        raise UserError(f"run.plugins: {file}{line_of(error, file)} cannot be imported: {reason}") from error
 
 
-def _line(error: Exception, file: Path) -> str:
+def line_of(error: BaseException, file: Path) -> str:
     """Where in the file it went wrong, as `:12`."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f":{error.lineno}"
