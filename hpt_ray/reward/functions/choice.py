@@ -1,8 +1,8 @@
 r"""`choice`: multiple choice (ARC, GPQA, MMLU). The answer is a label: a letter A to J, or a digit 1 to 9.
 
-The answer is the first of these that the response has after its thinking: the last balanced `\boxed{…}` that holds a label
-(`B`, `(B)`, `\text{B}`, `B. 12 apples`), the last phrase such as `answer is (B)` or `Answer: B`, or the
-whole response when it is no more than a label. A box without a label is `unparsable`.
+The answer is the first of these that the response has after its thinking: the last balanced `\boxed{…}` that
+holds a label (`B`, `(B)`, `\text{B}`, `B. 12 apples`), the last phrase such as `answer is (B)` or `Answer: B`,
+or the whole response when it is no more than a label. A box without a label is `unparsable`.
 Letters are compared without regard to case; a lower-case letter is read only where nothing else stands.
 """
 

@@ -1,8 +1,8 @@
 r"""`gsm8k`: a number, found by a fixed rule and compared exactly.
 
-The answer is the first of these that the response has: what follows the last `####` on its line, the last
-balanced `\boxed{…}`, the last number anywhere; what stands in `<think>…</think>` is not looked at. Dollar signs, thousands commas, a percent sign and words
-around the number do not count; `18`, `18.0` and `$18.00` are the same. Something after `####` or in the box
+The answer is the first of these that the response has after its thinking: what follows the last `####` on its
+line, the last balanced `\boxed{…}`, the last number anywhere. Dollar signs, thousands commas, a percent sign and
+words around the number do not count; `18`, `18.0` and `$18.00` are the same. Something after `####` or in the box
 that holds no number is `unparsable`. A ground truth may be a whole solution that ends in `#### N`.
 """
 

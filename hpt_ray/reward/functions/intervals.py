@@ -39,10 +39,10 @@ def decide(answer: str, reference: str) -> Decision | None:
     if not (_HINT.search(answer) or _HINT.search(reference)):
         return None
     try:
-        sides = [_read(text) for text in (reference, answer)]
-        if sides[0] is None or sides[1] is None:
+        right_side, given_side = _read(reference), _read(answer)
+        if right_side is None or given_side is None:
             return None
-        (name, right), (other, given) = sides
+        (name, right), (other, given) = right_side, given_side
         if name and other and name != other:
             return None  # x > y and y < x
         equal = right == given or equivalent([right], [given])
@@ -89,7 +89,7 @@ def _relations(text: str) -> tuple[str, Any] | None:
     for alternative in _OR.split(text):
         sets: list[Any] = []
         for part in _AND.split(alternative):
-            listed = []
+            listed: list[Any] = []
             for piece in elements(part):
                 found = _relation(piece, names, after_unequal=bool(listed) and r"\neq" in part)
                 if found is None:

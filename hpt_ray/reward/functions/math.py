@@ -23,7 +23,7 @@ from hpt_ray.reward.functions.extract import (
     boxed_answer,
     unparsable,
 )
-from hpt_ray.reward.functions.notation import normalise
+from hpt_ray.reward.functions.notation import normalise, scientific
 from hpt_ray.types import Outcome, RewardResult
 
 MAX_ANSWER_CHARS = 2000  # a longer one that is not the reference letter by letter is not read
@@ -101,21 +101,25 @@ def compare(answer: str, right: list[str]) -> RewardResult:
         return unparsable(answer, f"longer than {MAX_ANSWER_CHARS} characters")
     undecided, decision = [], None
     for text in right:
-        decision = forms.decide(normal, text) or intervals.decide(normal, text)
+        pair = scientific(normal, text)
+        decision = forms.decide(*pair) or intervals.decide(*pair)
         if decision is None:
-            undecided.append(text)
+            undecided.append(pair)
         elif decision.equal:
             return answered(answer, True, decision.stage)
     if not undecided and decision is not None:
         return answered(answer, False, decision.stage)
-    return _verify(equivalence.parse(forms.both_signs(normal)), undecided, answer)
+    readings = {
+        normal: equivalence.parse(forms.both_signs(normal)) for normal in {pair[0] for pair in undecided}
+    }
+    return _verify([(readings[normal], text) for normal, text in undecided], answer)
 
 
-def _verify(parsed: list[Any], right: list[str], answer: str) -> RewardResult:
-    """Equivalence by math-verify. `parsed` is what it read: an expression, its text, or both."""
-    if all(isinstance(value, str) for value in parsed):
-        return unparsable(answer, "not a mathematical expression")
-    for text in right:
+def _verify(pairs: list[tuple[list[Any], str]], answer: str) -> RewardResult:
+    """Equivalence by math-verify to one of the references, each with the answer as it is read beside it."""
+    for parsed, text in pairs:
+        if all(isinstance(value, str) for value in parsed):  # no expression, only its text
+            return unparsable(answer, "not a mathematical expression")
         try:
             if equivalence.equivalent(equivalence.parse_reference(forms.both_signs(text)), parsed):
                 return answered(answer, True, ALGEBRA)
@@ -137,4 +141,4 @@ def _grade_unboxed(response: str, right: list[str]) -> RewardResult:
         result.correct or (result.outcome is Outcome.WRONG and result.detail != ALGEBRA)
     ):
         return result
-    return _verify(parsed, right, answer)
+    return _verify([(parsed, text) for text in right], answer)

@@ -37,13 +37,14 @@ _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
 _INTEGER = re.compile(r"-?\d+")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
-_NUMBER = r"(?<![\w.}\\])(\d{1,15}(?:\.\d{1,15})?)"
+_E_NOTATION = re.compile(r"(?<![\w.}\\])(\d{1,15}(?:\.\d{1,15})?)[eE]\+?(-?\d{1,3})(?![\w.])")
+_EULER = re.compile(r"(?<![a-zA-Z\\])e(?![a-zA-Z])")
 _REWRITES = [
     (re.compile(pattern), new)
     for pattern, new in [
         (r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-zA-Z])", ""),
         (r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3})", ""),  # 10,\!080 and 10{,}080
-        (r"(?<!\\)\\[!,;: ]|\\quad|\\qquad|~", " "),
+        (r"(?:(?<!\\)\\[!,;: ]|\\quad|\\qquad|~|\s)+", " "),  # one blank at most, for the rules below
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),  # \frac12
         (r"\^\s*\{?\\circ\}?|\\degree(?![a-zA-Z])", ""),
@@ -65,7 +66,6 @@ _REWRITES = [
         (r"\*\*", "^"),
         (r"\^\s*(-\d+)", r"^{\1}"),  # 10^-3
         (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r" \\times "),  # 3 x 10^8
-        (_NUMBER + r"[eE]\+?(-?\d{1,3})(?![\w.])", r"\1 \\times 10^{\2}"),  # 3e8
         (
             r"^\s*(?:\\(?:approx|sim|simeq|thickapprox)(?![a-zA-Z])|(?:\\text\{)?\s*(?:approximately|about)\s*\}?)",
             "",
@@ -80,7 +80,7 @@ _REWRITES = [
 # A unit at the end, after a number: `5.4 \text{ cents}`, `15\mbox{ cm}^2`, `270/7 \text{ degrees}`.
 _UNIT = re.compile(
     r"(?<=[\d}])\s*\\(?:text(?:rm|bf|it|normal)?|mbox|mathrm)\{"
-    r"(?!\s*[aApP]\.?\s*[mM]\.?\s*\}|\s*(?:and|or)\b)[^{}]*[a-zA-Z][^{}]*\}(?:\^\{?\d\}?)?$"
+    r"(?!\s*[aApP]\.?\s*[mM]\.?\s*\}|\s*(?:and|or)\b)(?=[^{}]*[a-zA-Z])[^{}]*\}(?:\^\{?\d\}?)?$"
 )
 
 
@@ -99,6 +99,14 @@ def normalise(answer: str) -> str:
     for pattern, new in _REWRITES:
         answer = pattern.sub(new, answer)
     return _UNIT.sub("", answer.strip().removesuffix(".").strip()).strip()
+
+
+def scientific(answer: str, reference: str) -> tuple[str, str]:
+    """Both, with `3e8` as a number where it is one: `2e-1` beside `-1+2e` is Euler's number, doubled, less 1."""
+    spelled = [_E_NOTATION.sub(r"\1 \\times 10^{\2}", text) for text in (answer, reference)]
+    if any(_EULER.search(text) for text in spelled):
+        return answer, reference
+    return spelled[0], spelled[1]
 
 
 def _in_latex(answer: str) -> str:
