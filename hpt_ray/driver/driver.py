@@ -74,7 +74,7 @@ class Driver:
         mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
         store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
         self.checkpoints = CheckpointManager(
-            store, config.learner.timeout_s, prepared.stop_token_ids, progress.show
+            store, config.learner.timeout_s, prepared.stop_token_ids, progress.warn
         )
         self.reporter = Reporter(config, folder, progress)
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
@@ -127,7 +127,7 @@ class Driver:
             say=self.progress.phase,
         )
         if self.actors.engines is not None:
-            self.actors.engines.say = self.progress.show
+            self.actors.engines.say = self.progress.warn
         self._set_phase(self.prepared.phase_of(1))
         try:
             await self._go_to(saved, cut_after=-1)
@@ -293,7 +293,7 @@ class Driver:
                 raise error
             self.faults["learner_restarted"] += 1
             who = ", ".join(lost) or "The learner"
-            self.progress.show(f"{who} failed at step {self.step + 1}; starting again.")
+            self.progress.warn(f"{who} failed at step {self.step + 1}; starting again.")
             try:
                 with self.timeline.phase("recover"):
                     await self.batches.close()
@@ -341,7 +341,7 @@ class Driver:
         self.state.failures = Counter(self.state.failures) + failures_of(pairs)
         if saves:
             metrics["time/checkpoint_s"] = await self._write_checkpoint()
-        self.reporter.write(step, metrics, pairs, self._faults())
+        self.reporter.write(step, metrics, pairs, self._faults(), self.phase.estimator)
         if saves:  # last, so that a checkpoint never knows of a step that the metrics do not
             self._commit_checkpoint()
         copies = step and config.checkpoint.in_memory_every

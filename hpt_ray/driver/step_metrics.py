@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from hpt_ray.algorithms import BatchShape, Estimator
+from hpt_ray.algorithms.advantages import ADVANTAGES
+from hpt_ray.algorithms.batch import SampleView
+from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import SamplerMismatch
+from hpt_ray.learner.scoring import kl_in_reward
+from hpt_ray.observe.tables import Shown
 from hpt_ray.types import Decision, FinishReason, Group, Outcome, UpdateResult
 
 Pairs = list[tuple[Group, Decision]]
@@ -176,3 +182,36 @@ def failures_of(pairs: Pairs) -> Counter[str]:
             elif result.outcome in BAD_OUTCOMES:
                 failures[f"verifier/{result.outcome.value}"] += 1
     return failures
+
+
+def first_response(group: Group, decision: Decision, estimator: Estimator) -> Shown | None:
+    """The first response to a prompt, as a person is shown it; None where there is none."""
+    for rollout, result in zip(group.rollouts, group.results, strict=True):
+        if rollout.finish.is_response:
+            trains = not result.outcome.is_failure
+            advantage = _first_advantage(group, decision, estimator) if trains else None
+            return Shown(group, decision, rollout, result, advantage)
+    return None
+
+
+def _first_advantage(group: Group, decision: Decision, estimator: Estimator) -> float | None:
+    """Â of the first response, where it trains and the rewards of its own group decide it."""
+    samples = samples_of(group, decision, index=0)
+    term = next((term for term in estimator.terms if term.stream == "rollouts"), None)
+    if term is None or not samples or samples[0].is_demo or kl_in_reward(estimator):
+        return None
+    part = ADVANTAGES[term.advantage]
+    if part.needs & {"all_samples", "values"}:
+        return None
+    lengths = np.array([sample.response_length for sample in samples])
+    view = SampleView(
+        lengths=lengths,
+        groups=np.zeros_like(lengths),
+        rewards=np.array([sample.reward for sample in samples], np.float64),
+        is_demo=np.array([sample.is_demo for sample in samples]),
+        weights=np.array([sample.weight for sample in samples], np.float64),
+        prompt_lengths=np.array([sample.prompt_length for sample in samples]),
+        batch=BatchShape(1, len(samples), int(lengths.max())),
+        settings=estimator.settings,
+    )
+    return float(part.function(view)[0])

@@ -12,7 +12,7 @@ import pytest
 from hpt_ray import __version__
 from hpt_ray.__main__ import COMMANDS, main
 
-SLOW = "torch transformers tokenizers ray vllm deepspeed scipy omegaconf matplotlib"
+SLOW = "torch transformers tokenizers ray vllm deepspeed scipy matplotlib"
 ASK = """
 import runpy, sys
 slow, module, *words = sys.argv[1:]

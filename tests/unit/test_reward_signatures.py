@@ -69,6 +69,7 @@ SEEN = "import json\ndef seen(*values): return {'score': 1, 'extracted': json.du
         ("completions, answer, **rest", "completions, answer", [["so 7"], ["seven"]]),
         ("prompts, completions, ground_truth", "prompts, completions", [[TEXT.prompt], ["so 7"]]),
         ("completions, **rest", "rest['prompts'], rest['difficulty']", [[TEXT.prompt], [3]]),
+        ("completions, solution, answer", "solution, answer", [["7"], ["seven"]]),
         ("completions, trainer_state=None", "completions, trainer_state", [["so 7"], None]),
     ],
 )
