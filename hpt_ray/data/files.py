@@ -163,7 +163,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                 raw = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"{path}, row {number}: not JSON ({error.msg} at character {error.pos + 1}). Write an object per line."
+                    f"{path}, row {number}: not JSON ({error.msg} at character {error.pos + 1}). Write an object a line."
                 ) from error
             yield number, raw
 
