@@ -104,6 +104,9 @@ def parse(arguments: list[str] | None) -> tuple[Config, bool]:
     options = parser.parse_args(arguments)
     config = load_config(options.config or str(QUICKSTART), options.overrides)
     config.run.plugins = plugins.load(config.run.plugins)
+    for section in (config.algorithm, config.selection):
+        vars(section).update(plugins.absolute(vars(section)))
+    config.phases = plugins.absolute(config.phases)
     check_config(config)
     return config, options.dry_run
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
+from hpt_ray.algorithms.trial import try_parts
 from hpt_ray.config.model_folder import check_weights
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
@@ -21,7 +22,6 @@ from hpt_ray.errors import UserError
 from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward.service import check_reward_functions, check_terms
 from hpt_ray.types import Prompt
-from hpt_ray.utils.names import check_name
 from hpt_ray.weight_sync.backends import backend_of
 
 
@@ -151,7 +151,8 @@ def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
     config = phase.config
     estimator = estimator_from_config(config.algorithm)
     gate = config.selection.gate
-    gate = estimator.gate if gate == "auto" else check_name("selection.gate", gate, ["auto", *GATES])
+    gate = estimator.gate if gate == "auto" else GATES.checked("selection.gate", gate, "auto")
+    try_parts(estimator, gate, config.selection.gamma)
     check_algorithm(config, estimator, gate)
     if estimator.needs_reference and phase.before and config.reference.path is None:
         raise UserError(
