@@ -1,6 +1,6 @@
-"""`python -m hpt_ray.main [--config FILE …] [--dry-run] [key=value …]`
+"""`python -m hpt_ray.main [--config FILE …] [--dry-run] [key=value …]`, the same as `hpt_ray train …`
 
-Parse, validate, connect to Ray, run the driver; what is slow to import comes when it is needed. Exit code
+Read the words, parse, validate, connect to Ray, run the driver; what is slow to import comes after the words. Exit code
 0: done. 2: the user must change something, and one message says what. 75: SIGTERM came, what was done is saved,
 and `resume=auto` goes on. 130: interrupted by Ctrl-C. 1: a failure; the traceback is in the run folder's
 `logs/driver.log`.
@@ -8,78 +8,45 @@ and `resume=auto` goes on. 130: interrupted by Ctrl-C. 1: a failure; the traceba
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
-from rich.console import Group as Lines
-
-from hpt_ray.cluster.process import QUIET
-
-for _name, _value in QUIET.items():
-    os.environ.setdefault(_name, _value)
-
-from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402  (after the environment is set)
-from hpt_ray.cli.mini_base import model_folder  # noqa: E402
-from hpt_ray.cluster.runtime import Cluster  # noqa: E402
-from hpt_ray.config.checks import check_config  # noqa: E402
-from hpt_ray.config.load import QUICKSTART, dump_config, load_config  # noqa: E402
-from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
-from hpt_ray.config.schema import Config  # noqa: E402
-from hpt_ray.data import mini  # noqa: E402
-from hpt_ray.data.mini.base import parse_name, tokenizer_path  # noqa: E402
-from hpt_ray.driver.driver import Driver  # noqa: E402
-from hpt_ray.driver.setup import Prepared, prepare  # noqa: E402
-from hpt_ray.errors import STOPPED, Stopped, UserError, exit_code  # noqa: E402
-from hpt_ray.observe.progress import Progress  # noqa: E402
-from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
-from hpt_ray.observe.tables import start_summary  # noqa: E402
-from hpt_ray.utils import plugins  # noqa: E402
-from hpt_ray.utils.lock import alone  # noqa: E402
-
-if TYPE_CHECKING:
-    from hpt_ray.tools.plan import Plan
-
-HANDOVER_S = 900.0  # for a driver to save and end after SIGTERM, as in deploy/runtime_env.yaml
+from hpt_ray.errors import STOPPED, Stopped, exit_code
+from hpt_ray.utils import arguments
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: list[str] | None = None) -> int:
     """Run, and turn what went wrong into an exit code and a message."""
-    console = Console()
-    folder: RunFolder | None = None
+    options = arguments.train(words)
+    logs: Path | None = None  # from when there is a run folder
     try:
-        config, dry_run = parse(arguments)
-        if mini.is_mini(config.model.path):
-            parse_name(config.model.path)
-        if dry_run:
-            from hpt_ray.tools.plan import plan_run, survey
-            from hpt_ray.tools.plan.show import not_checked
+        from rich.console import Console
 
-            found, absent = survey(config)
-            folder_name = Path(config.run.dir) / f"{config.run.name}-TIME"
-            console.print(start_tables(config, found, plan_run(config, found), folder_name))
-            console.print(not_checked(absent))
+        from hpt_ray.cli import train
+        from hpt_ray.data.mini.base import tokenizer_path
+        from hpt_ray.driver.setup import prepare
+        from hpt_ray.observe.run_folder import RunFolder
+
+        console = Console()
+        config = train.configured(options)
+        if options.dry_run:
+            train.show_plan(config, console)
             return 0
         prepared = prepare(config, tokenizer_path(config.model.path))
         with ExitStack() as stack:
-            folder = folder_to_resume(config)
+            folder = train.folder_to_resume(config)
             if folder is not None:
-                stack.enter_context(holding(folder, console))
-            cluster, plan = stack.enter_context(connected(config, prepared))
+                stack.enter_context(train.holding(folder, console))
+            cluster, plan = stack.enter_context(train.connected(config, prepared))
             if folder is None:
                 folder = RunFolder.create(config.run.dir, config.run.name)
-                stack.enter_context(holding(folder, console))
-            write_config(config, folder)
-            console.print(start_tables(config, prepared, plan, folder.root))
-            asyncio.run(run(cluster, config, prepared, folder, console))
+                stack.enter_context(train.holding(folder, console))
+            logs = folder.logs
+            train.write_config(config, folder)
+            console.print(train.start_tables(config, prepared, plan, folder.root))
+            asyncio.run(train.run(cluster, config, prepared, folder, console))
         return 0
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -88,130 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; what was written stays, and `resume=auto` continues it", file=sys.stderr)
         return 130
     except Exception as error:
-        return exit_code(error, None if folder is None else folder.logs)
-
-
-def parse(arguments: list[str] | None) -> tuple[Config, bool]:
-    """The checked configuration, and whether only the plan is wanted."""
-    parser = argparse.ArgumentParser(prog="python -m hpt_ray.main", description="Train a model with hpt_ray.")
-    parser.add_argument(
-        "--config",
-        action="append",
-        help="a YAML file; of several, later ones win; default: configs/quickstart.yaml",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
-    options = parser.parse_args(arguments)
-    config = load_config(options.config or str(QUICKSTART), options.overrides)
-    config.run.plugins = plugins.load(config.run.plugins)
-    for section in (config.algorithm, config.selection):
-        vars(section).update(plugins.absolute(vars(section)))
-    config.phases = plugins.absolute(config.phases)
-    check_config(config)
-    return config, options.dry_run
-
-
-def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: Path) -> RenderableType:
-    """A table for each phase: the algorithm, the batch sizes and what follows from them, the data; then the plan.
-
-    `prepared` is None in a dry run without all of its files.
-    """
-    head = f"Training {config.run.name} for {config.run.steps} steps"
-    phases: Sequence[Phase] = prepared.phases if prepared else phases_of(config)
-    tables = []
-    for i, phase in enumerate(phases):
-        prompts = prepared.phases[i].prompts if prepared else None
-        which = f": phase {phase.number}, {phase.before + 1} to {phase.last}" if len(phases) > 1 else ""
-        tables.append(
-            start_summary(
-                phase.config,
-                title=head + which,
-                algorithm_mode=phase.config.algorithm.mode,
-                num_prompts=None if prompts is None else len(prompts),
-                dropped={} if prompts is None else prompts.dropped,
-                folder=folder,
-            )
-        )
-    from hpt_ray.tools.plan.show import plan_summary
-
-    return Lines(*tables, plan_summary(plan))
-
-
-def folder_to_resume(config: Config) -> RunFolder | None:
-    """The folder that `resume` names; None where this is a new run."""
-    if config.resume == "never":
-        return None
-    if config.resume != "auto":
-        return RunFolder.open(config.resume)
-    found = RunFolder.newest(config.run.dir, config.run.name)
-    mirror = config.checkpoint.mirror
-    if found is None and mirror is not None:
-        found = restore_newest_run(mirror, config.run.dir, config.run.name)
-    return None if found is None else RunFolder.open(found.root)
-
-
-@contextmanager
-def holding(folder: RunFolder, console: Console) -> Iterator[None]:
-    """Be the only driver of this run: one that is asked to stop may still be saving when the next one comes."""
-
-    def say_so() -> None:
-        console.print(
-            f"Another process trains in {folder.root}. Waiting for its end, at most {HANDOVER_S / 60:.0f} minutes.",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(alone(folder.root, wait_s=HANDOVER_S, when_waiting=say_so))
-        except TimeoutError as error:
-            raise UserError(
-                f"Another process trains in {folder.root}, and two would destroy it. Wait for its end or stop it, "
-                "or start a run of its own with `resume=never`."
-            ) from error
-        yield
-
-
-def write_config(config: Config, folder: RunFolder) -> None:
-    """config.yaml as this run uses it. What a resumed run had before stays, as config-1.yaml and so on."""
-    before = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
-    dump_config(config, folder.config)
-    if before is not None and before != folder.config.read_text(encoding="utf-8"):
-        number = 1 + len(list(folder.root.glob("config-*.yaml")))
-        (folder.root / f"config-{number}.yaml").write_text(before, encoding="utf-8")
-
-
-@contextmanager
-def connected(config: Config, prepared: Prepared) -> Iterator[tuple[Cluster, Plan]]:
-    """The cluster, until the end, and the plan of the run.
-
-    The plan counts the model's parameters with all of transformers, whose import takes as long as Ray's start; so
-    they go side by side. Raises `UserError` where there is no cluster, or the run cannot fit.
-    """
-    with ThreadPoolExecutor(max_workers=1) as aside:
-        planning = aside.submit(planned, config, prepared)
-        cluster = Cluster.connect(config.cluster)
-    try:
-        yield cluster, planning.result()
-    finally:
-        cluster.close()
-
-
-def planned(config: Config, prepared: Prepared) -> Plan:
-    from hpt_ray.tools.plan import plan_run
-
-    return plan_run(config, prepared)
-
-
-async def run(
-    cluster: Cluster, config: Config, prepared: Prepared, folder: RunFolder, console: Console
-) -> None:
-    """Build the base model where the small task's is not there yet; train."""
-    if mini.is_mini(config.model.path):
-        model_path = await model_folder(config.model.path, cluster, console)
-        prepared = replace(prepared, model_path=str(model_path))
-    with Progress(config.run.steps, console=console) as progress:
-        await Driver(config, prepared, folder, progress).run(cluster)
+        return exit_code(error, logs)
 
 
 if __name__ == "__main__":

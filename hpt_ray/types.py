@@ -9,6 +9,7 @@ imports Ray, vLLM or DeepSpeed, so every record can be made by hand in a test.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +34,7 @@ class Prompt:
     id: str  # unique within a run: "<data_source>/<index>"
     token_ids: np.ndarray  # [P] int32, ends where the response begins
     text: str  # as rendered, for people
-    ground_truth: str | float | list
+    ground_truth: str | float | list | None  # None only where neither gate nor reward function needs one
     data_source: str  # chooses the reward function
     demonstration: Demonstration | None = None
     extra: dict = field(
@@ -90,6 +91,11 @@ class Outcome(enum.StrEnum):
     TIMEOUT = "timeout"  # grading took longer than its limit and was killed
     ERROR = "error"  # the reward function itself failed
 
+    @property
+    def is_failure(self) -> bool:
+        """There is no reward: the response does not train, neither as right nor as wrong."""
+        return self in (Outcome.TIMEOUT, Outcome.ERROR)
+
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
@@ -99,6 +105,7 @@ class RewardResult:
     outcome: Outcome
     extracted: str | None = None
     detail: str | None = None  # for ERROR and UNPARSABLE: what went wrong
+    metrics: Mapping[str, float] = field(default_factory=dict)  # further numbers of the reward function
 
     @property
     def correct(self) -> bool:

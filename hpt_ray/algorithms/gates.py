@@ -10,7 +10,7 @@ and 1; one within `NEGLIGIBLE` of 0 or 1 becomes that, for a sample of no weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Literal, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import betainc
 
 from hpt_ray.algorithms.outside import Table
-from hpt_ray.types import Decision, Group, Sample
+from hpt_ray.types import Decision, Group, RewardResult, Rollout, Sample
 
 NEGLIGIBLE = 1e-3
 DISCOUNT = 0.5  # δ: what an attempt counts at the next one
@@ -30,7 +30,7 @@ OFFICIAL_SOFT = ((0.0, 1.0), (1 / 8, 1 / 2), (1 / 4, 1 / 4), (1 / 2, 1 / 8))
 
 
 class Attempt(NamedTuple):
-    """One attempt of a prompt: rollouts that were right, of those that were responses."""
+    """One attempt of a prompt: rollouts that were right, of the responses that have a reward."""
 
     num_correct: int
     num_responses: int
@@ -80,8 +80,16 @@ class Gate:
 
 
 def attempt_of(group: Group) -> Attempt:
-    """Lost and aborted rollouts say nothing about the prompt and do not count."""
-    return Attempt(group.num_correct, sum(rollout.finish.is_response for rollout in group.rollouts))
+    """Lost and aborted rollouts, and those whose reward failed, say nothing about the prompt and do not count."""
+    return Attempt(group.num_correct, sum(_has_reward(*pair) for pair in _pairs(group)))
+
+
+def _pairs(group: Group) -> Iterator[tuple[Rollout, RewardResult]]:
+    return zip(group.rollouts, group.results, strict=True)
+
+
+def _has_reward(rollout: Rollout, result: RewardResult) -> bool:
+    return rollout.finish.is_response and not result.outcome.is_failure
 
 
 def threshold(gamma: float, num_rollouts: int) -> int:
@@ -102,7 +110,7 @@ def is_certain(gamma: float, *, num_correct: int, num_graded: int, num_rollouts:
 
 
 def switch(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
-    """The paper's gate: α = 1[P > γ], β = 1[P ≤ γ] (Eq 10)."""
+    """The paper's gate: α = 1[P > γ], β = 1[P ≤ γ] (Eq 10). P is the share of all n: without a reward, unsolved."""
     beta = 1.0 if group.num_correct <= threshold(gamma, len(group.rollouts)) else 0.0
     return _decision(group, 1.0 - beta, beta)
 
@@ -278,14 +286,15 @@ GATES: Table[Gate] = Table(
 def samples_of(group: Group, decision: Decision, *, index: int) -> list[Sample]:
     """The samples of one prompt: its rollouts where α > 0, its demonstration where β > 0.
 
-    `index` is the prompt's number within the optimizer step. Lost and aborted rollouts carry no
-    samples. A demonstration has reward 1: it is correct by the data's word.
+    `index` is the prompt's number within the optimizer step. Lost and aborted rollouts carry no samples, and
+    neither do those whose reward failed: they are in no baseline. A demonstration has reward 1: it is correct by
+    the data's word.
     """
     prompt = group.prompt
     samples = []
     if decision.rollout_weight > 0:
-        for rollout, result in zip(group.rollouts, group.results, strict=True):
-            if not rollout.finish.is_response or not len(rollout.token_ids):
+        for rollout, result in _pairs(group):
+            if not _has_reward(rollout, result) or not len(rollout.token_ids):
                 continue
             samples.append(
                 Sample(

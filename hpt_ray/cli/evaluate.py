@@ -8,13 +8,11 @@ the same command goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -38,16 +36,16 @@ from hpt_ray.evaluation.report import as_json, compare, comparison_table, result
 from hpt_ray.evaluation.results import read_results, result_of, write_results  # noqa: E402
 from hpt_ray.evaluation.run import sample_missing, start_workers  # noqa: E402
 from hpt_ray.observe.run_folder import write_atomic  # noqa: E402
-from hpt_ray.utils import plugins  # noqa: E402
+from hpt_ray.utils import arguments, plugins  # noqa: E402
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: list[str] | None = None) -> int:
     """Evaluate or compare, and turn what went wrong into an exit code and a message."""
-    words = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if words is None else words
     console = Console()
     try:
         if words[:1] == ["compare"]:
-            show_comparison(words[1:], console)
+            show_comparison(words, console)
             return 0
         plan, dry_run = parse(words)
         console.print(describe(plan), highlight=False, soft_wrap=True)
@@ -63,15 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(words: list[str]) -> tuple[Plan, bool]:
     """The plan, and whether only the plan is wanted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hpt_ray.cli.evaluate",
-        description="Evaluate a model on benchmarks. `compare A B` compares two results.",
-        epilog="Keys and benchmarks: docs/evaluation.md.",
-    )
-    parser.add_argument("--config", help="a YAML file of keys")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to set")
-    options = parser.parse_args(words)
+    options = arguments.evaluate(words)
     config = load_evaluation(options.config, options.overrides)
     config.plugins = plugins.load(config.plugins)
     if mini.is_mini(config.model):
@@ -156,14 +146,7 @@ def finish(plan: Plan, journal: Journal) -> dict[str, Any]:
 
 
 def show_comparison(words: list[str], console: Console) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpt_ray.cli.evaluate compare",
-        description="Compare two results on the prompts both have.",
-    )
-    parser.add_argument("a", type=Path, metavar="A", help="folder of a result, or its prompts.parquet")
-    parser.add_argument("b", type=Path, metavar="B", help="the same")
-    parser.add_argument("--json", type=Path, help="write the comparison to this file too")
-    options = parser.parse_args(words)
+    options = arguments.evaluate(words)
     rows, unshared = compare(read_results(options.a), read_results(options.b))
     console.print(comparison_table(rows, unshared, a=str(options.a), b=str(options.b)))
     if options.json is not None:

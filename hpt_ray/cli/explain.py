@@ -8,7 +8,6 @@ functions, backends, trackers. Reads no data and starts nothing. Exit code 2: th
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -39,7 +38,7 @@ from hpt_ray.types import (
     Rollout,
     Sample,
 )
-from hpt_ray.utils import plugins
+from hpt_ray.utils import arguments, plugins
 from hpt_ray.weight_sync.backends import BACKENDS
 
 # The example: one prompt with four rollouts of these lengths and a demonstration. Tokens have the
@@ -50,28 +49,21 @@ MOVES = (0.05, -0.05, 0.3, -0.3)
 ENTROPIES = (0.4, 0.9, 1.5)
 VALUES = (0.2, 0.4, 0.6, 0.7)
 REFERENCE_GAP = -0.1  # log π_frozen − log π_old
+DEFAULT = (
+    "With the settings of configs/quickstart.yaml, as no --config FILE is named. Another algorithm: "
+    "algorithm.name=grpo; their names: --all."
+)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Print the explanation, or what is wrong; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hpt_ray.cli.explain", description="Explain the algorithm of a configuration."
-    )
-    parser.add_argument(
-        "--config",
-        action="append",
-        help="a YAML file; of several, later ones win; default: configs/quickstart.yaml",
-    )
-    parser.add_argument(
-        "--all", action="store_true", help="print the tables of what may be named: algorithms, gates, …"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to replace")
-    options = parser.parse_args(arguments)
+    options = arguments.explain(words)
     try:
         config = load_config(options.config or str(QUICKSTART), options.overrides)
         plugins.load(config.run.plugins)
         check_config(config)
-        print(tables() if options.all else explain(config))
+        text = tables() if options.all else explain(config)
+        print(text if options.config or options.all else f"{DEFAULT}\n\n{text}")
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

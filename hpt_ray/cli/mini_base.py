@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hpt_ray.driver.setup import prepare
 from hpt_ray.errors import exit_code
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.utils import arguments
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
 
@@ -71,7 +73,7 @@ async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
     prepared = prepare(config, str(fresh_model(size, architecture)))
     run = RunFolder.create(cache_dir() / "runs", config.run.name)
     dump_config(config, run.config)
-    with Progress(config.run.steps, console=console) as progress:
+    with Progress(config.run.steps, console=console, step_line_s=20.0) as progress:
         await Driver(config, prepared, run, progress, quiet=True).run(cluster)
     checkpoint = CheckpointStore(run.checkpoints, keep=1).latest().path
     assert checkpoint is not None
@@ -92,16 +94,17 @@ async def build(uris: list[str]) -> None:
         cluster.close()
 
 
-def main(arguments: list[str]) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Exit code 0: all are there."""
+    models = arguments.mini_base(words).models
     try:
-        for uri in arguments:
+        for uri in models:
             parse_name(uri)
-        asyncio.run(build(arguments))
+        asyncio.run(build(models))
         return 0
     except Exception as error:
         return exit_code(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -10,7 +10,6 @@ Exit code 0: the same. 1: not the same, or a failure that is named on stderr. 2:
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import math
 import os
@@ -48,7 +47,7 @@ from hpt_ray.learner.schedule import learning_rates  # noqa: E402
 from hpt_ray.observe.rollout_dump import dump_of, ids_of_prompts, read_pairs  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.types import UpdateResult  # noqa: E402
-from hpt_ray.utils import plugins  # noqa: E402
+from hpt_ray.utils import arguments, plugins  # noqa: E402
 
 COMPARED = ("optim/", "policy/", "loss/", "critic/", "learner/demo_loss", "learner/skipped_")
 
@@ -86,11 +85,11 @@ class Difference:
         return abs(self.recorded - self.replayed) / scale if scale else 0.0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: list[str] | None = None) -> int:
     console = Console()
     plan: Plan | None = None
     try:
-        plan = parse(arguments)
+        plan = parse(words)
         prepared = prepare(plan.config, tokenizer_path(plan.config.model.path))
         return 0 if asyncio.run(run(plan, prepared, console)) else 1
     except KeyboardInterrupt:
@@ -100,14 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code(error, None if plan is None else replay_logs(plan.folder))
 
 
-def parse(arguments: list[str] | None) -> Plan:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpt_ray.cli.replay",
-        description="Compute a step of a run again and compare its gradient. See docs/resume.md.",
-    )
-    parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("words", nargs="+", metavar="key=value", help="step=K, tolerance=T, keys to replace")
-    options = parser.parse_args(arguments)
+def parse(words: list[str] | None) -> Plan:
+    options = arguments.replay(words)
     own = dict(word.split("=", 1) for word in options.words if word.startswith(("step=", "tolerance=")))
     try:
         step, tolerance = int(own["step"]), float(own.get("tolerance", "1e-5"))

@@ -25,7 +25,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hpt_ray.config import renamed
+from hpt_ray.config import foreign, renamed
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 
@@ -128,6 +128,23 @@ def nearest_key(name: str, root: type = Config) -> str | None:
 
     best = max([*known_keys(root), *sorted(_sections(root))], key=likeness)
     return best if likeness(best)[0] >= _NEAREST_CUTOFF else None
+
+
+def hint(name: str, root: type = Config) -> str:
+    """A sentence on what an unknown `name` may mean: another trainer's name for a key, or a typing error."""
+    key, note = foreign.meaning(name) or ("", "")
+    if key in known_keys(root):
+        return f"Here it is `{key}`{note and f' ({note})'}."
+    nearest, page = nearest_key(name, root), root.PAGE  # type: ignore[attr-defined]
+    return f"Did you mean `{nearest}`?" if nearest else f"All keys are listed in {page}."
+
+
+def hint_for_option(word: str) -> str:
+    """The same for `--learning_rate=1e-6`, which is how other trainers are given it."""
+    name = word.lstrip("-").partition("=")[0]
+    names = (name, name.replace("-", "_"))
+    known = next((f"Here it is `{each}`." for each in names if each in known_keys()), None)
+    return f"{known or hint(names[1])} Keys are written without dashes: run.steps=200"
 
 
 def _keys_of(cls: type, prefix: str) -> Iterator[KnownKey]:
@@ -258,9 +275,10 @@ def _settings(
         elif name in renamed.KEYS:
             problems.append(f"{source}: `{name}` was renamed to `{renamed.KEYS[name]}`.")
         elif name not in _sections(root):
-            nearest, page = nearest_key(name, root), root.PAGE  # type: ignore[attr-defined]
-            hint = f"Did you mean `{nearest}`?" if nearest else f"All keys are listed in {page}."
-            problems.append(f"{source}: unknown key `{name}`. {hint}")
+            problems += [
+                f"{source}: unknown key `{each}`. {hint(each, root)}"
+                for each in foreign.names_in(name, value)
+            ]
         elif isinstance(value, dict):
             yield from _settings(root, value, source, f"{name}.", problems)
         elif value is not None:  # a section whose keys are all commented out is None, and sets nothing
@@ -274,10 +292,7 @@ def _merge(merged: DictConfig, known: KnownKey, value: Any) -> str | None:
     """Put one value into `merged`, or say in words why it does not fit the key's type."""
     container = typing.get_origin(known.type)
     try:
-        if value == {} and container is dict:
-            OmegaConf.update(merged, known.name, {}, merge=False)
-        else:
-            merged.merge_with(_nested(known.name, value))
+        OmegaConf.update(merged, known.name, value, merge=not (value == {} and container is dict))
     except OmegaConfBaseException:
         hint = f" Write it as a list: {known.name}=[{value}]."
         is_one = container is list and isinstance(value, str)

@@ -53,14 +53,24 @@ class ModelConfig:
 class DataConfig:
     """Prompts, demonstrations, and how they become tokens."""
 
-    train: list[str] = key([], "Training prompts: files or folders of parquet and jsonl, or `mini:train`.")
+    train: list[str] = key([], "Training prompts: files or folders of rows (docs/data.md), or `mini:train`.")
+    columns: dict[str, str] = key(
+        {},
+        "Which column is what, where that is not recognised: `{prompt: …, target: …, answer: …, data_source: …}`; "
+        "`target` is the demonstration, `answer` the ground truth. Evaluation sets without these columns are "
+        "recognised by themselves.",
+    )
     template: str = key(
         "chat",
         "`chat`: the tokenizer's template; `plain`: the prompt's text; or a text with `{prompt}` in it.",
     )
     add_bos: bool = key(False, "Put the tokenizer's BOS token first (`plain` and text templates).")
     system_prompt: str | None = key(None, "Replaces every prompt's system message; empty text removes it.")
-    end_token: str | None = key(None, "Token that ends a response. Default: the tokenizer's EOS.")
+    end_token: str | None = key(
+        None,
+        "Token that ends a response, and the only one. Default: what the chat template closes the assistant's turn "
+        "with, else the tokenizer's EOS; rollouts then also stop on the tokens of the model's generation config.",
+    )
     max_prompt_tokens: int = key(1024, "Longer prompts are dropped and counted.", minimum=1)
     max_response_tokens: int = key(8192, "Limit of a rollout; longer demonstrations are dropped.", minimum=1)
     shuffle: bool = key(True, "Draw a new order each epoch from the seed; false keeps the files' order.")
@@ -76,9 +86,14 @@ class RolloutConfig:
     num_gpus: float = key(0.0, "GPUs reserved for one worker (0: the CPU build of vLLM).")
     temperature: float = key(1.0, "Sampling temperature of training rollouts.")
     top_p: float = key(
-        1.0, "Nucleus of rollouts; below 1 logprobs are of the truncated distribution.", minimum=None
+        1.0,
+        "Nucleus of training rollouts; below 1 refused where the algorithm weighs them by π_θ/π_old, whose support "
+        "would differ.",
+        minimum=None,
     )
-    top_k: int = key(-1, "Sample among the k likeliest tokens only; -1 for all.", minimum=None)
+    top_k: int = key(
+        -1, "Sample training rollouts among the k likeliest tokens only (as `top_p`); -1: all.", minimum=None
+    )
     max_num_seqs: int = key(256, "Sequences one engine decodes at the same time.", minimum=1)
     kv_cache_gib: float = key(0.5, "KV cache of one engine on a CPU, in GiB.")
     gpu_memory_utilization: float = key(
@@ -111,12 +126,17 @@ class RewardConfig:
     function: str = key(
         "math",
         "Reward function of data sources that `functions` does not name: `math`, `math:lenient`, `boxed`, `gsm8k`, "
-        "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`.",
+        "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`; see docs/reward.md.",
     )
     functions: dict[str, str] = key({}, "Reward function per data source, e.g. `{openai/gsm8k: gsm8k}`.")
     num_processes: int = key(1, "Killable processes that run reward functions.", minimum=1)
     num_cpus: float = key(0.0, "CPU cores reserved for the service.")
     timeout_s: float = key(10.0, "Limit for one response; then its process is killed and replaced.")
+    max_failure_share: float = key(
+        0.1,
+        "The run saves and stops where the reward function fails, or takes too long, for more than this share of a "
+        "step's responses; 1: never. Responses without a reward do not train.",
+    )
     memory_mb: int = key(2048, "Address space that one of these processes may use, in MB.", minimum=256)
     require_finished: bool = key(
         True,
@@ -254,7 +274,7 @@ class EvaluationConfig:
 
     every: int = key(0, "Steps between evaluations; 0: only before the first and after the last step.")
     before_training: bool = key(True, "Evaluate the untrained model too.")
-    sets: dict[str, str] = key({}, "Name → file of prompts (parquet, jsonl or `mini:…`).")
+    sets: dict[str, str] = key({}, "Name → file of prompts (docs/data.md), or `mini:…`.")
     samples: int = key(1, "Responses per prompt; the metric is their mean.", minimum=1)
     temperature: float = key(0.0, "Sampling temperature; 0 is greedy.")
     top_p: float = key(1.0, "Nucleus of evaluation samples.", minimum=None)

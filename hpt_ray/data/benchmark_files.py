@@ -1,4 +1,4 @@
-r"""Published benchmark files to prompt files: JSON, JSON lines, parquet or CSV in, one parquet file out.
+r"""Published benchmark files to prompt files: any kind of file that `files` reads in, one parquet file out.
 
 `--source` is a file, a folder, or the Hub name of a data set (OWNER/NAME, needs network). Publishers name
 their columns differently; `PROMPT` and `ANSWER` list the names that are understood, whatever their case,
@@ -11,9 +11,7 @@ times, once per sample. Nothing else is left out; a row that cannot be understoo
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -23,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hpt_ray.data.benchmarks import Benchmark
+from hpt_ray.data.files import KINDS, kind_of, read_raw
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
 
@@ -33,7 +31,6 @@ PROMPT = ("prompt", "problem", "question")
 ANSWER = ("answer", "final_answer", "expected_answer")
 ID = ("id", "unique_id", "problem_id", "record id")
 LEVEL = ("level", "difficulty")
-SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 LETTERS = "ABCDEFGHIJ"
 FIELDS = {"split": pa.string(), "index": pa.int64(), "id": pa.string(), "level": pa.string()}
 
@@ -98,7 +95,7 @@ def pick_file(benchmark: Benchmark, source: str, pattern: str | None) -> Path:
         return path
     if not path.exists():
         path = _download(source)
-    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    files = sorted(p for p in path.rglob("*") if kind_of(p) and p.is_file())
     for glob in [pattern] if pattern else [*benchmark.globs, "*test*", "*"]:
         found = [f for f in files if fnmatch(str(f.relative_to(path)).lower(), glob.lower())]
         if len(found) == 1:
@@ -106,7 +103,7 @@ def pick_file(benchmark: Benchmark, source: str, pattern: str | None) -> Path:
         if found:
             names = ", ".join(str(f.relative_to(path)) for f in found[:10])
             raise UserError(f"{source}: several files could hold {benchmark.name}: {names}. Add --file NAME.")
-    raise UserError(f"{source}: no file ({', '.join(SUFFIXES)}) that could hold {benchmark.name}.")
+    raise UserError(f"{source}: no file ({', '.join(KINDS)}) that could hold {benchmark.name}.")
 
 
 def _download(name: str) -> Path:
@@ -120,7 +117,7 @@ def _download(name: str) -> Path:
             f"--source {name}: no such file. For data sets of the Hub, `pip install huggingface_hub`."
         ) from error
     try:
-        patterns = [f"*{suffix}" for suffix in SUFFIXES]
+        patterns = [f"*{suffix}" for suffix in KINDS]
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
     except (
         OSError,
@@ -135,34 +132,7 @@ def _download(name: str) -> Path:
 
 def read_records(path: Path) -> Iterator[Record]:
     """The rows of a published file, with keys in lower case."""
-    try:
-        for number, row in enumerate(_read(path), start=1):
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, row {number}: should be an object, found {type(row).__name__}.")
-            yield {key.lower(): value for key, value in row.items()}
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: cannot be read as {path.suffix.removeprefix('.')} ({error}).") from error
-
-
-def _read(path: Path) -> Iterator[Any]:
-    if path.suffix == ".parquet":
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=128):
-            yield from batch.to_pylist()
-    elif path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, list):
-            raise UserError(f"{path}: should hold a list of questions, found {type(content).__name__}.")
-        yield from content
-    elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
-    elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as lines:
-            yield from csv.DictReader(lines)
-    else:
-        raise UserError(f"{path}: unknown kind of file. Known are {', '.join(SUFFIXES)}.")
+    return ({key.lower(): value for key, value in row.items()} for _, row in read_raw(path))
 
 
 # -- the prompt ------------------------------------------------------------------------------------

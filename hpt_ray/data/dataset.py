@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -22,15 +22,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from hpt_ray.data.intake import SCHEMA, Demonstrations, Intake, Tally
+from hpt_ray.data.files import list_files
+from hpt_ray.data.intake import SCHEMA, Demonstrations, Intake, Needs, Tally
 from hpt_ray.data.mini import is_mini, resolve
-from hpt_ray.data.sources import list_files
+from hpt_ray.data.shapes import check_columns
 from hpt_ray.data.template import Template
 from hpt_ray.errors import UserError
 from hpt_ray.types import Demonstration, Prompt
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
-VERSION = 1  # goes up with every change of what is stored
+VERSION = 2  # goes up with every change of what is stored
 
 
 class PromptSet:
@@ -64,6 +65,7 @@ class PromptSet:
             data_source=batch.column("data_source")[row].as_py(),
             demonstration=None if text is None else Demonstration(ids("demonstration_ids"), text),
             extra=json.loads(batch.column("extra")[row].as_py()),
+            source=json.loads(batch.column("source")[row].as_py()),
         )
 
     def __iter__(self) -> Iterator[Prompt]:
@@ -73,6 +75,24 @@ class PromptSet:
     def dropped(self) -> dict[str, int]:
         """Number of rows dropped, by reason."""
         return dict(self._tally.dropped)
+
+    @property
+    def read_as(self) -> list[str]:
+        """One line for every way in which a file is read: `train.jsonl: read as Alpaca: prompt ← instruction, …`."""
+        return [
+            f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: read as {reading}"
+            for reading, files in self._tally.read_as.items()
+        ]
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of every prompt, and of every demonstration that there is. Reads no text and no token."""
+        prompts, demonstrations = (
+            pa.chunked_array(
+                [batch.column(name).value_lengths() for batch in self._batches], pa.int32()
+            ).drop_null()
+            for name in ("prompt_ids", "demonstration_ids")
+        )
+        return prompts.to_numpy(), demonstrations.to_numpy()
 
     def report(self) -> dict[str, int | float]:
         """The counts for the table at the start and for the run's summary, in reading order."""
@@ -100,9 +120,14 @@ def load_prompts(
     max_prompt_tokens: int,
     max_response_tokens: int,
     demonstrations: Demonstrations,
+    needs_ground_truth: bool = True,
+    columns: Mapping[str, str] | None = None,
+    held_out: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> PromptSet:
     """The prompts of files, folders of files, or names `mini:…`, in the order given.
+
+    What is asked of them is said in `intake.Needs`; `columns` are those of `data.columns`.
 
     The first call with these files, this template and these limits tokenises everything, calling
     `on_progress(rows_done)` now and then; later calls open what is in the cache. A changed file is
@@ -111,8 +136,13 @@ def load_prompts(
     """
     if not paths:
         raise UserError("No prompt file is given. Name one or more in data.train.")
-    files = [file for path in paths for file in list_files(resolve(path) if is_mini(path) else path)]
-    intake = Intake(template, max_prompt_tokens, max_response_tokens, demonstrations)
+    needs = Needs(demonstrations, needs_ground_truth, columns or {}, held_out)
+    check_columns(needs.columns)
+    split = "test" if held_out else "train"
+    files = [
+        file for path in paths for file in list_files(resolve(path) if is_mini(path) else path, split=split)
+    ]
+    intake = Intake(template, max_prompt_tokens, max_response_tokens, needs)
 
     def build(folder: Path) -> None:
         with pa.ipc.new_file(str(folder / "prompts.arrow"), SCHEMA) as writer:
@@ -124,7 +154,7 @@ def load_prompts(
 
     versions = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = json.dumps(
-        [VERSION, versions, template.fingerprint, max_prompt_tokens, max_response_tokens, demonstrations]
+        [VERSION, versions, template.fingerprint, max_prompt_tokens, max_response_tokens, asdict(needs)]
     )
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     prompts = PromptSet(cached_folder(cache_dir() / "prompts" / name, build))

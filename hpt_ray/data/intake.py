@@ -3,7 +3,8 @@
 `Intake` takes files and yields Arrow record batches in `SCHEMA`; its `tally` says what became of each
 row. What does not fit is dropped and counted, never truncated; rows = kept + dropped, always:
 
-    no_ground_truth, empty_prompt, duplicate   the row is of no use (duplicate: same id, same prompt)
+    no_ground_truth                            where one is needed
+    empty_prompt, duplicate                    the row is of no use (duplicate: same id, same prompt)
     prompt_too_long                            more than `max_prompt_tokens`
     demonstration_too_long                     more than `max_response_tokens`, end token included
     demonstration_past_end                     goes on after an end token, where a rollout would stop
@@ -17,16 +18,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from hpt_ray.data.sources import ROWS_PER_READ, SourceRow, read_rows
+from hpt_ray.data.files import ROWS_PER_READ
+from hpt_ray.data.sources import SourceRow, open_rows
 from hpt_ray.data.template import Template, strip_opening
 from hpt_ray.errors import UserError
 
@@ -42,6 +45,7 @@ SCHEMA = pa.schema(
         ("demonstration", pa.string()),
         ("demonstration_ids", pa.list_(pa.int32())),
         ("extra", pa.string()),  # JSON
+        ("source", pa.string()),  # JSON
     ]
 )
 
@@ -59,6 +63,21 @@ class Tally:
     prompt_tokens_max: int = 0
     demonstration_tokens: int = 0
     demonstration_tokens_max: int = 0
+    read_as: dict[str, list[str]] = field(default_factory=dict)  # how files are read → their names
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What is asked of the rows, and which columns a user says they are in (`data.columns`).
+
+    `held_out`: a set to evaluate on. Its files need not have those columns, and of a folder with several splits
+    they are the test split.
+    """
+
+    demonstrations: Demonstrations
+    ground_truth: bool = True
+    columns: Mapping[str, str] = field(default_factory=dict)
+    held_out: bool = False
 
 
 @dataclass(slots=True)
@@ -82,19 +101,27 @@ class Intake:
         template: Template,
         max_prompt_tokens: int,
         max_response_tokens: int,
-        demonstrations: Demonstrations,
+        needs: Needs,
     ) -> None:
         self.tally = Tally()
         self._template = template
         self._max_prompt_tokens = max_prompt_tokens
         self._max_response_tokens = max_response_tokens
-        self._demonstrations = demonstrations
+        self._needs = needs
         self._prompt_hashes: dict[str, bytes] = {}  # by id
 
     def record_batches(self, files: list[Path]) -> Iterator[pa.RecordBatch]:
         """One record batch per `ROWS_PER_READ` rows read, without the rows that are dropped."""
+        needs = self._needs
         for file in files:
-            rows = read_rows(file)
+            reading, rows = open_rows(
+                file,
+                needs.columns,
+                columns_optional=needs.held_out,
+                needs_ground_truth=needs.ground_truth,
+            )
+            if reading is not None:
+                self.tally.read_as.setdefault(str(reading), []).append(file.name)
             while read := list(islice(rows, ROWS_PER_READ)):
                 self.tally.rows += len(read)
                 usable = [self._render(row) for row in read if self._is_usable(row)]
@@ -109,7 +136,7 @@ class Intake:
         return False
 
     def _is_usable(self, row: SourceRow) -> bool:
-        if row.ground_truth is None or row.ground_truth in ("", []):
+        if self._needs.ground_truth and row.ground_truth in (None, "", []):
             return self._drop("no_ground_truth")
         if not any(message["content"].strip() for message in row.messages if message["role"] == "user"):
             return self._drop("empty_prompt")
@@ -121,7 +148,7 @@ class Intake:
         except UserError as error:
             raise UserError(f"{row.where}: {error}.") from error
         candidate = _Candidate(row, prompt)
-        if self._demonstrations != "ignored" and row.demonstration and row.demonstration.strip():
+        if self._needs.demonstrations != "ignored" and row.demonstration and row.demonstration.strip():
             candidate.demonstration = strip_opening(prompt, row.demonstration)
         return candidate
 
@@ -145,9 +172,9 @@ class Intake:
 
     def _keeps_prompt(self, candidate: _Candidate) -> bool:
         problem = self._demonstration_problem(candidate.demonstration_ids)
-        if problem is None or self._demonstrations == "ignored":
+        if problem is None or self._needs.demonstrations == "ignored":
             return True
-        if self._demonstrations == "required":
+        if self._needs.demonstrations == "required":
             return self._drop(problem)
         candidate.left_out = problem
         candidate.demonstration = candidate.demonstration_ids = None
@@ -158,7 +185,7 @@ class Intake:
             return "no_demonstration"
         if len(ids) > self._max_response_tokens:
             return "demonstration_too_long"
-        if self._template.end_token_id in ids[:-1]:
+        if self._template.goes_past_end(ids):
             return "demonstration_past_end"
         return None
 
@@ -169,10 +196,9 @@ class Intake:
         another prompt is another prompt and gets file and row behind it.
         """
         row = candidate.row
-        index, split = row.extra.get("index"), row.extra.get("split")
         place = f"{row.path.stem}:{row.number}"
-        parts = [row.data_source, place] if index is None else [row.data_source, split, index]
-        prompt_id = "/".join(str(part) for part in parts if part not in (None, ""))
+        parts = [row.data_source, place if row.published_id is None else row.published_id]
+        prompt_id = "/".join(part for part in parts if part)
         prompt_hash = hashlib.sha256(candidate.prompt.encode()).digest()
         if self._prompt_hashes.get(prompt_id) not in (None, prompt_hash):
             prompt_id += f"@{row.path.parent.name}/{place}"
@@ -210,6 +236,14 @@ def _to_record_batch(candidates: list[_Candidate]) -> pa.RecordBatch:
         "data_source": [candidate.row.data_source for candidate in candidates],
         "demonstration": [candidate.demonstration for candidate in candidates],
         "demonstration_ids": [candidate.demonstration_ids for candidate in candidates],
-        "extra": [json.dumps(candidate.row.extra, default=str) for candidate in candidates],
+        "extra": [json.dumps(candidate.row.extra, default=_as_json) for candidate in candidates],
+        "source": [json.dumps(candidate.row.source) for candidate in candidates],
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+
+def _as_json(value: Any) -> str:
+    """A value that JSON has no form for: dates as ISO texts; bytes by their number, since nobody grades by them."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)

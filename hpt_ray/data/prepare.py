@@ -8,7 +8,6 @@ schema of `schema` and returns what it wrote. Benchmarks are rows of `evaluation
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from hpt_ray.data.benchmark_files import prepare_benchmark
 from hpt_ray.data.benchmarks import BENCHMARKS
+from hpt_ray.data.files import read_raw
 from hpt_ray.data.mini import write_mini
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
@@ -65,19 +65,14 @@ def _gsm8k_solution(answer: str, where: str) -> tuple[str, str]:
 
 
 def _read_records(path: Path, keys: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """The objects of a JSON lines file, each with a text under each of `keys`."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                record = json.loads(line)
-                for key in keys:
-                    if not isinstance(record, dict) or not isinstance(record.get(key), str):
-                        raise UserError(f"{path}, row {number}: should be an object with a text `{key}`.")
-                yield record
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file. --source is the folder that holds {path.name}.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, row {number}: not JSON ({error}).") from error
+    """The objects of a file, each with a text under each of `keys`."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. --source is the folder that holds {path.name}.")
+    for number, record in read_raw(path):
+        for key in keys:
+            if not isinstance(record.get(key), str):
+                raise UserError(f"{path}, row {number}: should be an object with a text `{key}`.")
+        yield record
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     described = {name: preparer.description for name, preparer in PREPARERS.items()}
     described |= {name: f"benchmark {row.title}" for name, row in SINGLE_FILES.items()}
     parser = argparse.ArgumentParser(
-        prog="python -m hpt_ray.data.prepare",
+        prog="hpt_ray prepare",
         description="Write prompt files (parquet) from published ones.\n\n"
         + "\n".join(f"  {name:12} {description}" for name, description in described.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,32 +1,38 @@
-"""Rows of prompt files: parquet and JSON lines in the schema of `schema.py`.
+"""Rows of prompt files: of any kind that `files` reads, in any shape that `shapes` recognises.
 
-`read_rows(path)` yields `SourceRow`s in file order with only a small batch of rows in memory,
-whatever the size of the file or of its row groups. Accepted beyond what `schema.py` writes: `prompt`
-and `target` as plain strings, `ground_truth` as a number or a list, any fields in `extra_info`, and a
-file without `target`, `ability` or `extra_info`.
+`open_rows(path)` says how a file is read and yields `SourceRow`s in file order with only a small batch of rows in
+memory, whatever the size of the file or of its row groups.
 
-A file that is not what it should be raises UserError with file, row, column, what was found and what
-to do. Rows are counted from 1. Whether a row is of use (length, empty texts) is for `prompts`.
+A value of the wrong type raises UserError with file, row, column, what was found and what to do. Rows are counted
+from 1. A value that is absent (null) is no error; whether a row is of use (length, empty texts) is for `intake`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from hpt_ray.data.files import ROWS_PER_READ, Raw, read_raw
+from hpt_ray.data.messages import check_demonstration, check_prompt, check_text, split_conversation, wrong
+from hpt_ray.data.shapes import MARK, Reading, has_column, no_ground_truth, recognise
 from hpt_ray.data.template import Message
 from hpt_ray.errors import UserError
 
-ROWS_PER_READ = 128
-REQUIRED = ("prompt", "reward_model", "data_source")
-OPTIONAL = ("target", "ability", "extra_info")
-ROLES = ("system", "user", "assistant", "tool")
+# What a reward function gets as prompt and response, and what is spread out, is not among the further columns.
+NOT_EXTRA = (
+    "prompt",
+    "completion",
+    "target",
+    "messages",
+    "conversations",
+    "conversation",
+    "chosen",
+    "extra_info",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,150 +45,128 @@ class SourceRow:
     demonstration: str | None
     ground_truth: str | float | list | None
     data_source: str
-    extra: dict[str, Any]
+    extra: dict[str, Any]  # the further columns, with the fields of `extra_info`
+    source: str | list[Message] = ""  # the prompt as the file has it
+    published_id: str | None = None  # [<split>/]<index> of `extra_info`
 
     @property
     def where(self) -> str:
         return f"{self.path}, row {self.number}"
 
 
-def list_files(path: str | Path) -> list[Path]:
-    """The prompt files behind a path: itself, or the parquet and JSON lines files of a folder, by name."""
-    path = Path(path).expanduser()
-    if path.is_file():
-        if path.suffix not in (".parquet", ".jsonl"):
-            raise UserError(f"{path}: unknown kind of file. Prompts come as .parquet or .jsonl.")
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file. Give a .parquet or .jsonl file, or a folder of them.")
-    files = sorted(file for file in path.iterdir() if file.suffix in (".parquet", ".jsonl"))
-    if not files:
-        raise UserError(f"{path}: the folder holds no .parquet or .jsonl file. Name another one.")
-    return files
+def open_rows(
+    path: Path,
+    columns: Mapping[str, str],
+    *,
+    columns_optional: bool = False,
+    needs_ground_truth: bool = False,
+) -> tuple[Reading | None, Iterator[SourceRow]]:
+    """How a file is read, None for an empty one, and its rows in order. Raises UserError (see above).
+
+    `columns_optional`: a file without the columns of `data.columns` is recognised by itself.
+    """
+    raw_rows = read_raw(path)
+    first = list(islice(raw_rows, ROWS_PER_READ))
+    if not first:
+        return None, iter(())
+    rows = [raw for _, raw in first]
+    if columns_optional and not all(has_column(rows, column) for column in columns.values()):
+        columns = {}
+    reading = recognise(path, rows, columns)
+    if needs_ground_truth and reading.ground_truth is None:
+        raise no_ground_truth(path, rows, reading)
+    return reading, (take_apart(reading, path, number, raw) for number, raw in chain(first, raw_rows))
 
 
-def read_rows(path: Path) -> Iterator[SourceRow]:
-    """All rows of one file, in order. Raises UserError (see above) when it comes to the bad one."""
-    raw_rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
-    for number, raw in raw_rows:
-        yield _check_row(path, number, raw)
+def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[SourceRow]:
+    """All rows of one file, in order."""
+    yield from open_rows(path, columns or {})[1]
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        # A read buffer instead of whole column chunks: some published files are one single row group.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            for name in REQUIRED:
-                if name not in names:
-                    raise _missing_column(str(path), name, names)
-            columns = [name for name in (*REQUIRED, *OPTIONAL) if name in names]
-            number = 0
-            for batch in file.iter_batches(batch_size=ROWS_PER_READ, columns=columns, use_threads=False):
-                for raw in batch.to_pylist():
-                    number += 1
-                    yield number, raw
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable as parquet ({error}). Write it anew.") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, row {number}"
-                raw = json.loads(line)
-                if not isinstance(raw, dict):
-                    raise _wrong(where, "the row", raw, "a JSON object")
-                for name in REQUIRED:
-                    if name not in raw:
-                        raise _missing_column(where, name, list(raw))
-                yield number, raw
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, row {number}: not JSON ({error}). Write one object per line.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, after row {number}: cannot be read ({error}).") from error
-
-
-def _missing_column(where: str, name: str, found: list[str]) -> UserError:
-    return UserError(
-        f"{where}: `{name}` is missing; found {', '.join(found) or 'nothing'}. Prompt files need "
-        f"{', '.join(REQUIRED)}. Rename the column, or write the file anew."
-    )
-
-
-def _wrong(where: str, column: str, found: Any, wanted: str) -> UserError:
-    text = repr(found)
-    text = text if len(text) <= 60 else text[:60] + "…"
-    return UserError(
-        f"{where}: `{column}` should be {wanted}, found {type(found).__name__} {text}. "
-        "Correct this row, or the program that wrote it."
-    )
-
-
-def _check_row(path: Path, number: int, raw: dict[str, Any]) -> SourceRow:
+def take_apart(reading: Reading, path: Path, number: int, raw: Raw) -> SourceRow:
+    """One row as `reading` says. Raises UserError for a value of the wrong type."""
     where = f"{path}, row {number}"
-    if not isinstance(raw["data_source"], str):
-        raise _wrong(where, "data_source", raw["data_source"], "a text (it may be empty)")
-    extra = raw.get("extra_info") or {}
-    if not isinstance(extra, dict):
-        raise _wrong(where, "extra_info", extra, "an object")
-    if raw.get("ability") is not None:
-        extra = {"ability": raw["ability"], **extra}
+    source, messages, demonstration = _prompt(where, reading, raw)
+    ground_truth = _ground_truth(where, reading, raw)
+    if reading.demonstration is not None:
+        value = _at(where, raw, reading.demonstration)
+        demonstration = check_demonstration(where, reading.demonstration, value)
+    if reading.is_marked and isinstance(ground_truth, str):
+        found = MARK.search(ground_truth)
+        if reading.demonstration is None and not reading.is_conversation:
+            demonstration = (ground_truth[: found.start()] if found else ground_truth).strip()
+        ground_truth = re.sub(r"(?<=\d),(?=\d{3})", "", found[1]) if found else None
+    data_source = _at(where, raw, reading.data_source) if reading.data_source else None
+    if not isinstance(data_source, str | None):
+        raise wrong(where, str(reading.data_source), data_source, "a text (it may be empty)")
+    extra, published_id = _extra(where, raw)
     return SourceRow(
-        path,
-        number,
-        _check_prompt(where, raw["prompt"]),
-        _check_target(where, raw.get("target")),
-        _check_ground_truth(where, raw["reward_model"]),
-        raw["data_source"],
-        extra,
+        path, number, messages, demonstration, ground_truth, data_source or "", extra, source, published_id
     )
 
 
-def _check_prompt(where: str, prompt: Any) -> list[Message]:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    messages = _check_messages(where, "prompt", prompt)
-    if messages and messages[-1]["role"] != "user":
-        raise _wrong(where, "prompt", messages[-1]["role"], "a conversation that ends with a user message")
-    return messages
+def _prompt(where: str, reading: Reading, raw: Raw) -> tuple[str | list[Message], list[Message], str | None]:
+    """The prompt as the file has it, as messages, and the demonstration of a whole conversation."""
+    value, demonstration = _at(where, raw, reading.prompt), None
+    if reading.is_conversation:
+        value, demonstration = split_conversation(where, reading.prompt, value)
+        messages = value
+    else:
+        if reading.input is not None:
+            further = check_text(where, reading.input, raw.get(reading.input))
+            value = "\n".join(filter(None, [check_text(where, reading.prompt, value), further]))
+        messages = check_prompt(where, reading.prompt, value)
+    if reading.history is not None:
+        for pair in reversed(raw.get(reading.history) or []):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise wrong(where, reading.history, pair, "a list of pairs [prompt, response]")
+            asked, answered = (check_text(where, reading.history, text) for text in pair)
+            messages = [
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": answered},
+                *messages,
+            ]
+    system = check_text(where, reading.system, raw.get(reading.system)) if reading.system else ""
+    if system.strip() and all(message["role"] != "system" for message in messages):
+        messages = [{"role": "system", "content": system}, *messages]
+    is_as_written = isinstance(value, str) and len(messages) == 1
+    return (value if is_as_written else messages), messages, demonstration
 
 
-def _check_target(where: str, target: Any) -> str | None:
-    if target is None or isinstance(target, str):
-        return target
-    messages = _check_messages(where, "target", target)
-    if [message["role"] for message in messages] not in ([], ["assistant"]):
-        raise _wrong(where, "target", target, "one single message of the assistant")
-    return messages[0]["content"] if messages else None
-
-
-def _check_messages(where: str, column: str, messages: Any) -> list[Message]:
-    if not isinstance(messages, list):
-        raise _wrong(where, column, messages, "a text or a list of messages {role, content}")
-    checked = []
-    for message in messages:
-        if not isinstance(message, dict):
-            raise _wrong(where, column, message, "a list of messages {role, content}")
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise _wrong(where, f"{column}.role", role, f"one of {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise _wrong(where, f"{column}.content", content, "a text")
-        checked.append({"role": role, "content": content})
-    return checked
-
-
-def _check_ground_truth(where: str, reward_model: Any) -> str | float | list | None:
-    if not isinstance(reward_model, dict):
-        raise _wrong(where, "reward_model", reward_model, "an object with `ground_truth`")
-    if "ground_truth" not in reward_model:
-        raise _missing_column(where, "reward_model.ground_truth", list(reward_model))
-    ground_truth = reward_model["ground_truth"]
+def _ground_truth(where: str, reading: Reading, raw: Raw) -> str | float | list | None:
+    if reading.ground_truth is None:
+        return None
+    ground_truth = _at(where, raw, reading.ground_truth)
     if isinstance(ground_truth, bool) or not isinstance(ground_truth, str | int | float | list | None):
-        raise _wrong(where, "reward_model.ground_truth", ground_truth, "a text, a number or a list")
+        raise wrong(where, reading.ground_truth, ground_truth, "a text, a number or a list")
     return ground_truth
+
+
+def _extra(where: str, raw: Raw) -> tuple[dict[str, Any], str | None]:
+    """The further columns, and the id that the publisher gave the row."""
+    fields = raw.get("extra_info") or {}
+    if not isinstance(fields, dict):
+        raise wrong(where, "extra_info", fields, "an object")
+    extra = {name: value for name, value in raw.items() if name not in NOT_EXTRA} | fields
+    index, split = fields.get("index"), fields.get("split")
+    if index is None:
+        return extra, None
+    return extra, "/".join(str(part) for part in (split, index) if part not in (None, ""))
+
+
+def _at(where: str, raw: Raw, column: str) -> Any:
+    """The value of a column, or of a field in a column of objects; None where it is null or not there."""
+    head, dot, rest = column.partition(".")
+    if column in raw or not dot:
+        return raw.get(column)
+    inner = raw.get(head)
+    if inner is None:
+        return None
+    if not isinstance(inner, dict):
+        raise wrong(where, head, inner, f"an object with `{rest}`")
+    if not has_column([inner], rest):
+        raise UserError(
+            f"{where}: `{column}` is missing; found {', '.join(inner) or 'nothing'}. Rename the field, say where it "
+            "is in data.columns, or write the file anew."
+        )
+    return _at(where, inner, rest)

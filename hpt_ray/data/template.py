@@ -5,8 +5,9 @@ the end token. So prompt ids + demonstration ids is exactly what the model would
 sampled: a sampled response starts with a fresh token after the prompt, hence no token here ever spans
 the border either. (Tokenising prompt and response as one text could merge across it.)
 
-One token ends every response: the last one of each demonstration and the stop token of rollouts.
-Nothing is truncated here; what is too long is for `dataset` to drop.
+One token ends every demonstration: with a chat template the one that closes the assistant's turn (see `turn`),
+else the tokenizer's EOS, or what `data.end_token` names. A rollout stops on it, and on what else the model's makers
+stop on. Nothing is truncated here; what is too long is for `dataset` to drop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from hpt_ray.config.schema import DataConfig
+from hpt_ray.data.turn import Turn, find_turn, makers_stop_ids, stop_ids
 from hpt_ray.errors import UserError
 
 # Some chat templates open the response for the model; published demonstrations may open it again.
@@ -32,7 +34,8 @@ Message = dict[str, str]  # {role, content}
 class Template:
     """Renders and tokenises the prompts of one run, as `data.template` and its neighbours say.
 
-    - `chat`: the tokenizer's chat template with its generation prompt; BOS is the template's affair.
+    - `chat`: the tokenizer's chat template with its generation prompt; BOS is the template's affair. Where it
+      refuses or drops a system message, that stands at the head of the first user message instead.
     - `plain` and texts with `{prompt}`: one user message, after the system message and an empty line
       if there is one. BOS goes first with `add_bos`.
 
@@ -45,7 +48,6 @@ class Template:
         self._system_prompt = config.system_prompt
         self._tokenizer = tokenizer
         self._bos = _bos_ids(config, tokenizer)
-        self.end_token_id = _end_token_id(config, tokenizer)
         if not tokenizer.is_fast:
             raise UserError(
                 f"The tokenizer {name} has no fast version (tokenizer.json), which data "
@@ -60,11 +62,18 @@ class Template:
             raise UserError(
                 f"data.template is {self._kind!r}; it must be `chat`, `plain`, or a text with {{prompt}}."
             )
+        makers = makers_stop_ids(name)
+        self._turn = find_turn(tokenizer, makers) if self._kind == "chat" else Turn(None)
+        self.end_token_id = _end_token_id(config, tokenizer, self._turn)
+        self.stop_token_ids: tuple[int, ...] = (self.end_token_id,)
+        if config.end_token is None:
+            self.stop_token_ids = stop_ids(self.end_token_id, tokenizer.eos_token_id, self._turn, makers)
 
     @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """What a rollout stops on: the token that ends demonstrations, and no other."""
-        return (self.end_token_id,)
+    def turn_end(self) -> str:
+        """What ends a demonstration and a rollout, for people. Example: `<|im_end|>, or <|endoftext|>`."""
+        names = self._tokenizer.convert_ids_to_tokens(list(self.stop_token_ids))
+        return ", or ".join(filter(None, [names[0], " ".join(names[1:])]))
 
     @property
     def fingerprint(self) -> str:
@@ -76,7 +85,8 @@ class Template:
             self._kind,
             repr(self._system_prompt),
             repr(self._bos),
-            repr(self.end_token_id),
+            repr(self.stop_token_ids),
+            repr(self._turn),
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -105,22 +115,41 @@ class Template:
         return [np.array(self._bos + ids, np.int32) for ids in self._encode(prompts)]
 
     def encode_demonstrations(self, demonstrations: list[str]) -> list[np.ndarray]:
-        """Token ids of demonstrations, each [L] int32, ending with the end token (never twice)."""
-        return [
-            np.array(ids if ids[-1:] == [self.end_token_id] else [*ids, self.end_token_id], np.int32)
-            for ids in self._encode(demonstrations)
-        ]
+        """Token ids of demonstrations, each [L] int32, as the chat template would write them.
+
+        They end with the end token, never twice; another stop token at the end of the text makes room for it.
+        """
+        if self._turn.strips:
+            demonstrations = [text.strip() for text in demonstrations]
+        encoded = self._encode([self._turn.lead + text for text in demonstrations])
+        for ids in encoded:
+            while ids and ids[-1] in self.stop_token_ids:
+                ids.pop()
+        return [np.array([*ids, self.end_token_id], np.int32) for ids in encoded]
+
+    def goes_past_end(self, ids: np.ndarray) -> bool:
+        """Whether a demonstration goes on after a token that a rollout would have stopped on."""
+        return bool(np.isin(ids[:-1], self.stop_token_ids).any())
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        if not texts:
+            return []
+        try:
+            return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:
+            if type(error) is not Exception:  # what the tokenizer's own library raises
+                raise
+            raise UserError(
+                f"The tokenizer {self._tokenizer.name_or_path} cannot encode these texts ({error}): they hold "
+                "characters that it does not know, as most texts do for the small task's. Use another model."
+            ) from error
 
     def _with_system_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
-        if self._system_prompt is None:
-            return messages
-        rest = [message for message in messages if message["role"] != "system"]
-        if not self._system_prompt:
-            return rest
-        return [{"role": "system", "content": self._system_prompt}, *rest]
+        if self._system_prompt is not None:
+            messages = [message for message in messages if message["role"] != "system"]
+            if self._system_prompt:
+                messages = [{"role": "system", "content": self._system_prompt}, *messages]
+        return messages if self._turn.takes_system else _system_to_user(messages)
 
 
 def strip_opening(prompt: str, demonstration: str) -> str:
@@ -147,8 +176,19 @@ def _bos_ids(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> list[int
     return [tokenizer.bos_token_id]
 
 
-def _end_token_id(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> int:
+def _system_to_user(messages: Sequence[Message]) -> Sequence[Message]:
+    """The system messages at the head of the first user message."""
+    rules = [message["content"] for message in messages if message["role"] == "system"]
+    rest = [message for message in messages if message["role"] != "system"]
+    if not rules or not rest or rest[0]["role"] != "user":
+        return messages
+    return [{**rest[0], "content": "\n\n".join([*rules, rest[0]["content"]])}, *rest[1:]]
+
+
+def _end_token_id(config: DataConfig, tokenizer: PreTrainedTokenizerFast, turn: Turn) -> int:
     name = tokenizer.name_or_path
+    if config.end_token is None and turn.end_token_id is not None:
+        return turn.end_token_id
     if config.end_token is None:
         if tokenizer.eos_token_id is None:
             raise UserError(

@@ -193,7 +193,7 @@ async def start_actors(
     starting: dict[str, Awaitable[Any]] = {}
     if roles.rollouts:
         engines = await make_engines(cluster, config, model_path, learners, logs)
-        verifier = make_verifier(cluster, config.reward, config.data.max_response_tokens)
+        verifier = make_verifier(cluster, config.reward, config.data.max_response_tokens, logs)
         timeout_s = config.rollout.start_timeout_s
         starting["verifier"] = verifier.call("counts", timeout_s=timeout_s, what="start")
     turns = Turns(learners, engines, shared=config.cluster.colocate, timeout_s=limit)

@@ -22,6 +22,7 @@ from pathlib import Path
 from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState, read_state
 from hpt_ray.checkpoint.store import CheckpointStore, Committed
+from hpt_ray.data.turn import name_stop_ids
 from hpt_ray.driver.actors import Actors
 from hpt_ray.driver.batches import BatchStream
 from hpt_ray.errors import UserError
@@ -50,8 +51,13 @@ class CheckpointManager:
     """The checkpoints of one run. One save is under way at a time."""
 
     def __init__(
-        self, store: CheckpointStore, *, timeout_s: float, say: Callable[[str], None] = lambda text: None
+        self,
+        store: CheckpointStore,
+        timeout_s: float,
+        stop_token_ids: tuple[int, ...] = (),
+        say: Callable[[str], None] = lambda text: None,
     ):
+        self._stop_token_ids = stop_token_ids
         self.store, self._timeout_s, self._say = store, timeout_s, say
         self.replicas = Replicas(timeout_s=timeout_s)
         self._committing: asyncio.Task[Committed] | None = None
@@ -143,6 +149,7 @@ class CheckpointManager:
         (folder / LEARNER).mkdir()
         await actors.learners.call("save", str(folder / LEARNER), timeout_s=limit)
         await actors.learners.call("export", str(folder / EXPORT), timeout_s=limit)
+        name_stop_ids(folder / EXPORT, self._stop_token_ids)
         if actors.critic is not None:
             (folder / CRITIC / "state").mkdir(parents=True)
             await actors.critic.call("save", str(folder / CRITIC / "state"), timeout_s=limit)

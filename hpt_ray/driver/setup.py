@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
 from hpt_ray.algorithms.trial import try_parts
@@ -20,6 +21,7 @@ from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
 from hpt_ray.observe.trackers import check_trackers
+from hpt_ray.reward import check_ground_truth
 from hpt_ray.reward.service import check_reward_functions, check_terms
 from hpt_ray.types import Prompt
 from hpt_ray.weight_sync.backends import backend_of
@@ -42,6 +44,7 @@ class Prepared:
     model_path: str
     eval_sets: Mapping[str, Sequence[Prompt]]
     stop_token_ids: tuple[int, ...]
+    turn_end: str  # the same for people
     phases: Sequence[PreparedPhase]
 
     def phase_of(self, step: int) -> PreparedPhase:
@@ -79,7 +82,7 @@ def prepare(config: Config, model_path: str) -> Prepared:
     phases = [
         PreparedPhase(
             **vars(phase),
-            prompts=load(phase.config.data.train, demonstrations=GATES[gate].demonstrations),
+            prompts=load(phase.config.data.train, **asked_of(phase.config, gate)),
             estimator=estimator,
             gate=gate,
             num_rollouts=num_rollouts,
@@ -88,9 +91,9 @@ def prepare(config: Config, model_path: str) -> Prepared:
     ]
     eval_sets = {}
     for name, path in config.evaluation.sets.items():
-        found = load([path], demonstrations="optional")
+        found = load([path], **asked_of(config, None))
         eval_sets[name] = [found[i] for i in range(len(found))]
-    return Prepared(model_path, eval_sets, template.stop_token_ids, phases)
+    return Prepared(model_path, eval_sets, template.stop_token_ids, template.turn_end, phases)
 
 
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
@@ -132,8 +135,22 @@ def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., Pro
         template=template,
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_response_tokens=config.data.max_response_tokens,
+        columns=config.data.columns,
     )
     return template, load
+
+
+def asked_of(config: Config, gate: str | None) -> dict[str, Any]:
+    """What `load_prompts` must ask of a file that this gate trains on, or that is evaluated on (None).
+
+    A ground truth where responses are graded by a reward function that cannot do without.
+    """
+    functions = {config.reward.function, *config.reward.functions.values()}
+    compares = any(check_ground_truth(None, function) for function in functions)
+    if gate is None:
+        return {"demonstrations": "optional", "needs_ground_truth": compares, "held_out": True}
+    kind = GATES[gate]
+    return {"demonstrations": kind.demonstrations, "needs_ground_truth": compares and kind.needs_rollouts}
 
 
 def roles_of(config: Config) -> Roles:
@@ -184,6 +201,15 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             f"algorithm.name={estimator.name} does not weigh rollouts by π_θ/π_old: set "
             "algorithm.rollout_denominator=old, or algorithm.correction (e.g. token_truncate), or "
             "rollout.max_off_policy_steps=0."
+        )
+    is_cut = config.rollout.top_p < 1 or config.rollout.top_k > 0
+    weighs = estimator.corrects_off_policy and not config.learner.recompute_old_logprobs
+    if is_cut and kind.needs_rollouts and weighs:
+        raise UserError(
+            f"rollout.top_p={config.rollout.top_p:g} with rollout.top_k={config.rollout.top_k} cuts the distribution "
+            f"that rollouts come from, and the learner's stays whole: algorithm.name={estimator.name} would weigh "
+            "every token by the share that was left. Set rollout.top_p=1 and rollout.top_k=-1 (a temperature is "
+            "accounted for), or learner.recompute_old_logprobs=true."
         )
     if estimator.needs_values and config.critic.num_gpus > 1:
         raise UserError(

@@ -186,12 +186,16 @@ def _prompts(config: EvaluateConfig, row: Benchmark, template: Template) -> tupl
                 f"  python -m hpt_ray.data.prepare {row.name} --source FILE --out {Path(path).parent}\n"
                 f"or name a file of prompts: sets.{row.name}=FILE."
             )
+    functions = {row.reward_function or config.reward.function, *config.reward.functions.values()}
     found = load_prompts(
         [path],
         template,
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_response_tokens=DataConfig().max_response_tokens,
         demonstrations="ignored",
+        needs_ground_truth=any(check_ground_truth(None, function) for function in functions),
+        columns=config.data.columns,
+        held_out=True,
     )
     if found.dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())

@@ -68,7 +68,7 @@ async def start_workers(cluster: Cluster, plan: Plan, model_path: str, logs: Pat
     engines = make_engine_group(cluster, spec, None, logs)
     reward = replace(config.reward, functions=dict(plan.reward_functions))
     longest = max(task.sampling.max_tokens for task in plan.tasks)
-    verifier = make_verifier(cluster, reward, longest)
+    verifier = make_verifier(cluster, reward, longest, logs)
     await asyncio.gather(
         engines.start(), verifier.call("counts", timeout_s=rollout.start_timeout_s, what="start")
     )

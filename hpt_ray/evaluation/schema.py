@@ -28,7 +28,7 @@ class EvaluateConfig:
         "Benchmarks of the table, or its groups `math`, `ood`, `mini`, `mini-ood`, `mini-test`, `mini-test-ood`.",
     )
     sets: dict[str, str] = key(
-        {}, "Name → file of prompts (parquet, jsonl or `mini:…`); under a benchmark's name: its prompts."
+        {}, "Name → file of prompts (docs/data.md) or `mini:…`; under a benchmark's name: its prompts."
     )
     data_dir: str = key("data/benchmarks", "Folder that benchmarks were prepared into.")
     out: str | None = key(None, "Folder of the results. Default: evaluations/NAME-OF-THE-MODEL.")

@@ -39,17 +39,18 @@ class ArchitectureRule:
         return None if self.softcap is None else getattr(config, self.softcap, None)
 
 
+MIXTURES = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), "is a mixture of experts")
 MULTIPLIED = {"logit_scale": "scales its logits"}  # Cohere's way
 DIVIDED = {"logits_scaling": "scales its logits"}  # Granite's
 SOFTCAP = "final_logit_softcapping"  # Gemma's
 
-DEFAULT = ArchitectureRule(refused=MULTIPLIED | DIVIDED, softcap=SOFTCAP)
+DEFAULT = ArchitectureRule(refused=MIXTURES | MULTIPLIED | DIVIDED, softcap=SOFTCAP)
 ARCHITECTURES: dict[str, ArchitectureRule] = {
     "cohere": ArchitectureRule(refused=MULTIPLIED),
     "cohere2": ArchitectureRule(refused=MULTIPLIED),
     "gemma2": ArchitectureRule(softcap=SOFTCAP),
     "granite": ArchitectureRule(refused=DIVIDED),
-    "granitemoe": ArchitectureRule(refused=DIVIDED),
+    "granitemoe": ArchitectureRule(refused=MIXTURES | DIVIDED),
 }
 
 

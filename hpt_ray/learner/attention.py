@@ -4,7 +4,9 @@ Samples lie end to end in one sequence of T tokens, and a token may see its own 
 attention work on the packed sequence. Here queries, keys and values are laid out as [samples, longest],
 causal attention runs on that, and the result is laid back. Padding stands at the end of each sample,
 where causal attention never looks, so it changes nothing. Samples of similar length share a block, so
-that one long sample does not pad many short ones.
+that one long sample does not pad many short ones. Sliding windows go in as a mask; soft-capped scores and
+attention sinks, for which torch has no fused attention, are written out, which takes memory of the square of a
+sample's length.
 
 Registered with transformers as attention implementation `segments`.
 """
@@ -94,34 +96,61 @@ def segment_attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, heads, T, d], key and value [1, kv_heads, T, d].
 
-    Returns [1, T, heads, d]. Sliding windows shorter than a sample, soft-capped scores (`softcap`) and
-    attention sinks (`s_aux`) are not supported and are refused.
+    Returns [1, T, heads, d]. `sliding_window`: tokens that one sees, itself included. `softcap`: scores s become
+    softcap · tanh(s / softcap). `s_aux` [heads]: the score of a sink, which takes weight and gives nothing.
     """
-    if softcap is not None or s_aux is not None:
-        raise ValueError(
-            f"attention `segments` has no {'softcap' if softcap is not None else 's_aux'}, which this model "
-            "needs; set model.attention=flash_attention_2"
-        )
     groups = query.shape[1] // key.shape[1]
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
     parts, places = [], []
     for block in segments.blocks:
         longest = block.gather.shape[1]
-        if sliding_window is not None and longest > sliding_window:
-            raise ValueError(
-                f"attention `segments` has no sliding window, and a sample of {longest} tokens is longer than "
-                f"the model's window of {sliding_window}; set model.attention=flash_attention_2"
-            )
         q, k, v = (
             _samples(x, block.gather).transpose(1, 2) for x in (query, key, value)
         )  # [samples, heads, longest, d]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
+        window = None
+        if sliding_window is not None and longest > sliding_window:
+            window = (
+                torch.ones(longest, longest, dtype=torch.bool, device=q.device)
+                .tril()
+                .triu(1 - sliding_window)
+            )
+        if softcap is not None or s_aux is not None:
+            attended = _written_out(q, k, v, window, scaling, dropout, softcap, s_aux)
+        else:
+            attended = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=window, is_causal=window is None, scale=scaling, dropout_p=dropout
+            )
         parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, block.flat))
         places.append(block.packed)
     out = torch.empty_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
     return out.unsqueeze(0), None
+
+
+def _written_out(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """softmax(scores) v of [samples, heads, longest, d], under `window` or a causal mask; the softmax in float32."""
+    longest = q.shape[2]
+    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if window is None:
+        window = torch.ones(longest, longest, dtype=torch.bool, device=q.device).tril()
+    scores = scores.masked_fill(~window, -torch.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(len(scores), -1, longest, 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))[..., :longest]
+    return F.dropout(weights.to(v.dtype), dropout) @ v
 
 
 AttentionInterface.register(NAME, segment_attention)

@@ -3,6 +3,7 @@
 For scripts: `from hpt_ray.reward import grade`; `grade(r"So \\boxed{1/2}", "0.5")` is a correct `RewardResult`.
 """
 
+from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.functions.table import (
     REWARD_FUNCTIONS,
     RewardFunctionKind,
@@ -15,6 +16,7 @@ __all__ = [
     "REWARD_FUNCTIONS",
     "GradeItem",
     "RewardFunctionKind",
+    "Row",
     "VerifierService",
     "check_ground_truth",
     "check_reward_function",

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.service import GradeItem
 from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
@@ -118,11 +120,16 @@ async def graded_groups(
     """
     ready: asyncio.Queue[Group | BaseException | None] = asyncio.Queue()
     gathering = {key: _Gathering(prompt) for key, prompt in prompts.items()}
+    rows = {key: Row.of(prompt) for key, prompt in prompts.items()}
     waiting: list[Rollout] = []  # for one of the calls to the verifier to come back
     calls = asyncio.Semaphore(MAX_GRADE_CALLS)
 
     async def grade(batch: list[Rollout]) -> None:
-        items = [_item(r, prompts[r.prompt_id]) for r in batch if r.finish is not FinishReason.LOST]
+        items = [
+            _item(r, prompts[r.prompt_id].ground_truth, rows[r.prompt_id])
+            for r in batch
+            if r.finish is not FinishReason.LOST
+        ]
         graded: list[RewardResult] = []
         if items:
             (graded,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade responses")
@@ -177,11 +184,11 @@ async def graded_groups(
         await asyncio.wait([reader])
 
 
-def _item(rollout: Rollout, prompt: Prompt) -> GradeItem:
+def _item(rollout: Rollout, ground_truth: Any, row: Row) -> GradeItem:
     return GradeItem(
         response=rollout.text,
-        ground_truth=prompt.ground_truth,
-        data_source=prompt.data_source,
+        ground_truth=ground_truth,
+        row=row,
         finished=rollout.finish is FinishReason.STOP,
         num_tokens=len(rollout.token_ids),
     )

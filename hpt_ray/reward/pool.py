@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import hpt_ray
-from hpt_ray.reward.functions.table import RewardFunction, build
+from hpt_ray.reward.functions.row import NO_ROW, Row
+from hpt_ray.reward.functions.table import RewardFunction, build, takes_row
 from hpt_ray.types import Outcome, RewardResult
 from hpt_ray.utils.plugins import load_inherited
 
@@ -52,13 +53,21 @@ class Task:
     reward_function: str
     response: str
     ground_truth: Any
+    row: Row = NO_ROW  # sent along to reward functions that take it
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of the reward function."""
+        row = (self.row,) if takes_row(self.reward_function) else ()
+        return (self.response, self.ground_truth, *row)
 
 
 class Pool:
     """`num_processes` killable grading processes behind one queue.
 
     `preload` names reward functions that each process loads as it starts. Making the pool does not wait for
-    anything. What the caller's process loaded as `run.plugins`, the processes import as well.
+    anything. What the caller's process loaded as `run.plugins`, the processes import as well. What they print
+    is added to the file `output`; without one it goes where the caller's goes.
     """
 
     def __init__(
@@ -68,10 +77,12 @@ class Pool:
         timeout_s: float = 10.0,
         memory_mb: int = 2048,
         preload: Sequence[str] = (),
+        output: str | None = None,
     ) -> None:
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
         self.preload = tuple(preload)
+        self.output = output
         self.closed = False
         self.queue: queue.SimpleQueue[tuple[_Batch, int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is queued once `closed` is set
@@ -187,7 +198,7 @@ class _Worker(threading.Thread):
     def _grade(self, task: Task) -> RewardResult:
         """The result of one task, whatever it does to the process. Raises _CannotStart."""
         try:
-            request = pickle.dumps((task.reward_function, (task.response, task.ground_truth)))
+            request = pickle.dumps((task.reward_function, task.arguments))
         except Exception as error:
             return _error(f"the ground truth cannot be sent to another process: {error}")
         for _ in range(NUM_TRIES):
@@ -217,17 +228,21 @@ class _Worker(threading.Thread):
             "PYTHONHASHSEED": "0",  # sympy's order of terms, the same in every process
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",  # each of its threads would reserve address space
+            "PYTHONUNBUFFERED": "1",  # what is printed before a kill is not lost
         }
         self._loaded: set[str] = set()
         try:
             self._socket, theirs = socket.socketpair()
             self._reader = self._socket.makefile("rb")
             arguments = map(str, (theirs.fileno(), self._pool.timeout_s, self._pool.memory_mb))
-            with theirs:
+            output = self._pool.output
+            with theirs, open(output, "ab") if output else contextlib.nullcontext() as file:
                 self._popen = subprocess.Popen(
                     [sys.executable, "-P", "-c", _CHILD, *arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
                     env=environment,
                     start_new_session=True,  # so that it dies with its own children, and not by Ctrl-C
                 )
@@ -285,7 +300,7 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
     """Take requests from a socket, one at a time, until it ends.
 
     A request is a pickled `(name, None)`: load this reward function; the reply is None or why that failed. Or it
-    is `(name, (response, ground_truth))`; the reply is a RewardResult. A task that runs into the limit of the
+    is `(name, arguments)`; the reply is a RewardResult. A task that runs into the limit of the
     address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that. Time
     limits are the parent's: the alarm only ends a process whose parent has vanished.
     """
@@ -301,7 +316,7 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
             name, task = pickle.load(reader)
             limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
             signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
-            reply = _load(functions, name) if task is None else _grade(functions[name], *task)
+            reply = _load(functions, name) if task is None else _grade(functions[name], task)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pickle.dump(reply, writer)
             writer.flush()
@@ -322,11 +337,13 @@ def _load(functions: dict[str, RewardFunction], name: str) -> str | None:
     return None
 
 
-def _grade(function: RewardFunction, response: str, ground_truth: Any) -> RewardResult:
+def _grade(function: RewardFunction, arguments: tuple[Any, ...]) -> RewardResult:
     try:
-        result = function(response, ground_truth)
+        result = function(*arguments)
         if result.extracted is not None and len(result.extracted) > MAX_EXTRACTED_CHARS:
             result = replace(result, extracted=result.extracted[:MAX_EXTRACTED_CHARS] + "…")
+        if result.detail is not None:
+            result = replace(result, detail=result.detail[:MAX_DETAIL_CHARS])
         return result
     except MemoryError:
         raise
@@ -335,4 +352,6 @@ def _grade(function: RewardFunction, response: str, ground_truth: Any) -> Reward
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]
+    """What went wrong, and what notes say of it: where, and with which arguments."""
+    said = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+    return "; ".join(text[:MAX_DETAIL_CHARS] for text in said)

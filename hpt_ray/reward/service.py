@@ -24,6 +24,7 @@ from typing import Any
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
 from hpt_ray.reward.functions.extract import last_boxed
+from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.functions.table import check_ground_truth, check_reward_function, suggestion
 from hpt_ray.reward.pool import Pool, Task
 from hpt_ray.types import Outcome, RewardResult
@@ -39,12 +40,13 @@ _lock = threading.Lock()
 class GradeItem:
     """One response to grade. `finished`: the rollout ended with its end token, not by the token limit.
 
-    `num_tokens` is the length of the response; only the term `overlong` reads it.
+    All responses to one prompt share its `row`, which is sent once. `num_tokens` is the length of the response;
+    only the term `overlong` reads it.
     """
 
     response: str
     ground_truth: Any
-    data_source: str
+    row: Row
     finished: bool
     num_tokens: int = 0
 
@@ -72,10 +74,13 @@ TERMS: dict[str, Callable[[GradeItem, RewardConfig, int], float]] = {
 class VerifierService:
     """Raises UserError at once when the configuration names a reward function or a term that does not exist.
 
-    Those that a user's files add (`run.plugins`) are known here and in the grading processes.
+    Those that a user's files add (`run.plugins`) are known here and in the grading processes. What reward
+    functions print goes to `log_file`.
     """
 
-    def __init__(self, config: RewardConfig, max_response_tokens: int = 0) -> None:
+    def __init__(
+        self, config: RewardConfig, max_response_tokens: int = 0, log_file: str | None = None
+    ) -> None:
         self.config = config
         self.max_response_tokens = max_response_tokens
         load_inherited()
@@ -87,13 +92,19 @@ class VerifierService:
             timeout_s=config.timeout_s,
             memory_mb=config.memory_mb,
             preload=sorted({config.function, *config.functions.values()}),
+            output=log_file,
         )
 
     async def grade(self, items: list[GradeItem]) -> list[RewardResult]:
         """The results of the items, in their order. Never raises for what an item holds."""
         accepted = [item.finished or not self.config.require_finished for item in items]
         tasks = [
-            Task(self.reward_function_of(item.data_source), item.response, item.ground_truth)
+            Task(
+                reward_function_of(self.config, item.row.data_source),
+                item.response,
+                item.ground_truth,
+                item.row,
+            )
             for item, is_accepted in zip(items, accepted, strict=True)
             if is_accepted
         ]
@@ -107,10 +118,6 @@ class VerifierService:
             replace(result, score=result.score + self._extra(item))
             for item, result in zip(items, results, strict=True)
         ]
-
-    def reward_function_of(self, data_source: str) -> str:
-        """The reward function of a data source: for reports as for grading."""
-        return self.config.functions.get(data_source, self.config.function)
 
     def counts(self) -> dict[str, int]:
         """How often each outcome came up so far (zeros included), and how many processes were replaced."""
@@ -126,6 +133,11 @@ class VerifierService:
         return sum(
             weight * TERMS[name](item, self.config, self.max_response_tokens) for name, weight in terms
         )
+
+
+def reward_function_of(config: RewardConfig, data_source: str) -> str:
+    """The reward function of a data source."""
+    return config.functions.get(data_source, config.function)
 
 
 def check_reward_functions(config: RewardConfig) -> None:

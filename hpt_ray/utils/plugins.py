@@ -106,7 +106,7 @@ def blaming(module: ModuleType, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         file = Path(str(module.__file__))
-        raise UserError(f"{what}: {file}{_line(error, file)}: {_reason(error)}") from error
+        raise UserError(f"{what}: {file}{line_of(error, file)}: {_reason(error)}") from error
 
 
 # ---- importing ----------------------------------------------------------------------------------------
@@ -135,14 +135,14 @@ def _import(file: Path) -> None:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UserError(f"{file}{_line(error, file)} cannot be imported: {_reason(error)}") from error
+        raise UserError(f"{file}{line_of(error, file)} cannot be imported: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip()
 
 
-def _line(error: Exception, file: Path) -> str:
+def line_of(error: BaseException, file: Path) -> str:
     """Where in the file it went wrong, as `:12`."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f":{error.lineno}"

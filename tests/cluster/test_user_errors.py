@@ -158,10 +158,10 @@ def test_missing_data_file(message, tmp_path):
 
 def test_missing_column_in_parquet(message, tmp_path):
     file = tmp_path / "train.parquet"
-    rows = [{name: value for name, value in ROW.items() if name != "data_source"}]
+    rows = [{name: value for name, value in ROW.items() if name != "prompt"}]
     pq.write_table(pa.Table.from_pylist(rows), file)
     error = message(f"data.train=[{file}]")
-    assert f"{file}: `data_source` is missing; found prompt, reward_model" in error
+    assert f"{file}: its columns are of no known shape. Found: reward_model (object), data_source" in error
 
 
 def test_wrong_type_names_file_row_and_column(message, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import ray
 
 from hpt_ray.config.schema import RewardConfig
-from hpt_ray.reward import GradeItem, VerifierService
+from hpt_ray.reward import GradeItem, Row, VerifierService
 from hpt_ray.types import Outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
@@ -23,8 +23,8 @@ def test_service_as_an_actor(tmp_path):
     file.write_text("import time\ndef hang(response, truth): time.sleep(600)\n")
     config = RewardConfig(functions={"hang": f"python:{file}:hang"}, num_processes=2, timeout_s=3.0)
     service = ray.remote(VerifierService).options(num_cpus=0, max_concurrency=100).remote(config)
-    hanging = service.grade.remote([GradeItem("", "1", "hang", True)])
-    items = [GradeItem(rf"\boxed{{{i}/{i + 2}}}", repr(i / (i + 2)), "", True) for i in range(8)]
+    hanging = service.grade.remote([GradeItem("", "1", Row("hang"), True)])
+    items = [GradeItem(rf"\boxed{{{i}/{i + 2}}}", repr(i / (i + 2)), Row(), True) for i in range(8)]
     for results in ray.get([service.grade.remote(items) for _ in range(20)], timeout=60):
         assert all(result.correct for result in results)
     [result] = ray.get(hanging, timeout=60)

@@ -88,9 +88,9 @@ def test_the_estimator_trains_in_trls_loop(model_folder: Path) -> None:
 @pytest.mark.usefixtures("has_trl")
 @pytest.mark.parametrize(("ours", "trls"), [("grpo", "grpo"), ("dr_grpo", "dr_grpo"), ("dapo", "dapo")])
 def test_the_gradient_is_that_of_trls_own_loss(model_folder: Path, ours: str, trls: str) -> None:
-    """The same samples by the same seeds: one step, then the weights are the same.
+    """The same samples by the same seeds: after two steps the weights are the same.
 
-    TRL adds 1e-4 to the standard deviation, we 1e-6 as the papers do; AdamW would hide a wrong scale, SGD does not.
+    TRL adds 1e-4 to the standard deviation, we 1e-6 as the papers do. AdamW would hide a wrong scale, SGD does not.
     """
     code = TRAINING.replace("max_steps=2,", "max_steps=2, optim='sgd', beta=0.0, max_grad_norm=1e9,")
     code = code.replace("learning_rate=1e-4,", f"learning_rate=1.0, loss_type={trls!r},")
@@ -100,10 +100,10 @@ def test_the_gradient_is_that_of_trls_own_loss(model_folder: Path, ours: str, tr
     their_code = code.replace("EstimatorTrainer(", "GRPOTrainer(")
     their_code = re.sub(r"    estimator=.*\n", "", their_code)
     theirs = trained(their_code, model_folder)
-    moved = 0.0
     start = AutoModelForCausalLM.from_pretrained(model_folder).state_dict()
-    for name, weight in mine.model.state_dict().items():
-        step, other = weight - start[name], theirs.model.state_dict()[name] - start[name]
-        assert torch.allclose(step, other, rtol=2e-3, atol=1e-6), name
-        moved = max(moved, step.abs().max().item())
-    assert moved > 1e-4
+    step, other = (
+        torch.cat([(weight - start[name]).flatten() for name, weight in trainer.model.state_dict().items()])
+        for trainer in (mine, theirs)
+    )
+    assert other.norm() > 1e-3
+    assert (step - other).norm() / other.norm() < 2e-3

@@ -103,13 +103,20 @@ def test_mini_prompt_and_demonstration_ids():
     assert demonstration.dtype == "int32"
 
 
-@pytest.mark.parametrize(("end_token", "end_id"), [(None, 263), ("<|im_end|>", 265)])
-def test_one_token_ends_demonstrations_and_rollouts(qwen, end_token, end_id):
-    template = Template(DataConfig(end_token=end_token), qwen)
-    assert template.stop_token_ids == (end_id,)
-    assert template.encode_demonstrations(["1"])[0].tolist() == [16, end_id]
-    token = end_token or "<|endoftext|>"
-    assert template.encode_demonstrations([f"1{token}"])[0].tolist() == [16, end_id]  # not twice
+@pytest.mark.parametrize(
+    ("settings", "stops"),
+    [
+        ({}, (265, 263)),  # what closes a turn, then the EOS
+        ({"template": "plain"}, (263,)),
+        ({"end_token": "<|im_end|>"}, (265,)),
+        ({"end_token": "<|endoftext|>"}, (263,)),  # has the last word
+    ],
+)
+def test_one_token_ends_demonstrations_and_rollouts_stop_on_it(qwen, settings, stops):
+    template = Template(DataConfig(**settings), qwen)
+    assert template.stop_token_ids == stops
+    for text in ("1", *(f"1{qwen.convert_ids_to_tokens(stop)}" for stop in stops)):  # never two ends
+        assert template.encode_demonstrations([text])[0].tolist() == [16, stops[0]]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +163,8 @@ def test_tokenizers_without_chat_template_or_eos():
     with pytest.raises(UserError, match=r"no chat template.*data\.template=plain"):
         Template(DataConfig(), build_tokenizer())
     with pytest.raises(UserError, match=r"no EOS token.*data\.end_token"):
-        Template(DataConfig(), byte_level(QWEN_SPECIAL, QWEN_LIKE))
+        Template(DataConfig(template="plain"), byte_level(QWEN_SPECIAL, QWEN_LIKE))
+    assert Template(DataConfig(), byte_level(QWEN_SPECIAL, QWEN_LIKE)).stop_token_ids == (265,)
 
 
 def test_prompts_a_template_cannot_render(qwen):

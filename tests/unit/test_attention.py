@@ -21,7 +21,15 @@ def draw(num_tokens: int, num_heads: int, seed: int) -> torch.Tensor:
 
 
 def per_sample(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    scaling: float,
+    *,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q kᵀ · scaling) v of each sample alone, under a causal mask; [1, T, heads, d]."""
     groups = query.shape[1] // key.shape[1]
@@ -29,9 +37,16 @@ def per_sample(
     for length in lengths:
         q, k, v = (x[0, :, begin : begin + length] for x in (query, key, value))
         k, v = (x.repeat_interleave(groups, dim=0) for x in (k, v))
-        future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        scores = (q @ k.transpose(1, 2) * scaling).masked_fill(future, -math.inf)
-        samples.append(scores.softmax(-1) @ v)
+        scores = q @ k.transpose(1, 2) * scaling
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
+        back = torch.arange(length)[:, None] - torch.arange(length)  # how far from a token the other one is
+        scores = scores.masked_fill((back < 0) | (back >= (sliding_window or length)), -math.inf)
+        weights = scores.exp()
+        taken = weights.sum(-1, keepdim=True)
+        if s_aux is not None:
+            taken = taken + s_aux.exp()[:, None, None]
+        samples.append((weights / taken) @ v)
         begin += length
     return torch.cat(samples, dim=1).transpose(0, 1)[None]
 
@@ -72,16 +87,30 @@ def test_blocks_hold_every_token_once_and_pad_little(lengths):
         assert longest - shortest <= max(MAX_PADDING_TOKENS, MAX_PADDING * longest)
 
 
-def test_a_sliding_window_is_refused_only_where_it_would_matter():
-    tensors = [draw(9, 1, seed) for seed in range(3)]
-    segments = Segments.from_lengths([5, 4])
-    segment_attention(torch.nn.Module(), *tensors, None, segments=segments, sliding_window=5)
-    with pytest.raises(ValueError, match="sample of 5 tokens is longer than the model's window of 4"):
-        segment_attention(torch.nn.Module(), *tensors, None, segments=segments, sliding_window=4)
-
-
-@pytest.mark.parametrize("extra", [{"softcap": 50.0}, {"s_aux": torch.zeros(1)}], ids=["softcap", "sinks"])
-def test_other_kinds_of_attention_are_refused(extra):
-    tensors = [draw(3, 1, seed) for seed in range(3)]
-    with pytest.raises(ValueError, match=next(iter(extra))):
-        segment_attention(torch.nn.Module(), *tensors, None, segments=Segments.from_lengths([3]), **extra)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"sliding_window": 4},
+        {"sliding_window": 40},
+        {"softcap": 1.5},
+        {"s_aux": [0.3, -1.0, 2.0, 0.0]},
+        {"sliding_window": 3, "softcap": 0.7, "s_aux": [1.0, 0.0, 0.0, 0.5]},
+    ],
+)
+def test_windows_soft_caps_and_sinks_equal_those_written_out(kind):
+    if "s_aux" in kind:
+        kind = kind | {"s_aux": torch.tensor(kind["s_aux"], dtype=torch.float64, requires_grad=True)}
+    lengths = [17, 5, 1, 16, 40]
+    tensors = [draw(sum(lengths), heads, seed) for seed, heads in enumerate((4, 2, 2))]
+    segments = Segments.from_lengths(lengths)
+    mine, _ = segment_attention(torch.nn.Module(), *tensors, None, segments=segments, scaling=0.9, **kind)
+    theirs = per_sample(*tensors, lengths, scaling=0.9, **kind)
+    assert (mine - theirs).abs().max() < 1e-12
+    leaves = [*tensors, *([kind["s_aux"]] if "s_aux" in kind else [])]
+    direction = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad((mine * direction).sum(), leaves),
+        torch.autograd.grad((theirs * direction).sum(), leaves),
+        strict=True,
+    ):
+        assert (a - b).abs().max() < 1e-12

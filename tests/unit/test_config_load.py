@@ -124,7 +124,9 @@ def test_null_empties_an_optional_text_and_only_that() -> None:
 )
 def test_the_nearest_key_is_the_one_that_was_meant(typo: str, meant: str) -> None:
     assert nearest_key(typo) == meant
-    assert f"unknown key `{typo}`. Did you mean `{meant}`?" in refusal(None, MODEL, f"{typo}=1")
+    said = refusal(None, MODEL, f"{typo}=1")
+    assert f"unknown key `{typo}`. " in said
+    assert f"`{meant}`" in said
 
 
 @pytest.mark.parametrize("root", [Config, EvaluateConfig, SuiteKeys, MethodKeys, ModelKeys])

@@ -111,7 +111,9 @@ def test_a_prompt_carries_its_tokens_and_what_the_reward_function_needs(tmp_path
     assert prompt.demonstration.text == "4*3-6=6. \\boxed{6}"
     assert prompt.ground_truth == ["6", "six"]
     assert prompt.data_source == "mini/expr"
-    assert prompt.extra == {"index": 9, "level": 3}
+    further = {"data_source": "mini/expr", "reward_model": {"ground_truth": ["6", "six"]}}
+    assert prompt.extra == {**further, "index": 9, "level": 3}
+    assert prompt.source == "Compute 4*3-6."
     for ids in (prompt.token_ids, prompt.demonstration.token_ids):
         assert ids.dtype == np.int32
         assert ids.flags.writeable

@@ -46,7 +46,7 @@ def test_gsm8k_rows(tmp_path):
         ({"question": "q", "answer": "no last line"}, "train.jsonl, row 2: `answer` should end in"),
         ({"question": "q", "answer": "a\n#### many"}, "train.jsonl, row 2: `answer` should end in"),
         ({"question": "q"}, "train.jsonl, row 2: should be an object with a text `answer`"),
-        ("text", "train.jsonl, row 2: should be an object with a text `question`"),
+        ("text", "train.jsonl, row 2: should be an object with the row's columns, found str"),
     ],
 )
 def test_a_bad_row_is_named_and_no_file_is_left(tmp_path, capsys, record, message):

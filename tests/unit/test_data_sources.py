@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hpt_ray.data.sources import list_files, read_rows
+from hpt_ray.data.files import list_files
+from hpt_ray.data.sources import open_rows, read_rows
 from hpt_ray.errors import UserError
 
 
@@ -47,7 +48,15 @@ def test_a_published_row(file):
     assert found.demonstration == "It is 4."
     assert found.ground_truth == "4"
     assert found.data_source == ""
-    assert found.extra == {"ability": "math", "split": "default", "index": 7}
+    assert found.extra == {
+        "data_source": "",
+        "ability": "math",
+        "reward_model": row()["reward_model"],
+        "split": "default",
+        "index": 7,
+    }
+    assert found.published_id == "default/7"
+    assert found.source == row()["prompt"]
     assert found.where == f"{file}, row 1"
 
 
@@ -62,8 +71,12 @@ def test_a_published_row(file):
         ({"reward_model": {"ground_truth": 0.5}}, "ground_truth", 0.5),
         ({"reward_model": {"ground_truth": ["4", "four"]}}, "ground_truth", ["4", "four"]),
         ({"reward_model": {"ground_truth": None}}, "ground_truth", None),
-        ({"extra_info": None}, "extra", {"ability": "math"}),
-        ({"ability": None}, "extra", {"split": "default", "index": 7}),
+        ({"prompt": None}, "messages", []),
+        ({"prompt": None}, "source", []),
+        ({"reward_model": None}, "ground_truth", None),
+        ({"data_source": None}, "data_source", ""),
+        ({"extra_info": None}, "published_id", None),
+        ({"extra_info": {"index": 0}}, "published_id", "0"),
     ],
 )
 def test_other_accepted_forms(file, changes, attribute, expected):
@@ -71,15 +84,18 @@ def test_other_accepted_forms(file, changes, attribute, expected):
     assert getattr(found, attribute) == expected
 
 
-@pytest.mark.parametrize("column", ["target", "ability", "extra_info"])
+@pytest.mark.parametrize("column", ["target", "ability", "extra_info", "data_source"])
 def test_columns_that_may_be_absent(file, column):
     assert len(list(read_rows(write(file, [without(column)])))) == 1
 
 
-@pytest.mark.parametrize("column", ["prompt", "reward_model", "data_source"])
-def test_missing_column(file, column):
-    with pytest.raises(UserError, match=rf"`{column}` is missing; found .*Prompt files need"):
-        list(read_rows(write(file, [without(column)])))
+def test_missing_columns(file):
+    with pytest.raises(UserError, match=r"of no known shape. Found: data_source \(text\), target \(list\)"):
+        list(read_rows(write(file, [without("prompt")])))
+    path = write(file, [without("reward_model")])
+    assert next(read_rows(path)).ground_truth is None
+    with pytest.raises(UserError, match=r"the column `answer`, the ground truth .* is missing"):
+        open_rows(path, {}, needs_ground_truth=True)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +162,7 @@ def test_paths(tmp_path):
     with pytest.raises(UserError, match="unknown kind"):
         list_files(tmp_path / "notes.txt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no \.parquet or \.jsonl"):
+    with pytest.raises(UserError, match=r"holds no file of rows"):
         list_files(tmp_path / "empty")
 
 

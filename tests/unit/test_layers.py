@@ -17,6 +17,7 @@ FLOORS = (
     ("learner", "rollout"),
     ("evaluation", "driver", "tools"),
     ("cli", "main"),
+    ("__main__",),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
 

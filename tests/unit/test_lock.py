@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from hpt_ray import main
+from hpt_ray.cli import train
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.suite.__main__ import holding as holding_suite
@@ -50,7 +51,7 @@ def test_a_second_driver_says_that_it_waits_and_goes_on(
     tmp_path: Path, holder: subprocess.Popen, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Timer(1.0, holder.terminate).start()
-    with main.holding(RunFolder(tmp_path), Console()):
+    with train.holding(RunFolder(tmp_path), Console()):
         assert holder.wait(10) == -signal.SIGTERM
     said = capsys.readouterr().out
     assert said.count(f"Another process trains in {tmp_path}. Waiting for its end, at most 15 minutes.") == 1
@@ -59,8 +60,11 @@ def test_a_second_driver_says_that_it_waits_and_goes_on(
 def test_a_second_driver_gives_up(
     tmp_path: Path, holder: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main, "HANDOVER_S", 1.0)
-    with pytest.raises(UserError, match="two would destroy it"), main.holding(RunFolder(tmp_path), Console()):
+    monkeypatch.setattr(train, "HANDOVER_S", 1.0)
+    with (
+        pytest.raises(UserError, match="two would destroy it"),
+        train.holding(RunFolder(tmp_path), Console()),
+    ):
         pass
     assert holder.poll() is None
 
@@ -90,7 +94,7 @@ def test_nothing_of_a_run_is_touched_before_it_is_held(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "config.yaml").write_text("run: {name: other}\n")
-    monkeypatch.setattr(main, "HANDOVER_S", 0.0)
+    monkeypatch.setattr(train, "HANDOVER_S", 0.0)
     assert main.main([f"resume={tmp_path}"]) == 2
     assert f"error: Another process trains in {tmp_path}" in capsys.readouterr().err
     assert (tmp_path / "config.yaml").read_text() == "run: {name: other}\n"

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 
 from hpt_ray.algorithms import ADVANTAGES, ALGORITHMS, GATES, make_estimator
 from hpt_ray.cli import explain
+from hpt_ray.cli.train import configured
 from hpt_ray.errors import UserError
-from hpt_ray.main import main, parse
+from hpt_ray.main import main
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trackers import TRACKERS, start_trackers
 from hpt_ray.utils import plugins
@@ -88,7 +90,7 @@ def parts(tmp_path: Path) -> str:
 def test_an_algorithm_of_a_user_is_explained(parts: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert explain.main([parts, *NAMES]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("raft: reward-ranked fine-tuning  (mode: default)")
+    assert "\nraft: reward-ranked fine-tuning  (mode: default)" in text
     assert "advantage doubled                Â = 2R" in text
     assert "gate lucky   rollouts of prompts with a right one" in text
     assert "α = 1, β = 0 (lucky)" in text
@@ -390,7 +392,7 @@ def test_a_run_keeps_where_the_file_is(named: Path) -> None:
         "phases=[{steps: 1, algorithm: {name: 'python:my.py:RAFT'}}]",
         "selection.gate=python:my.py:LUCKY",
     ]
-    config, _ = parse(words)
+    config = configured(Namespace(config=None, overrides=words))
     assert config.selection.gate == f"python:{named}/my.py:LUCKY"
     assert config.phases == [{"steps": 1, "algorithm": {"name": f"python:{named}/my.py:RAFT"}}]
 

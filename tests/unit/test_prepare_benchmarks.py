@@ -139,8 +139,8 @@ def test_a_mixed_file_of_verl_with_every_prompt_32_times(tmp_path, capsys):
             "row 1: none of answer, final_answer, expected_answer holds a text; found prompt",
         ),
         ('[{"prompt": "q", "answer": "1"}, 7]', "row 2: should be an object"),
-        ('{"a": 1}', "should hold a list of questions, found dict"),
-        ("[", "cannot be read as json"),
+        ('{"a": 1}', "should hold a list of objects, one per row, found dict"),
+        ("[", "not readable as json"),
         ("[]", "no row is left"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
 from hpt_ray.reward.functions.extract import alternatives, last_boxed
+from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.functions.table import REWARD_FUNCTIONS, build, check_ground_truth, check_reward_function
 from hpt_ray.types import Outcome
 
@@ -222,7 +223,7 @@ def test_python_reward_function_sync_async_and_results(tmp_path):
     assert build(f"python:{file}:score")("ab", None).outcome is WRONG
     assert build(f"python:{file}:score")("abc", None).outcome is CORRECT
     assert build(f"python:{file}:result")("a", "a").extracted == "x"
-    with pytest.raises(TypeError, match="not str"):
+    with pytest.raises(TypeError, match="a str"):
         build(f"python:{file}:word")("a", "a")
 
 
@@ -261,8 +262,13 @@ def test_http_reward_function_repeats_when_busy_and_not_when_refused(grading_ser
     url, received = grading_server
     grade = build(f"http:{url}")
     assert grade("4", "4").outcome is CORRECT
-    assert received == [{"response": "4", "ground_truth": "4"}] * 2
-    assert grade("5", "4").outcome is WRONG
+    nothing = {"prompt": "", "data_source": "", "extra_info": {}}
+    assert received == [{"response": "4", "ground_truth": "4", **nothing}] * 2
+    row = Row("set", [{"role": "user", "content": "2 + 2?"}], {"level": 3})
+    assert grade("5", "4", row).outcome is WRONG
+    assert received[-1]["prompt"] == [{"role": "user", "content": "2 + 2?"}]
+    assert received[-1]["data_source"] == "set"
+    assert received[-1]["extra_info"] == {"level": 3}
     with pytest.raises(OSError, match="400"):
         grade("refuse", "4")
     assert len(received) == 4

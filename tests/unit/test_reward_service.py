@@ -8,7 +8,7 @@ import pytest
 
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
-from hpt_ray.reward import GradeItem, VerifierService, grade
+from hpt_ray.reward import GradeItem, Row, VerifierService, grade
 from hpt_ray.reward.service import format_reward, overlong_penalty
 from hpt_ray.types import Outcome
 
@@ -24,11 +24,11 @@ def run_service(config, items, **arguments):
 def test_reward_function_by_data_source_and_counts():
     config = RewardConfig(function="boxed", functions={"openai/gsm8k": "gsm8k"})
     items = [
-        GradeItem(r"\boxed{1/2}", "0.5", "mini", True),
-        GradeItem(r"\boxed{7}", "7", "mini", True),
-        GradeItem("#### 7.0", "7", "openai/gsm8k", True),
-        GradeItem("no", "7", "openai/gsm8k", True),
-        GradeItem(r"\boxed{7}", None, "mini", True),
+        GradeItem(r"\boxed{1/2}", "0.5", Row("mini"), True),
+        GradeItem(r"\boxed{7}", "7", Row("mini"), True),
+        GradeItem("#### 7.0", "7", Row("openai/gsm8k"), True),
+        GradeItem("no", "7", Row("openai/gsm8k"), True),
+        GradeItem(r"\boxed{7}", None, Row("mini"), True),
     ]
     results, counts = run_service(config, items)
     assert [v.outcome.value for v in results] == ["wrong", "correct", "correct", "no_answer", "error"]
@@ -44,7 +44,7 @@ def test_reward_function_by_data_source_and_counts():
 
 
 def test_a_cut_response_is_no_answer_unless_configured():
-    items = [GradeItem(r"\boxed{7}", "7", "", finished) for finished in (False, True)]
+    items = [GradeItem(r"\boxed{7}", "7", Row(), finished) for finished in (False, True)]
     strict, counts = run_service(RewardConfig(), items)
     assert [v.outcome for v in strict] == [Outcome.NO_ANSWER, Outcome.CORRECT]
     assert "require_finished" in strict[0].detail
@@ -56,7 +56,7 @@ def test_a_cut_response_is_no_answer_unless_configured():
 def test_many_small_batches_share_the_pool():
     async def grade_all(service):
         batches = [
-            service.grade([GradeItem(rf"\boxed{{{i}}}", str(i + j % 2), "", True) for j in range(8)])
+            service.grade([GradeItem(rf"\boxed{{{i}}}", str(i + j % 2), Row(), True) for j in range(8)])
             for i in range(100)
         ]
         return await asyncio.gather(*batches)
@@ -73,9 +73,9 @@ def test_many_small_batches_share_the_pool():
 def test_terms_add_to_the_score_and_not_to_the_outcome():
     config = RewardConfig(terms={"overlong": 1.0, "format": 0.25}, overlong_buffer=20)
     items = [
-        GradeItem(r"\boxed{7}", "7", "", True, num_tokens=80),
-        GradeItem(r"\boxed{7}", "7", "", True, num_tokens=90),
-        GradeItem("so 7", "7", "", False, num_tokens=100),
+        GradeItem(r"\boxed{7}", "7", Row(), True, num_tokens=80),
+        GradeItem(r"\boxed{7}", "7", Row(), True, num_tokens=90),
+        GradeItem("so 7", "7", Row(), False, num_tokens=100),
     ]
     results, _ = run_service(config, items, max_response_tokens=100)
     assert [v.score for v in results] == [1.25, 0.75, -1.0]
@@ -123,11 +123,11 @@ def test_the_service_knows_the_reward_functions_of_a_users_file(tmp_path):
     script = (
         "import asyncio\n"
         "from hpt_ray.config.schema import RewardConfig\n"
-        "from hpt_ray.reward import GradeItem, VerifierService\n"
+        "from hpt_ray.reward import GradeItem, Row, VerifierService\n"
         "from hpt_ray.utils import plugins\n"
         "plugins.load(['mine.py'])\n"
         "service = VerifierService(RewardConfig(function='mine'))\n"
-        "print(asyncio.run(service.grade([GradeItem('7', 7, '', True)]))[0].outcome.value)\n"
+        "print(asyncio.run(service.grade([GradeItem('7', 7, Row(), True)]))[0].outcome.value)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path

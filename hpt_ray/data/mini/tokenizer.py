@@ -7,8 +7,10 @@ dropped when reading and put back around words when decoding, so that logs can b
 
 from __future__ import annotations
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 SYMBOLS = ("+", "-", "*", "=", ".", ",", "?", "x", "\\boxed{", "}")
@@ -26,6 +28,10 @@ VOCAB_SIZE = 82
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer; ids are positions in `VOCABULARY`, all of them reachable, none to spare."""
+    # Slow to import, and the names of the small task's files are asked for more often than its tokenizer.
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     ids = {token: i for i, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     pieces = Regex(r"\\boxed\{|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]")

@@ -1,134 +1,118 @@
-"""Reward functions of the user: `python:FILE:FUNCTION` and `http:URL`, in the same killable processes as the others.
+"""Reward functions of the user: `python:FILE:FUNCTION` or `python:MODULE:FUNCTION`.
 
-`python`: the function takes `(response: str, ground_truth)`, may be sync or async, and returns a `RewardResult`, a
-truth value, or a number as the score; a response is correct when its score is at least 1. What it raises becomes
-the outcome `error`. The file is loaded once a process; modules beside it can be imported.
-
-`http`: sends POST with JSON `{"response": text, "ground_truth": value}` and expects JSON `{"score": number,
-"outcome"?: one of the outcomes, "extracted"?: text, "detail"?: text}`. Without an outcome the score decides, as
-above. A try that gets no reply in `TRY_TIMEOUT_S`, or a status of 429 or 5xx, is repeated with growing pauses;
-other statuses are not. All tries together stand under `reward.timeout_s`. What remains is the outcome `error` (or
-`timeout`). Proxy variables of the system are followed.
+The function is whatever can be called and stands at the top of the file: a function, async or not, decorated or not, a
+lambda, a functools.partial, an object with `__call__`. How it is called says `call.py`, what it may return
+`returned.py`. What it raises becomes the outcome `error`, with the line of the file and the arguments. The file is
+loaded once a process; modules beside it can be imported. Async functions of one process share one event loop, so a
+client that is made once can be used by every call.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
+import importlib
 import importlib.util
 import inspect
-import json
-import math
+import symtable
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from urllib.parse import urlparse
 
-from hpt_ray.types import Outcome, RewardResult
-
-NUM_TRIES = 4
-TRY_TIMEOUT_S = 2.0
-FIRST_PAUSE_S = 0.1
-MAX_REPLY_BYTES = 1_000_000
-MAX_DETAIL_CHARS = 300
+from hpt_ray.reward.functions.call import Call
+from hpt_ray.reward.functions.returned import to_result
+from hpt_ray.reward.functions.row import NO_ROW, Row
+from hpt_ray.types import RewardResult
+from hpt_ray.utils.plugins import line_of
 
 
 def check_python(argument: str) -> None:
     """Reads the file without running it."""
-    file, _, function = argument.rpartition(":")
-    if not file or not function:
+    source, _, function = argument.rpartition(":")
+    if not source or not function:
         raise ValueError("a file and a function are needed")
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path.resolve()}")
+    path = _file_of(source)
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"the file cannot be read as Python ({error})") from error
-    names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
-    if function not in names:
-        raise ValueError(f"{path} has no function {function} (it has: {', '.join(sorted(names)) or 'none'})")
+        text = path.read_text(encoding="utf-8")
+        names = symtable.symtable(text, str(path), "exec").get_symbols()
+    except SyntaxError as error:
+        raise ValueError(f"{path}:{error.lineno} cannot be read as Python ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as Python ({error})") from error
+    there = {name.get_name() for name in names if name.is_assigned() or name.is_imported()}
+    if function not in there and "import *" not in text:
+        own = sorted(name.get_name() for name in names if name.is_namespace())
+        raise ValueError(f"{path} has no function {function} (it has: {', '.join(own) or 'none'})")
 
 
-def make_python(argument: str) -> Callable[[str, Any], RewardResult]:
-    file, _, name = argument.rpartition(":")
-    path = Path(file).resolve()
+def make_python(argument: str) -> Callable[..., RewardResult]:
+    source, _, name = argument.rpartition(":")
+    path = _file_of(source)
+    with _located(path):
+        function = getattr(_load(source, path), name)
+    if inspect.isclass(function):
+        raise TypeError(f"{name} is a class: say `grade = {name}()` in the file, and name `grade`")
+    if not callable(function):
+        raise TypeError(f"{name} is a {type(function).__name__}, which cannot be called")
+    runner = asyncio.Runner()
+
+    def grade(response: str, ground_truth: Any, row: Row = NO_ROW) -> RewardResult:
+        call = Call(function, response, ground_truth, row)
+        with _located(path, f"in {call}"):
+            returned = call()
+            return to_result(runner.run(_wait(returned)) if inspect.isawaitable(returned) else returned)
+
+    return grade
+
+
+async def _wait(returned: Any) -> Any:
+    return await returned
+
+
+@contextmanager
+def _located(path: Path, *notes: str) -> Iterator[None]:
+    """What is raised inside gets notes: the line of the user's file, and those given."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if line := line_of(error, path):
+            error.add_note(f"{path.name}{line}")
+        for note in notes:
+            error.add_note(note)
+        raise
+
+
+def _file_of(source: str) -> Path:
+    """The file, or that of a dotted module which can be imported from the working directory. Raises ValueError."""
+    path = Path(source)
+    if path.is_file():
+        return path.resolve()
+    if path.suffix == ".py" or len(path.parts) > 1:
+        raise ValueError(f"there is no file {path.resolve()}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = importlib.util.find_spec(source)
+    except Exception as error:  # finding a module imports the package that it is in
+        raise ValueError(f"the module {source} cannot be found ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.pop(0)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"there is no file {path.resolve()}, and no module {source}")
+    return Path(spec.origin)
+
+
+def _load(source: str, path: Path) -> ModuleType:
+    if not Path(source).is_file():
+        sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(source)
     sys.path.insert(0, str(path.parent))
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None  # `check_python` has read the file
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[path.stem] = module
-    module_spec.loader.exec_module(module)
-    function = getattr(module, name)
-
-    def grade(response: str, ground_truth: Any) -> RewardResult:
-        result = function(response, ground_truth)
-        return to_result(asyncio.run(result) if inspect.iscoroutine(result) else result)
-
-    return grade
-
-
-def to_result(result: Any) -> RewardResult:
-    """A RewardResult from what a user's reward function returned. Raises TypeError or ValueError with what is wrong."""
-    if isinstance(result, RewardResult):
-        return result
-    if not isinstance(result, (bool, int, float)):
-        raise TypeError(
-            f"a reward function returns a RewardResult, a bool or a number, not {type(result).__name__}"
-        )
-    score = float(result)
-    if not math.isfinite(score):
-        raise ValueError(f"the reward function's score is {score}")
-    return RewardResult(score, Outcome.CORRECT if score >= 1 else Outcome.WRONG)
-
-
-def check_http(url: str) -> None:
-    parts = urlparse(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"`{url}` is no address that begins with http:// or https://")
-
-
-def make_http(url: str) -> Callable[[str, Any], RewardResult]:
-    def grade(response: str, ground_truth: Any) -> RewardResult:
-        truth = ground_truth.tolist() if hasattr(ground_truth, "tolist") else ground_truth
-        body = json.dumps({"response": response, "ground_truth": truth}).encode()
-        return _read(json.loads(_post(url, body)))
-
-    return grade
-
-
-def _post(url: str, body: bytes) -> bytes:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    failure: Exception | None = None
-    for attempt in range(NUM_TRIES):
-        if attempt:
-            time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
-        try:
-            with urllib.request.urlopen(request, timeout=TRY_TIMEOUT_S) as reply:
-                return reply.read(MAX_REPLY_BYTES)
-        except urllib.error.HTTPError as error:
-            if error.code != 429 and error.code < 500:
-                raise
-            failure = error
-        except OSError as error:  # refused, unreachable, timed out, reset
-            failure = error
-    raise ConnectionError(f"{url}: no answer in {NUM_TRIES} tries ({failure})")
-
-
-def _read(reply: Any) -> RewardResult:
-    if not isinstance(reply, dict) or "score" not in reply:
-        raise ValueError("the reply is no JSON object with a `score`")
-    result = to_result(reply["score"])
-    outcome = Outcome(reply["outcome"]) if "outcome" in reply else result.outcome
-    extracted, detail = reply.get("extracted"), reply.get("detail")
-    return RewardResult(
-        result.score,
-        outcome,
-        None if extracted is None else str(extracted),
-        None if detail is None else str(detail)[:MAX_DETAIL_CHARS],
-    )
+    name = f"hpt_ray_reward_{path.stem}"  # a file may be called math.py
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # `check_python` has read the file
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.errors import UserError
-from hpt_ray.reward.functions import choice, custom, gsm8k, math, text
+from hpt_ray.reward.functions import choice, custom, gsm8k, math, remote, text
 from hpt_ray.reward.functions.extract import alternatives
 from hpt_ray.types import RewardResult
 
-RewardFunction = Callable[[str, Any], RewardResult]  # of a response and a ground truth
+RewardFunction = Callable[..., RewardResult]  # of a response, a ground truth and, with `takes_row`, its `Row`
 
 
 def no_argument(argument: str) -> None:
@@ -43,6 +43,7 @@ class RewardFunctionKind:
     make: Callable[[str], RewardFunction]  # of the argument
     check_ground_truth: Callable[[Any], object] = any_ground_truth
     check_argument: Callable[[str], object] = no_argument
+    takes_row: bool = False  # the function has a third argument, the `Row` that the response answers
 
 
 REWARD_FUNCTIONS: dict[str, RewardFunctionKind] = {
@@ -72,9 +73,15 @@ REWARD_FUNCTIONS: dict[str, RewardFunctionKind] = {
         "regex:PATTERN", "the last match is the reference", text.make_regex, alternatives, text.check_pattern
     ),
     "python": RewardFunctionKind(
-        "python:FILE:FUNCTION", "your function", custom.make_python, check_argument=custom.check_python
+        "python:FILE:FUNCTION",
+        "your function",
+        custom.make_python,
+        check_argument=custom.check_python,
+        takes_row=True,
     ),
-    "http": RewardFunctionKind("http:URL", "your server", custom.make_http, check_argument=custom.check_http),
+    "http": RewardFunctionKind(
+        "http:URL", "your server", remote.make_http, check_argument=remote.check_http, takes_row=True
+    ),
 }
 
 
@@ -93,6 +100,12 @@ def check_ground_truth(ground_truth: Any, spec: str) -> str | None:
     return None
 
 
+def takes_row(spec: str) -> bool:
+    """Whether the function is called with the `Row` too. False where there is no such function."""
+    kind = REWARD_FUNCTIONS.get(_split(spec)[0])
+    return kind is not None and kind.takes_row
+
+
 def build(spec: str) -> RewardFunction:
     """The reward function that `spec` names. Called inside the grading process."""
     kind, argument = _kind_and_argument(spec)
@@ -105,11 +118,21 @@ def suggestion(name: str, known: Collection[str]) -> str:
     return (f"Did you mean `{near[0]}`? " if near else "") + f"There are: {', '.join(known)}."
 
 
+def _split(spec: str) -> tuple[str, str]:
+    """Name and argument. An address alone is one of `http`."""
+    if spec.startswith(("http://", "https://")):
+        return "http", spec
+    name, _, argument = spec.partition(":")
+    return name, argument
+
+
 def _kind_and_argument(spec: str) -> tuple[RewardFunctionKind, str]:
     """Raises UserError with what is wrong and how to write it."""
-    name, _, argument = spec.partition(":")
+    name, argument = _split(spec)
     if name not in REWARD_FUNCTIONS:
-        raise UserError(f"Unknown reward function `{spec}`. {suggestion(name, REWARD_FUNCTIONS)}")
+        of_file = f"Did you mean `python:{name}:{argument or 'FUNCTION'}`?"
+        hint = of_file if name.endswith(".py") else suggestion(name, REWARD_FUNCTIONS)
+        raise UserError(f"Unknown reward function `{spec}`. {hint}")
     kind = REWARD_FUNCTIONS[name]
     try:
         kind.check_argument(argument)

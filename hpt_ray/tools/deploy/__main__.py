@@ -18,7 +18,7 @@ from hpt_ray.tools.deploy.drain import JOB_SERVER, drain
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the commands; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m hpt_ray.tools.deploy", description="Runs on Kubernetes.")
+    parser = argparse.ArgumentParser(prog="hpt_ray deploy", description="Runs on Kubernetes.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("render", help="write the manifests of a run as a kustomize overlay")
     command.add_argument(

@@ -20,6 +20,7 @@ from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data import mini
 from hpt_ray.data.mini.base import parse_name
 from hpt_ray.data.mini.model import model_config
+from hpt_ray.learner.architectures import rule_of
 from hpt_ray.learner.model import load_model_config, override
 
 
@@ -80,6 +81,7 @@ def find_shape(model: ModelConfig, path: str) -> ModelShape | None:
         override(config, model.config_overrides)
     else:
         return None
+    rule_of(config).check(config)
     return shape_of(config, trust_remote_code=model.trust_remote_code)
 
 
@@ -120,7 +122,9 @@ def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
         num_embedding=0 if tied else embedding.weight.numel(),
         num_layers=text.num_hidden_layers,
         width=text.hidden_size,
-        mlp_width=text.intermediate_size,
+        mlp_width=getattr(text, "intermediate_size", None)
+        or getattr(text, "n_inner", None)
+        or 4 * text.hidden_size,
         query_width=heads * head_size,
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=text.vocab_size,

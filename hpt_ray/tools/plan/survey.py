@@ -12,12 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.schema import Config
 from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.mini import is_mini
 from hpt_ray.data.mini.base import tokenizer_path
-from hpt_ray.driver.setup import Prepared, check_choices, loader, prepare
+from hpt_ray.driver.setup import Prepared, asked_of, check_choices, loader, prepare
 from hpt_ray.tools.plan.cost import DataFacts
 from hpt_ray.tools.plan.make import Plan, check_plan, make_plan
 from hpt_ray.tools.plan.memory import GIB
@@ -42,11 +41,14 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
     Raises `UserError` for everything else that the user must change.
     """
     files = [
-        ("data.train", path, GATES[gate].demonstrations)
+        ("data.train", path, asked_of(phase.config, gate))
         for phase, _, gate, _ in check_choices(config)
         for path in phase.config.data.train
     ]
-    files += [(f"evaluation.sets.{name}", path, "optional") for name, path in config.evaluation.sets.items()]
+    files += [
+        (f"evaluation.sets.{name}", path, asked_of(config, None))
+        for name, path in config.evaluation.sets.items()
+    ]
     here = {path: is_mini(path) or Path(path).expanduser().exists() for _, path, _ in files}
     absent = list(dict.fromkeys(f"{key}: {path} is not here" for key, path, _ in files if not here[path]))
     folder = local_folder(tokenizer_path(config.model.path))
@@ -59,9 +61,9 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
     if not absent:
         return prepare(config, str(folder)), []
     _, load = loader(config, str(folder))
-    for _, path, demonstrations in files:
+    for _, path, asked in files:
         if here[path]:
-            load([path], demonstrations=demonstrations)
+            load([path], **asked)
     return None, absent
 
 

@@ -7,7 +7,6 @@ in it, and figures/*.png. Exit code 0: written. 2: the user must change somethin
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,33 +21,17 @@ from hpt_ray.tools.report.html import Pictures, page
 from hpt_ray.tools.report.load import RunData, is_evaluation, load_run
 from hpt_ray.tools.report.methods import group_runs
 from hpt_ray.tools.report.run_page import run_page
+from hpt_ray.utils import arguments
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: list[str] | None = None) -> int:
     """Write the report, and say where it is."""
-    options = parse(arguments)
+    options = arguments.report(words)
     try:
         print(write_report(load_all(options.runs), options.out))
         return 0
     except Exception as error:
         return exit_code(error)
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m hpt_ray.tools.report",
-        description="A page about one run, or a comparison of several.",
-        epilog="How to read it: docs/report.md.",
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or an evaluation of one"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder to write to (default: report/ in the run, of several beside the first)",
-    )
-    return parser.parse_args(arguments)
 
 
 def load_all(paths: Sequence[Path]) -> list[RunData]:

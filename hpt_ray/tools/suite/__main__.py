@@ -7,12 +7,12 @@ SIGTERM; 130: by Ctrl-C.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,14 +32,15 @@ from hpt_ray.tools.suite.report import write_report  # noqa: E402
 from hpt_ray.tools.suite.runner import Done, carry_out, look  # noqa: E402
 from hpt_ray.tools.suite.state import Action  # noqa: E402
 from hpt_ray.tools.suite.suite import Suite, load_suite  # noqa: E402
+from hpt_ray.utils import arguments  # noqa: E402
 from hpt_ray.utils.lock import alone  # noqa: E402
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: list[str] | None = None) -> int:
     """Run, and turn what went wrong into an exit code and a message."""
     console = Console()
     try:
-        options = parser().parse_intermixed_args(arguments)
+        options = arguments.suite(words)
         suite = load_suite(options.suite, options.overrides)
         if options.dry_run:
             show_plan(suite, options.only, console)
@@ -56,32 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code(error)
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m hpt_ray.tools.suite",
-        description="Carry a suite of runs out and write one report.",
-        epilog="Keys of a suite: docs/reproduce.md.",
-    )
-    made.add_argument("suite", help="a suite file, such as configs/mini/small.yaml")
-    made.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="runs by name, as in 't.hpt.*'; may be repeated",
-    )
-    made.add_argument(
-        "--dry-run", action="store_true", help="check everything, show what is missing and stop"
-    )
-    made.add_argument("--report", action="store_true", help="start nothing; report about what is there")
-    made.add_argument("--jobs", choices=("local", "ray"), default="local", help="processes here, or Ray jobs")
-    made.add_argument("--address", help="with --jobs ray: http://HOST:8265 of the cluster's dashboard")
-    made.add_argument("--working-dir", help="with --jobs ray: folder sent to the cluster with each job")
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the suite to replace")
-    return made
-
-
-def report_on(suite: Suite, options: argparse.Namespace, console: Console) -> int:
+def report_on(suite: Suite, options: Namespace, console: Console) -> int:
     """Do what is missing, unless nothing is to be started, and write the report."""
     on_ray = options.jobs == "ray"
     launcher = RayLauncher(options.address, options.working_dir) if on_ray else LocalLauncher()

@@ -1,0 +1,171 @@
+"""A run from its configuration on: the plan, the cluster, the folder, the driver. `main` decides how it ends."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.console import Group as Lines
+
+from hpt_ray.cluster.process import QUIET
+
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402  (after the environment is set)
+from hpt_ray.cli.mini_base import model_folder  # noqa: E402
+from hpt_ray.cluster.runtime import Cluster  # noqa: E402
+from hpt_ray.config.checks import check_config  # noqa: E402
+from hpt_ray.config.load import QUICKSTART, dump_config, load_config  # noqa: E402
+from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
+from hpt_ray.config.schema import Config  # noqa: E402
+from hpt_ray.data import mini  # noqa: E402
+from hpt_ray.data.mini.base import parse_name  # noqa: E402
+from hpt_ray.driver.driver import Driver  # noqa: E402
+from hpt_ray.driver.setup import Prepared  # noqa: E402
+from hpt_ray.errors import UserError  # noqa: E402
+from hpt_ray.observe.progress import Progress  # noqa: E402
+from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
+from hpt_ray.observe.tables import start_summary  # noqa: E402
+from hpt_ray.utils import plugins  # noqa: E402
+from hpt_ray.utils.lock import alone  # noqa: E402
+
+if TYPE_CHECKING:
+    from hpt_ray.tools.plan import Plan
+
+HANDOVER_S = 900.0  # for a driver to save and end after SIGTERM, as in deploy/runtime_env.yaml
+
+
+def configured(options: Namespace) -> Config:
+    """The checked configuration that the words of the command ask for. Raises `UserError`."""
+    config = load_config(options.config or str(QUICKSTART), options.overrides)
+    config.run.plugins = plugins.load(config.run.plugins)
+    for section in (config.algorithm, config.selection):
+        vars(section).update(plugins.absolute(vars(section)))
+    config.phases = plugins.absolute(config.phases)
+    check_config(config)
+    if mini.is_mini(config.model.path):
+        parse_name(config.model.path)
+    return config
+
+
+def show_plan(config: Config, console: Console) -> None:
+    """Check everything that can be checked before a start, and show what would run."""
+    from hpt_ray.tools.plan import plan_run, survey
+    from hpt_ray.tools.plan.show import not_checked
+
+    found, absent = survey(config)
+    folder_name = Path(config.run.dir) / f"{config.run.name}-TIME"
+    console.print(start_tables(config, found, plan_run(config, found), folder_name))
+    console.print(not_checked(absent))
+
+
+def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: Path) -> RenderableType:
+    """A table for each phase: the algorithm, the batch sizes and what follows from them, the data; then the plan.
+
+    `prepared` is None in a dry run without all of its files.
+    """
+    head = f"Training {config.run.name} for {config.run.steps} steps"
+    phases: Sequence[Phase] = prepared.phases if prepared else phases_of(config)
+    tables = []
+    for i, phase in enumerate(phases):
+        prompts = prepared.phases[i].prompts if prepared else None
+        which = f": phase {phase.number}, {phase.before + 1} to {phase.last}" if len(phases) > 1 else ""
+        tables.append(
+            start_summary(
+                phase.config,
+                title=head + which,
+                algorithm_mode=phase.config.algorithm.mode,
+                num_prompts=None if prompts is None else len(prompts),
+                dropped={} if prompts is None else prompts.dropped,
+                folder=folder,
+                turn_end=prepared.turn_end if prepared else None,
+            )
+        )
+    from hpt_ray.tools.plan.show import plan_summary
+
+    return Lines(*tables, plan_summary(plan))
+
+
+def folder_to_resume(config: Config) -> RunFolder | None:
+    """The folder that `resume` names; None where this is a new run."""
+    if config.resume == "never":
+        return None
+    if config.resume != "auto":
+        return RunFolder.open(config.resume)
+    found = RunFolder.newest(config.run.dir, config.run.name)
+    mirror = config.checkpoint.mirror
+    if found is None and mirror is not None:
+        found = restore_newest_run(mirror, config.run.dir, config.run.name)
+    return None if found is None else RunFolder.open(found.root)
+
+
+@contextmanager
+def holding(folder: RunFolder, console: Console) -> Iterator[None]:
+    """Be the only driver of this run: one that is asked to stop may still be saving when the next one comes."""
+
+    def say_so() -> None:
+        console.print(
+            f"Another process trains in {folder.root}. Waiting for its end, at most {HANDOVER_S / 60:.0f} minutes.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder.root, wait_s=HANDOVER_S, when_waiting=say_so))
+        except TimeoutError as error:
+            raise UserError(
+                f"Another process trains in {folder.root}, and two would destroy it. Wait for its end or stop it, "
+                "or start a run of its own with `resume=never`."
+            ) from error
+        yield
+
+
+def write_config(config: Config, folder: RunFolder) -> None:
+    """config.yaml as this run uses it. What a resumed run had before stays, as config-1.yaml and so on."""
+    before = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
+    dump_config(config, folder.config)
+    if before is not None and before != folder.config.read_text(encoding="utf-8"):
+        number = 1 + len(list(folder.root.glob("config-*.yaml")))
+        (folder.root / f"config-{number}.yaml").write_text(before, encoding="utf-8")
+
+
+@contextmanager
+def connected(config: Config, prepared: Prepared) -> Iterator[tuple[Cluster, Plan]]:
+    """The cluster, until the end, and the plan of the run.
+
+    The plan counts the model's parameters with all of transformers, whose import takes as long as Ray's start; so
+    they go side by side. Raises `UserError` where there is no cluster, or the run cannot fit.
+    """
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        planning = aside.submit(planned, config, prepared)
+        cluster = Cluster.connect(config.cluster)
+    try:
+        yield cluster, planning.result()
+    finally:
+        cluster.close()
+
+
+def planned(config: Config, prepared: Prepared) -> Plan:
+    from hpt_ray.tools.plan import plan_run
+
+    return plan_run(config, prepared)
+
+
+async def run(
+    cluster: Cluster, config: Config, prepared: Prepared, folder: RunFolder, console: Console
+) -> None:
+    """Build the base model where the small task's is not there yet; train."""
+    if mini.is_mini(config.model.path):
+        model_path = await model_folder(config.model.path, cluster, console)
+        prepared = replace(prepared, model_path=str(model_path))
+    with Progress(config.run.steps, console=console) as progress:
+        await Driver(config, prepared, folder, progress).run(cluster)

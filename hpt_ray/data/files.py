@@ -1,0 +1,217 @@
+"""Files of rows, whatever their kind: parquet, JSON lines, JSON, CSV, Arrow; and the folders that hold them.
+
+In: a path. Out: its rows as dictionaries, numbered from 1 (JSON lines: by line), read a few at a time; only JSON is
+loaded whole. Text files may be compressed (`.jsonl.gz`). What the columns mean is for `shapes`.
+
+A file that cannot be read raises UserError that names it, and the row where there is one.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpt_ray.errors import UserError
+
+Raw = dict[str, Any]  # a row as its file has it
+ROWS_PER_READ = 128
+SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation"}
+SPLITS |= {"val": "validation", "dev": "validation", "eval": "validation"}
+NO_ROWS = ("state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # beside the rows
+
+
+def list_files(path: str | Path, *, split: str = "train") -> list[Path]:
+    """The files of rows behind a path: itself, or those of a folder, by name.
+
+    A folder may be one that `datasets` saved. Of one with several splits, `split` is meant; UserError where
+    there is no such.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        if kind_of(path) is None:
+            raise UserError(f"{path}: unknown kind of file. Rows come as {', '.join(KINDS)}.")
+        return [path]
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: no such file. Give a file of rows ({', '.join(KINDS)}), or a folder of them."
+        )
+    if (path / "dataset_dict.json").is_file():
+        names = _json_of(path / "dataset_dict.json").get("splits", [])
+        return list_files(_choose(path, {name: [path / name] for name in names}, split)[0])
+    if (path / "state.json").is_file():
+        shards = _json_of(path / "state.json").get("_data_files", [])
+        files = [path / shard["filename"] for shard in shards]
+    else:
+        files = _of_split(path, _files_in(path) or _files_in(path / "data"), split)
+    if not files:
+        raise UserError(f"{path}: the folder holds no file of rows ({', '.join(KINDS)}). Name another one.")
+    return files
+
+
+def _files_in(folder: Path) -> list[Path]:
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in files if kind_of(file) and file.name not in NO_ROWS)
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """Without the files that are named after another split, as in train.jsonl and test.jsonl."""
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        word = file.name.replace("-", ".").replace("_", ".").split(".")[0].lower()
+        by_split.setdefault(SPLITS.get(word, ""), []).append(file)
+    return files if len(by_split) < 2 or "" in by_split else _choose(folder, by_split, split)
+
+
+def _choose(folder: Path, by_split: dict[str, list[Path]], split: str) -> list[Path]:
+    if len(by_split) == 1:
+        return next(iter(by_split.values()))
+    if split not in by_split:
+        raise UserError(
+            f"{folder}: the folder holds the splits {', '.join(by_split)}. Name the one that is meant, "
+            f"or its files, in place of the folder."
+        )
+    return by_split[split]
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}). Save the data set anew.") from error
+    return content if isinstance(content, dict) else {}
+
+
+# -- kinds of files --------------------------------------------------------------------------------
+
+
+def kind_of(path: Path) -> str | None:
+    """The ending that says how to read the file; None for one that is not known."""
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    binary = path.suffix == ".gz" and READERS.get(suffix) in (_read_parquet, _read_arrow)
+    return suffix if suffix in READERS and not binary else None
+
+
+def read_raw(path: Path) -> Iterator[tuple[int, Raw]]:
+    """The rows of a file with their numbers, in order. Raises UserError when it comes to what cannot be read."""
+    kind = kind_of(path)
+    if kind is None:
+        raise UserError(f"{path}: unknown kind of file. Known are {', '.join(KINDS)}.")
+    number = 0
+    try:
+        for number, raw in READERS[kind](path):
+            if not isinstance(raw, dict):
+                raise UserError(
+                    f"{path}, row {number}: should be an object with the row's columns, found {type(raw).__name__}."
+                )
+            yield number, raw
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not readable as {kind[1:]} ({error}). Write it anew.") from error
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}, after row {number}: cannot be read ({error}).") from error
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Raw]]:
+    # A read buffer instead of whole column chunks: some published files are one single row group.
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        yield from _number(file.iter_batches(batch_size=ROWS_PER_READ, use_threads=False))
+
+
+def _read_arrow(path: Path) -> Iterator[tuple[int, Raw]]:
+    """Both formats: the stream that `datasets` writes, and the file with its footer (feather)."""
+    with pa.memory_map(str(path)) as mapped:
+        try:
+            file = pa.ipc.open_file(mapped)
+        except pa.ArrowInvalid:
+            mapped.seek(0)
+            yield from _number(pa.ipc.open_stream(mapped))
+        else:
+            yield from _number(file.get_batch(i) for i in range(file.num_record_batches))
+
+
+def _number(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, Raw]]:
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS_PER_READ):
+            for raw in batch.slice(start, ROWS_PER_READ).to_pylist():
+                number += 1
+                yield number, raw
+
+
+def _open_text(path: Path, **options: Any) -> IO[str]:
+    opened: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open  # type: ignore[assignment]
+    return opened(path, "rt", encoding="utf-8-sig", **options)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with _open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                raw = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}, row {number}: not JSON ({error}). Write one object per line."
+                ) from error
+            yield number, raw
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
+    """A list of objects, an object that holds one such list, or lines that are objects."""
+    with _open_text(path) as file:
+        text = file.read()
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            yield from _read_jsonl(path)
+            return
+        raise UserError(f"{path}: not readable as json ({error}). Write it anew.") from error
+    if isinstance(content, dict):
+        lists = [
+            rows for rows in content.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)
+        ]
+        content = lists[0] if len(lists) == 1 else content
+    if not isinstance(content, list):
+        raise UserError(
+            f"{path}: should hold a list of objects, one per row, found {type(content).__name__}. Write a list, or "
+            "one object per line (.jsonl)."
+        )
+    yield from enumerate(content, start=1)
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Raw]]:
+    """Cells are texts. The separator is the one that the first line has most of: comma, semicolon or tab."""
+    csv.field_size_limit(
+        min(sys.maxsize, 2**31 - 1)
+    )  # a demonstration may be longer than the default of 128 KiB
+    with _open_text(path, newline="") as lines:
+        separator = max(",;\t", key=lines.readline().count)
+        lines.seek(0)
+        for number, raw in enumerate(csv.DictReader(lines, delimiter=separator, strict=True), start=1):
+            if None in raw:
+                raise UserError(
+                    f"{path}, row {number}: more cells than the first line has columns. Quote its texts."
+                )
+            yield number, raw
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".parquet": _read_parquet,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
+}
+KINDS = tuple(READERS)

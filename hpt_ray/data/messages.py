@@ -1,0 +1,108 @@
+"""Values of a row, checked: prompts and demonstrations as texts or as chat messages.
+
+Messages are `{role, content}`, or `{from, value}` with ShareGPT's names of the roles. What is absent (null) is no
+error: it becomes an empty list or None. Anything else raises UserError with file, row, column, what was found and
+what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hpt_ray.data.template import Message
+from hpt_ray.errors import UserError
+
+ROLES = ("system", "user", "assistant", "tool")
+SHAREGPT_ROLES = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human",), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
+    "observation": "tool",
+}
+_WRITTEN = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")
+
+
+def wrong(where: str, column: str, found: Any, wanted: str) -> UserError:
+    """The error for a value of the wrong type."""
+    text = repr(found)
+    text = text if len(text) <= 60 else text[:60] + "…"
+    return UserError(
+        f"{where}: `{column}` should be {wanted}, found {type(found).__name__} {text}. "
+        "Correct this row, or the program that wrote it."
+    )
+
+
+def check_text(where: str, column: str, text: Any) -> str:
+    """A text; an empty one for null."""
+    if not isinstance(text, str | None):
+        raise wrong(where, column, text, "a text")
+    return text or ""
+
+
+def check_prompt(where: str, column: str, prompt: Any) -> list[Message]:
+    """The messages of a prompt; a text is the only user message."""
+    if isinstance(prompt, str) and not _WRITTEN.match(prompt):
+        return [{"role": "user", "content": prompt}]
+    messages = check_messages(where, column, prompt)
+    roles = [message["role"] for message in messages]
+    if roles and roles[-1] != "user":
+        raise wrong(where, column, roles[-1], "a conversation that ends with a user message")
+    return messages
+
+
+def check_demonstration(where: str, column: str, demonstration: Any) -> str | None:
+    """The text of a demonstration: as it is, or of the one assistant message.
+
+    `chosen` may be the whole conversation: its last turn is meant.
+    """
+    if demonstration is None or (isinstance(demonstration, str) and not _WRITTEN.match(demonstration)):
+        return demonstration
+    messages = check_messages(where, column, demonstration)
+    if column == "chosen":
+        messages = messages[-1:]
+    if [message["role"] for message in messages] not in ([], ["assistant"]):
+        raise wrong(where, column, demonstration, "one single message of the assistant")
+    return messages[0]["content"] if messages else None
+
+
+def split_conversation(where: str, column: str, turns: Any) -> tuple[list[Message], str | None]:
+    """The messages before the last assistant turn, and that turn; None where another turn is the last."""
+    messages = check_messages(where, column, turns)
+    demonstration = None
+    if messages and messages[-1]["role"] == "assistant":
+        demonstration = messages.pop()["content"]
+    if not any(message["role"] == "user" for message in messages):
+        return [], demonstration  # nothing is asked: dropped as an empty prompt
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise wrong(where, column, messages[-1]["role"], "turns of user and assistant, one after the other")
+    return messages, demonstration
+
+
+def check_messages(where: str, column: str, messages: Any) -> list[Message]:
+    if messages is None:
+        return []
+    if isinstance(messages, str):
+        raise wrong(
+            where,
+            column,
+            messages,
+            "a list of messages, not their text: write the file as .jsonl or .parquet",
+        )
+    if not isinstance(messages, list):
+        raise wrong(where, column, messages, "a text or a list of messages {role, content}")
+    return [_check_message(where, column, message) for message in messages]
+
+
+def _check_message(where: str, column: str, message: Any) -> Message:
+    if not isinstance(message, dict):
+        raise wrong(where, column, message, "a list of messages {role, content}")
+    if message.get("role") is None and "from" in message:
+        name, of_role, of_content = SHAREGPT_ROLES.get(str(message["from"]).lower()), "from", "value"
+        known = tuple(SHAREGPT_ROLES)
+    else:
+        name, of_role, of_content = message.get("role"), "role", "content"
+        known = ROLES
+    if name not in ROLES:
+        raise wrong(where, f"{column}.{of_role}", message.get(of_role), f"one of {', '.join(known)}")
+    return {"role": name, "content": check_text(where, f"{column}.{of_content}", message.get(of_content))}

@@ -1,0 +1,275 @@
+"""What the columns of a file mean: the shapes that other programs write, recognised, and `data.columns`.
+
+In: the first rows of a file. Out: a `Reading`, which says in what column the prompt is, the demonstration, the ground
+truth. `SHAPES` is tried in order; docs/data.md shows an example of each. Rows are taken apart in `sources`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpt_ray.data.files import Raw
+from hpt_ray.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A file has this shape where it has the column `prompt` and, if any is named, one of `beside`."""
+
+    name: str
+    prompt: str
+    demonstration: tuple[str, ...] = ()  # the first that is there
+    beside: tuple[str, ...] = ()
+    is_conversation: bool = False  # the column of the prompt goes on to the demonstration
+
+
+WORKED = ("target", "completion", "response", "output", "solution")
+SHAPES = (
+    Shape("verl", "prompt", ("target",), beside=("reward_model", "target")),
+    Shape("TRL prompt/completion", "prompt", ("completion",), beside=("completion",)),
+    Shape("TRL preference", "prompt", ("chosen",), beside=("chosen",)),
+    Shape("messages", "messages", is_conversation=True),
+    Shape("ShareGPT", "conversations", is_conversation=True),
+    Shape("ShareGPT", "conversation", is_conversation=True),
+    Shape("prompt", "prompt", WORKED),
+    Shape("problem", "problem", WORKED),
+    Shape("question", "question", WORKED),
+    Shape("query", "query", WORKED),
+    Shape("Alpaca", "instruction", WORKED),
+    Shape("input", "input", WORKED, beside=("label", "answer", *WORKED)),
+    Shape("TRL preference", "chosen", beside=("rejected",), is_conversation=True),
+)
+GROUND_TRUTH = ("ground_truth", "answer", "final_answer", "expected_answer", "label", "solution")
+SYSTEM = ("system", "system_prompt")
+COLUMNS = {  # of data.columns
+    "prompt": "the prompt, or a whole conversation",
+    "target": "the demonstration",
+    "answer": "the ground truth",
+    "data_source": "what chooses the reward function",
+}
+MARK = re.compile(r"(?:^|\n)\s*####\s*([^\n]*?)\s*$")  # GSM8K: the worked solution, then #### 72
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Which columns of one file are read as what. A dot in a name goes into a column of objects."""
+
+    shape: str
+    prompt: str
+    demonstration: str | None = None
+    ground_truth: str | None = None
+    data_source: str | None = None
+    system: str | None = None
+    input: str | None = None  # what follows the prompt on a new line (Alpaca)
+    history: str | None = None  # earlier turns, as pairs (LLaMA-Factory)
+    is_conversation: bool = False  # the prompt's column goes on to the demonstration
+    is_marked: bool = False  # what stands before #### is the demonstration, unless another column is
+
+    def __str__(self) -> str:
+        """As in `Alpaca: prompt ← instruction and input, demonstration ← output, no ground truth`."""
+        prompt = " and ".join(filter(None, [self.history, self.prompt, self.input]))
+        demonstration, truth = self.demonstration, self.ground_truth
+        if self.is_conversation:
+            demonstration = f"last assistant turn of {self.prompt}"
+        elif self.is_marked and demonstration is None:
+            demonstration = f"{truth} before ####"
+        if truth and self.is_marked:
+            truth += " after ####"
+        parts = {
+            "demonstration": demonstration,
+            "ground truth": truth,
+            "data source": self.data_source,
+            "system message": self.system,
+        }
+        found = [f"{role} ← {column}" for role, column in parts.items() if column]
+        absent = [f"no {role}" for role in ("demonstration", "ground truth") if not parts[role]]
+        return f"{self.shape}: {', '.join([f'prompt ← {prompt}', *found, *absent])}"
+
+
+def recognise(path: Path, rows: Sequence[Raw], columns: Mapping[str, str]) -> Reading:
+    """How a file with these first rows is read; `columns` are those of `data.columns`.
+
+    Raises UserError where a column is named that is not there, or where no shape fits and no prompt is named.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for role, column in columns.items():
+        if not has_column(rows, column):
+            near = difflib.get_close_matches(column, names, n=1)
+            raise UserError(
+                f"{path}: data.columns says `{role}: {column}`, and there is no such column. There are: "
+                f"{', '.join(names)}." + (f" Did you mean {near[0]}?" if near else "")
+            )
+    known = {name.strip().lower(): name for name in reversed(names)}
+    if "prompt" in columns:
+        shape = Shape("data.columns says", columns["prompt"], WORKED)
+        known[shape.prompt] = shape.prompt
+    else:
+        found = next((shape for shape in SHAPES if _fits(shape, known)), None)
+        if found is None:
+            raise _unknown(path, rows, names)
+        shape = found
+    prompt = known[shape.prompt]
+    is_alpaca = shape.name == "Alpaca"
+    is_conversation = shape.is_conversation or (
+        "prompt" in columns and "target" not in columns and _ends_with_assistant(rows, prompt)
+    )
+    demonstration = columns.get("target") or _first(
+        known, () if is_conversation else shape.demonstration, prompt
+    )
+    truth = columns.get("answer") or _ground_truth(rows, known, taken={prompt, demonstration})
+    if shape.name == "prompt" and demonstration == known.get("solution") and not truth:
+        demonstration, truth = None, demonstration  # as in the data sets that TRL trains GRPO on
+    is_marked = truth is not None and any(MARK.search(str(value_at(row, truth) or "")) for row in rows)
+    return Reading(
+        shape=shape.name,
+        prompt=prompt,
+        demonstration=demonstration,
+        ground_truth=truth,
+        data_source=columns.get("data_source") or known.get("data_source"),
+        system=None if shape.name == "verl" else _first(known, SYSTEM, prompt),
+        input=_first(known, ("input", "context"), prompt) if is_alpaca else None,
+        history=known.get("history") if is_alpaca else None,
+        is_conversation=is_conversation and "target" not in columns,
+        is_marked=is_marked and "reward_model" not in known,
+    )
+
+
+def has_column(rows: Sequence[Raw], column: str) -> bool:
+    """Whether one of these rows has it, null or not."""
+    head, _, rest = column.partition(".")
+    return any(column in row or (isinstance(row.get(head), dict) and rest in row[head]) for row in rows)
+
+
+def value_at(row: Raw, column: str) -> Any:
+    """The value under a name, which may go into an object; None where there is none."""
+    head, dot, rest = column.partition(".")
+    if column in row or not dot:
+        return row.get(column)
+    inner = row.get(head)
+    return value_at(inner, rest) if isinstance(inner, dict) else None
+
+
+def _fits(shape: Shape, known: Mapping[str, str]) -> bool:
+    return shape.prompt in known and (not shape.beside or any(name in known for name in shape.beside))
+
+
+def _first(known: Mapping[str, str], names: Iterable[str], taken: str) -> str | None:
+    return next((known[name] for name in names if name in known and known[name] != taken), None)
+
+
+def _ground_truth(rows: Sequence[Raw], known: Mapping[str, str], taken: set[str | None]) -> str | None:
+    """The column of the ground truth: verl's, else the first of `GROUND_TRUTH` whose values can be one."""
+    if "reward_model" in known:
+        return f"{known['reward_model']}.ground_truth"
+    found = [known[name] for name in GROUND_TRUTH if name in known and known[name] not in taken]
+    usable = [
+        column
+        for column in found
+        if not any(isinstance(row.get(column), bool | dict) for row in rows)  # a label of TRL's KTO is a bool
+    ]
+    filled = [column for column in usable if any(row.get(column) not in (None, "") for row in rows)]
+    return next(iter([*filled, *usable]), None)
+
+
+def _ends_with_assistant(rows: Sequence[Raw], column: str) -> bool:
+    for row in rows:
+        value = value_at(row, column)
+        if isinstance(value, list) and value and isinstance(value[-1], dict):
+            return (value[-1].get("role") or value[-1].get("from")) in (
+                "assistant",
+                "gpt",
+                "chatgpt",
+                "bot",
+                "model",
+            )
+    return False
+
+
+# -- what cannot be read ---------------------------------------------------------------------------
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raise UserError where `data.columns` names something that is not read from a column."""
+    for role in columns:
+        if role not in COLUMNS:
+            known = ", ".join(f"{name} ({meaning})" for name, meaning in COLUMNS.items())
+            raise UserError(
+                f"data.columns names `{role}`; it says in which column of the file these are: {known}. All further "
+                "columns reach the reward function under their own names."
+            )
+
+
+def no_ground_truth(path: Path, rows: Sequence[Raw], reading: Reading) -> UserError:
+    """The error for a file that lacks what its prompts' responses must be compared with."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    column = reading.demonstration
+    texts = [str(value_at(row, column)) for row in rows] if column else []
+    hint = (
+        f" The demonstrations hold boxes, which can be compared with: data.columns={{answer: {_quoted(str(column))}}}."
+        if any("\\boxed{" in text for text in texts)
+        else ""
+    )
+    return UserError(
+        f"{path}: the column `answer`, the ground truth that responses are compared with, is missing (or "
+        f"{', '.join(GROUND_TRUTH[:1] + GROUND_TRUTH[2:])}); found {', '.join(names)}. Add it, or say which column it "
+        f"is: data.columns={{answer: COLUMN}}.{hint} Training on demonstrations alone (algorithm.name=sft) needs none, "
+        "nor does a reward function of your own (python:…, http:…) that ignores it."
+    )
+
+
+def _unknown(path: Path, rows: Sequence[Raw], names: list[str]) -> UserError:
+    guess = _guess(rows, names)
+    written = ", ".join(f"{role}: {_quoted(column)}" for role, column in guess.items())
+    return UserError(
+        f"{path}: its columns are of no known shape. Found: "
+        f"{', '.join(f'{name} ({_kind(rows, name)})' for name in names) or 'none'}. Say which is which, as in "
+        f"data.columns={{{written or 'prompt: COLUMN, target: COLUMN, answer: COLUMN'}}}: the prompt, the "
+        "demonstration (target) and the ground truth (answer), where there are such. Known shapes: docs/data.md."
+    )
+
+
+def _guess(rows: Sequence[Raw], names: list[str]) -> dict[str, str]:
+    """Which column may be what: by its name, else long texts in their order and the first short value after."""
+    lengths = {
+        name: sum(map(len, texts)) / len(texts)
+        for name in names
+        if (
+            texts := [
+                str(row[name]) for row in rows if isinstance(row.get(name), str | int | float) and row[name]
+            ]
+        )
+        and not re.search(r"(?i)(^|_)(id|idx|index|uuid|url)$", name)
+    }
+    is_text = {name: any(isinstance(row.get(name), str) for row in rows) for name in lengths}
+    longest = max((lengths[name] for name in lengths if is_text[name]), default=0)
+    long = [name for name in lengths if is_text[name] and lengths[name] * 4 >= longest]
+    short = [name for name in lengths if name not in long]
+    near = {
+        "prompt": [shape.prompt for shape in SHAPES],
+        "target": list(WORKED),
+        "answer": [name for name in GROUND_TRUTH if name not in WORKED],
+    }
+    guess: dict[str, str] = {}
+    for role, known in near.items():
+        close = [name for name in lengths if difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)]
+        candidates = [*close, *(short if role == "answer" else long)]
+        found = next((name for name in candidates if name not in guess.values()), None)
+        if found is not None:
+            guess[role] = found
+    return guess
+
+
+def _kind(rows: Sequence[Raw], name: str) -> str:
+    value = next((row[name] for row in rows if row.get(name) is not None), None)
+    kinds = {str: "text", bool: "bool", int: "number", float: "number", list: "list", dict: "object"}
+    return "empty" if value is None else kinds.get(type(value), type(value).__name__)
+
+
+def _quoted(column: str) -> str:
+    return column if re.fullmatch(r"[\w.]+", column) else json.dumps(column, ensure_ascii=False)
