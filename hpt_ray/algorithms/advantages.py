@@ -97,6 +97,7 @@ def token_gae(view: SampleView) -> Array:
 
 
 _NO_GROUP = "a demonstration is not one of the group's rollouts; use union_mean, union_std, reward or one"
+_GROUP = frozenset({"group"})
 _ROLLOUTS_ONLY: dict[Stream, str] = {"demonstrations": _NO_GROUP}
 
 ADVANTAGES: Table[Part] = Table(
@@ -113,9 +114,9 @@ ADVANTAGES: Table[Part] = Table(
         "signed": Part(signed, "Â = 2R − 1"),
         "correct": Part(correct, "Â = max(2R − 1, 0)"),
         "wrong": Part(wrong, "Â = min(2R − 1, 0)"),
-        "group_mean": Part(group_mean, "Â = R − mean_G R", not_for=_ROLLOUTS_ONLY),
-        "group_std": Part(group_std, "Â = (R − mean_G R)/(std_G R + 1e-6)", not_for=_ROLLOUTS_ONLY),
-        "leave_one_out": Part(leave_one_out, "Â_i = R_i − mean_{j≠i} R_j", not_for=_ROLLOUTS_ONLY),
+        "group_mean": Part(group_mean, "Â = R − mean_G R", _GROUP, _ROLLOUTS_ONLY),
+        "group_std": Part(group_std, "Â = (R − mean_G R)/(std_G R + 1e-6)", _GROUP, _ROLLOUTS_ONLY),
+        "leave_one_out": Part(leave_one_out, "Â_i = R_i − mean_{j≠i} R_j", _GROUP, _ROLLOUTS_ONLY),
         "batch_std": Part(
             batch_std,
             "Â = (R − mean_batch R)/(std_batch R + 1e-6)",

@@ -104,6 +104,12 @@ class Estimator:
         return self.correction != "none" or denominators <= {"old", "sequence"}
 
     @property
+    def compares_rollouts(self) -> bool:
+        """Every advantage of a rollout is measured by the others of its prompt: of one alone it is 0."""
+        rollouts = [term for term in self.terms if term.stream == "rollouts"]
+        return bool(rollouts) and all("group" in ADVANTAGES[term.advantage].needs for term in rollouts)
+
+    @property
     def compares_with_demonstration(self) -> bool:
         """An advantage is measured in the group of a prompt's rollouts and its demonstration."""
         return self.demonstration_in_group or any("union" in part.needs for part in self._parts())

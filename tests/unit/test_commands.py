@@ -82,6 +82,17 @@ def test_arguments_go_to_the_command(capsys: pytest.CaptureFixture[str]) -> None
     assert "Did you mean" in capsys.readouterr().err + capsys.readouterr().out
 
 
+def test_train_lists_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code in (["--keys", "learner"], 0), (["--keys"], 0), (["--keys", "lerner"], 2):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *words])
+        assert ended.value.code == code
+        said = capsys.readouterr()
+        assert ("learner.learning_rate = " in said.out) == (code == 0)
+        assert ("run.steps = " in said.out) == (words == ["--keys"])
+    assert "Did you mean `learner`?" in said.err
+
+
 def test_plan_is_the_dry_run_of_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"run.dir={tmp_path}", "run.name=mine", "run.steps=7"]
     assert main(["plan", *words]) == 0

@@ -1,6 +1,7 @@
 """Rows of other programs: every shape is recognised, said, and read; what is not is refused with what to write."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from hpt_ray.config.schema import DataConfig
 from hpt_ray.data.dataset import load_prompts
+from hpt_ray.data.files import KINDS
+from hpt_ray.data.shapes import COLUMNS, GROUND_TRUTH, WORKED
+from hpt_ray.data.shapes import SHAPES as SHAPES_KNOWN
 from hpt_ray.data.sources import open_rows
 from hpt_ray.data.template import Template
 from hpt_ray.errors import UserError
@@ -188,6 +192,12 @@ def test_an_unknown_shape_is_refused_with_the_line_to_write(tmp_path):
     assert "data.columns={prompt: aufgabe, target: loesung, answer: ergebnis}" in message
 
 
+def test_the_line_to_write_sees_what_asks_and_what_is_worked_out(tmp_path):
+    row = {"stufe": 5, "loesung": A * 40, "gebiet": "algebra", "ergebnis": N, "aufgabe": Q}
+    with pytest.raises(UserError, match=r"{prompt: aufgabe, target: loesung, answer: ergebnis}"):
+        read(write(tmp_path / "a.jsonl", row))
+
+
 def test_the_line_to_write_goes_by_names_first_and_quotes_them(tmp_path):
     row = {"my solutions": A, "note": "n", "anwser": N, "the problem": Q}
     with pytest.raises(UserError, match=r'{prompt: "the problem", target: "my solutions", answer: anwser}'):
@@ -228,6 +238,15 @@ def test_a_value_of_the_wrong_type_names_its_row(tmp_path, row, message):
     with pytest.raises(UserError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}, row 1: {message}")
+
+
+def test_choices_that_are_not_in_the_prompt_are_noticed(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"question": "Which?", "choices": ["3", "4"], "answer": "A"})
+    with pytest.raises(
+        UserError, match=r"`choices` is no part of the prompt.*data\.columns={prompt: question}"
+    ):
+        read(path)
+    assert len(read(path, {"prompt": "question"})[1]) == 1
 
 
 def test_a_ground_truth_is_asked_for_where_it_is_needed(tmp_path):
@@ -361,3 +380,21 @@ def test_a_file_of_a_stranger_that_is_refused(load, name, message):
 @needs_cases
 def test_every_file_of_the_cases_is_tried():
     assert {path.name for path in (CASES / "data").iterdir()} == {*STRANGERS, "broken_line.jsonl"}
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^(\{.*\})\n→ (.*)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("row", "said"), EXAMPLES)
+def test_an_example_of_the_page_is_read_as_it_says(tmp_path, row, said):
+    path = write(tmp_path / "a.jsonl", json.loads(row))
+    assert read(path)[0] == said
+
+
+def test_the_page_shows_every_shape_and_kind_and_reason():
+    assert {shape.name for shape in SHAPES_KNOWN} == {said.partition(":")[0] for _, said in EXAMPLES}
+    for name in (*KINDS, *GROUND_TRUTH, *WORKED, *COLUMNS):
+        assert f"`{name}`" in PAGE or f"`{name}:" in PAGE, name

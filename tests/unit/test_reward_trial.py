@@ -109,6 +109,13 @@ def test_a_function_that_takes_too_long_names_the_key_and_costs_one_limit(tmp_pa
     assert time.monotonic() - started < 8
 
 
+def test_a_function_that_needs_more_memory_names_the_key(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import torch\ndef grade(response, ground_truth):\n    return 1\n")
+    with pytest.raises(UserError, match=r"raise reward\.memory_mb, which is 400"):
+        trial(f"python:{file}:grade", 2, memory_mb=400)
+
+
 def test_a_server_that_is_not_there_is_named():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/grade"
