@@ -162,8 +162,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 raw = json.loads(line)
             except json.JSONDecodeError as error:
+                what = f"{error.msg} at character {error.pos + 1}"
                 raise UserError(
-                    f"{path}, row {number}: not JSON ({error.msg} at character {error.pos + 1}). Write an object a line."
+                    f"{path}, row {number}: not JSON ({what}). Write one object per line."
                 ) from error
             yield number, raw
 
