@@ -47,6 +47,9 @@ def configured(options: Namespace) -> Config:
     """The checked configuration that the words of the command ask for. Raises `UserError`."""
     config = load_config(options.config or str(QUICKSTART), options.overrides)
     config.run.plugins = plugins.load(config.run.plugins)
+    for section in (config.algorithm, config.selection):
+        vars(section).update(plugins.absolute(vars(section)))
+    config.phases = plugins.absolute(config.phases)
     check_config(config)
     if mini.is_mini(config.model.path):
         parse_name(config.model.path)
@@ -55,13 +58,13 @@ def configured(options: Namespace) -> Config:
 
 def show_plan(config: Config, console: Console) -> None:
     """Check everything that can be checked before a start, and show what would run."""
-    from hpt_ray.tools.plan import plan_run, survey
+    from hpt_ray.tools.plan import plan_run, seen_at_start, survey
     from hpt_ray.tools.plan.show import not_checked
 
     found, absent = survey(config)
     folder_name = Path(config.run.dir) / f"{config.run.name}-TIME"
     console.print(start_tables(config, found, plan_run(config, found), folder_name))
-    console.print(not_checked(absent))
+    console.print(not_checked(absent, seen_at_start(config)))
 
 
 def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: Path) -> RenderableType:

@@ -318,6 +318,12 @@ class Config:
 
     PAGE: ClassVar[str] = "docs/configuration.md"
 
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence that an engine meets: a prompt and its response, in training or an evaluation."""
+        held_out = self.evaluation.max_response_tokens if self.evaluation.sets else 0
+        return self.data.max_prompt_tokens + max(self.data.max_response_tokens, held_out)
+
     prompts_per_step: int = key(128, "Prompts in one step.", minimum=1)
     group_size: int = key(8, "n: rollouts per prompt; 0 for training without rollouts.")
     max_tokens_per_micro_batch: int = key(32768, "Tokens of one forward pass of a learner rank.", minimum=1)
