@@ -30,7 +30,7 @@ NO_ANSWER, UNPARSABLE = Outcome.NO_ANSWER, Outcome.UNPARSABLE
         (r"{{{ \boxed{5} }", "5"),
         (r"}}} \boxed{5}", "5"),
         (r"\boxed{}", ""),
-        (r"\boxed5", None),
+        (r"\boxed5", "5"),
         ("no box", None),
         ("", None),
         (r"\boxed{", None),
