@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import betainc
 
+from hpt_ray.algorithms.outside import Table
 from hpt_ray.types import Decision, Group, RewardResult, Rollout, Sample
 
 NEGLIGIBLE = 1e-3
@@ -228,53 +229,58 @@ def _snapped(weight: float) -> float:
     return 0.0 if weight < NEGLIGIBLE else 1.0 if weight > 1 - NEGLIGIBLE else weight
 
 
-GATES: dict[str, Gate] = {
-    "switch": Gate(
-        function=switch,
-        data="per prompt, its rollouts (weight α) or its demonstration (weight β), as the gate decides",
-        rule=switch_rule,
-        either_or=True,
-        is_certain=is_certain,
-        wrong_gamma=between_counts,
-    ),
-    "posterior": Gate(
-        function=posterior,
-        data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
-        rule=lambda gamma, n: f"both, α = 1 − β, β = Pr(solve rate ≤ {gamma:g} | results so far)",
-        wrong_gamma=not_inside,
-    ),
-    "linear": Gate(
-        function=linear,
-        data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
-        rule=lambda gamma, n: "both, α = P, β = 1 − P",
-    ),
-    "official_soft": Gate(
-        function=official_soft,
-        data="the rollouts of every prompt (weight α) and its demonstration (weight β)",
-        rule=lambda gamma, n: "both, α and β from the official code's table by solved count",
-    ),
-    "rollouts": Gate(
-        function=rollouts,
-        data="the rollouts of every prompt",
-        rule=lambda gamma, n: "rollouts of every prompt, no demonstration",
-        demonstrations="ignored",
-        by_results=False,
-    ),
-    "demonstrations": Gate(
-        function=demonstrations,
-        data="the demonstration of every prompt",
-        rule=lambda gamma, n: "the demonstration of every prompt, no rollouts",
-        demonstrations="required",
-        needs_rollouts=False,
-        by_results=False,
-    ),
-    "both": Gate(
-        function=both,
-        data="the rollouts and the demonstration of every prompt",
-        rule=lambda gamma, n: f"{n} rollouts and the demonstration of every prompt",
-        by_results=False,
-    ),
-}
+GATES: Table[Gate] = Table(
+    Gate,
+    {
+        "switch": Gate(
+            function=switch,
+            data="per prompt, its rollouts (weight α) or its demonstration (weight β), as the gate decides",
+            rule=switch_rule,
+            either_or=True,
+            is_certain=is_certain,
+            wrong_gamma=between_counts,
+        ),
+        "posterior": Gate(
+            function=posterior,
+            data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
+            rule=lambda gamma, n: f"both, α = 1 − β, β = Pr(solve rate ≤ {gamma:g} | results so far)",
+            wrong_gamma=not_inside,
+        ),
+        "linear": Gate(
+            function=linear,
+            data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
+            rule=lambda gamma, n: "both, α = P, β = 1 − P",
+        ),
+        "official_soft": Gate(
+            function=official_soft,
+            data="the rollouts of every prompt (weight α) and its demonstration (weight β)",
+            rule=lambda gamma, n: "both, α and β from the official code's table by solved count",
+        ),
+        "rollouts": Gate(
+            function=rollouts,
+            data="the rollouts of every prompt",
+            rule=lambda gamma, n: "rollouts of every prompt, no demonstration",
+            demonstrations="ignored",
+            by_results=False,
+        ),
+        "demonstrations": Gate(
+            function=demonstrations,
+            data="the demonstration of every prompt",
+            rule=lambda gamma, n: "the demonstration of every prompt, no rollouts",
+            demonstrations="required",
+            needs_rollouts=False,
+            by_results=False,
+        ),
+        "both": Gate(
+            function=both,
+            data="the rollouts and the demonstration of every prompt",
+            rule=lambda gamma, n: f"{n} rollouts and the demonstration of every prompt",
+            by_results=False,
+        ),
+    },
+    "group, gamma, history",
+    lambda function, data: Gate(function=function, data=data),
+)
 
 
 def samples_of(group: Group, decision: Decision, *, index: int) -> list[Sample]:

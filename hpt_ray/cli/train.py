@@ -47,6 +47,9 @@ def configured(options: Namespace) -> Config:
     """The checked configuration that the words of the command ask for. Raises `UserError`."""
     config = load_config(options.config or str(QUICKSTART), options.overrides)
     config.run.plugins = plugins.load(config.run.plugins)
+    for section in (config.algorithm, config.selection):
+        vars(section).update(plugins.absolute(vars(section)))
+    config.phases = plugins.absolute(config.phases)
     check_config(config)
     if mini.is_mini(config.model.path):
         parse_name(config.model.path)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
+from hpt_ray.algorithms.trial import try_parts
 from hpt_ray.checkpoint.mirror import check_mirror
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
@@ -25,7 +26,6 @@ from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward import check_ground_truth
 from hpt_ray.reward.service import check_reward_functions, check_terms
 from hpt_ray.types import Prompt
-from hpt_ray.utils.names import check_name
 from hpt_ray.weight_sync.backends import backend_of
 
 
@@ -183,7 +183,8 @@ def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
     config = phase.config
     estimator = estimator_from_config(config.algorithm)
     gate = config.selection.gate
-    gate = estimator.gate if gate == "auto" else check_name("selection.gate", gate, ["auto", *GATES])
+    gate = estimator.gate if gate == "auto" else GATES.checked("selection.gate", gate, "auto")
+    try_parts(estimator, gate, config.selection.gamma)
     check_algorithm(config, estimator, gate)
     if estimator.needs_reference and phase.before and config.reference.path is None:
         raise UserError(

@@ -213,7 +213,7 @@ def test_a_named_column_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"`answer: reward_model.ground_truth`, and there is no such column"):
         read(path, {"prompt": "aufgabe", "answer": "reward_model.ground_truth"})
     held_out = write(tmp_path / "b.jsonl", {"question": Q, "answer": N})
-    assert read(held_out, {"prompt": "aufgabe"}, columns_optional=True)[0].startswith("question: ")
+    assert read(held_out, {"prompt": "aufgabe"}, held_out=True)[0].startswith("question: ")
 
 
 @pytest.mark.parametrize(
@@ -251,9 +251,7 @@ def test_choices_that_are_not_in_the_prompt_are_noticed(tmp_path):
 
 def test_a_ground_truth_is_asked_for_where_it_is_needed(tmp_path):
     path = write(tmp_path / "a.jsonl", {"prompt": Q, "completion": A})
-    with pytest.raises(
-        UserError, match=r"the column `answer`, .*is missing .*data.columns={answer: completion}"
-    ):
+    with pytest.raises(UserError, match=r"the column `answer` is missing.*data.columns={answer: completion}"):
         read(path, needs_ground_truth=True)
     assert len(read(path, {"answer": "completion"}, needs_ground_truth=True)[1]) == 1
 
@@ -314,8 +312,16 @@ def test_a_set_for_supervised_training_needs_no_ground_truth(tmp_path, load):
     (prompt,) = load(path, demonstrations="required", needs_ground_truth=False)
     assert prompt.ground_truth is None
     assert prompt.id == "a:1"
-    with pytest.raises(UserError, match="the column `answer`"):
+    with pytest.raises(UserError, match="the column `answer` is missing"):
         load(path)
+
+
+def test_a_set_in_which_nothing_is_left_says_what_was_read_and_what_to_write(tmp_path, load):
+    path = write(tmp_path / "a.jsonl", {"question": Q, "answer": N})
+    with pytest.raises(UserError) as error:
+        load(path, demonstrations="required")
+    assert str(error.value).startswith(f"{path}: no prompt is left (1 no_demonstration). ")
+    assert "data.columns={target: COLUMN}. a.jsonl: read as question: prompt ← question" in str(error.value)
 
 
 def test_an_unknown_role_is_refused(tmp_path, load):
@@ -367,8 +373,8 @@ def test_a_file_of_a_stranger(load, name):
     ("name", "message"),
     [
         ("own_columns.jsonl", r"data.columns=\{prompt: aufgabe, target: loesung, answer: ergebnis\}"),
-        ("alpaca.jsonl", "the column `answer`, the ground truth .* is missing"),
-        ("sft_only.jsonl", "the column `answer`, the ground truth .* is missing"),
+        ("alpaca.jsonl", "the column `answer` is missing, the ground truth"),
+        ("sft_only.jsonl", "the column `answer` is missing, the ground truth"),
         ("broken_line.jsonl", r"broken_line\.jsonl, row 2: not JSON"),
     ],
 )

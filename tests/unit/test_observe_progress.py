@@ -196,6 +196,9 @@ def test_of_fast_steps_one_every_two_seconds_and_those_with_failures() -> None:
 def test_in_a_file_a_long_step_gives_a_sign_of_life() -> None:
     console, clock = Console(file=io.StringIO(), width=80), Clock()
     with Progress(9, console=console, clock=clock) as progress:
+        progress.phase("evaluate")
+        assert written(console).splitlines()[-1] == "step 0/9  evaluate  0s"
+        progress.finish_step(0, {"eval/chain/mean": 0.5})
         train(progress, clock, range(1, 2), 100, {})
         progress.phase("rollout")
         clock.now_s += 80
