@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from hpt_ray import __version__
+from hpt_ray.utils import signals
 from hpt_ray.utils.arguments import READERS
 
 COMMANDS = {
@@ -29,6 +30,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    if arguments is None:
+        signals.watch()
     name, *words = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in COMMANDS:
         if name in READERS:
