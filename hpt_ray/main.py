@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from hpt_ray.errors import STOPPED, Stopped, exit_code
@@ -26,6 +27,7 @@ def main(words: list[str] | None = None) -> int:
 
         from hpt_ray.cli import train
         from hpt_ray.data.mini.base import tokenizer_path
+        from hpt_ray.driver.data_card import make_card
         from hpt_ray.driver.setup import prepare
         from hpt_ray.observe.run_folder import RunFolder
 
@@ -35,6 +37,7 @@ def main(words: list[str] | None = None) -> int:
             train.show_plan(config, console)
             return 0
         prepared = prepare(config, tokenizer_path(config.model.path))
+        card = make_card(config, prepared)
         with ExitStack() as stack:
             folder = train.folder_to_resume(config)
             if folder is not None:
@@ -45,7 +48,9 @@ def main(words: list[str] | None = None) -> int:
                 stack.enter_context(train.holding(folder, console))
             logs = folder.logs
             train.write_config(config, folder)
-            console.print(train.start_tables(config, prepared, plan, folder.root))
+            folder.write_data_card(asdict(card))
+            console.print(train.start_tables(config, prepared, card, plan, folder.root))
+            train.show_warnings(card, console)
             asyncio.run(train.run(cluster, config, prepared, folder, console))
         return 0
     except Stopped as stopped:

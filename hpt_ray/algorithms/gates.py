@@ -18,7 +18,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import betainc
 
-from hpt_ray.types import Decision, Group, Sample
+from hpt_ray.types import (
+    Decision,
+    Demonstration,
+    FinishReason,
+    Group,
+    Outcome,
+    Prompt,
+    RewardResult,
+    Rollout,
+    Sample,
+)
 
 NEGLIGIBLE = 1e-3
 DISCOUNT = 0.5  # δ: what an attempt counts at the next one
@@ -81,6 +91,20 @@ class Gate:
 def attempt_of(group: Group) -> Attempt:
     """Lost and aborted rollouts say nothing about the prompt and do not count."""
     return Attempt(group.num_correct, sum(rollout.finish.is_response for rollout in group.rollouts))
+
+
+def may_ask(gate: Gate, gamma: float, num_rollouts: int) -> bool:
+    """Whether there are results with which the gate trains on a demonstration. The switch with γ < 0 has none."""
+    ids, logprobs = np.zeros(1, np.int32), np.zeros(1, np.float32)
+    prompt = Prompt("", ids, "", "", "", Demonstration(ids, ""))
+    rollouts = [Rollout("", i, ids, logprobs, FinishReason.STOP, 0, "") for i in range(num_rollouts)]
+    right, wrong = RewardResult(1.0, Outcome.CORRECT), RewardResult(0.0, Outcome.WRONG)
+    return gate.needs_demonstrations and any(
+        gate.function(
+            Group(prompt, rollouts, [right] * k + [wrong] * (num_rollouts - k)), gamma, []
+        ).demo_weight
+        for k in range(num_rollouts + 1)
+    )
 
 
 def threshold(gamma: float, num_rollouts: int) -> int:
