@@ -33,6 +33,10 @@ class TrainingDiverged(RuntimeError):
     """Update after update came out as nothing. The message says how many and why."""
 
 
+class RewardsFailed(RuntimeError):
+    """Too many responses of a step have no reward. The message says how many, why, and where they are."""
+
+
 class SamplerMismatch(RuntimeError):
     """Sampler and learner do not compute the same model. The message says how far apart they are."""
 

@@ -104,7 +104,7 @@ class RewardResult:
     score: float
     outcome: Outcome
     extracted: str | None = None
-    detail: str | None = None  # for ERROR and UNPARSABLE: what went wrong
+    detail: str | None = None  # what went wrong (ERROR, UNPARSABLE), or the stage that decided
     metrics: Mapping[str, float] = field(default_factory=dict)  # further numbers of the reward function
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hpt_ray.algorithms.base import Part, Stream
 from hpt_ray.algorithms.batch import Array, SampleView
+from hpt_ray.algorithms.outside import Table
 
 STD_EPSILON = 1e-6  # added to the standard deviation, as GRPO and its descendants do
 
@@ -96,35 +97,46 @@ def token_gae(view: SampleView) -> Array:
 
 
 _NO_GROUP = "a demonstration is not one of the group's rollouts; use union_mean, union_std, reward or one"
+_GROUP = frozenset({"group"})
 _ROLLOUTS_ONLY: dict[Stream, str] = {"demonstrations": _NO_GROUP}
 
-ADVANTAGES: dict[str, Part] = {
-    "one": Part(
-        one,
-        "Â = 1",
-        not_for={"rollouts": "on the policy's own samples E[∇log π] = 0, so Â = 1 is noise without signal"},
-    ),
-    "reward": Part(reward, "Â = R"),
-    "signed": Part(signed, "Â = 2R − 1"),
-    "correct": Part(correct, "Â = max(2R − 1, 0)"),
-    "wrong": Part(wrong, "Â = min(2R − 1, 0)"),
-    "group_mean": Part(group_mean, "Â = R − mean_G R", not_for=_ROLLOUTS_ONLY),
-    "group_std": Part(group_std, "Â = (R − mean_G R)/(std_G R + 1e-6)", not_for=_ROLLOUTS_ONLY),
-    "leave_one_out": Part(leave_one_out, "Â_i = R_i − mean_{j≠i} R_j", not_for=_ROLLOUTS_ONLY),
-    "batch_std": Part(
-        batch_std, "Â = (R − mean_batch R)/(std_batch R + 1e-6)", frozenset({"all_samples"}), _ROLLOUTS_ONLY
-    ),
-    "union_mean": Part(union_mean, "Â = R − mean_{G ∪ demo} R", frozenset({"union"})),
-    "union_std": Part(
-        union_std, "Â = (R − mean_{G ∪ demo} R)/(std_{G ∪ demo} R + 1e-6)", frozenset({"union"})
-    ),
-    "gae": Part(
-        token_gae,
-        "Â_t = Σ_k (γλ)^k δ_{t+k},  δ_t = r_t + γ V_{t+1} − V_t",
-        frozenset({"values"}),
-        {"demonstrations": "the critic estimates returns of the policy's own responses"},
-    ),
-}
+ADVANTAGES: Table[Part] = Table(
+    Part,
+    {
+        "one": Part(
+            one,
+            "Â = 1",
+            not_for={
+                "rollouts": "on the policy's own samples E[∇log π] = 0, so Â = 1 is noise without signal"
+            },
+        ),
+        "reward": Part(reward, "Â = R"),
+        "signed": Part(signed, "Â = 2R − 1"),
+        "correct": Part(correct, "Â = max(2R − 1, 0)"),
+        "wrong": Part(wrong, "Â = min(2R − 1, 0)"),
+        "group_mean": Part(group_mean, "Â = R − mean_G R", _GROUP, _ROLLOUTS_ONLY),
+        "group_std": Part(group_std, "Â = (R − mean_G R)/(std_G R + 1e-6)", _GROUP, _ROLLOUTS_ONLY),
+        "leave_one_out": Part(leave_one_out, "Â_i = R_i − mean_{j≠i} R_j", _GROUP, _ROLLOUTS_ONLY),
+        "batch_std": Part(
+            batch_std,
+            "Â = (R − mean_batch R)/(std_batch R + 1e-6)",
+            frozenset({"all_samples"}),
+            _ROLLOUTS_ONLY,
+        ),
+        "union_mean": Part(union_mean, "Â = R − mean_{G ∪ demo} R", frozenset({"union"})),
+        "union_std": Part(
+            union_std, "Â = (R − mean_{G ∪ demo} R)/(std_{G ∪ demo} R + 1e-6)", frozenset({"union"})
+        ),
+        "gae": Part(
+            token_gae,
+            "Â_t = Σ_k (γλ)^k δ_{t+k},  δ_t = r_t + γ V_{t+1} − V_t",
+            frozenset({"values"}),
+            {"demonstrations": "the critic estimates returns of the policy's own responses"},
+        ),
+    },
+    "view",
+    Part,
+)
 
 # ---- what the critic of PPO needs: GAE on the driver's side, the value loss on the learner's ----------
 # Pure functions on flat response tokens. The critic itself, its optimizer and its export live with the learner.

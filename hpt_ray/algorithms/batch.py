@@ -29,6 +29,16 @@ class BatchShape:
     num_rollouts: int  # n, sampled per prompt
     max_response_tokens: int  # C, unless the algorithm sets `length_constant`
 
+    @classmethod
+    def of(cls, sample_lengths: Array, group_ids: Array, is_demo: Array) -> BatchShape:
+        """The sizes if these samples are the whole step: N groups, n of the largest, C the longest sample."""
+        _, sizes = np.unique(group_ids[~is_demo.astype(bool)], return_counts=True)
+        return cls(
+            num_prompts=max(len(np.unique(group_ids)), 1),
+            num_rollouts=int(sizes.max(initial=1)),
+            max_response_tokens=int(sample_lengths.max(initial=1)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
@@ -61,14 +71,8 @@ class TokenBatch:
     prompt_lengths: Tensor | None = None
 
     def batch_shape(self) -> BatchShape:
-        """The sizes if these samples are the whole step: N groups, n of the largest, C the longest sample."""
-        groups, lengths = to_numpy(self.group_ids), to_numpy(self.sample_lengths)
-        _, sizes = np.unique(groups[~to_numpy(self.is_demo).astype(bool)], return_counts=True)
-        return BatchShape(
-            num_prompts=max(len(np.unique(groups)), 1),
-            num_rollouts=int(sizes.max(initial=1)),
-            max_response_tokens=int(lengths.max(initial=1)),
-        )
+        """The sizes if these samples are the whole step."""
+        return BatchShape.of(*map(to_numpy, (self.sample_lengths, self.group_ids, self.is_demo)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,16 @@ class SampleWeights:
         if advantages.shape[1] == sample_lengths.sum():
             return advantages
         return np.repeat(advantages, sample_lengths, axis=1)
+
+    def of(self, rows: Array | Tensor) -> SampleWeights:
+        """Those of some samples, by their numbers; for advantages per sample."""
+        rows = to_numpy(rows)
+        return SampleWeights(
+            to_numpy(self.advantages)[:, rows],
+            to_numpy(self.scales)[:, rows],
+            to_numpy(self.entropy_scales)[rows],
+            to_numpy(self.kl_scales)[rows],
+        )
 
     def counts(self, sample_lengths: Array) -> Array:
         """[samples] bool: False for a sample that adds exactly nothing; its forward pass can be saved."""
@@ -170,6 +184,36 @@ class TokenView:
     def log_ratio_old(self) -> Tensor:
         """[R] log π_θ/π_old; 0 on demonstrations."""
         return self.logprobs - self.old_logprobs
+
+
+def sample_view(
+    sample_lengths: Array | Tensor,
+    group_ids: Array | Tensor,
+    rewards: Array | Tensor,
+    is_demo: Array | Tensor,
+    weights: Array | Tensor,
+    batch: BatchShape,
+    settings: Settings,
+    *,
+    prompt_lengths: Array | Tensor | None = None,
+    values: Array | Tensor | None = None,
+    token_rewards: Array | Tensor | None = None,
+) -> SampleView:
+    lengths = to_numpy(sample_lengths).astype(np.int64)
+    if (lengths < 1).any():
+        raise ValueError(f"sample {int(np.argmax(lengths < 1))} has no response token")
+    return SampleView(
+        lengths=lengths,
+        groups=np.unique(to_numpy(group_ids), return_inverse=True)[1].astype(np.int64),
+        rewards=to_numpy(rewards).astype(np.float64),
+        is_demo=to_numpy(is_demo).astype(bool),
+        weights=to_numpy(weights).astype(np.float64),
+        prompt_lengths=np.zeros_like(lengths) if prompt_lengths is None else to_numpy(prompt_lengths),
+        batch=batch,
+        settings=settings,
+        values=None if values is None else to_numpy(values).astype(np.float64),
+        token_rewards=None if token_rewards is None else to_numpy(token_rewards).astype(np.float64),
+    )
 
 
 def token_view(samples: TokenBatch, settings: Settings) -> TokenView:

@@ -39,13 +39,13 @@ def make_estimator(name: str, **overrides: Any) -> Estimator:
 
 def estimator_from_config(config: AlgorithmConfig) -> Estimator:
     """The same, from the `algorithm` section of a configuration."""
-    algorithm = ALGORITHMS[check_name("algorithm.name", config.name, ALGORITHMS)]
+    algorithm = ALGORITHMS[ALGORITHMS.checked("algorithm.name", config.name)]
     recipe = algorithm.recipe(config.mode)
     _check_record(algorithm, recipe)
     terms = _replace_parts(algorithm, _branch_terms(algorithm, recipe, config), config)
     check_name("algorithm.kl_estimator", config.kl_estimator, KL_ESTIMATORS)
     check_name("algorithm.kl_in", config.kl_in, {"loss": None, "reward": None})
-    check_name("algorithm.correction", config.correction, CORRECTIONS)
+    CORRECTIONS.checked("algorithm.correction", config.correction)
     for term in terms:
         _check_term(algorithm, term)
     _check_whole(algorithm, terms, config)
@@ -61,7 +61,7 @@ def estimator_from_config(config: AlgorithmConfig) -> Estimator:
     )
     _check_numbers(settings)
     return Estimator(
-        name=algorithm.name,
+        name=config.name,
         mode=config.mode,
         offline_branch=config.offline_branch or "sft",
         gate=algorithm.gate,
@@ -103,7 +103,7 @@ def _replace_parts(
         named = {family: part for family, part in named.items() if part is not None}
         for family, part in named.items():
             option = f"{prefix}_{family}"
-            check_name(f"algorithm.{option}", part, FAMILIES[family])
+            FAMILIES[family].checked(f"algorithm.{option}", part)
             if counts[stream] == 0:
                 raise UserError(
                     f"algorithm.{option}: {algorithm.name} has no term on {stream}; leave the key out, or "
@@ -121,10 +121,10 @@ def _replace_parts(
 
 def _check_record(algorithm: Algorithm, recipe: Recipe) -> None:
     """A user's algorithm may name what is not there."""
-    check_name(f"gate of the algorithm {algorithm.name}", algorithm.gate, GATES)
+    GATES.checked(f"gate of the algorithm {algorithm.name}", algorithm.gate)
     for term in (*recipe.terms, *chain(*recipe.offline.values())):
         for family, table in FAMILIES.items():
-            check_name(f"{family} of the algorithm {algorithm.name}", getattr(term, family), table)
+            table.checked(f"{family} of the algorithm {algorithm.name}", getattr(term, family))
 
 
 def _check_term(algorithm: Algorithm, term: Term) -> None:

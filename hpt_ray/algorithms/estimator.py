@@ -31,15 +31,16 @@ from hpt_ray.algorithms.batch import (
     TokenView,
     at_least_float32,
     masked,
-    to_numpy,
+    sample_view,
     token_stats,
     token_view,
 )
 from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
+from hpt_ray.algorithms.outside import Table
 from hpt_ray.algorithms.token_parts import CLIPS, CORRECTIONS, DENOMINATORS, KL_ESTIMATORS, SHAPINGS
 
-FAMILIES: dict[str, dict[str, Part]] = {  # by the field of a term that names the part
+FAMILIES: dict[str, Table[Part]] = {  # by the field of a term that names the part
     "advantage": ADVANTAGES,
     "denominator": DENOMINATORS,
     "clip": CLIPS,
@@ -103,6 +104,12 @@ class Estimator:
         return self.correction != "none" or denominators <= {"old", "sequence"}
 
     @property
+    def compares_rollouts(self) -> bool:
+        """Every advantage of a rollout is measured by the others of its prompt: of one alone it is 0."""
+        rollouts = [term for term in self.terms if term.stream == "rollouts"]
+        return bool(rollouts) and all("group" in ADVANTAGES[term.advantage].needs for term in rollouts)
+
+    @property
     def compares_with_demonstration(self) -> bool:
         """An advantage is measured in the group of a prompt's rollouts and its demonstration."""
         return self.demonstration_in_group or any("union" in part.needs for part in self._parts())
@@ -140,21 +147,19 @@ class Estimator:
         `prompt_lengths` [samples] is for the official mode's virtual packing (None: no prompts).
         ValueError: a sample without tokens, or no `values` where a term needs them.
         """
-        lengths = to_numpy(sample_lengths).astype(np.int64)
-        if (lengths < 1).any():
-            raise ValueError(f"sample {int(np.argmax(lengths < 1))} has no response token")
-        view = SampleView(
-            lengths=lengths,
-            groups=np.unique(to_numpy(group_ids), return_inverse=True)[1].astype(np.int64),
-            rewards=to_numpy(rewards).astype(np.float64),
-            is_demo=to_numpy(is_demo).astype(bool),
-            weights=to_numpy(weights).astype(np.float64),
-            prompt_lengths=np.zeros_like(lengths) if prompt_lengths is None else to_numpy(prompt_lengths),
-            batch=batch,
-            settings=self.settings,
-            values=None if values is None else to_numpy(values).astype(np.float64),
-            token_rewards=None if token_rewards is None else to_numpy(token_rewards).astype(np.float64),
+        view = sample_view(
+            sample_lengths,
+            group_ids,
+            rewards,
+            is_demo,
+            weights,
+            batch,
+            self.settings,
+            prompt_lengths=prompt_lengths,
+            values=values,
+            token_rewards=token_rewards,
         )
+        lengths = view.lengths
         num_columns = int(lengths.sum()) if self.needs_values else len(lengths)
         advantages = np.zeros((len(self.terms), num_columns))
         scales = np.zeros((len(self.terms), len(lengths)))

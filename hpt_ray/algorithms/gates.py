@@ -10,7 +10,7 @@ and 1; one within `NEGLIGIBLE` of 0 or 1 becomes that, for a sample of no weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Literal, NamedTuple
@@ -18,17 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import betainc
 
-from hpt_ray.types import (
-    Decision,
-    Demonstration,
-    FinishReason,
-    Group,
-    Outcome,
-    Prompt,
-    RewardResult,
-    Rollout,
-    Sample,
-)
+from hpt_ray.algorithms.outside import Table
+from hpt_ray.types import Decision, Group, RewardResult, Rollout, Sample
 
 NEGLIGIBLE = 1e-3
 DISCOUNT = 0.5  # δ: what an attempt counts at the next one
@@ -39,7 +30,7 @@ OFFICIAL_SOFT = ((0.0, 1.0), (1 / 8, 1 / 2), (1 / 4, 1 / 4), (1 / 2, 1 / 8))
 
 
 class Attempt(NamedTuple):
-    """One attempt of a prompt: rollouts that were right, of those that were responses."""
+    """One attempt of a prompt: rollouts that were right, of the responses that have a reward."""
 
     num_correct: int
     num_responses: int
@@ -89,22 +80,16 @@ class Gate:
 
 
 def attempt_of(group: Group) -> Attempt:
-    """Lost and aborted rollouts say nothing about the prompt and do not count."""
-    return Attempt(group.num_correct, sum(rollout.finish.is_response for rollout in group.rollouts))
+    """Lost and aborted rollouts, and those whose reward failed, say nothing about the prompt and do not count."""
+    return Attempt(group.num_correct, sum(_has_reward(*pair) for pair in _pairs(group)))
 
 
-def may_ask(gate: Gate, gamma: float, num_rollouts: int) -> bool:
-    """Whether there are results with which the gate trains on a demonstration. The switch with γ < 0 has none."""
-    ids, logprobs = np.zeros(1, np.int32), np.zeros(1, np.float32)
-    prompt = Prompt("", ids, "", "", "", Demonstration(ids, ""))
-    rollouts = [Rollout("", i, ids, logprobs, FinishReason.STOP, 0, "") for i in range(num_rollouts)]
-    right, wrong = RewardResult(1.0, Outcome.CORRECT), RewardResult(0.0, Outcome.WRONG)
-    return gate.needs_demonstrations and any(
-        gate.function(
-            Group(prompt, rollouts, [right] * k + [wrong] * (num_rollouts - k)), gamma, []
-        ).demo_weight
-        for k in range(num_rollouts + 1)
-    )
+def _pairs(group: Group) -> Iterator[tuple[Rollout, RewardResult]]:
+    return zip(group.rollouts, group.results, strict=True)
+
+
+def _has_reward(rollout: Rollout, result: RewardResult) -> bool:
+    return rollout.finish.is_response and not result.outcome.is_failure
 
 
 def threshold(gamma: float, num_rollouts: int) -> int:
@@ -125,7 +110,7 @@ def is_certain(gamma: float, *, num_correct: int, num_graded: int, num_rollouts:
 
 
 def switch(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
-    """The paper's gate: α = 1[P > γ], β = 1[P ≤ γ] (Eq 10)."""
+    """The paper's gate: α = 1[P > γ], β = 1[P ≤ γ] (Eq 10). P is the share of all n: without a reward, unsolved."""
     beta = 1.0 if group.num_correct <= threshold(gamma, len(group.rollouts)) else 0.0
     return _decision(group, 1.0 - beta, beta)
 
@@ -244,66 +229,72 @@ def _snapped(weight: float) -> float:
     return 0.0 if weight < NEGLIGIBLE else 1.0 if weight > 1 - NEGLIGIBLE else weight
 
 
-GATES: dict[str, Gate] = {
-    "switch": Gate(
-        function=switch,
-        data="per prompt, its rollouts (weight α) or its demonstration (weight β), as the gate decides",
-        rule=switch_rule,
-        either_or=True,
-        is_certain=is_certain,
-        wrong_gamma=between_counts,
-    ),
-    "posterior": Gate(
-        function=posterior,
-        data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
-        rule=lambda gamma, n: f"both, α = 1 − β, β = Pr(solve rate ≤ {gamma:g} | results so far)",
-        wrong_gamma=not_inside,
-    ),
-    "linear": Gate(
-        function=linear,
-        data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
-        rule=lambda gamma, n: "both, α = P, β = 1 − P",
-    ),
-    "official_soft": Gate(
-        function=official_soft,
-        data="the rollouts of every prompt (weight α) and its demonstration (weight β)",
-        rule=lambda gamma, n: "both, α and β from the official code's table by solved count",
-    ),
-    "rollouts": Gate(
-        function=rollouts,
-        data="the rollouts of every prompt",
-        rule=lambda gamma, n: "rollouts of every prompt, no demonstration",
-        demonstrations="ignored",
-        by_results=False,
-    ),
-    "demonstrations": Gate(
-        function=demonstrations,
-        data="the demonstration of every prompt",
-        rule=lambda gamma, n: "the demonstration of every prompt, no rollouts",
-        demonstrations="required",
-        needs_rollouts=False,
-        by_results=False,
-    ),
-    "both": Gate(
-        function=both,
-        data="the rollouts and the demonstration of every prompt",
-        rule=lambda gamma, n: f"{n} rollouts and the demonstration of every prompt",
-        by_results=False,
-    ),
-}
+GATES: Table[Gate] = Table(
+    Gate,
+    {
+        "switch": Gate(
+            function=switch,
+            data="per prompt, its rollouts (weight α) or its demonstration (weight β), as the gate decides",
+            rule=switch_rule,
+            either_or=True,
+            is_certain=is_certain,
+            wrong_gamma=between_counts,
+        ),
+        "posterior": Gate(
+            function=posterior,
+            data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
+            rule=lambda gamma, n: f"both, α = 1 − β, β = Pr(solve rate ≤ {gamma:g} | results so far)",
+            wrong_gamma=not_inside,
+        ),
+        "linear": Gate(
+            function=linear,
+            data="the rollouts of every prompt (weight α) and its demonstration (weight β = 1 − α)",
+            rule=lambda gamma, n: "both, α = P, β = 1 − P",
+        ),
+        "official_soft": Gate(
+            function=official_soft,
+            data="the rollouts of every prompt (weight α) and its demonstration (weight β)",
+            rule=lambda gamma, n: "both, α and β from the official code's table by solved count",
+        ),
+        "rollouts": Gate(
+            function=rollouts,
+            data="the rollouts of every prompt",
+            rule=lambda gamma, n: "rollouts of every prompt, no demonstration",
+            demonstrations="ignored",
+            by_results=False,
+        ),
+        "demonstrations": Gate(
+            function=demonstrations,
+            data="the demonstration of every prompt",
+            rule=lambda gamma, n: "the demonstration of every prompt, no rollouts",
+            demonstrations="required",
+            needs_rollouts=False,
+            by_results=False,
+        ),
+        "both": Gate(
+            function=both,
+            data="the rollouts and the demonstration of every prompt",
+            rule=lambda gamma, n: f"{n} rollouts and the demonstration of every prompt",
+            by_results=False,
+        ),
+    },
+    "group, gamma, history",
+    lambda function, data: Gate(function=function, data=data),
+)
 
 
 def samples_of(group: Group, decision: Decision, *, index: int) -> list[Sample]:
     """The samples of one prompt: its rollouts where α > 0, its demonstration where β > 0.
 
-    `index` is the prompt's number within the optimizer step. Lost and aborted rollouts carry no
-    samples. A demonstration has reward 1: it is correct by the data's word.
+    `index` is the prompt's number within the optimizer step. Lost and aborted rollouts carry no samples, and
+    neither do those whose reward failed: they are in no baseline. A demonstration has reward 1: it is correct by
+    the data's word.
     """
     prompt = group.prompt
     samples = []
     if decision.rollout_weight > 0:
-        for rollout, result in zip(group.rollouts, group.results, strict=True):
-            if not rollout.finish.is_response or not len(rollout.token_ids):
+        for rollout, result in _pairs(group):
+            if not _has_reward(rollout, result) or not len(rollout.token_ids):
                 continue
             samples.append(
                 Sample(

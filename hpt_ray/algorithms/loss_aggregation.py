@@ -19,6 +19,7 @@ import numpy as np
 
 from hpt_ray.algorithms.base import Part
 from hpt_ray.algorithms.batch import Array, SampleView
+from hpt_ray.algorithms.outside import Table
 
 NUM_RANKS = 8  # of the official code
 MAX_TOKENS = 32_768  # of one of its micro-batches, prompt and response together
@@ -110,22 +111,29 @@ def _spread(lengths: np.ndarray, num_bins: int, room: int) -> np.ndarray:
 _C = frozenset({"length_constant"})
 _ALL = frozenset({"all_samples"})
 
-LOSS_AGGREGATIONS: dict[str, Part] = {
-    "seq-mean-token-sum": Part(seq_mean_token_sum, "Z = N·n  (demonstrations: N)"),
-    "seq-mean-token-mean": Part(seq_mean_token_mean, "Z = N·n·L_i  (demonstrations: N·L)"),
-    "seq-mean-token-sum-norm": Part(seq_mean_token_sum_norm, "Z = N·n·C  (demonstrations: N·C)", _C),
-    "union-seq-mean-token-sum-norm": Part(
-        union_seq_mean_token_sum_norm, "Z = N·(n+1)·C, the demonstration being one of n+1", _C
-    ),
-    "union-token-mean": Part(union_token_mean, "Z = N·Σ L over the prompt's rollouts and demonstration"),
-    "token-mean": Part(token_mean, "Z = Σ L over the stream's samples in the optimizer step", _ALL),
-    "mixed-token-mean": Part(
-        mixed_token_mean, "Z = Σ L over samples of groups whose rewards differ, in the optimizer step", _ALL
-    ),
-    "official-sum": Part(official_sum, f"Z = {NUM_RANKS}·C, over {NUM_RANKS} virtual ranks", _C),
-    "official-micro-batch-mean": Part(
-        official_micro_batch_mean,
-        f"Z = {NUM_RANKS}·(the stream's tokens in the sample's virtual micro-batch)",
-        _ALL,
-    ),
-}
+LOSS_AGGREGATIONS: Table[Part] = Table(
+    Part,
+    {
+        "seq-mean-token-sum": Part(seq_mean_token_sum, "Z = N·n  (demonstrations: N)"),
+        "seq-mean-token-mean": Part(seq_mean_token_mean, "Z = N·n·L_i  (demonstrations: N·L)"),
+        "seq-mean-token-sum-norm": Part(seq_mean_token_sum_norm, "Z = N·n·C  (demonstrations: N·C)", _C),
+        "union-seq-mean-token-sum-norm": Part(
+            union_seq_mean_token_sum_norm, "Z = N·(n+1)·C, the demonstration being one of n+1", _C
+        ),
+        "union-token-mean": Part(union_token_mean, "Z = N·Σ L over the prompt's rollouts and demonstration"),
+        "token-mean": Part(token_mean, "Z = Σ L over the stream's samples in the optimizer step", _ALL),
+        "mixed-token-mean": Part(
+            mixed_token_mean,
+            "Z = Σ L over samples of groups whose rewards differ, in the optimizer step",
+            _ALL,
+        ),
+        "official-sum": Part(official_sum, f"Z = {NUM_RANKS}·C, over {NUM_RANKS} virtual ranks", _C),
+        "official-micro-batch-mean": Part(
+            official_micro_batch_mean,
+            f"Z = {NUM_RANKS}·(the stream's tokens in the sample's virtual micro-batch)",
+            _ALL,
+        ),
+    },
+    "view, members",
+    Part,
+)

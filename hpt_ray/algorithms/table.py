@@ -35,6 +35,7 @@ from __future__ import annotations
 from typing import Any
 
 from hpt_ray.algorithms.base import Algorithm, Recipe, Term
+from hpt_ray.algorithms.outside import Table
 
 
 def on_rollouts(
@@ -260,4 +261,4 @@ _TABLE = (
     ),
 )
 
-ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in _TABLE}
+ALGORITHMS: Table[Algorithm] = Table(Algorithm, {algorithm.name: algorithm for algorithm in _TABLE})

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hpt_ray.algorithms.base import Part, Stream
 from hpt_ray.algorithms.batch import Settings, TokenView
+from hpt_ray.algorithms.outside import Table
 
 # ---- stabilisation masks m ---------------------------------------------------------------------------
 # In: [R] log(π_θ/π_ref) and Â. The test is on whatever ratio the denominator gives, per token for `old`, one per
@@ -52,17 +53,22 @@ def log_bounds(settings: Settings) -> tuple[float, float]:
 
 _RATIO = frozenset({"ratio", "clip"})
 
-CLIPS: dict[str, Part] = {
-    "none": Part(no_clip, "m = 1"),
-    "ppo": Part(
-        ppo_clip,
-        "m = 0 if (Â > 0 and π_θ/π_ref > 1+ε_high) or (Â < 0 and π_θ/π_ref < 1−ε_low), else 1",
-        _RATIO,
-    ),
-    "cispo": Part(
-        cispo_clip, "m = clip(ρ, 1−ε_low, 1+ε_high)/ρ  (a capped weight; no token is dropped)", _RATIO
-    ),
-}
+CLIPS: Table[Part] = Table(
+    Part,
+    {
+        "none": Part(no_clip, "m = 1"),
+        "ppo": Part(
+            ppo_clip,
+            "m = 0 if (Â > 0 and π_θ/π_ref > 1+ε_high) or (Â < 0 and π_θ/π_ref < 1−ε_low), else 1",
+            _RATIO,
+        ),
+        "cispo": Part(
+            cispo_clip, "m = clip(ρ, 1−ε_low, 1+ε_high)/ρ  (a capped weight; no token is dropped)", _RATIO
+        ),
+    },
+    "log_ratio, advantage, settings",
+    Part,
+)
 
 # ---- likelihood shapings s ---------------------------------------------------------------------------
 
@@ -89,12 +95,17 @@ def high_entropy(view: TokenView) -> Tensor:
 
 _ENTROPY = frozenset({"entropy"})
 
-SHAPINGS: dict[str, Part] = {
-    "none": Part(no_shaping, "s = 1"),
-    "luffy": Part(luffy, "s = f'(π_θ) = γ/(π_θ+γ)², of f(p) = p/(p+γ)", frozenset({"shaping_gamma"})),
-    "low_entropy": Part(low_entropy, "s = exp(−H), H = mean token entropy of the sample", _ENTROPY),
-    "high_entropy": Part(high_entropy, "s = exp(+H), H = mean token entropy of the sample", _ENTROPY),
-}
+SHAPINGS: Table[Part] = Table(
+    Part,
+    {
+        "none": Part(no_shaping, "s = 1"),
+        "luffy": Part(luffy, "s = f'(π_θ) = γ/(π_θ+γ)², of f(p) = p/(p+γ)", frozenset({"shaping_gamma"})),
+        "low_entropy": Part(low_entropy, "s = exp(−H), H = mean token entropy of the sample", _ENTROPY),
+        "high_entropy": Part(high_entropy, "s = exp(+H), H = mean token entropy of the sample", _ENTROPY),
+    },
+    "view",
+    Part,
+)
 
 # ---- reference policies π_ref: log(π_θ/π_ref) --------------------------------------------------------
 
@@ -120,18 +131,23 @@ _NO_OLD: dict[Stream, str] = {
     "demonstrations": "no policy of ours sampled a demonstration, so π_old is unknown there"
 }
 
-DENOMINATORS: dict[str, Part] = {
-    "current": Part(current, "π_ref = sg(π_θ), so π_θ/π_ref = 1"),
-    "old": Part(old, "π_ref = π_old, so π_θ/π_ref = ρ_t", _OLD, _NO_OLD),
-    "sequence": Part(
-        sequence, "π_ref = π_θ/s_i with s_i = (π_θ(τ)/π_old(τ))^(1/L), so π_θ/π_ref = s_i", _OLD, _NO_OLD
-    ),
-    "one": Part(
-        one,
-        "π_ref = 1, so π_θ/π_ref = π_θ",
-        not_for={"rollouts": "rollouts are drawn from π_old, not evenly over all responses"},
-    ),
-}
+DENOMINATORS: Table[Part] = Table(
+    Part,
+    {
+        "current": Part(current, "π_ref = sg(π_θ), so π_θ/π_ref = 1"),
+        "old": Part(old, "π_ref = π_old, so π_θ/π_ref = ρ_t", _OLD, _NO_OLD),
+        "sequence": Part(
+            sequence, "π_ref = π_θ/s_i with s_i = (π_θ(τ)/π_old(τ))^(1/L), so π_θ/π_ref = s_i", _OLD, _NO_OLD
+        ),
+        "one": Part(
+            one,
+            "π_ref = 1, so π_θ/π_ref = π_θ",
+            not_for={"rollouts": "rollouts are drawn from π_old, not evenly over all responses"},
+        ),
+    },
+    "view",
+    Part,
+)
 
 # ---- corrections of the sampler ----------------------------------------------------------------------
 # Let w be the importance weight of the learner's policy over the sampler's: per token w_t = π_θ/π_old, per
@@ -171,13 +187,18 @@ def _mask(log_weight: Tensor, settings: Settings) -> Tensor:
 
 _SEQUENCE = frozenset({"old", "sequence"})
 
-CORRECTIONS: dict[str, Part] = {
-    "none": Part(no_correction, "no correction"),
-    "token_truncate": Part(token_truncate, "weight min(w_t, high)", _OLD),
-    "token_mask": Part(token_mask, "weight w_t where low ≤ w_t ≤ high, else 0", _OLD),
-    "sequence_truncate": Part(sequence_truncate, "weight min(Π_t w_t, high)", _SEQUENCE),
-    "sequence_mask": Part(sequence_mask, "weight Π_t w_t where low ≤ Π_t w_t ≤ high, else 0", _SEQUENCE),
-}
+CORRECTIONS: Table[Part] = Table(
+    Part,
+    {
+        "none": Part(no_correction, "no correction"),
+        "token_truncate": Part(token_truncate, "weight min(w_t, high)", _OLD),
+        "token_mask": Part(token_mask, "weight w_t where low ≤ w_t ≤ high, else 0", _OLD),
+        "sequence_truncate": Part(sequence_truncate, "weight min(Π_t w_t, high)", _SEQUENCE),
+        "sequence_mask": Part(sequence_mask, "weight Π_t w_t where low ≤ Π_t w_t ≤ high, else 0", _SEQUENCE),
+    },
+    "log_weight, view",
+    Part,
+)
 
 # ---- KL(π_θ‖π_frozen) against a frozen policy: a loss term, or in the reward -------------------------
 # Per token (Schulman, "Approximating KL divergence", 2020), with d = log π_θ − log π_frozen on tokens drawn

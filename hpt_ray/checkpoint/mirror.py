@@ -138,6 +138,11 @@ def restore_newest_run(url: str, directory: str, name: str) -> RunFolder | None:
     return RunFolder(root)
 
 
+def check_mirror(url: str) -> None:
+    """Raises `UserError` for a URL of an unknown kind, or of one whose package is not installed. Nothing is asked."""
+    _open(url)
+
+
 def _open(url: str) -> tuple[Any, str]:
     try:
         fs, base = url_to_fs(url)

@@ -73,7 +73,7 @@ async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
     prepared = prepare(config, str(fresh_model(size, architecture)))
     run = RunFolder.create(cache_dir() / "runs", config.run.name)
     dump_config(config, run.config)
-    with Progress(config.run.steps, console=console) as progress:
+    with Progress(config.run.steps, console=console, step_line_s=20.0) as progress:
         await Driver(config, prepared, run, progress, quiet=True).run(cluster)
     checkpoint = CheckpointStore(run.checkpoints, keep=1).latest().path
     assert checkpoint is not None

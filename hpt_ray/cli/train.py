@@ -49,6 +49,9 @@ def configured(options: Namespace) -> Config:
     """The checked configuration that the words of the command ask for. Raises `UserError`."""
     config = load_config(options.config or str(QUICKSTART), options.overrides)
     config.run.plugins = plugins.load(config.run.plugins)
+    for section in (config.algorithm, config.selection):
+        vars(section).update(plugins.absolute(vars(section)))
+    config.phases = plugins.absolute(config.phases)
     check_config(config)
     if mini.is_mini(config.model.path):
         parse_name(config.model.path)
@@ -57,14 +60,14 @@ def configured(options: Namespace) -> Config:
 
 def show_plan(config: Config, console: Console) -> None:
     """Check everything that can be checked before a start, and show what would run."""
-    from hpt_ray.tools.plan import plan_run, survey
+    from hpt_ray.tools.plan import plan_run, seen_at_start, survey
     from hpt_ray.tools.plan.show import not_checked
 
     found, absent = survey(config)
     card = make_card(config, found) if found else None
     folder_name = Path(config.run.dir) / f"{config.run.name}-TIME"
     console.print(start_tables(config, found, card, plan_run(config, found), folder_name))
-    console.print(not_checked(absent))
+    console.print(not_checked(absent, seen_at_start(config)))
     show_warnings(card, console)
 
 

@@ -297,6 +297,18 @@ def _start_here(options: dict[str, Any]) -> None:
                 ) from error
 
 
+# -- before anything starts ------------------------------------------------------------------------
+
+
+def room_here(requests: list[ResourceRequest]) -> tuple[dict[str, float], dict[str, float]]:
+    """What `requests` reserve in all, and what a Ray that is started on this machine has; without starting it."""
+    bundles, _ = lay_out(requests)
+    asked = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
+    resources = ray._private.resource_and_label_spec.ResourceAndLabelSpec()
+    resources.resolve(is_head=True)
+    return asked, {"CPU": float(resources.num_cpus or 0), "GPU": float(resources.num_gpus or 0)}
+
+
 # -- which cluster ---------------------------------------------------------------------------------
 
 

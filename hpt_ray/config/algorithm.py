@@ -14,7 +14,8 @@ class AlgorithmConfig:
     name: str = key(
         "hpt",
         "Row of the table of algorithms: `sft`, `reinforce`, `rloo`, `ppo`, `grpo`, `dr_grpo`, `dapo`, "
-        "`cispo`, `gspo`, `luffy`, `srft`, `srft_official`, `hpt`.",
+        "`cispo`, `gspo`, `luffy`, `srft`, `srft_official`, `hpt`; or `python:FILE:NAME`, one of yours, and the same "
+        "for every part below and for `selection.gate`. See CONTRIBUTING.md.",
     )
     mode: str = key(
         "default",

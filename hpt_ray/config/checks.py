@@ -59,11 +59,13 @@ def sizes(config: Config) -> Iterator[str]:
             f"into one micro-batch: raise `max_tokens_per_micro_batch` ({config.max_tokens_per_micro_batch}) to "
             f"{sample}, or lower the limits."
         )
-    limit = config.rollout.engine.get("max_model_len", sample)
-    if not isinstance(limit, int) or limit < sample:
+    longest = config.context_tokens
+    limit = config.rollout.engine.get("max_model_len", longest)
+    if not isinstance(limit, int) or limit < longest:
+        which = "evaluation" if longest > sample else "data"
         yield (
-            f"`rollout.engine.max_model_len` is {limit!r}, but prompt and response may have {sample} tokens "
-            "together: raise it, leave it out, or lower `data.max_prompt_tokens` or `data.max_response_tokens`."
+            f"`rollout.engine.max_model_len` is {limit!r}, but prompt and response may have {longest} tokens "
+            f"together: raise it, leave it out, or lower `data.max_prompt_tokens` or `{which}.max_response_tokens`."
         )
     if config.run.steps and not config.data.train:
         yield "`data.train` is empty: name at least one file of prompts, or set `run.steps` to 0."

@@ -7,8 +7,10 @@ in a review.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import sys
+import textwrap
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +19,7 @@ import yaml
 
 from hpt_ray.config.load import KnownKey, known_keys
 from hpt_ray.config.schema import Config
+from hpt_ray.errors import UserError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 INTRODUCTION = """\
@@ -38,6 +41,25 @@ def render_configuration() -> str:
         parts.append(f"## {name or 'Top level'}\n\n{sections.get(name, Config).__doc__}\n")
         parts.append(_table(keys))
     return "\n".join(parts)
+
+
+def list_keys(section: str | None) -> str:
+    """The keys of one section, or all, as text for a terminal. Raises `UserError` where there is no such section."""
+    names = known_keys()
+    found = [name for name in names if section is None or f"{name}.".startswith(f"{section}.")]
+    if not found:
+        near = difflib.get_close_matches(str(section), {name.partition(".")[0] for name in names}, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        raise UserError(f"no section and no key `{section}`.{hint}")
+    texts = [textwrap.fill(_meaning(names[name]), 100) for name in found]
+    return "\n".join(
+        f"{name} = {_default(names[name]).strip('`')}\n{textwrap.indent(text, '    ')}"
+        for name, text in zip(found, texts, strict=True)
+    )
+
+
+def _meaning(known: KnownKey) -> str:
+    return known.doc + (f" Allowed: {_allowed(known)}." if _allowed(known) else "")
 
 
 def write_or_check(path: Path, text: str, command: str, check: bool) -> int:

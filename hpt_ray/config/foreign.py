@@ -12,7 +12,7 @@ from typing import Any
 
 _PROMPTS = "counts prompts; each has group_size rollouts"
 _MICRO = "memory is bounded in tokens, and samples are packed into micro-batches until they are full"
-_COLUMN = "the columns of common files are recognised"
+_COLUMN = "common columns are recognised; others as in data.columns={prompt: COLUMN, answer: COLUMN}"
 _EPOCHS = "epochs · rows of data.train / prompts_per_step"
 _PYTHON = "write reward.function=python:FILE:FUNCTION"
 _TRACKERS = "a list, as in observe.trackers=[wandb]"
@@ -152,10 +152,10 @@ NAMES: dict[str, tuple[str, str]] = {
     "train_file": ("data.train", "a list, as in data.train=[FILE]"),
     "val_files": ("evaluation.sets", "by name, as in evaluation.sets={held_out: FILE}"),
     "eval_dataset": ("evaluation.sets", "by name, as in evaluation.sets={held_out: FILE}"),
-    "input_key": ("data.train", _COLUMN),
-    "label_key": ("data.train", _COLUMN),
-    "output_key": ("data.train", _COLUMN),
-    "prompt_key": ("data.train", _COLUMN),
+    "input_key": ("data.columns", _COLUMN),
+    "label_key": ("data.columns", _COLUMN),
+    "output_key": ("data.columns", _COLUMN),
+    "prompt_key": ("data.columns", _COLUMN),
     "apply_chat_template": ("data.template", "chat, plain or a text with {prompt} in it"),
     "chat_template": ("data.template", "chat, plain or a text with {prompt} in it"),
     "input_template": ("data.template", "chat, plain or a text with {prompt} in it"),

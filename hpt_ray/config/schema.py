@@ -126,12 +126,17 @@ class RewardConfig:
     function: str = key(
         "math",
         "Reward function of data sources that `functions` does not name: `math`, `math:lenient`, `boxed`, `gsm8k`, "
-        "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`.",
+        "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`; see docs/reward.md.",
     )
     functions: dict[str, str] = key({}, "Reward function per data source, e.g. `{openai/gsm8k: gsm8k}`.")
     num_processes: int = key(1, "Killable processes that run reward functions.", minimum=1)
     num_cpus: float = key(0.0, "CPU cores reserved for the service.")
     timeout_s: float = key(10.0, "Limit for one response; then its process is killed and replaced.")
+    max_failure_share: float = key(
+        0.1,
+        "The run saves and stops where the reward function fails, or takes too long, for more than this share of a "
+        "step's responses; 1: never. Responses without a reward do not train.",
+    )
     memory_mb: int = key(2048, "Address space that one of these processes may use, in MB.", minimum=256)
     require_finished: bool = key(
         True,
@@ -312,6 +317,12 @@ class Config:
     """A whole run. The three sizes stand first; everything else about batches follows from them."""
 
     PAGE: ClassVar[str] = "docs/configuration.md"
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence that an engine meets: a prompt and its response, in training or an evaluation."""
+        held_out = self.evaluation.max_response_tokens if self.evaluation.sets else 0
+        return self.data.max_prompt_tokens + max(self.data.max_response_tokens, held_out)
 
     prompts_per_step: int = key(128, "Prompts in one step.", minimum=1)
     group_size: int = key(8, "n: rollouts per prompt; 0 for training without rollouts.")

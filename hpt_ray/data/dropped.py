@@ -19,16 +19,14 @@ _SENTENCES = {
     ),
     "demonstration_too_long": (
         "Demonstrations dropped for length at data.max_response_tokens={max_response}: {n}. Raise it to "
-        "{longest_demonstration}, the "
-        "longest has {longest_demonstration} tokens."
+        "{longest_demonstration}, the longest has {longest_demonstration} tokens."
     ),
     "demonstration_past_end": (
         "Demonstrations that go on after a token that ends a response: {n}. Take away what follows it, or name "
         "another token in data.end_token."
     ),
     "no_demonstration": (
-        "Rows without a demonstration: {n} ({read_as}). If a column holds it, name it with "
-        "data.columns={{target: COLUMN}}."
+        "Rows without a demonstration: {n}. If a column holds it, name it: data.columns={{target: COLUMN}}. {read_as}."
     ),
 }
 

@@ -9,6 +9,7 @@ A file that cannot be read raises UserError that names it, and the row where the
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import json
 import sys
@@ -40,8 +41,11 @@ def list_files(path: str | Path, *, split: str = "train") -> list[Path]:
             raise UserError(f"{path}: unknown kind of file. Rows come as {', '.join(KINDS)}.")
         return [path]
     if not path.is_dir():
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*")], n=1)
         raise UserError(
-            f"{path}: no such file. Give a file of rows ({', '.join(KINDS)}), or a folder of them."
+            f"{path}: no such file. "
+            + (f"Did you mean {path.parent / near[0]}? " if near else "")
+            + f"Give a file of rows ({', '.join(KINDS)}), or a folder of them."
         )
     if (path / "dataset_dict.json").is_file():
         names = _json_of(path / "dataset_dict.json").get("splits", [])
@@ -158,8 +162,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 raw = json.loads(line)
             except json.JSONDecodeError as error:
+                what = f"{error.msg} at character {error.pos + 1}"
                 raise UserError(
-                    f"{path}, row {number}: not JSON ({error}). Write one object per line."
+                    f"{path}, row {number}: not JSON ({what}). Write one object per line."
                 ) from error
             yield number, raw
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ SHAPES = (
     Shape("TRL preference", "chosen", beside=("rejected",), is_conversation=True),
 )
 GROUND_TRUTH = ("ground_truth", "answer", "final_answer", "expected_answer", "label", "solution")
+CHOICES = ("choices", "options")
 SYSTEM = ("system", "system_prompt")
 COLUMNS = {  # of data.columns
     "prompt": "the prompt, or a whole conversation",
@@ -114,6 +115,7 @@ def recognise(path: Path, rows: Sequence[Raw], columns: Mapping[str, str]) -> Re
         if found is None:
             raise _unknown(path, rows, names)
         shape = found
+        _check_choices(path, shape, known)
     prompt = known[shape.prompt]
     is_alpaca = shape.name == "Alpaca"
     is_conversation = shape.is_conversation or (
@@ -205,21 +207,29 @@ def check_columns(columns: Mapping[str, str]) -> None:
             )
 
 
-def no_ground_truth(path: Path, rows: Sequence[Raw], reading: Reading) -> UserError:
+def _check_choices(path: Path, shape: Shape, known: Mapping[str, str]) -> None:
+    """Raise UserError where the answer is one of several that are not in the prompt."""
+    found, prompt = _first(known, CHOICES, shape.prompt), known[shape.prompt]
+    if found and shape.prompt in ("question", "problem", "query"):
+        raise UserError(
+            f"{path}: the column `{found}` is no part of the prompt, which would be `{prompt}` alone. Write "
+            f"both into one column, or, if they are not meant: data.columns={{prompt: {_quoted(prompt)}}}."
+        )
+
+
+def no_ground_truth(path: Path, rows: Sequence[Raw], reading: Reading, *, held_out: bool) -> UserError:
     """The error for a file that lacks what its prompts' responses must be compared with."""
     names = list(dict.fromkeys(name for row in rows for name in row))
+    others = ", ".join(name for name in GROUND_TRUTH if name != "answer")
     column = reading.demonstration
-    texts = [str(value_at(row, column)) for row in rows] if column else []
-    hint = (
-        f" The demonstrations hold boxes, which can be compared with: data.columns={{answer: {_quoted(str(column))}}}."
-        if any("\\boxed{" in text for text in texts)
-        else ""
-    )
+    boxes = ""
+    if column is not None and any("\\boxed{" in str(value_at(row, column)) for row in rows):
+        boxes = f" The demonstrations hold boxes to compare with: data.columns={{answer: {_quoted(column)}}}."
+    without = "Training on demonstrations alone (algorithm.name=sft) needs none, and a reward function"
     return UserError(
-        f"{path}: the column `answer`, the ground truth that responses are compared with, is missing (or "
-        f"{', '.join(GROUND_TRUTH[:1] + GROUND_TRUTH[2:])}); found {', '.join(names)}. Add it, or say which column it "
-        f"is: data.columns={{answer: COLUMN}}.{hint} Training on demonstrations alone (algorithm.name=sft) needs none, "
-        "nor does a reward function of your own (python:…, http:…) that ignores it."
+        f"{path}: the column `answer` is missing, the ground truth that responses are compared with (also found under "
+        f"{others}). The columns are {', '.join(names)}. Add it, or say which it is: data.columns={{answer: COLUMN}}."
+        f"{boxes} {'A reward function' if held_out else without} of your own (python:…, http:…) may do without."
     )
 
 
@@ -235,34 +245,40 @@ def _unknown(path: Path, rows: Sequence[Raw], names: list[str]) -> UserError:
 
 
 def _guess(rows: Sequence[Raw], names: list[str]) -> dict[str, str]:
-    """Which column may be what: by its name, else long texts in their order and the first short value after."""
-    lengths = {
-        name: sum(map(len, texts)) / len(texts)
-        for name in names
-        if (
-            texts := [
-                str(row[name]) for row in rows if isinstance(row.get(name), str | int | float) and row[name]
-            ]
-        )
-        and not re.search(r"(?i)(^|_)(id|idx|index|uuid|url)$", name)
+    """Which column may be what: by its name, else by its values, among columns of texts and numbers."""
+    values = {name: [str(row[name]) for row in rows if _is_value(row.get(name))] for name in names}
+    values = {
+        name: texts
+        for name, texts in values.items()
+        if texts and not re.search(r"(?i)(^|_)(uuid|id|idx|index|url)$", name)
     }
-    is_text = {name: any(isinstance(row.get(name), str) for row in rows) for name in lengths}
-    longest = max((lengths[name] for name in lengths if is_text[name]), default=0)
-    long = [name for name in lengths if is_text[name] and lengths[name] * 4 >= longest]
-    short = [name for name in lengths if name not in long]
-    near = {
-        "prompt": [shape.prompt for shape in SHAPES],
-        "target": list(WORKED),
-        "answer": [name for name in GROUND_TRUTH if name not in WORKED],
-    }
+
+    def share(name: str, is_so: Callable[[str], bool]) -> float:
+        return sum(map(is_so, values[name])) / len(values[name])
+
+    prose = [name for name in values if share(name, lambda text: text.count(" ") > 1) > 0.5]
+    prose.sort(key=lambda name: share(name, lambda text: "?" in text) <= 0.5)  # what asks goes first
     guess: dict[str, str] = {}
-    for role, known in near.items():
-        close = [name for name in lengths if difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)]
-        candidates = [*close, *(short if role == "answer" else long)]
+    for role, known in {
+        "prompt": [shape.prompt for shape in SHAPES],
+        "target": WORKED,
+        "answer": [name for name in GROUND_TRUTH if name not in WORKED],
+    }.items():
+        near = [name for name in values if difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)]
+        if role == "answer":
+            target = guess.get("target", "")
+            short = [name for name in values if name not in prose]
+            # A result stands in what is worked out.
+            short.sort(key=lambda name: -sum(str(row.get(name)) in str(row.get(target)) for row in rows))
+        candidates = [*near, *(short if role == "answer" else prose)]
         found = next((name for name in candidates if name not in guess.values()), None)
         if found is not None:
             guess[role] = found
     return guess
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
 
 
 def _kind(rows: Sequence[Raw], name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from hpt_ray.data.model_folder import ask_hub, is_path
 from hpt_ray.errors import UserError
 
 # A folder that names one of these says: tokenizer.json is all there is to know.
@@ -28,9 +29,11 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
             file=sys.stderr,
         )
     folder = Path(path).expanduser()
-    if path.startswith(("/", ".", "~")) and not folder.is_dir():
+    if is_path(path) and not folder.is_dir():
         raise UserError(f"model.path={path}: no such folder. Give a model folder, a Hub name or mini:SIZE.")
     try:
+        if not folder.is_dir():
+            ask_hub(path)
         if folder.is_dir() and not any(folder.glob("tokenizer*")):
             raise OSError("no file tokenizer* in the folder")
         settings = folder / "tokenizer_config.json"
@@ -45,8 +48,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
             hint = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model's."
         else:
             hint = (
-                "A gated model: accept its terms on its page, and set HF_TOKEN on every node. No connection: download "
-                "the model elsewhere and give its folder."
+                "Check the name. A gated or private model: accept its terms on its page, and set HF_TOKEN on every "
+                "node. No connection: download the model elsewhere and give its folder."
             )
         raise UserError(f"model.path={path}: no tokenizer can be read there ({reason}). {hint}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -256,7 +256,7 @@ async def make_engines(
         model=config.model,
         model_path=model_path,
         rollout=config.rollout,
-        max_model_len=config.data.max_prompt_tokens + config.data.max_response_tokens,
+        max_model_len=config.context_tokens,
         seed=config.run.seed,
         sleeps=config.cluster.colocate,
     )

@@ -130,10 +130,11 @@ def _warnings(phase: PreparedPhase, lost: dict[str, int], grader: Grader | None)
         yield f"Only {tally.kept:,} of {tally.rows:,} rows are kept. {in_words(others, tally, *limits)}"
     if grader is not None and grader.num_accepted * 2 < grader.num_graded and (one := grader.refused):
         read = "nothing was read from it" if one.extracted is None else f"“{one.extracted}” was read from it"
+        end = one.demonstration[-MOST_CHARS // 5 :]
         yield (
             f"The grader {grader.in_words}. So either these demonstrations are wrong, or reward.function is not the "
             "one for this data, or the ground truth is in another column. One that it refuses, "
-            f"{one.id}: its reference is “{one.reference}”, {read}, the result is {one.result}. It ends: “{one.demonstration[-120:]}”"
+            f"{one.id}: its reference is “{one.reference}”, {read}, the result is {one.result}. It ends: “{end}”"
         )
 
 

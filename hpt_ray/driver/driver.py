@@ -46,14 +46,14 @@ from hpt_ray.driver.actors import learner_of, start_actors
 from hpt_ray.driver.batches import Batch, BatchStream
 from hpt_ray.driver.checkpoint_manager import CheckpointManager, Saved
 from hpt_ray.driver.evaluator import Evaluator
+from hpt_ray.driver.limits import reason_to_stop
 from hpt_ray.driver.reporter import Reporter
 from hpt_ray.driver.setup import Prepared, PreparedPhase, roles_of
 from hpt_ray.driver.step_metrics import Pairs, StepReport, check_gap, failures_of
-from hpt_ray.errors import LearnerFailed, Stopped, TrainingDiverged
+from hpt_ray.errors import LearnerFailed, RewardsFailed, Stopped
 from hpt_ray.learner.schedule import learning_rates
 from hpt_ray.observe.metrics import complete_line
 from hpt_ray.observe.progress import Progress
-from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import Timeline
 from hpt_ray.types import Decision, Group, UpdateResult
@@ -74,7 +74,7 @@ class Driver:
         mirror = config.checkpoint.mirror and Mirror(config.checkpoint.mirror, folder.root)
         store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, mirror=mirror or None)
         self.checkpoints = CheckpointManager(
-            store, config.learner.timeout_s, prepared.stop_token_ids, progress.show
+            store, config.learner.timeout_s, prepared.stop_token_ids, progress.warn
         )
         self.reporter = Reporter(config, folder, progress)
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
@@ -127,7 +127,7 @@ class Driver:
             say=self.progress.phase,
         )
         if self.actors.engines is not None:
-            self.actors.engines.say = self.progress.show
+            self.actors.engines.say = self.progress.warn
         self._set_phase(self.prepared.phase_of(1))
         try:
             await self._go_to(saved, cut_after=-1)
@@ -168,7 +168,7 @@ class Driver:
         await self._report(self.step, metrics, pairs)
         if self.step == 1:
             check_gap(self.phase.config, metrics)
-        self._check_progress(pairs)
+        await self._check_progress(pairs)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """The work, done or failed; or under way, and the run is to stop."""
@@ -293,7 +293,7 @@ class Driver:
                 raise error
             self.faults["learner_restarted"] += 1
             who = ", ".join(lost) or "The learner"
-            self.progress.show(f"{who} failed at step {self.step + 1}; starting again.")
+            self.progress.warn(f"{who} failed at step {self.step + 1}; starting again.")
             try:
                 with self.timeline.phase("recover"):
                     await self.batches.close()
@@ -312,13 +312,17 @@ class Driver:
             signal.raise_signal(signal.SIGTERM)
         self.stopping.set()
 
-    async def _stop(self) -> NoReturn:
-        if self.step == 0:
-            raise Stopped("Stopped on request before the first step was done.")
-        if self.saved_at != self.step:
+    async def save(self) -> None:
+        """Have the steps done as a whole checkpoint on disk, whatever `checkpoint.every` says."""
+        if self.step and self.saved_at != self.step:
             await self._write_checkpoint()
             self._commit_checkpoint()
         await self.checkpoints.settle()
+
+    async def _stop(self) -> NoReturn:
+        if self.step == 0:
+            raise Stopped("Stopped on request before the first step was done.")
+        await self.save()
         raise Stopped(f"Stopped on request after step {self.step}, which is saved; resume=auto continues.")
 
     # -- report, save, finish ----------------------------------------------------------------------
@@ -337,7 +341,7 @@ class Driver:
         self.state.failures = Counter(self.state.failures) + failures_of(pairs)
         if saves:
             metrics["time/checkpoint_s"] = await self._write_checkpoint()
-        self.reporter.write(step, metrics, pairs, self._faults())
+        self.reporter.write(step, metrics, pairs, self._faults(), self.phase.estimator)
         if saves:  # last, so that a checkpoint never knows of a step that the metrics do not
             self._commit_checkpoint()
         copies = step and config.checkpoint.in_memory_every
@@ -378,16 +382,13 @@ class Driver:
         self.checkpoints.commit(self._state(), keep_also=self.state.best[1] if self.state.best else None)
         self.saved_at = self.step
 
-    def _check_progress(self, pairs: Pairs) -> None:
-        """Stop a run whose updates come out as nothing again and again, and keep what they came from."""
-        limit = self.config.learner.max_skipped_updates
-        if self.state.skipped_in_a_row > limit:
-            dump = write_rollouts(self.folder.rollouts, self.step, pairs)
-            raise TrainingDiverged(
-                f"{self.state.skipped_in_a_row} updates in a row were skipped, more than "
-                f"learner.max_skipped_updates={limit}: their gradient was not finite, or above "
-                f"learner.skip_grad_norm. The samples of the last step are in {dump}."
-            )
+    async def _check_progress(self, pairs: Pairs) -> None:
+        """Stop a run that trains on nothing."""
+        error = reason_to_stop(self.config, self.state, pairs, self.folder.rollouts)
+        if isinstance(error, RewardsFailed):
+            await self.save()
+        if error is not None:
+            raise error
 
     def _faults(self) -> Counter[str]:
         """What failed around the training, and was mended, since this process began."""

@@ -7,16 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hpt_ray.algorithms import Estimator
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.step_metrics import Pairs
+from hpt_ray.driver.step_metrics import Pairs, first_response
 from hpt_ray.observe.metrics import summarize_evaluations
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.step_line import evaluation_means, evaluation_parts
 from hpt_ray.observe.tables import end_summary, table_of_samples
 from hpt_ray.observe.trackers import TrackerGroup, start_trackers
+
+NUM_SHOWN = 3  # responses in a table of samples
 
 
 class Reporter:
@@ -26,17 +30,32 @@ class Reporter:
         self._config, self._folder, self._progress = config, folder, progress
         self._history = PromptHistory(folder.root / "prompt_history.jsonl")
         self._trackers: TrackerGroup | None = None
+        self._evaluated: dict[str, float] = {}  # the newest mean of each set
+        recurring = {
+            "time/evaluation_s": config.evaluation.every,
+            "time/checkpoint_s": config.checkpoint.every,
+        }
+        progress.expect(recurring)
         self.faults: Counter[str] = Counter()  # that are in the lines written so far
 
     def go_to(self, step: int) -> None:
         """What follows is the line after `step`; what was written of later steps is taken back."""
         self._folder.cut_after(step)
         self._history.cut_after(step)
+        evaluations = summarize_evaluations(self._folder.read_metrics())
+        self._evaluated = {name: points["last"]["mean"] for name, points in evaluations.items()}
         self.close()
         names = self._config.observe.trackers
         self._trackers = start_trackers(names, self._folder, asdict(self._config), first_step=step + 1)
 
-    def write(self, step: int, metrics: dict[str, Any], pairs: Pairs, faults: Counter[str]) -> None:
+    def write(
+        self,
+        step: int,
+        metrics: dict[str, Any],
+        pairs: Pairs,
+        faults: Counter[str],
+        estimator: Estimator,
+    ) -> None:
         """The line of `step`. `faults` are all that happened since the run began."""
         assert self._trackers is not None, "go somewhere first"
         observe = self._config.observe
@@ -49,20 +68,22 @@ class Reporter:
         self._history.append(step, pairs)
         if pairs and observe.rollouts_every and step % observe.rollouts_every == 0:
             write_rollouts(self._folder.rollouts, step, pairs)
+        self._progress.finish_step(step, written, keep=bool(evaluation_means(written)))
+        self._show_evaluation(step, written)
         if pairs and observe.samples_every and step % observe.samples_every == 0:
-            self._progress.show(table_of_samples(pairs[:3], step=step))
-        if step:
-            self._progress.finish_step(
-                step,
-                reward=metrics["reward/mean"],
-                demo_ratio=metrics["selection/demo_share"],
-                tokens_per_s=metrics["rollout/tokens_per_s"] or metrics["learner/tokens_per_s"],
-            )
+            shown = [first_response(*pair, estimator) for pair in pairs[:NUM_SHOWN]]
+            self._progress.show(table_of_samples([sample for sample in shown if sample], step=step))
+
+    def _show_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        if parts := evaluation_parts(step, metrics, self._evaluated):
+            self._progress.show_lines(parts)
+            self._evaluated |= evaluation_means(metrics)
 
     def amend(self, step: int, metrics: dict[str, Any]) -> None:
         """Put more into the line of `step`, which is the last one."""
         assert self._trackers is not None, "go somewhere first"
         self._trackers.log(step, self._folder.amend_metrics(metrics))
+        self._show_evaluation(step, metrics)
 
     def finish(
         self, state: RunState, facts: dict[str, Any], checkpoint: Path | None, *, quiet: bool

@@ -12,20 +12,21 @@ from functools import partial
 from typing import Any
 
 from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
-from hpt_ray.algorithms.gates import may_ask
-from hpt_ray.config.model_folder import check_weights
+from hpt_ray.algorithms.trial import may_ask, try_parts
+from hpt_ray.checkpoint.mirror import check_mirror
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dataset import PromptSet, load_prompts
 from hpt_ray.data.dropped import in_words
+from hpt_ray.data.model_folder import check_folder
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
+from hpt_ray.observe.run_folder import check_run_dir, check_run_folder, check_run_name
 from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward import check_ground_truth
 from hpt_ray.reward.service import check_reward_functions, check_terms
 from hpt_ray.types import Prompt
-from hpt_ray.utils.names import check_name
 from hpt_ray.weight_sync.backends import backend_of
 
 
@@ -114,15 +115,28 @@ def prepare(config: Config, model_path: str) -> Prepared:
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
     """What needs neither data nor tokenizer: for each phase its `choose_algorithm`.
 
-    Reward functions, extra rewards and trackers exist, and a model folder that is on this machine has weights.
+    Reward functions, extra rewards and trackers exist, and a model folder that is on this machine is whole.
     Raises `UserError` for what the user must change.
     """
     chosen = choices_of(config)
-    check_weights(config.model)
+    check_folder(config.model.path, random_init=config.model.random_init)
+    if config.reference.path is not None:
+        check_folder(config.reference.path, key="reference.path")
     check_reward_functions(config.reward)
     check_terms(config.reward, config.data.max_response_tokens)
     check_trackers(config.observe.trackers)
+    check_folders(config)
     return chosen
+
+
+def check_folders(config: Config) -> None:
+    """What the run reads first and writes to. Raises `UserError`."""
+    check_run_name(config.run.name)
+    check_run_dir(config.run.dir)
+    if config.resume not in ("never", "auto"):
+        check_run_folder(config.resume)
+    if config.checkpoint.mirror is not None:
+        check_mirror(config.checkpoint.mirror)
 
 
 def choices_of(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
@@ -158,7 +172,7 @@ def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., Pro
 def check_demonstrations(config: Config, gate: str, num_rollouts: int, prompts: PromptSet) -> None:
     """Raise UserError for a set without any demonstration where the gate would train on them."""
     tally, data = prompts.tally, config.data
-    if tally.demonstrations or not may_ask(GATES[gate], config.selection.gamma, num_rollouts):
+    if tally.demonstrations or not may_ask(gate, config.selection.gamma, num_rollouts):
         return
     why = in_words(tally.demonstrations_left_out, tally, data.max_prompt_tokens, data.max_response_tokens)
     raise UserError(
@@ -195,7 +209,8 @@ def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
     config = phase.config
     estimator = estimator_from_config(config.algorithm)
     gate = config.selection.gate
-    gate = estimator.gate if gate == "auto" else check_name("selection.gate", gate, ["auto", *GATES])
+    gate = estimator.gate if gate == "auto" else GATES.checked("selection.gate", gate, "auto")
+    try_parts(estimator, gate, config.selection.gamma)
     check_algorithm(config, estimator, gate)
     if estimator.needs_reference and phase.before and config.reference.path is None:
         raise UserError(
@@ -213,6 +228,12 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
         raise UserError(
             f"algorithm.name={estimator.name} with gate {gate} trains on rollouts, but group_size="
             f"{config.group_size}: raise it, or use algorithm.name=sft or selection.gate=demonstrations."
+        )
+    if kind.needs_rollouts and num_rollouts == 1 and estimator.compares_rollouts:
+        raise UserError(
+            f"group_size={config.group_size}: algorithm.name={estimator.name} compares the rollouts of a prompt with "
+            "each other, so that the advantage of a single one is always 0 and nothing would be learned from it. "
+            "Set group_size to 2 or more (8 is usual), or take algorithm.name=reinforce."
         )
     if kind.wrong_gamma and (problem := kind.wrong_gamma(config.selection.gamma, num_rollouts)):
         raise UserError(f"selection.gamma={config.selection.gamma:g} with gate {gate}: {problem}.")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from hpt_ray.algorithms import BatchShape, Estimator
+from hpt_ray.algorithms.advantages import ADVANTAGES
+from hpt_ray.algorithms.batch import SampleView
+from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import SamplerMismatch
+from hpt_ray.learner.scoring import kl_in_reward
+from hpt_ray.observe.tables import Shown
 from hpt_ray.types import Decision, FinishReason, Group, Outcome, UpdateResult
 
 Pairs = list[tuple[Group, Decision]]
@@ -49,7 +55,8 @@ class StepReport:
 def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     """Rewards, outcomes and lengths of the step's rollouts; None where there were none.
 
-    Rollouts that were aborted or lost are counted as such and are in no mean.
+    Rollouts that were aborted or lost are counted as such and are in no mean; those whose reward failed are in no
+    mean of rewards.
     """
     everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.results, strict=True)]
     finishes = Counter(rollout.finish.value for rollout, _ in everything)
@@ -57,9 +64,15 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     rollouts, results = [r for r, _ in graded], [v for _, v in graded]
     outcomes = Counter(result.outcome.value for result in results)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
+    rewards = [result for result in results if not result.outcome.is_failure]
+    metrics = defaultdict(list)
+    for name, value in (item for result in rewards for item in result.metrics.items()):
+        metrics[name].append(value)
     return {
-        "reward/mean": float(np.mean([result.score for result in results])) if results else None,
+        "reward/mean": float(np.mean([result.score for result in rewards])) if rewards else None,
+        "reward/failure_share": 1 - len(rewards) / len(results) if results else None,
         **{f"reward/outcome/{name}": count for name, count in outcomes.items()},
+        **{f"reward/metric/{name}": float(np.mean(values)) for name, values in metrics.items()},
         **{f"rollout/finish/{name}": count for name, count in finishes.items()},
         "rollout/length_mean": float(np.mean(lengths)) if lengths else None,
         "rollout/truncated_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else None,
@@ -169,3 +182,36 @@ def failures_of(pairs: Pairs) -> Counter[str]:
             elif result.outcome in BAD_OUTCOMES:
                 failures[f"verifier/{result.outcome.value}"] += 1
     return failures
+
+
+def first_response(group: Group, decision: Decision, estimator: Estimator) -> Shown | None:
+    """The first response to a prompt, as a person is shown it; None where there is none."""
+    for rollout, result in zip(group.rollouts, group.results, strict=True):
+        if rollout.finish.is_response:
+            trains = not result.outcome.is_failure
+            advantage = _first_advantage(group, decision, estimator) if trains else None
+            return Shown(group, decision, rollout, result, advantage)
+    return None
+
+
+def _first_advantage(group: Group, decision: Decision, estimator: Estimator) -> float | None:
+    """Â of the first response, where it trains and the rewards of its own group decide it."""
+    samples = samples_of(group, decision, index=0)
+    term = next((term for term in estimator.terms if term.stream == "rollouts"), None)
+    if term is None or not samples or samples[0].is_demo or kl_in_reward(estimator):
+        return None
+    part = ADVANTAGES[term.advantage]
+    if part.needs & {"all_samples", "values"}:
+        return None
+    lengths = np.array([sample.response_length for sample in samples])
+    view = SampleView(
+        lengths=lengths,
+        groups=np.zeros_like(lengths),
+        rewards=np.array([sample.reward for sample in samples], np.float64),
+        is_demo=np.array([sample.is_demo for sample in samples]),
+        weights=np.array([sample.weight for sample in samples], np.float64),
+        prompt_lengths=np.array([sample.prompt_length for sample in samples]),
+        batch=BatchShape(1, len(samples), int(lengths.max())),
+        settings=estimator.settings,
+    )
+    return float(part.function(view)[0])

@@ -18,7 +18,7 @@ from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.requests import Sampling, request_for
 from hpt_ray.rollout.router import Router
-from hpt_ray.types import Decision, Group, Prompt
+from hpt_ray.types import Decision, Group, Prompt, RewardResult
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class EvalSets:
     async def scores(self, router: Router, verifier: ActorGroup) -> dict[str, float]:
         """`eval/<set>/mean`: the share of responses that are correct, over prompts and samples.
 
+        Where rewards failed, those responses count as not correct, and `eval/<set>/failure_share` says how many.
         Extra reward terms (length, format) are not in it: it is what `hpt_ray.cli.evaluate` reports too.
         """
         prompts = {f"{name}#{i}": q for name, qs in self.sets.items() for i, q in enumerate(qs)}
@@ -42,7 +43,7 @@ class EvalSets:
             request_for(key, q.token_ids, num_samples=self.samples, run_seed=self.seed, step="evaluation")
             for key, q in prompts.items()
         ]
-        scores: defaultdict[str, list[float]] = defaultdict(list)
+        results: defaultdict[str, list[RewardResult]] = defaultdict(list)
         set_of = {id(prompt): key.rpartition("#")[0] for key, prompt in prompts.items()}
         async for group in graded_groups(
             router.generate(requests, self.sampling),
@@ -51,8 +52,12 @@ class EvalSets:
             verifier=verifier,
             timeout_s=self.timeout_s,
         ):
-            scores[set_of[id(group.prompt)]] += [float(result.correct) for result in group.results]
-        return {f"eval/{name}/mean": float(np.mean(scores[name])) for name in self.sets}
+            results[set_of[id(group.prompt)]] += group.results
+        means = {
+            f"eval/{name}/mean": float(np.mean([r.correct for r in results[name]])) for name in self.sets
+        }
+        failed = {name: float(np.mean([r.outcome.is_failure for r in results[name]])) for name in self.sets}
+        return means | {f"eval/{name}/failure_share": share for name, share in failed.items() if share}
 
     async def demonstration_losses(
         self, learners: ActorGroup, *, max_tokens_per_micro_batch: int, num_terms: int

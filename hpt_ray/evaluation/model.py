@@ -19,7 +19,7 @@ from hpt_ray.data.mini import is_mini
 from hpt_ray.errors import UserError
 
 MODEL_KEYS = ("dtype", "config_overrides", "trust_remote_code")
-TEMPLATE_KEYS = ("template", "add_bos", "system_prompt", "end_token")
+DATA_KEYS = ("columns", "template", "add_bos", "system_prompt", "end_token")
 REWARD_KEYS = ("function", "functions", "require_finished", "timeout_s", "memory_mb")
 SMALL_TASK = {"data": {"template": "plain", "add_bos": True}, "reward": {"function": "boxed"}}
 
@@ -88,7 +88,7 @@ def as_trained(config: Config) -> dict[str, Any]:
     model, data, reward = asdict(config.model), asdict(config.data), asdict(config.reward)
     return {
         **{name: model[name] for name in MODEL_KEYS},
-        "data": {name: data[name] for name in TEMPLATE_KEYS},
+        "data": {name: data[name] for name in DATA_KEYS},
         "reward": {name: reward[name] for name in REWARD_KEYS},
         "plugins": config.run.plugins,
         "rollout": {"start_timeout_s": config.rollout.start_timeout_s},

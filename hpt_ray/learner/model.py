@@ -23,8 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hpt_ray.config.model_folder import no_weights
 from hpt_ray.config.schema import ModelConfig
+from hpt_ray.data.model_folder import no_weights
 from hpt_ray.errors import UserError
 from hpt_ray.learner.logprobs import ScorerInput  # which registers attention `segments`
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpt_ray.observe.tables import two_columns
+from hpt_ray.utils.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def card_tables(card: DataCard) -> RenderableType:
 def warning_panel(warnings: Sequence[str]) -> RenderableType:
     """A box in bold red that nobody overlooks."""
     return Panel(
-        Text("\n\n".join(warnings)),
+        Text(printable("\n\n".join(warnings))),
         title="Look at your data first",
         style="bold red",
         box=box.HEAVY,
@@ -138,7 +139,7 @@ def warning_panel(warnings: Sequence[str]) -> RenderableType:
 def _facts(one: TrainingSet) -> RenderableType:
     table = two_columns()
     for line in one.read_as:
-        table.add_row("file", Text(line))
+        table.add_row("file", Text(printable(line)))
     table.add_row("rows", f"{one.rows:,} read, {one.kept:,} kept; dropped: {dropped_in_words(one.dropped)}")
     if one.demonstrations is None:
         demonstrations = "not used"
@@ -172,14 +173,14 @@ def _lengths(one: TrainingSet) -> RenderableType:
 def _texts(one: TrainingSet) -> RenderableType:
     table = two_columns()
     example, refused = one.example, one.grader.refused if one.grader else None
-    table.add_row("the model sees", Text(example.prompt, style="cyan"))
+    table.add_row("the model sees", Text(printable(example.prompt), style="cyan"))
     if example.demonstration is not None:
-        table.add_row("and learns", Text(example.demonstration, style="green"))
+        table.add_row("and learns", Text(printable(example.demonstration), style="green"))
     if refused is not None:
         table.add_row("", "")
-        table.add_row("not accepted", Text(refused.id))
+        table.add_row("not accepted", Text(printable(refused.id)))
         for name, text in details_of(refused).items():
-            table.add_row(name, Text(text))
+            table.add_row(name, Text(printable(text)))
     table.add_row("", "")
     return table
 

@@ -31,8 +31,20 @@ METRICS: tuple[Metric, ...] = (
     Metric("step", "steps", "Number of the step, from 1; 0 is the evaluation before training."),
     Metric("phase", "count", "Number of the phase, from 1; 1 in a run without phases.", False),
     Metric("weights/version", "count", "Version of the weights on the rollout workers after the step."),
-    Metric("reward/mean", "score", "Mean score of the graded rollouts."),
+    Metric("reward/mean", "score", "Mean score of the rollouts that have a reward."),
+    Metric(
+        "reward/failure_share",
+        "share",
+        "Responses without a reward, because the reward function failed or took too long (outcome `error` or "
+        "`timeout`). They do not train; see `reward.max_failure_share`.",
+    ),
     Metric("reward/outcome/<outcome>", "rollouts", "Rollouts whose grading came to this outcome.", False),
+    Metric(
+        "reward/metric/<entry>",
+        "any",
+        "Mean of a further entry of the dict that the reward function returned.",
+        False,
+    ),
     Metric(
         "selection/demo_share",
         "share",
@@ -97,7 +109,13 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("critic/skipped_updates", "updates", "The critic's updates that were skipped.", False),
     Metric("critic/grad_norm", "norm", "The critic's gradient norm before clipping.", False),
-    Metric("loss/<term>", "nats", "Value of one additive term of the loss.", False),
+    Metric(
+        "loss/<term>",
+        "nats",
+        "Value of a term of the loss in the last update; `total`: of all of it. On rollouts its size says little: "
+        "what trains is its gradient.",
+        False,
+    ),
     Metric("rollout/length_mean", "tokens", "Mean length of a rollout."),
     Metric("rollout/truncated_ratio", "share", "Rollouts that did not end their turn."),
     Metric("rollout/finish/<reason>", "rollouts", "Rollouts that ended for this reason.", False),
@@ -141,6 +159,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/evaluation_s", "seconds", "Evaluation after the step.", False),
     Metric("time/checkpoint_s", "seconds", "Checkpoint after the step.", False),
     Metric("eval/<set>/mean", "score", "Mean score on a held-out set, where an evaluation ran.", False),
+    Metric(
+        "eval/<set>/failure_share",
+        "share",
+        "Responses of a held-out set whose reward failed; they count as not correct.",
+        False,
+    ),
     Metric(
         "eval/<set>/demonstration_loss", "nats/token", "Loss on the demonstrations of a held-out set.", False
     ),

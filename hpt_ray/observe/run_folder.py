@@ -22,6 +22,9 @@ from typing import Any
 
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
+from hpt_ray.utils.names import nearest_path
+
+NAME_BYTES = 200  # of 255 that a file system takes; the time and a number follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,7 @@ class RunFolder:
     @classmethod
     def create(cls, directory: str | os.PathLike[str], name: str) -> RunFolder:
         """Make a new folder for run `name` and point `latest` to it. Raises `UserError` where it cannot."""
-        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-            raise UserError(f"`run.name` is {name!r}: use letters, digits, dot, dash and underscore only.")
+        check_run_name(name)
         parent = Path(directory)
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -88,9 +90,8 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """The existing run folder at `path`, to be continued. Raises `UserError` where there is none."""
+        check_run_folder(path)
         folder = cls(Path(path).resolve())
-        if not folder.config.is_file():
-            raise UserError(f"{path}: not a run folder (no config.yaml in it). Check `resume`.")
         folder._make_parts()
         folder.point_latest()
         return folder
@@ -165,6 +166,53 @@ class RunFolder:
     def _make_parts(self) -> None:
         for part in (self.rollouts, self.checkpoints, self.tensorboard, self.logs):
             part.mkdir(exist_ok=True)
+
+
+def check_run_name(name: str) -> None:
+    """Raises `UserError` for a `run.name` that cannot begin the name of a folder."""
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        raise UserError(f"`run.name` is {name!r}: use letters, digits, dot, dash and underscore only.")
+    if len(name.encode()) > NAME_BYTES:
+        raise UserError(f"`run.name` is {len(name)} characters long: {NAME_BYTES} bytes are the most.")
+
+
+def check_run_folder(path: str | os.PathLike[str]) -> None:
+    """Raises `UserError` where `resume` names what is no run folder, with the one that is most likely meant."""
+    folder = Path(path)
+    if (folder / "config.yaml").is_file():
+        return
+    if folder.is_dir():
+        problem, near = "not a run folder (no config.yaml in it)", None
+        if (inside := folder.resolve().parent.parent / "config.yaml").is_file():
+            near = inside.parent  # a checkpoint of it
+        elif (folder / "latest").is_dir():
+            near = folder / "latest"
+    else:
+        problem, near = "no such folder", nearest_path(folder, holding="config.yaml")
+    hint = f" Did you mean {near}?" if near else " Name a run folder, runs/NAME-TIME, or write resume=auto."
+    raise UserError(f"resume={path}: {problem}.{hint}")
+
+
+def check_run_dir(directory: str | os.PathLike[str]) -> bool:
+    """Whether run folders can be made there; False where nothing of the path is on this machine.
+
+    Raises `UserError` where they cannot. Nothing is made.
+    """
+    if str(directory).startswith("~"):  # the shell leaves it as it is after `run.dir=`
+        raise UserError(
+            f"`run.dir` ({directory}): write the whole path, such as {Path(directory).expanduser()}."
+        )
+    wanted = Path(directory).absolute()
+    there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"`run.dir` ({directory}): {there} is a file. Name a folder for runs.")
+    if there == Path(there.anchor) and there != wanted:
+        return False
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"`run.dir` ({directory}): you may not write in {there}. Name another folder for runs."
+        )
+    return True
 
 
 def _finite(line: Mapping[str, Any]) -> tuple[dict[str, Any], int]:

@@ -7,7 +7,8 @@ printed here, and no text is read as rich markup: a response may hold brackets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from rich.text import Text
 from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.schema import Config
 from hpt_ray.observe.metrics import branch_of
-from hpt_ray.observe.progress import short_time
-from hpt_ray.types import Decision, Group
+from hpt_ray.observe.step_line import short_time
+from hpt_ray.types import Decision, Group, RewardResult, Rollout
+from hpt_ray.utils.text import printable
+
+PROMPT_CHARS, RESPONSE_CHARS = 600, 2_000  # of one text in a table of samples
 
 
 def batch_facts(config: Config) -> dict[str, int]:
@@ -69,31 +73,56 @@ def start_summary(
     return Lines(Text(title, style="bold"), table)
 
 
-def table_of_samples(pairs: Iterable[tuple[Group, Decision]], *, step: int, max_chars: int = 120) -> Table:
-    """The first rollout of each given prompt: prompt, response, reference, outcome and what was trained on.
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One response as it is shown. `advantage`: None where it trained nothing, or is known to the learner only."""
 
-    Long texts keep their beginning and their end. Prompts without a rollout are passed over.
+    group: Group
+    decision: Decision
+    rollout: Rollout
+    result: RewardResult
+    advantage: float | None = None
+
+
+def table_of_samples(samples: Sequence[Shown], *, step: int) -> RenderableType:
+    """Prompt, response, reference, reward and advantage, each over the whole width.
+
+    Only a very long text is cut, to its beginning and its end.
     """
-    table = Table(
-        title=f"Sampled responses, step {step}", box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0)
-    )
-    table.add_column("prompt", ratio=3, overflow="fold")
-    table.add_column("response", ratio=4, overflow="fold")
-    table.add_column("reference", overflow="fold", min_width=9, max_width=16)
-    table.add_column("result", min_width=10)
-    table.add_column("trained on", min_width=13)
-    for group, decision in pairs:
-        if not group.rollouts:
-            continue
-        result = group.results[0]
-        table.add_row(
-            Text(shorten(group.prompt.text, max_chars)),
-            Text(shorten(group.rollouts[0].text, max_chars)),
-            Text(shorten(str(group.prompt.ground_truth), max_chars // 4)),
-            Text(result.outcome.value, style="green" if result.correct else "red"),
-            Text(f"{branch_of(decision)}\n{decision.num_correct}/{decision.num_rollouts} correct"),
-        )
-    return table
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, expand=True, padding=(0, 1, 0, 0))
+    table.add_column(style="dim", width=len("trained on"))
+    table.add_column(overflow="fold", ratio=1)
+    for shown in samples:
+        prompt, result = shown.group.prompt, shown.result
+        table.add_row("prompt", _text(prompt.text, PROMPT_CHARS))
+        table.add_row("response", _text(shown.rollout.text, RESPONSE_CHARS))
+        table.add_row("reference", _text(str(prompt.ground_truth), PROMPT_CHARS))
+        if result.extracted is not None:
+            table.add_row("answer", _text(result.extracted, PROMPT_CHARS))
+        if result.detail:
+            table.add_row("problem", _text(result.detail, PROMPT_CHARS))
+        table.add_row("reward", _reward(shown))
+        solved = f"{shown.decision.num_correct}/{shown.decision.num_rollouts} correct"
+        table.add_row("trained on", f"{branch_of(shown.decision)}, {solved}", end_section=True)
+    return Lines(Text(f"Sampled responses, step {step}", style="bold"), table)
+
+
+def _reward(shown: Shown) -> Text:
+    """Example: `1.000 correct, advantage +0.354, 42 tokens`."""
+    result = shown.result
+    line = Text(f"{result.score:.3f} ")
+    line.append(result.outcome.value, "green" if result.correct else "red")
+    if shown.advantage is not None:
+        line.append(f", advantage {shown.advantage:+.3f}")
+    line.append(f", {len(shown.rollout.token_ids):,} tokens")
+    if shown.rollout.truncated:
+        line.append(", truncated", "yellow")
+    return line
+
+
+def _text(text: str, max_chars: int) -> Text:
+    """A text that may hold anything: neither markup nor control characters are obeyed."""
+    return Text(printable(shorten(text, max_chars)))
 
 
 def end_summary(summary: Mapping[str, Any], folder: Path) -> RenderableType:

@@ -20,6 +20,7 @@ from hpt_ray.reward.service import reward_function_of
 from hpt_ray.types import Outcome, Prompt, RewardResult
 
 TRIAL_S = 10.0  # for the rows after the first of each reward function; what is not graded then is left out
+NO_MEMORY = ("of address space", "failed to map segment", "annot allocate memory")
 
 
 def try_rewards(
@@ -38,7 +39,6 @@ def try_rewards(
         config.num_processes,
         timeout_s=config.timeout_s,
         memory_mb=config.memory_mb,
-        preload=sorted(rows),
         output=os.devnull,
     ) as pool:
         first = {name: numbers[0] for name, numbers in rows.items()}
@@ -46,7 +46,7 @@ def try_rewards(
         results |= zip(first.values(), tried, strict=True)
         for name, i in first.items():
             if _cannot_go_on(name, results[i]):
-                raise _failed(name, prompts[i], results[i], 1)
+                raise _failed(config, name, prompts[i], results[i], 1)
         waiting: dict[int, Future[list[RewardResult]]] = {
             i: pool.submit([_task(name, prompts[i])]) for name, numbers in rows.items() for i in numbers[1:]
         }
@@ -55,7 +55,7 @@ def try_rewards(
     for name, numbers in rows.items():
         graded = [i for i in numbers if i in results]
         if all(results[i].outcome.is_failure for i in graded):
-            raise _failed(name, prompts[graded[0]], results[graded[0]], len(graded))
+            raise _failed(config, name, prompts[graded[0]], results[graded[0]], len(graded))
     return [(prompts[i], results[i]) for i in sorted(results) if prompts[i].demonstration is not None]
 
 
@@ -71,13 +71,15 @@ def _cannot_go_on(name: str, result: RewardResult) -> bool:
     return no_answer or result.outcome is Outcome.TIMEOUT
 
 
-def _failed(name: str, prompt: Prompt, result: RewardResult, num_tried: int) -> UserError:
+def _failed(
+    config: RewardConfig, name: str, prompt: Prompt, result: RewardResult, num_tried: int
+) -> UserError:
     rows = f"each of the {num_tried} rows" if num_tried > 1 else "the row"
-    how = (
-        "raise reward.timeout_s if it needs longer (loading the file does not count)"
-        if result.outcome is Outcome.TIMEOUT
-        else "mend it; docs/reward.md shows what a reward function is given and may return"
-    )
+    how = "mend it; docs/reward.md shows what a reward function is given and may return"
+    if result.outcome is Outcome.TIMEOUT:
+        how = "raise reward.timeout_s if it needs longer (loading the file does not count)"
+    elif any(words in str(result.detail) for words in NO_MEMORY):
+        how = f"raise reward.memory_mb, which is {config.memory_mb}, if it needs more (torch alone may need 8000)"
     return UserError(
         f"the reward function {name} failed on {rows} that it was tried on, the first of them {prompt.id}: "
         f"{result.detail}. Please {how}."

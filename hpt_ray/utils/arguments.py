@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 Words = Sequence[str] | None  # None: those of the process
 
@@ -40,6 +40,20 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+class ShowKeys(argparse.Action):
+    """Prints keys with their defaults and what they mean, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *found: Any) -> None:
+        from hpt_ray.config.docs import list_keys  # slow to import
+        from hpt_ray.errors import UserError
+
+        try:
+            print(list_keys(found[1]))
+        except UserError as error:
+            parser.error(str(error))
+        parser.exit()
+
+
 def train(words: Words, *, command: str = "train") -> argparse.Namespace:
     what = "Check everything, print the plan and stop." if command == "plan" else "Train a model."
     parser = Parser(
@@ -50,9 +64,11 @@ def train(words: Words, *, command: str = "train") -> argparse.Namespace:
   hpt_ray {command} --config my_run.yaml run.steps=200 learner.learning_rate=1e-6
   hpt_ray {command} --config configs/algorithm/grpo.yaml --config my_run.yaml
 
-Every key, its default and what it means: docs/configuration.md. What an algorithm computes: hpt_ray explain.""",
+Keys are also in docs/configuration.md. What an algorithm computes: hpt_ray explain.""",
     )
     parser.add_config("configs/quickstart.yaml")
+    help = "print the keys of a section such as `learner`, or all, with defaults and meanings, and stop"
+    parser.add_argument("--keys", nargs="?", metavar="SECTION", action=ShowKeys, help=help)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_keys()
     return parser.parse_intermixed_args(words)

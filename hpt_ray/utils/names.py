@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from hpt_ray.errors import UserError
 
@@ -16,3 +17,15 @@ def check_name(key: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UserError(f"{key}={name}: no such name. {hint}There are: {', '.join(names)}.")
+
+
+def nearest_path(path: Path, *, holding: str = "") -> Path | None:
+    """What stands beside `path` under the name most like its own; with `holding`, a folder that has such a file."""
+    try:
+        beside = [other for other in path.parent.iterdir() if (other / holding).exists()]
+    except OSError:
+        return None
+    by_name = {other.name: other for other in beside}
+    folded = {name.lower(): name for name in by_name}
+    near = difflib.get_close_matches(path.name.lower(), folded, n=1)
+    return by_name[folded[near[0]]] if near else None

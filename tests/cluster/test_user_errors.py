@@ -5,7 +5,6 @@ Whatever can be found before Ray starts is found there, so these runs are calls 
 
 import http.server
 import json
-import shutil
 import socket
 import threading
 from pathlib import Path
@@ -15,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from command import ROOT, TINY, run_main
 
-from hpt_ray.data.mini import resolve
 from hpt_ray.data.mini.model import create_model
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.main import main
@@ -311,7 +309,7 @@ def test_address_where_something_listens_and_says_nothing(tmp_path):
 
 def test_a_broken_cache_is_named(message, tmp_path, monkeypatch):
     data = write_jsonl(tmp_path / "train.jsonl", {**ROW, "prompt": "What is 1 + 2"})
-    shutil.copytree(resolve("mini:tokenizer"), tmp_path / "model")
+    model_with(tmp_path / "model", weights=False, tokenizer=True)
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder is needed")
     monkeypatch.setenv("HPT_RAY_CACHE", str(blocked))

@@ -12,7 +12,7 @@ import pytest
 from hpt_ray import __version__
 from hpt_ray.__main__ import COMMANDS, main
 
-SLOW = "torch transformers tokenizers ray vllm deepspeed scipy omegaconf matplotlib"
+SLOW = "torch transformers tokenizers ray vllm deepspeed scipy matplotlib"
 ASK = """
 import runpy, sys
 slow, module, *words = sys.argv[1:]
@@ -80,6 +80,17 @@ def test_a_typo_is_answered(words: list[str], answer: str, capsys: pytest.Captur
 def test_arguments_go_to_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "algorithm.name=grp"]) == 2
     assert "Did you mean" in capsys.readouterr().err + capsys.readouterr().out
+
+
+def test_train_lists_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code in (["--keys", "learner"], 0), (["--keys"], 0), (["--keys", "lerner"], 2):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *words])
+        assert ended.value.code == code
+        said = capsys.readouterr()
+        assert ("learner.learning_rate = " in said.out) == (code == 0)
+        assert ("run.steps = " in said.out) == (words == ["--keys"])
+    assert "Did you mean `learner`?" in said.err
 
 
 def test_plan_is_the_dry_run_of_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,7 @@ def test_what_depends_on_the_parts_there_are_is_refused_before_the_start(
         ("group_size=3", "selection.gamma=0.333333333333"),
         ("selection.gamma=0.3", "selection.gate=rollouts"),
         ("group_size=0", "selection.gate=demonstrations"),
-        ("rollout.temperature=0", "group_size=1"),
+        ("rollout.temperature=0", "group_size=1", "algorithm.name=reinforce"),
         ("evaluation.samples=4", "evaluation.temperature=0.6"),
         ("data.train=[]", "run.steps=0"),
         ("max_tokens_per_micro_batch=9216",),

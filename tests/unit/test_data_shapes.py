@@ -1,6 +1,7 @@
 """Rows of other programs: every shape is recognised, said, and read; what is not is refused with what to write."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from hpt_ray.config.schema import DataConfig
 from hpt_ray.data.dataset import load_prompts
+from hpt_ray.data.files import KINDS
+from hpt_ray.data.shapes import COLUMNS, GROUND_TRUTH, WORKED
+from hpt_ray.data.shapes import SHAPES as SHAPES_KNOWN
 from hpt_ray.data.sources import open_rows
 from hpt_ray.data.template import Template
 from hpt_ray.errors import UserError
@@ -188,6 +192,12 @@ def test_an_unknown_shape_is_refused_with_the_line_to_write(tmp_path):
     assert "data.columns={prompt: aufgabe, target: loesung, answer: ergebnis}" in message
 
 
+def test_the_line_to_write_sees_what_asks_and_what_is_worked_out(tmp_path):
+    row = {"stufe": 5, "loesung": A * 40, "gebiet": "algebra", "ergebnis": N, "aufgabe": Q}
+    with pytest.raises(UserError, match=r"{prompt: aufgabe, target: loesung, answer: ergebnis}"):
+        read(write(tmp_path / "a.jsonl", row))
+
+
 def test_the_line_to_write_goes_by_names_first_and_quotes_them(tmp_path):
     row = {"my solutions": A, "note": "n", "anwser": N, "the problem": Q}
     with pytest.raises(UserError, match=r'{prompt: "the problem", target: "my solutions", answer: anwser}'):
@@ -203,7 +213,7 @@ def test_a_named_column_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"`answer: reward_model.ground_truth`, and there is no such column"):
         read(path, {"prompt": "aufgabe", "answer": "reward_model.ground_truth"})
     held_out = write(tmp_path / "b.jsonl", {"question": Q, "answer": N})
-    assert read(held_out, {"prompt": "aufgabe"}, columns_optional=True)[0].startswith("question: ")
+    assert read(held_out, {"prompt": "aufgabe"}, held_out=True)[0].startswith("question: ")
 
 
 @pytest.mark.parametrize(
@@ -230,11 +240,18 @@ def test_a_value_of_the_wrong_type_names_its_row(tmp_path, row, message):
     assert str(error.value).startswith(f"{path}, row 1: {message}")
 
 
+def test_choices_that_are_not_in_the_prompt_are_noticed(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"question": "Which?", "choices": ["3", "4"], "answer": "A"})
+    with pytest.raises(
+        UserError, match=r"`choices` is no part of the prompt.*data\.columns={prompt: question}"
+    ):
+        read(path)
+    assert len(read(path, {"prompt": "question"})[1]) == 1
+
+
 def test_a_ground_truth_is_asked_for_where_it_is_needed(tmp_path):
     path = write(tmp_path / "a.jsonl", {"prompt": Q, "completion": A})
-    with pytest.raises(
-        UserError, match=r"the column `answer`, .*is missing .*data.columns={answer: completion}"
-    ):
+    with pytest.raises(UserError, match=r"the column `answer` is missing.*data.columns={answer: completion}"):
         read(path, needs_ground_truth=True)
     assert len(read(path, {"answer": "completion"}, needs_ground_truth=True)[1]) == 1
 
@@ -295,8 +312,16 @@ def test_a_set_for_supervised_training_needs_no_ground_truth(tmp_path, load):
     (prompt,) = load(path, demonstrations="required", needs_ground_truth=False)
     assert prompt.ground_truth is None
     assert prompt.id == "a:1"
-    with pytest.raises(UserError, match="the column `answer`"):
+    with pytest.raises(UserError, match="the column `answer` is missing"):
         load(path)
+
+
+def test_a_set_in_which_nothing_is_left_says_what_was_read_and_what_to_write(tmp_path, load):
+    path = write(tmp_path / "a.jsonl", {"question": Q, "answer": N})
+    with pytest.raises(UserError) as error:
+        load(path, demonstrations="required")
+    assert str(error.value).startswith(f"{path}: no prompt is left (1 no_demonstration). ")
+    assert "data.columns={target: COLUMN}. a.jsonl: read as question: prompt ← question" in str(error.value)
 
 
 def test_an_unknown_role_is_refused(tmp_path, load):
@@ -348,8 +373,8 @@ def test_a_file_of_a_stranger(load, name):
     ("name", "message"),
     [
         ("own_columns.jsonl", r"data.columns=\{prompt: aufgabe, target: loesung, answer: ergebnis\}"),
-        ("alpaca.jsonl", "the column `answer`, the ground truth .* is missing"),
-        ("sft_only.jsonl", "the column `answer`, the ground truth .* is missing"),
+        ("alpaca.jsonl", "the column `answer` is missing, the ground truth"),
+        ("sft_only.jsonl", "the column `answer` is missing, the ground truth"),
         ("broken_line.jsonl", r"broken_line\.jsonl, row 2: not JSON"),
     ],
 )
@@ -361,3 +386,21 @@ def test_a_file_of_a_stranger_that_is_refused(load, name, message):
 @needs_cases
 def test_every_file_of_the_cases_is_tried():
     assert {path.name for path in (CASES / "data").iterdir()} == {*STRANGERS, "broken_line.jsonl"}
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^(\{.*\})\n→ (.*)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("row", "said"), EXAMPLES)
+def test_an_example_of_the_page_is_read_as_it_says(tmp_path, row, said):
+    path = write(tmp_path / "a.jsonl", json.loads(row))
+    assert read(path)[0] == said
+
+
+def test_the_page_shows_every_shape_and_kind_and_reason():
+    assert {shape.name for shape in SHAPES_KNOWN} == {said.partition(":")[0] for _, said in EXAMPLES}
+    for name in (*KINDS, *GROUND_TRUTH, *WORKED, *COLUMNS):
+        assert f"`{name}`" in PAGE or f"`{name}:" in PAGE, name

@@ -1,50 +1,109 @@
-"""What a person sees: the progress line, the tables, and that both fit into 80 columns."""
+"""The line of a step, the line that is alive, and the time left: on terminals of any width, in files and notebooks."""
+
+from __future__ import annotations
 
 import io
-from pathlib import Path
+import re
+from typing import Any
 
-import numpy as np
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import Console
 
-from hpt_ray.algorithms.gates import GATES
-from hpt_ray.config.schema import Config
-from hpt_ray.observe.progress import Progress, ProgressState, progress_line, short_count, short_time
-from hpt_ray.observe.tables import batch_facts, end_summary, shorten, start_summary, table_of_samples
-from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
+from hpt_ray.observe.progress import Pace, Progress
+from hpt_ray.observe.step_line import (
+    evaluation_parts,
+    failures,
+    in_lines,
+    in_one_line,
+    short_count,
+    short_seconds,
+    short_time,
+    step_parts,
+)
 
-STATE = ProgressState(100, "rollout", 12, 0.4234, 0.311, 12345, 754)
+STEP = {
+    "reward/mean": 0.4234,
+    "selection/demo_share": 0.311,
+    "rollout/length_mean": 311.6,
+    "policy/entropy": 0.3121,
+    "loss/rollouts": 0.02,
+    "loss/demonstrations": 0.1034,
+    "rollout/tokens_per_s": 12345.0,
+    "time/step_s": 4.12,
+    "learner/skipped_updates": 0,
+    "rollout/truncated_ratio": 0.0,
+}
+WRONG = {
+    "reward/outcome/correct": 50,
+    "reward/outcome/error": 8,
+    "reward/outcome/timeout": 4,
+    "reward/outcome/unparsable": 2,
+    "rollout/finish/lost": 1,
+    "learner/skipped_updates": 1,
+    "rollout/truncated_ratio": 0.25,
+    "faults/learner_restarted": 1,
+    "observe/trackers_disabled": 1,
+}
+ESCAPE = re.compile("\x1b\\[[0-9;?]*[a-zA-Z]")
 
 
-def rendered(renderable: RenderableType, width: int = 80) -> str:
-    """The text as a terminal of `width` columns shows it; no line is longer."""
-    console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(renderable)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert max(len(line) for line in text.splitlines()) <= width
-    return text
+class Clock:
+    """A clock that is set by hand."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
-def sample(text: str, outcome: Outcome, *, prompt: str = "What is 6*7?") -> Group:
-    ids = np.array([1, 2], dtype=np.int32)
-    prompt = Prompt("mini/1", ids, prompt, "42", "mini")
-    rollout = Rollout("mini/1", 0, ids, np.zeros(2, np.float32), FinishReason.STOP, 3, text)
-    return Group(prompt, [rollout], [RewardResult(float(outcome is Outcome.CORRECT), outcome)])
+def written(console: Console) -> str:
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def train(progress: Progress, clock: Clock, steps: range, step_s: float, metrics: dict[str, Any]) -> None:
+    for step in steps:
+        progress.phase("rollout")
+        clock.now_s += step_s
+        progress.finish_step(step, metrics)
 
 
 def test_the_line_says_it_all() -> None:
-    assert (
-        progress_line(STATE) == "step 12/100 · rollout   · reward 0.423 · demos 31% · 12k tok/s · 12m34s left"
+    assert in_one_line(step_parts(12, 100, STEP, 754), None).plain == (
+        "step  12/100  reward 0.423  demos  31%  length 312  entropy 0.31  loss 0.123  12k tok/s  4.1s/step"
+        "  12m34s left"
     )
-    assert progress_line(ProgressState(100)) == "step 0/100 · starting"
+    assert in_one_line(step_parts(1, 9, {"learner/tokens_per_s": 80.0}, None), None).plain == (
+        "step 1/9  80 tok/s"
+    )
 
 
-@pytest.mark.parametrize("width", range(1, 90))
+def test_at_80_columns_the_most_important_stays() -> None:
+    assert in_one_line(step_parts(12, 100, STEP, 754), 79).plain == (
+        "step  12/100  reward 0.423  demos  31%  length 312  4.1s/step  12m34s left"
+    )
+    assert "tok/s" in in_one_line(step_parts(12, 100, STEP, 754), 199).plain
+
+
+@pytest.mark.parametrize("width", range(1, 120))
 def test_the_line_fits_and_loses_whole_parts(width: int) -> None:
-    line = progress_line(STATE, width)
-    assert len(line) <= width
-    if width >= 11:
-        assert set(line.split(" · ")) <= set(progress_line(STATE, 200).split(" · ")) | {"rollout"}
+    whole = in_one_line(step_parts(12, 100, STEP, 754), None).plain.split("  ")
+    lines = in_one_line(step_parts(12, 100, STEP, 754), width).plain.splitlines()
+    assert max(map(len, lines)) <= max(width, len("  reward 0.423"))
+    assert set("  ".join(line.strip() for line in lines).split("  ")) <= set(whole)
+    assert len(lines) == 1 or width < 26
+
+
+def test_failures_are_there_at_any_width_and_in_colour() -> None:
+    for width in (40, 80, 200):
+        line = in_one_line(step_parts(12, 100, STEP | WRONG, 754), width)
+        assert line.plain.startswith("step  12/100  reward 0.423")
+        assert max(map(len, line.plain.splitlines())) <= width
+        for part in ("rewards failed 12/64", "rollouts lost 1", "updates skipped 1", "learner restarted 1"):
+            assert part in line.plain
+        styles = {line.plain[span.start : span.end]: str(span.style) for span in line.spans}
+        assert styles["rewards failed 12/64"] == "bold red"
+        assert styles["truncated 25%"] == styles["unparsable 2"] == styles["trackers off 1"] == "yellow"
+    assert failures(STEP) == []
 
 
 def test_numbers_are_short() -> None:
@@ -54,137 +113,148 @@ def test_numbers_are_short() -> None:
     ]  # fmt: skip
     times = (0, 42.4, 59.6, 185, 3599.7, 7620, 90000)
     assert [short_time(time) for time in times] == ["0s", "42s", "1m00s", "3m05s", "1h00m", "2h07m", "1d01h"]
+    assert [short_seconds(time) for time in (0.04, 9.2, 9.96, 185)] == ["0.0s", "9.2s", "10s", "3m05s"]
 
 
-def test_without_a_terminal_a_plain_line_comes_now_and_then() -> None:
-    console = Console(file=io.StringIO(), width=80)
-    with Progress(total=50, console=console, interval_s=3600) as progress:
-        for step in range(1, 51):
-            progress.phase("rollout")
-            progress.finish_step(step, reward=0.5, demo_ratio=0.25, tokens_per_s=100)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert len(lines) == 2  # the first sign of life, and the last step whatever the interval
-    assert lines[0] == "step 0/50 · rollout"
-    assert lines[1].startswith("step 50/50 · rollout   · reward 0.500 · demos 25% · 100 tok/s")
-    assert lines[1].endswith("0s left")
+def test_start_up_and_the_first_step_are_not_in_the_time_left() -> None:
+    clock = Clock()
+    pace = Pace(100, clock)
+    pace.enter("starting · vLLM")
+    clock.now_s += 300
+    pace.enter("rollout")
+    assert pace.left(0) is None
+    clock.now_s += 30  # warming up
+    pace.step_done(1, {})
+    assert pace.left(1) == pytest.approx(99 * 30)  # all that is known
+    for step in range(2, 30):
+        pace.enter("rollout")
+        clock.now_s += 2
+        pace.step_done(step, {})
+        assert pace.left(step) == pytest.approx((100 - step) * 2)
+    clock.now_s += 2
+    pace.enter("recover")
+    clock.now_s += 500
+    pace.enter("rollout")
+    clock.now_s += 2
+    pace.step_done(30, {})
+    assert pace.left(30) == pytest.approx(70 * 2)
 
 
-def test_without_an_interval_every_change_is_a_line() -> None:
-    console = Console(file=io.StringIO(), width=80)
-    with Progress(total=2, console=console, interval_s=0) as progress:
-        for step in (1, 2):
-            progress.phase("rollout")
-            progress.phase("learn")
-            progress.finish_step(step, reward=None, demo_ratio=None, tokens_per_s=None)
-    assert len(console.file.getvalue().splitlines()) == 6  # type: ignore[attr-defined]
+def test_the_last_steps_count_and_not_those_long_ago() -> None:
+    clock = Clock()
+    pace = Pace(1000, clock)
+    pace.enter("rollout")
+    for step in range(1, 101):
+        clock.now_s += 1 if step <= 80 else 3
+        pace.step_done(step, {})
+    assert pace.left(100) == pytest.approx(900 * 3)
 
 
-def test_on_a_terminal_one_line_is_redrawn_and_tables_stay_above() -> None:
-    console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    with Progress(total=5, console=console) as progress:
+def test_evaluations_and_checkpoints_count_as_often_as_they_are_due() -> None:
+    clock = Clock()
+    pace = Pace(100, clock)
+    pace.every = {"time/evaluation_s": 20, "time/checkpoint_s": 0}
+    pace.enter("evaluate")
+    clock.now_s += 40
+    pace.step_done(0, {"time/evaluation_s": 40.0})
+    for step in range(1, 31):
+        evaluates = step % 20 == 0
+        clock.now_s += 42 if evaluates else 2
+        pace.step_done(step, {"time/evaluation_s": 40.0} if evaluates else {})
+    assert pace.left(30) == pytest.approx(70 * 2 + 4 * 40)  # after steps 40, 60, 80 and 100
+    clock.now_s += 7
+    pace.step_done(31, {"time/checkpoint_s": 5.0})  # a best one; one more comes after the last step
+    assert pace.left(31) == pytest.approx(69 * 2 + 4 * 40 + 5)
+
+
+def test_in_a_file_each_slow_step_is_one_plain_line() -> None:
+    console, clock = Console(file=io.StringIO(), width=80), Clock()
+    with Progress(6, console=console, clock=clock) as progress:
+        progress.phase("starting · vLLM workers")
+        train(progress, clock, range(1, 7), 3.0, STEP | {"rollout/truncated_ratio": 0.5})
+    lines = written(console).splitlines()
+    assert lines[0] == "starting · vLLM workers"
+    assert [line[:8] for line in lines[1:]] == [f"step {step}/6" for step in range(1, 7)]
+    assert lines[1].endswith("tok/s  4.1s/step  15s left  truncated 50%")  # all of it: a file has no width
+    assert lines[6].endswith("0s left  truncated 50%")
+    assert "\x1b" not in written(console)
+
+
+def test_of_fast_steps_one_every_two_seconds_and_those_with_failures() -> None:
+    console, clock = Console(file=io.StringIO(), width=80), Clock()
+    with Progress(100, console=console, clock=clock) as progress:
+        train(progress, clock, range(1, 51), 0.1, STEP)
+        train(progress, clock, range(51, 52), 0.1, STEP | {"reward/outcome/error": 1})
+        train(progress, clock, range(52, 101), 0.1, STEP)
+    steps = [int(step) for step in re.findall(r"^step +(\d+)/100  reward", written(console), re.MULTILINE)]
+    assert steps[0] == 1
+    assert steps[-1] == 100
+    assert 51 in steps
+    assert 6 <= len(steps) <= 9
+
+
+def test_in_a_file_a_long_step_gives_a_sign_of_life() -> None:
+    console, clock = Console(file=io.StringIO(), width=80), Clock()
+    with Progress(9, console=console, clock=clock) as progress:
+        progress.phase("evaluate")
+        assert written(console).splitlines()[-1] == "step 0/9  evaluate  0s"
+        progress.finish_step(0, {"eval/chain/mean": 0.5})
+        train(progress, clock, range(1, 2), 100, {})
+        progress.phase("rollout")
+        clock.now_s += 80
         progress.phase("learn")
+        progress.phase("sync")
+    assert written(console).splitlines()[-1] == "step 2/9  learn  1m20s  12m00s left"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_on_a_terminal_steps_stay_above_a_line_that_is_alive(width: int) -> None:
+    console, clock = Console(file=io.StringIO(), width=width, force_terminal=True), Clock()
+    with Progress(5, console=console, clock=clock) as progress:
+        train(progress, clock, range(1, 3), 3.0, STEP | WRONG)
         progress.show("a table")
-        progress.finish_step(1, reward=None, demo_ratio=None, tokens_per_s=None)
-    output = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "a table" in output
-    assert "learn" in output
-    assert "\x1b[2K" in output  # the line is erased and drawn again
+        progress.warn("a worker failed")
+        progress.phase("learn")
+        clock.now_s += 2
+        assert progress._live is not None
+        progress._live.refresh()
+    output = written(console)
+    assert "\x1b[1;31mrewards failed 12/64\x1b[0m" in output
+    assert "\x1b[33ma worker failed\x1b[0m" in output
+    assert "\x1b[2K" in output  # the live line is erased and drawn again
+    plain = ESCAPE.sub("", output)
+    assert "step 1/5  reward 0.423" in plain
+    assert "step 3/5  learn  2s  7s left" in plain
+    assert max(len(line.rsplit("\r", 1)[-1]) for line in plain.splitlines()) <= width
 
 
-def test_what_follows_from_the_three_sizes() -> None:
-    config = Config(prompts_per_step=128, group_size=8, updates_per_step=2)
-    facts = batch_facts(config)
-    assert facts["rollouts per step"] == 1024
-    assert facts["prompts per update"] == 64
-    assert facts["optimizer steps in all"] == 200
-    rows = {}
-    for gate in ("auto", *GATES):
-        config.selection.gate = gate
-        rows[gate] = batch_facts(config)["samples per step, at most"]
-    assert rows == {
-        "switch": 1024, "rollouts": 1024, "demonstrations": 128, "both": 1152, "auto": 1152,
-        "posterior": 1152, "linear": 1152, "official_soft": 1152,
-    }  # fmt: skip
-    assert batch_facts(config)["tokens per step, at most"] == 1152 * 9216
+def test_a_notebook_gets_lines_and_nothing_that_is_redrawn() -> None:
+    console, clock = Console(file=io.StringIO(), width=80, force_jupyter=True), Clock()
+    with Progress(3, console=console, clock=clock) as progress:
+        assert progress._live is None
+        train(progress, clock, range(1, 4), 3.0, STEP)
+    assert "\x1b[2K" not in written(console)
 
 
-def test_the_start_summary_names_sizes_and_folder() -> None:
-    config = Config()
-    config.model.path = "mini:small"
-    text = rendered(
-        start_summary(
-            config,
-            title="Training run for 100 steps",
-            algorithm_mode="demonstrations where no rollout is right, else Dr. GRPO",
-            folder=Path("runs/quickstart-20260101-101010"),
-        )
-    )
-    for part in (
-        "prompts_per_step",
-        "1,024",
-        "32,768",
-        "runs/quickstart-",
-    ):
-        assert part in text
+def test_an_evaluation_is_compared_with_the_one_before() -> None:
+    metrics = {"eval/chain/mean": 0.8125, "eval/geo/mean": 0.5, "eval/geo/demonstration_loss": 1.0}
+    first = in_lines(evaluation_parts(0, metrics | {"time/evaluation_s": 3.12}, {}), None)
+    assert first.plain == "evaluation of step 0  mean 0.656  chain 0.812  geo 0.500  3.1s"
+    later = in_lines(evaluation_parts(25, metrics, {"chain": 0.7, "geo": 0.5}), None)
+    assert later.plain == "evaluation of step 25  mean 0.656 (+0.056)  chain 0.812 (+0.113)  geo 0.500 (=)"
+    worse = in_lines(evaluation_parts(25, {"eval/chain/mean": 0.5}, {"chain": 0.7}), None)
+    assert worse.plain == "evaluation of step 25  chain 0.500 (-0.200)"
+    assert "red" in {str(span.style) for span in worse.spans}
+    assert evaluation_parts(25, STEP, {"chain": 0.7}) == []
+    failed = in_lines(evaluation_parts(0, {"eval/a/mean": 0.5, "eval/a/failure_share": 0.25}, {}), None)
+    assert failed.plain == "evaluation of step 0  a 0.500  a rewards failed 25%"
+    assert "bold red" in {str(span.style) for span in failed.spans}
 
 
-def test_samples_show_prompt_answer_reference_and_result() -> None:
-    pairs = [
-        (sample("6*7=42. \\boxed{42}", Outcome.CORRECT), Decision(1, 0, 3, 8, "solved")),
-        (sample("[/red] I [bold]give up", Outcome.NO_ANSWER), Decision(0, 1, 0, 8, "unsolved")),
-        (Group(sample("", Outcome.WRONG).prompt, [], []), Decision(0, 1, 0, 0, "no_rollouts")),
-    ]
-    text = rendered(table_of_samples(pairs, step=25))
-    for part in (
-        "step 25",
-        "What is 6*7?",
-        "\\boxed{42}",
-        "correct",
-        "no_answer",
-        "rollouts",
-        "demonstration",
-    ):
-        assert part in text
-    assert "[/red] I" in text  # an answer is never read as markup
-    assert text.count("What is") == 2
-    assert "3/8 correct" in text
-
-
-def test_long_texts_keep_beginning_and_end() -> None:
-    long = "start " + "x" * 5000 + " \\boxed{7}"
-    short = shorten(long, 100)
-    assert len(short) <= 100
-    assert short.startswith("start")
-    assert short.endswith("\\boxed{7}")
-    assert shorten("  as it is \n", 100) == "as it is"
-    text = rendered(
-        table_of_samples([(sample(long, Outcome.WRONG), Decision(0, 1, 0, 8, "unsolved"))], step=1)
-    )
-    assert len(text.splitlines()) < 20
-
-
-def test_the_end_summary_says_what_came_out_and_where_to_look() -> None:
-    points = {
-        "first": {"step": 0, "mean": 0.2},
-        "best": {"step": 80, "mean": 0.96},
-        "last": {"step": 100, "mean": 0.95},
-    }
-    summary = {
-        "steps": 100,
-        "wall_s": 143.2,
-        "evaluations": {"id": points},
-        "dropped_rows": {},
-        "failures": {"timeout": 2},
-    }
-    text = rendered(end_summary(summary, Path("runs/demo-20260101-101010")))
-    for part in (
-        "100 steps in 2m23s",
-        "0.200 (step 0)",
-        "0.960 (step 80)",
-        "0.950 (step 100)",
-        "2 timeout",
-        "none",
-    ):
-        assert part in text
-    assert "runs/demo-20260101-101010/checkpoints" in text
-    assert "evaluation" not in rendered(end_summary({**summary, "evaluations": {}}, Path("runs/x")))
+@pytest.mark.parametrize("width", [30, 79, 199])
+def test_an_evaluation_of_many_sets_breaks_between_sets(width: int) -> None:
+    metrics = {f"eval/set{i}/mean": i / 10 for i in range(9)}
+    parts = evaluation_parts(25, metrics, {f"set{i}": 0.5 for i in range(9)})
+    lines = in_lines(parts, width).plain.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "  ".join(line.strip() for line in lines) == in_lines(parts, None).plain

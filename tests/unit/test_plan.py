@@ -25,6 +25,7 @@ from hpt_ray.tools.plan.show import plan_summary, two_digits
 SEVEN_B = (
     "model.path=Qwen/Qwen2.5-Math-7B",
     "model.dtype=bfloat16",
+    "model.config_overrides={max_position_embeddings: 16384}",
     "data.train=[openr1.parquet]",
     "run.steps=500",
     "rollout.num_gpus=1",

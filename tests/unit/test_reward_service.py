@@ -1,6 +1,7 @@
 """The verifier service without Ray: choice of reward function, truncation, extra terms, counts, many callers."""
 
 import asyncio
+import pickle
 import subprocess
 import sys
 
@@ -41,6 +42,11 @@ def test_reward_function_by_data_source_and_counts():
         "error": 1,
         "processes_replaced": 0,
     }
+
+
+def test_the_row_of_a_prompt_is_sent_once_a_batch():
+    row = Row("set", "What?", {"text": "x" * 100_000})
+    assert len(pickle.dumps([GradeItem("7", "7", row, True) for _ in range(8)])) < 110_000
 
 
 def test_a_cut_response_is_no_answer_unless_configured():

@@ -1,5 +1,5 @@
 """A wheel holds what the commands read beside their code: configurations, the bases of rendered manifests, and the
-templates of the report."""
+templates of the report. It is marked as typed."""
 
 from __future__ import annotations
 
@@ -34,4 +34,5 @@ def test_a_wheel_has_every_configuration_and_base(tmp_path: Path) -> None:
     templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / TEMPLATES).iterdir()}
     assert len(templates) >= 2
     assert templates <= names
+    assert "hpt_ray/py.typed" in names
     assert not [name for name in names if name.startswith(("configs", "deploy", "tests"))]

@@ -65,9 +65,14 @@ TRACKERS: dict[str, TrackerKind] = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise a `UserError` for a name that `TRACKERS` does not have."""
-    for name in names:
-        check_name("observe.trackers", name, TRACKERS)
+    """Raise a `UserError` for a name that `TRACKERS` does not have, and for one whose package is not installed."""
+    kinds = {name: TRACKERS[check_name("observe.trackers", name, TRACKERS)] for name in names}
+    for name, kind in kinds.items():
+        if kind.package is not None and importlib.util.find_spec(kind.package) is None:
+            raise UserError(
+                f"`observe.trackers` names {name}, and {kind.package} is not installed: install the extra "
+                f'`trackers` (pip install "hpt_ray[trackers]"), or take {name} out.'
+            )
 
 
 class TrackerGroup:
@@ -120,13 +125,9 @@ def _always() -> list[str]:
 
 
 def _load(name: str) -> Callable[..., Tracker]:
-    kind = TRACKERS[check_name("observe.trackers", name, TRACKERS)]
-    if kind.package is not None and importlib.util.find_spec(kind.package) is None:
-        raise UserError(
-            f"`observe.trackers` names {name}, and {kind.package} is not installed: install the extra `trackers` "
-            f'(pip install "hpt_ray[trackers]"), or take {name} out.'
-        )
-    return pkgutil.resolve_name(kind.make) if isinstance(kind.make, str) else kind.make
+    check_trackers([name])
+    make = TRACKERS[name].make
+    return pkgutil.resolve_name(make) if isinstance(make, str) else make
 
 
 class _Feed:

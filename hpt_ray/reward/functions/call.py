@@ -5,8 +5,9 @@
     TRL    (prompts, completions, …)                                  known by `completions`
 
 Every other parameter is filled from the row of the data by its name: `prompt`, `data_source`, `extra_info` or a
-column. One that nothing fills and that has no default is an error which names it. In TRL's form every value is a list,
-here of one response; where the prompt is a list of messages the completion is one too.
+column; `answer`, `solution` and `label` are the ground truth where there is no such column. One that nothing fills and
+that has no default is an error which names it. In TRL's form every value is a list, here of one response; where the
+prompt is a list of messages the completion is one too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from hpt_ray.reward.functions.row import Row
 
 VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
+GROUND_TRUTH_TOO = ("answer", "solution", "label")
 NOT_BY_POSITION = ("ground_truth", "prompt", "data_source", "extra_info")
 
 _short = reprlib.Repr()
@@ -43,7 +45,11 @@ class Call:
         }
         values, others = _values(named, response, ground_truth, row)
         for name, parameter in named.items():
-            if name not in values and parameter.default is parameter.empty:
+            if name in values or parameter.default is not parameter.empty:
+                continue
+            if name in GROUND_TRUTH_TOO:
+                values[name] = values["ground_truth"]
+            else:
                 raise LookupError(
                     f"nothing fills its parameter `{name}`: the data has no such column; there are "
                     f"{', '.join(sorted(values))}"

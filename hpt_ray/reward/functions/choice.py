@@ -1,8 +1,8 @@
 r"""`choice`: multiple choice (ARC, GPQA, MMLU). The answer is a label: a letter A to J, or a digit 1 to 9.
 
-The answer is the first of these that the response has: the last balanced `\boxed{…}` that holds a label
-(`B`, `(B)`, `\text{B}`, `B. 12 apples`), the last phrase such as `answer is (B)` or `Answer: B`, or the
-whole response when it is no more than a label. A box without a label is `unparsable`.
+The answer is the first of these that the response has after its thinking: the last balanced `\boxed{…}` that
+holds a label (`B`, `(B)`, `\text{B}`, `B. 12 apples`), the last phrase such as `answer is (B)` or `Answer: B`,
+or the whole response when it is no more than a label. A box without a label is `unparsable`.
 Letters are compared without regard to case; a lower-case letter is read only where nothing else stands.
 """
 
@@ -11,7 +11,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed, unparsable
+from hpt_ray.reward.functions.extract import (
+    NO_ANSWER,
+    after_thinking,
+    alternatives,
+    answered,
+    last_boxed,
+    unparsable,
+)
 from hpt_ray.types import RewardResult
 
 _WRAPPING = re.compile(r"\\(?:text|textbf|mathrm|mathbf|rm|bf)\b|[\s${}*\\]")
@@ -36,6 +43,7 @@ def references(ground_truth: Any) -> list[str]:
 
 def grade(response: str, ground_truth: Any) -> RewardResult:
     right = references(ground_truth)
+    response = after_thinking(response)
     answer = last_boxed(response)
     if answer is not None:
         label = _label(answer)

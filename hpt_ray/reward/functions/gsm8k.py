@@ -1,8 +1,8 @@
 r"""`gsm8k`: a number, found by a fixed rule and compared exactly.
 
-The answer is the first of these that the response has: what follows the last `####` on its line, the last
-balanced `\boxed{…}`, the last number anywhere. Dollar signs, thousands commas, a percent sign and words
-around the number do not count; `18`, `18.0` and `$18.00` are the same. Something after `####` or in the box
+The answer is the first of these that the response has after its thinking: what follows the last `####` on its
+line, the last balanced `\boxed{…}`, the last number anywhere. Dollar signs, thousands commas, a percent sign and
+words around the number do not count; `18`, `18.0` and `$18.00` are the same. Something after `####` or in the box
 that holds no number is `unparsable`. A ground truth may be a whole solution that ends in `#### N`.
 """
 
@@ -12,7 +12,14 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed, unparsable
+from hpt_ray.reward.functions.extract import (
+    NO_ANSWER,
+    after_thinking,
+    alternatives,
+    answered,
+    last_boxed,
+    unparsable,
+)
 from hpt_ray.types import RewardResult
 
 _NUMBER = re.compile(r"[-+−]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
@@ -32,6 +39,7 @@ def references(ground_truth: Any) -> list[Decimal]:
 
 def grade(response: str, ground_truth: Any) -> RewardResult:
     right = references(ground_truth)
+    response = after_thinking(response)
     answer = _marked(response)
     if answer is None:
         answer = last_boxed(response)

@@ -1,10 +1,10 @@
 """The user's server as a reward function: `http:URL`, or just the URL.
 
 Sends POST with JSON `{"response", "ground_truth", "prompt", "data_source", "extra_info"}` and expects what a Python
-reward function may return, as JSON: a number, or `{"score": number, …}` (see `returned.py`). A try that gets no
-reply in `TRY_TIMEOUT_S`, or a status of 429 or 5xx, is repeated with growing pauses; other statuses are not. All tries
-together stand under `reward.timeout_s`. What remains is the outcome `error` (or `timeout`). Proxy variables of the
-system are followed.
+reward function may return, as JSON: a number, or `{"score": number, …}` (see `returned.py`). Where nobody answers, or
+with a status of 429 or 5xx, a request is repeated with growing pauses; with other statuses it is not. A judge may
+think as long as it likes: the limit is `reward.timeout_s`, for all tries together. What remains is the outcome `error`
+or `timeout`. Proxy variables of the system are followed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from hpt_ray.reward.functions.row import NO_ROW, Row
 from hpt_ray.types import RewardResult
 
 NUM_TRIES = 4
-TRY_TIMEOUT_S = 2.0
 FIRST_PAUSE_S = 0.1
 MAX_REPLY_BYTES = 1_000_000
+MAX_SHOWN = 100
 
 
 def check_http(url: str) -> None:
@@ -42,7 +42,13 @@ def make_http(url: str) -> Callable[..., RewardResult]:
             "data_source": row.data_source,
             "extra_info": row.extra,
         }
-        return to_result(json.loads(_post(url, json.dumps(request, default=_plain).encode())))
+        reply = _post(url, json.dumps(request, default=_plain).encode())
+        try:
+            return to_result(json.loads(reply))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{url} answered no JSON: {reply[:MAX_SHOWN].decode(errors='replace')}"
+            ) from error
 
     return grade
 
@@ -59,12 +65,12 @@ def _post(url: str, body: bytes) -> bytes:
         if attempt:
             time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
         try:
-            with urllib.request.urlopen(request, timeout=TRY_TIMEOUT_S) as reply:
+            with urllib.request.urlopen(request) as reply:
                 return reply.read(MAX_REPLY_BYTES)
         except urllib.error.HTTPError as error:
             if error.code != 429 and error.code < 500:
                 raise
             failure = error
-        except OSError as error:  # refused, unreachable, timed out, reset
+        except OSError as error:  # refused, unreachable, reset
             failure = error
     raise ConnectionError(f"{url}: no answer in {NUM_TRIES} tries ({failure})")

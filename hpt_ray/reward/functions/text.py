@@ -1,6 +1,6 @@
 r"""Reward functions for answers that have one spelling, as in the small task. No mathematics: `1/2` is not `0.5`.
 
-`boxed`: correct if the last balanced `\boxed{…}` holds exactly the reference, blanks aside.
+`boxed`: correct if the last balanced `\boxed{…}` after the thinking holds exactly the reference, blanks aside.
 `exact`: correct if the whole response is the reference, blanks at both ends aside.
 `regex:PATTERN`: the last match of the pattern in the response must be the reference, end blanks aside. With a
 group in the pattern the first group is the answer, else the whole match. `^` and `$` match at line ends. A
@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hpt_ray.reward.functions.extract import NO_ANSWER, alternatives, answered, last_boxed
+from hpt_ray.reward.functions.extract import NO_ANSWER, after_thinking, alternatives, answered, last_boxed
 from hpt_ray.types import RewardResult
 
 
 def boxed(response: str, ground_truth: Any) -> RewardResult:
     references = ["".join(text.split()) for text in alternatives(ground_truth)]
-    answer = last_boxed(response)
+    answer = last_boxed(after_thinking(response))
     if answer is None or not answer.strip():
         return NO_ANSWER
     return answered(answer, "".join(answer.split()) in references)

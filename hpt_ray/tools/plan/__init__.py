@@ -7,10 +7,10 @@ from hpt_ray.tools.plan.cost import Cost, DataFacts
 from hpt_ray.tools.plan.make import Group, Plan, check_plan, host_gib_of, make_plan
 from hpt_ray.tools.plan.memory import GroupMemory, Term
 from hpt_ray.tools.plan.shape import ModelShape, find_shape, local_folder
-from hpt_ray.tools.plan.survey import plan_run, survey
+from hpt_ray.tools.plan.survey import plan_run, seen_at_start, survey
 
 __all__ = [
     "Cost", "DataFacts", "Group", "GroupMemory", "ModelShape", "Plan", "Term",
     "check_plan", "find_shape", "host_gib_of", "local_folder", "make_plan",
-    "plan_run", "survey",
+    "plan_run", "seen_at_start", "survey",
 ]  # fmt: skip

@@ -68,6 +68,25 @@ def host_gib_of(plan: Plan) -> float:
 # -- what cannot fit -----------------------------------------------------------------------------------
 
 
+def check_context(config: Config, shape: ModelShape | None) -> None:
+    """Raise `UserError` where prompt and response are longer together than the model has positions."""
+    longest, positions = config.context_tokens, None if shape is None else shape.positions
+    if positions is None or longest <= positions:
+        return
+    prompt, response = config.data.max_prompt_tokens, longest - config.data.max_prompt_tokens
+    key = "data" if response == config.data.max_response_tokens else "evaluation"
+    left = positions - prompt
+    lower = (
+        f"{key}.max_response_tokens to {left}" if left > 0 else f"data.max_prompt_tokens below {positions}"
+    )
+    raise UserError(
+        f"prompt and response may have {longest} tokens together (data.max_prompt_tokens {prompt} + "
+        f"{key}.max_response_tokens {response}), but {config.model.path} has {positions} positions: lower {lower}, "
+        f"or write model.config_overrides={{max_position_embeddings: {longest}}} for a model that is to learn longer "
+        "ones; RoPE's base is then often raised too, as configs/paper/parts/qwen2.5-math-7b.yaml does."
+    )
+
+
 def check_plan(config: Config, plan: Plan, *, host_gib: float | None = None) -> None:
     """Raise `UserError` where a GPU, or with `host_gib` this machine's memory, cannot hold what is planned.
 

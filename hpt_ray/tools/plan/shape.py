@@ -36,6 +36,7 @@ class ModelShape:
     query_width: int  # heads · head size
     key_width: int  # heads of keys (and values) · head size
     vocabulary: int
+    positions: int | None  # the longest sequence, with RoPE as it is scaled; None: the model sets no limit
 
     @property
     def kv_numbers(self) -> int:
@@ -51,15 +52,16 @@ _SIZES = (
     "num_attention_heads",
     "num_key_value_heads",
     "tie_word_embeddings",
+    "max_position_embeddings",
 )
 # Models that a plan can be made for before they are here, by the last part of their Hub name.
 NAMED: dict[str, Callable[[], PreTrainedConfig]] = {
     name: partial(kind, **dict[str, Any](zip(_SIZES, sizes, strict=True)))
     for name, kind, *sizes in (
-        ("Qwen2.5-Math-7B", Qwen2Config, 152064, 3584, 18944, 28, 28, 4, False),
-        ("Qwen2.5-Math-1.5B", Qwen2Config, 151936, 1536, 8960, 28, 12, 2, True),
-        ("Qwen2.5-0.5B", Qwen2Config, 151936, 896, 4864, 24, 14, 2, True),
-        ("Llama-3.1-8B", LlamaConfig, 128256, 4096, 14336, 32, 32, 8, False),
+        ("Qwen2.5-Math-7B", Qwen2Config, 152064, 3584, 18944, 28, 28, 4, False, 4096),
+        ("Qwen2.5-Math-1.5B", Qwen2Config, 151936, 1536, 8960, 28, 12, 2, True, 4096),
+        ("Qwen2.5-0.5B", Qwen2Config, 151936, 896, 4864, 24, 14, 2, True, 32768),
+        ("Llama-3.1-8B", LlamaConfig, 128256, 4096, 14336, 32, 32, 8, False, 131072),
     )
 }
 
@@ -128,4 +130,21 @@ def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
         query_width=heads * head_size,
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=text.vocab_size,
+        positions=_positions(text),
     )
+
+
+# Kinds of RoPE whose `max_position_embeddings` is the scaled length already; of others it is before scaling.
+_SCALED = ("default", "yarn", "longrope", "su", "llama3")
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    """As vLLM reckons it, which does not start beyond. Sliding windows are no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [
+        rope,
+        *(part for part in rope.values() if isinstance(part, dict)),
+    ]  # some have one for a kind of layer
+    factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type", "default") not in _SCALED]
+    return positions and int(positions * max(factors, default=1))

@@ -62,14 +62,15 @@ def _cost_in_words(costs: tuple[Cost, Cost, Cost], num_gpus: float) -> str:
     )
 
 
-def not_checked(absent: Sequence[str]) -> RenderableType:
-    """What a dry run could not look at, or that there was nothing of the kind."""
+def not_checked(absent: Sequence[str], later: Sequence[str] = ()) -> RenderableType:
+    """What a dry run could not look at, or that there was nothing of the kind; and what only a start shows."""
+    last = f" Only a start shows {', and '.join(later)}." if later else ""
     if not absent:
-        return Text("Everything was checked.")
+        return Text(f"Everything was checked.{last}")
     return Lines(
         Text("Not checked, because it is not on this machine:", style="bold"),
         *(Text(f"  {line}", overflow="fold") for line in absent),
-        Text("Everything else was checked."),
+        Text(f"Everything else was checked.{last}"),
     )
 
 

@@ -1,9 +1,9 @@
 """The plan of a run from its files, and what `--dry-run` checks.
 
-A dry run does everything `prepare` does with what is on this machine, and lists what is not. It uses no network
-and needs neither a GPU nor the model. Whatever is here is read and checked as for a real start, and a mistake in
-it is an error; a file, a model or its tokenizer that is not here is named. A real start goes through `prepare`
-alone, which refuses what is missing.
+A dry run does everything `prepare` does with what is on this machine, and lists what is not. It needs neither a GPU
+nor the model, and of the network only whether the head of a cluster answers. Whatever is here is read and checked as
+for a real start, and a mistake in it is an error; a file, a model or its tokenizer that is not here is named. A real
+start goes through `prepare` alone, which refuses what is missing.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from pathlib import Path
 
 import psutil
 
+from hpt_ray.cluster.runtime import address_to_join, missing_pools, room_here
 from hpt_ray.config.schema import Config
 from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.mini import is_mini
 from hpt_ray.data.mini.base import tokenizer_path
-from hpt_ray.driver.setup import Prepared, asked_of, check_choices, loader, prepare
+from hpt_ray.driver.actors import resource_requests
+from hpt_ray.driver.setup import Prepared, asked_of, check_choices, loader, prepare, roles_of
+from hpt_ray.errors import UserError
+from hpt_ray.observe.run_folder import check_run_dir
 from hpt_ray.tools.plan.cost import DataFacts
-from hpt_ray.tools.plan.make import Plan, check_plan, make_plan
+from hpt_ray.tools.plan.make import Plan, check_context, check_plan, make_plan
 from hpt_ray.tools.plan.memory import GIB
 from hpt_ray.tools.plan.shape import find_shape, local_folder
+from hpt_ray.utils.names import nearest_path
 
 
 def plan_run(config: Config, prepared: Prepared | None) -> Plan:
@@ -29,6 +34,7 @@ def plan_run(config: Config, prepared: Prepared | None) -> Plan:
     Host memory is compared with this machine's where the run is for this machine alone.
     """
     shape = find_shape(config.model, config.model.path)
+    check_context(config, shape)
     plan = make_plan(config, shape, facts_of(config, prepared))
     is_local = config.cluster.address == "local"
     check_plan(config, plan, host_gib=psutil.virtual_memory().total / GIB if is_local else None)
@@ -50,7 +56,12 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
         for name, path in config.evaluation.sets.items()
     ]
     here = {path: is_mini(path) or Path(path).expanduser().exists() for _, path, _ in files}
-    absent = list(dict.fromkeys(f"{key}: {path} is not here" for key, path, _ in files if not here[path]))
+    absent = list(
+        dict.fromkeys(f"{key}: {path} is not here{_beside(path)}" for key, path, _ in files if not here[path])
+    )
+    if not check_run_dir(config.run.dir):
+        absent.append(f"run.dir: nothing of {config.run.dir} is here; so not whether it may be written")
+    absent += check_room(config)
     folder = local_folder(tokenizer_path(config.model.path))
     if folder is None:
         model = (
@@ -58,13 +69,63 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
             "tokenizer nor what needs it was checked: template, end token, lengths of the prompts"
         )
         return None, [model, *absent]
-    if not absent:
-        return prepare(config, str(folder)), []
+    if all(here.values()):
+        return prepare(config, str(folder)), absent
     _, load = loader(config, str(folder))
     for _, path, asked in files:
         if here[path]:
             load([path], **asked)
     return None, absent
+
+
+def check_room(config: Config) -> list[str]:
+    """Whether the actors find room on this machine, where they will run on it; else a line on what was not asked.
+
+    Raises `UserError` where they do not.
+    """
+    address = config.cluster.address
+    try:
+        joined = address_to_join(address)
+    except UserError as error:
+        if address == "local":
+            raise
+        return [f"room on the cluster: {str(error).splitlines()[0]}"]
+    if joined is not None:
+        return [f"room on the cluster at {joined}, which is asked for at the start"]
+    requests = resource_requests(config, roles_of(config))
+    asked, found = room_here(requests)
+    short = [name for name in asked if asked[name] > found[name]]
+    problems = [f"{asked[name]:g} {name} are asked for, {found[name]:g} are here" for name in short]
+    problems += missing_pools(requests, found)
+    if not problems:
+        return []
+    if address == "auto" and asked["GPU"] and not found["GPU"]:
+        return [f"room: it will need a cluster, and none runs here ({'; '.join(problems)})"]
+    wanted = ", ".join(
+        f"{one.count} × {one.kind} with {one.cpus:g} CPU{f' and {one.gpus:g} GPU' if one.gpus else ''}"
+        for one in requests
+    )
+    raise UserError(
+        f"this machine has too little room: {'; '.join(problems)}. Asked: {wanted}. Lower rollout.num_workers, "
+        "learner.num_ranks or their num_cpus and num_gpus, or name a cluster in cluster.address."
+    )
+
+
+def seen_at_start(config: Config) -> list[str]:
+    """What a dry run takes for granted."""
+    lines = []
+    if not is_mini(config.model.path) and not config.model.random_init:
+        lines.append("whether the weights are those of config.json")
+    if services := sorted({*config.observe.trackers} - {"tensorboard", "prometheus"}):
+        lines.append(f"whether {', '.join(services)} can be reached")
+    if config.checkpoint.mirror is not None:
+        lines.append(f"whether {config.checkpoint.mirror} can be read and written")
+    return lines
+
+
+def _beside(path: str) -> str:
+    near = nearest_path(Path(path).expanduser())
+    return f" (beside it: {near})" if near else ""
 
 
 def facts_of(config: Config, prepared: Prepared | None) -> DataFacts:

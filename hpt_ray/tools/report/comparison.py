@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hpt_ray.evaluation.statistics import BANDS, percent, spread_of, welch_difference
-from hpt_ray.observe.progress import short_time
+from hpt_ray.observe.step_line import short_time
 from hpt_ray.tools.report.attempts import attempt_map, solve_rate_maps
 from hpt_ray.tools.report.curves import curves_of, mean_over_sets, pass_curves
 from hpt_ray.tools.report.figures import curves_figure

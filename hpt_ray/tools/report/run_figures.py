@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from hpt_ray.observe.progress import short_time
+from hpt_ray.observe.step_line import short_time
 from hpt_ray.tools.report.attempts import attempt_map, solve_rate_figure
 from hpt_ray.tools.report.curves import mean_over_sets, smooth_curve
 from hpt_ray.tools.report.figures import Curve, Marks, curves_figure, pass_at_k_figure, stack_figure

@@ -14,7 +14,7 @@ import numpy as np
 from hpt_ray.config.load import known_keys
 from hpt_ray.evaluation.statistics import mean_over_prompts, percent
 from hpt_ray.observe.metrics import METRICS, summarize_evaluations
-from hpt_ray.observe.progress import short_time
+from hpt_ray.observe.step_line import short_time
 from hpt_ray.observe.tables import shorten
 from hpt_ray.tools.report.attempts import moves
 from hpt_ray.tools.report.curves import pass_curve

@@ -18,7 +18,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.text import Text
 
-from hpt_ray.observe.progress import short_time
+from hpt_ray.observe.step_line import short_time
 from hpt_ray.tools.suite.jobs import Job, Launcher, Outcome
 
 NAMES_SHOWN = 3
