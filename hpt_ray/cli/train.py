@@ -20,7 +20,8 @@ from hpt_ray.cluster.process import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
-from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402  (after the environment is set)
+from hpt_ray.checkpoint.manifest import folder_name  # noqa: E402  (after the environment is set)
+from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402
 from hpt_ray.cli.mini_base import model_folder  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
@@ -111,10 +112,13 @@ def folder_to_resume(config: Config) -> RunFolder | None:
 
 def nothing_left(config: Config, folder: RunFolder) -> str:
     """That a run is done, and what its user may want then; empty where it has something left to do."""
-    if not folder.summary.is_file() or json.loads(folder.summary.read_text())["steps"] != config.run.steps:
+    steps = config.run.steps
+    if not folder.summary.is_file() or not (folder.checkpoints / folder_name(steps)).is_dir():
+        return ""
+    if json.loads(folder.summary.read_text()).get("steps") != steps:
         return ""
     return (
-        f"nothing left to do: {folder.root} has all of its {config.run.steps} steps. Train further with run.steps=N, "
+        f"nothing left to do: {folder.root} has all of its {steps} steps. Train further with run.steps=N, "
         "or start a run of its own with resume=never."
     )
 
