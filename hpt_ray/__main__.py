@@ -11,23 +11,27 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from hpt_ray import __version__
+from hpt_ray.utils import signals
 from hpt_ray.utils.arguments import READERS
 
 COMMANDS = {
     "train": ("hpt_ray.main", "train a model"),
     "plan": ("hpt_ray.main", "check a configuration, its data and the room it needs; start nothing"),
     "evaluate": ("hpt_ray.cli.evaluate", "sample and grade benchmarks, or compare two results"),
+    "grade": ("hpt_ray.cli.grade", "grade a file of responses, and show at which stage each was decided"),
     "explain": ("hpt_ray.cli.explain", "an algorithm's parts, formulas and a worked example"),
     "replay": ("hpt_ray.cli.replay", "compute a step again and compare its gradient"),
     "report": ("hpt_ray.tools.report.__main__", "a page about one run or several"),
     "suite": ("hpt_ray.tools.suite.__main__", "many methods, models and seeds, and one report"),
-    "deploy": ("hpt_ray.tools.deploy.__main__", "Kubernetes manifests, and checks of an installation"),
+    "deploy": ("hpt_ray.tools.deploy.__main__", "Kubernetes manifests of a run"),
     "prepare": ("hpt_ray.data.prepare", "published data sets as prompt files"),
     "mini-base": ("hpt_ray.cli.mini_base", "build the small task's base models"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
+    if arguments is None:
+        signals.watch()
     name, *words = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in COMMANDS:
         if name in READERS:

@@ -6,8 +6,6 @@ import sys
 import traceback
 from pathlib import Path
 
-STOPPED = 75  # exit code after SIGTERM: a temporary failure in the words of sysexits.h, try again later
-
 
 class UserError(ValueError):
     """Something the user must change: a path, a key, a value, a data row.
@@ -18,7 +16,7 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and what is done is saved. The message says how far it came."""
+    """The run was asked to stop. The message says how far it came and what of it is saved."""
 
 
 class WaitExpired(RuntimeError):

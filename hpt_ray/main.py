@@ -1,9 +1,8 @@
 """`python -m hpt_ray.main [--config FILE …] [--dry-run] [key=value …]`, the same as `hpt_ray train …`
 
 Read the words, parse, validate, connect to Ray, run the driver; what is slow to import comes after the words. Exit code
-0: done. 2: the user must change something, and one message says what. 75: SIGTERM came, what was done is saved,
-and `resume=auto` goes on. 130: interrupted by Ctrl-C. 1: a failure; the traceback is in the run folder's
-`logs/driver.log`.
+0: done. 2: the user must change something, and one message says what. 130: stopped by Ctrl-C, 143: by SIGTERM; one line
+says what is saved and how to go on. 1: a failure; the traceback is in the run folder's `logs/driver.log`.
 """
 
 from __future__ import annotations
@@ -11,51 +10,54 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import ExitStack
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hpt_ray.errors import STOPPED, Stopped, exit_code
-from hpt_ray.utils import arguments
+from hpt_ray.errors import Stopped, exit_code
+from hpt_ray.utils import arguments, signals
+
+if TYPE_CHECKING:
+    from hpt_ray.observe.run_folder import RunFolder
 
 
 def main(words: list[str] | None = None) -> int:
     """Run, and turn what went wrong into an exit code and a message."""
+    if words is None:
+        signals.watch()
     options = arguments.train(words)
-    logs: Path | None = None  # from when there is a run folder
+    folder: RunFolder | None = None
     try:
-        from rich.console import Console
-
         from hpt_ray.cli import train
         from hpt_ray.data.mini.base import tokenizer_path
         from hpt_ray.driver.setup import prepare
+        from hpt_ray.observe.console import CommandConsole
         from hpt_ray.observe.run_folder import RunFolder
 
-        console = Console()
+        console = CommandConsole()
         config = train.configured(options)
         if options.dry_run:
             train.show_plan(config, console)
             return 0
+        folder = train.folder_to_resume(config)
+        if folder is not None and (why := train.nothing_left(config, folder)):
+            print(why)
+            return 0
         prepared = prepare(config, tokenizer_path(config.model.path))
         with ExitStack() as stack:
-            folder = train.folder_to_resume(config)
             if folder is not None:
                 stack.enter_context(train.holding(folder, console))
             cluster, plan = stack.enter_context(train.connected(config, prepared))
             if folder is None:
                 folder = RunFolder.create(config.run.dir, config.run.name)
                 stack.enter_context(train.holding(folder, console))
-            logs = folder.logs
             train.write_config(config, folder)
             console.print(train.start_tables(config, prepared, plan, folder.root))
             asyncio.run(train.run(cluster, config, prepared, folder, console))
         return 0
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return STOPPED
-    except KeyboardInterrupt:
-        print("interrupted; what was written stays, and `resume=auto` continues it", file=sys.stderr)
-        return 130
+        signals.say(f"{stopped} {train.to_go_on(config, folder)}")
+        return signals.exit_code()
     except Exception as error:
-        return exit_code(error, logs)
+        return exit_code(error, None if folder is None else folder.logs)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 `python -m hpt_ray.cli.evaluate compare A B [--json FILE]`
 
 Samples responses to benchmarks and grades them, or compares two results. Exit code 0: done. 2: the
-user must change something. 1: a failure; 75: stopped by SIGTERM; 130: interrupted by Ctrl-C. After these three
+user must change something. 1: a failure; 130: stopped by Ctrl-C; 143: by SIGTERM. After these three
 the same command goes on where it stopped.
 """
 
@@ -11,12 +11,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hpt_ray.utils import signals
+
+if __name__ == "__main__":
+    signals.watch()  # while the rest is imported, too
 
 from hpt_ray.cluster.process import QUIET
 
@@ -28,21 +32,23 @@ from hpt_ray.cluster.runtime import Cluster  # noqa: E402  (after the environmen
 from hpt_ray.config.load import dump_config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.data.mini.base import parse_name  # noqa: E402
-from hpt_ray.errors import STOPPED, exit_code  # noqa: E402
+from hpt_ray.errors import Stopped, exit_code  # noqa: E402
 from hpt_ray.evaluation.journal import Journal  # noqa: E402
 from hpt_ray.evaluation.model import fingerprint  # noqa: E402
 from hpt_ray.evaluation.plan import Plan, load_evaluation, make_plan  # noqa: E402
 from hpt_ray.evaluation.report import as_json, compare, comparison_table, results_table, summarise  # noqa: E402
 from hpt_ray.evaluation.results import read_results, result_of, write_results  # noqa: E402
 from hpt_ray.evaluation.run import sample_missing, start_workers  # noqa: E402
+from hpt_ray.observe.console import CommandConsole  # noqa: E402
 from hpt_ray.observe.run_folder import write_atomic  # noqa: E402
 from hpt_ray.utils import arguments, plugins  # noqa: E402
+from hpt_ray.utils.command import this_command  # noqa: E402
 
 
 def main(words: list[str] | None = None) -> int:
     """Evaluate or compare, and turn what went wrong into an exit code and a message."""
     words = sys.argv[1:] if words is None else words
-    console = Console()
+    console = CommandConsole()
     try:
         if words[:1] == ["compare"]:
             show_comparison(words, console)
@@ -52,9 +58,9 @@ def main(words: list[str] | None = None) -> int:
         if not dry_run:
             asyncio.run(evaluate(plan, console))
         return 0
-    except (KeyboardInterrupt, asyncio.CancelledError) as end:
-        print("stopped: the same command goes on where this one stopped", file=sys.stderr)
-        return 130 if isinstance(end, KeyboardInterrupt) else STOPPED
+    except Stopped as stopped:
+        signals.say(f"{stopped}")
+        return signals.exit_code()
     except Exception as error:
         return exit_code(error)
 
@@ -90,12 +96,12 @@ async def evaluate(plan: Plan, console: Console) -> dict[str, Any]:
     try:
         model_path = plan.model.path
         if mini.is_mini(model_path):
-            cluster = connect(plan)
+            cluster = Cluster.connect(plan.config.cluster)
             model_path = str(await model_folder(model_path, cluster, console))
         journal = Journal(plan.out, plan.identity(fingerprint(model_path)), plan.num_samples)
         dump_config(plan.config, plan.out / "config.yaml")
         if journal.num_missing:
-            cluster = cluster or connect(plan)
+            cluster = cluster or Cluster.connect(plan.config.cluster)
             await _answer(plan, journal, cluster, model_path, console)
         summary = finish(plan, journal)
         console.print(results_table(summary))
@@ -106,22 +112,15 @@ async def evaluate(plan: Plan, console: Console) -> dict[str, Any]:
             cluster.close()
 
 
-def connect(plan: Plan) -> Cluster:
-    """Join Ray, or start it. From then on SIGTERM ends the work under way as Ctrl-C does."""
-    cluster = Cluster.connect(plan.config.cluster)
-    work = asyncio.current_task()
-    assert work is not None
-    # After Ray, which has a handler of its own.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
-    return cluster
-
-
 async def _answer(plan: Plan, journal: Journal, cluster: Cluster, model_path: str, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(
-            "responses", completed=journal.num_done, total=journal.num_done + journal.num_missing
-        )
+    total = journal.num_done + journal.num_missing
+
+    def kept() -> str:
+        return f"{journal.num_done:,} of {total:,} responses are kept. To go on: {this_command()}"
+
+    with Progress(*columns, console=console) as progress, signals.told_by(kept):
+        bar = progress.add_task("responses", completed=journal.num_done, total=total)
         workers = await start_workers(cluster, plan, model_path, plan.out / "logs")
         try:
             num_lost = await sample_missing(plan, journal, workers, lambda: progress.advance(bar))

@@ -24,10 +24,11 @@ from hpt_ray.config.schema import ClusterConfig, Config
 from hpt_ray.data.mini.base import RECIPES, base_folder, fresh_model, parse_name
 from hpt_ray.driver.driver import Driver
 from hpt_ray.driver.setup import prepare
-from hpt_ray.errors import exit_code
+from hpt_ray.errors import Stopped, exit_code
+from hpt_ray.observe.console import CommandConsole
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.utils import arguments
+from hpt_ray.utils import arguments, signals
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
 
@@ -74,7 +75,10 @@ async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
     run = RunFolder.create(cache_dir() / "runs", config.run.name)
     dump_config(config, run.config)
     with Progress(config.run.steps, console=console, step_line_s=20.0) as progress:
-        await Driver(config, prepared, run, progress, quiet=True).run(cluster)
+        try:
+            await Driver(config, prepared, run, progress, quiet=True).run(cluster)
+        except Stopped:
+            raise Stopped(f"Stopped while {uri} was being built, which will begin again.") from None
     checkpoint = CheckpointStore(run.checkpoints, keep=1).latest().path
     assert checkpoint is not None
 
@@ -89,19 +93,24 @@ async def build(uris: list[str]) -> None:
     cluster = Cluster.connect(ClusterConfig())
     try:
         for uri in uris:
-            print(await model_folder(uri, cluster, Console()))
+            print(await model_folder(uri, cluster, CommandConsole()))
     finally:
         cluster.close()
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Exit code 0: all are there."""
+    if words is None:
+        signals.watch()
     models = arguments.mini_base(words).models
     try:
         for uri in models:
             parse_name(uri)
         asyncio.run(build(models))
         return 0
+    except Stopped as stopped:
+        signals.say(f"{stopped}")
+        return signals.exit_code()
     except Exception as error:
         return exit_code(error)
 

@@ -6,6 +6,7 @@ what each update comes to is compared with the step's line in metrics.jsonl. Not
 and nothing in the run folder changes but `logs/replay`. `key=value` replaces keys of the run's config.yaml.
 
 Exit code 0: the same. 1: not the same, or a failure that is named on stderr. 2: the user must change something.
+130: stopped by Ctrl-C, 143: by SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from hpt_ray.utils import signals
+
+if __name__ == "__main__":
+    signals.watch()  # while the rest is imported, too
 
 from hpt_ray.cluster.process import QUIET
 
@@ -41,9 +47,10 @@ from hpt_ray.driver.actors import learner_of, start_actors  # noqa: E402
 from hpt_ray.driver.checkpoint_manager import CheckpointManager, Saved  # noqa: E402  (after the environment is set)
 from hpt_ray.driver.setup import Prepared, PreparedPhase, prepare, roles_of  # noqa: E402
 from hpt_ray.driver.step_metrics import Pairs, learner_metrics  # noqa: E402
-from hpt_ray.errors import UserError, exit_code  # noqa: E402
+from hpt_ray.errors import Stopped, UserError, exit_code  # noqa: E402
 from hpt_ray.learner.group import LearnerGroup  # noqa: E402
 from hpt_ray.learner.schedule import learning_rates  # noqa: E402
+from hpt_ray.observe.console import CommandConsole  # noqa: E402
 from hpt_ray.observe.rollout_dump import dump_of, ids_of_prompts, read_pairs  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.types import UpdateResult  # noqa: E402
@@ -86,15 +93,15 @@ class Difference:
 
 
 def main(words: list[str] | None = None) -> int:
-    console = Console()
+    console = CommandConsole()
     plan: Plan | None = None
     try:
         plan = parse(words)
         prepared = prepare(plan.config, tokenizer_path(plan.config.model.path))
         return 0 if asyncio.run(run(plan, prepared, console)) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        signals.say(f"{stopped}")
+        return signals.exit_code()
     except Exception as error:
         return exit_code(error, None if plan is None else replay_logs(plan.folder))
 

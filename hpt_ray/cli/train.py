@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.observe.tables import start_summary  # noqa: E402
 from hpt_ray.utils import plugins  # noqa: E402
+from hpt_ray.utils.command import this_command  # noqa: E402
 from hpt_ray.utils.lock import alone  # noqa: E402
 
 if TYPE_CHECKING:
@@ -105,6 +107,24 @@ def folder_to_resume(config: Config) -> RunFolder | None:
     if found is None and mirror is not None:
         found = restore_newest_run(mirror, config.run.dir, config.run.name)
     return None if found is None else RunFolder.open(found.root)
+
+
+def nothing_left(config: Config, folder: RunFolder) -> str:
+    """That a run is done, and what its user may want then; empty where it has something left to do."""
+    if not folder.summary.is_file() or json.loads(folder.summary.read_text())["steps"] != config.run.steps:
+        return ""
+    return (
+        f"nothing left to do: {folder.root} has all of its {config.run.steps} steps. Train further with run.steps=N, "
+        "or start a run of its own with resume=never."
+    )
+
+
+def to_go_on(config: Config, folder: RunFolder | None) -> str:
+    """The command that does after a stop."""
+    if folder is None or not any(folder.checkpoints.glob("step-*")):
+        return f"To start again: {this_command()}"
+    keys = {} if config.resume == "auto" else {"resume": str(folder.root)}
+    return f"To go on: {this_command(**keys)}"
 
 
 @contextmanager

@@ -9,20 +9,21 @@ asked, what is there, who holds it.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -34,6 +35,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.errors import UserError, WaitExpired
+from hpt_ray.utils import signals
 from hpt_ray.utils.plugins import environment
 
 POOL_SHARE = 0.001  # of a pool's resource, for one actor: a node started with 1 of it is never the limit
@@ -100,7 +102,8 @@ class Cluster:
             _start_here(options)
             return cls(started_here=True)
         try:
-            ray.init(address=address, **options)
+            with _signals_are_ours():
+                ray.init(address=address, **options)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise UserError(
                 f"cluster.address={address}: the cluster does not let us in ({error})."
@@ -213,9 +216,28 @@ def _loopback_only() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     if "RAY_AUTH_TOKEN_PATH" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
         folder = Path(tempfile.mkdtemp(prefix="hpt_ray-"))  # only this user may enter
-        atexit.register(shutil.rmtree, folder)
+        signals.at_end(lambda: shutil.rmtree(folder, ignore_errors=True))
         (folder / "token").write_text(secrets.token_hex(32), encoding="utf-8")
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
+
+
+@contextmanager
+def _signals_are_ours() -> Iterator[None]:
+    """SIGINT and SIGTERM, to us or to our whole process group, are for `utils.signals` to answer.
+
+    So Ray's own processes get a group of their own: without them nothing could be saved any more. They still end
+    with this process, however that ends, since the kernel kills them then. And Ray's handlers for SIGTERM, in Python
+    and below it, which end the process, are not for us. Ray has no options for either.
+    """
+    ours, handler = services.ConsolePopen, ray._private.utils.set_sigterm_handler
+    services.ConsolePopen = partial(ours, process_group=0)  # type: ignore[misc, assignment]
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        services.ConsolePopen = ours  # type: ignore[misc]
+        ray._private.utils.set_sigterm_handler = handler
+        signals.put_back()
 
 
 def lay_out(requests: list[ResourceRequest]) -> tuple[list[dict[str, float]], dict[str, list[int]]]:
@@ -284,7 +306,8 @@ def _start_here(options: dict[str, Any]) -> None:
     """Ray's own limit for a node to come up is half a minute, which a busy machine may miss; so twice."""
     for is_last in (False, True):
         try:
-            ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
+            with _signals_are_ours():
+                ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
             return
         except Exception as error:
             if "timed out during startup" not in str(error):

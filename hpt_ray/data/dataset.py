@@ -159,9 +159,20 @@ def load_prompts(
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     prompts = PromptSet(cached_folder(cache_dir() / "prompts" / name, build))
     if not len(prompts):
-        counts = [f"{count} {reason}" for reason, count in prompts.dropped.items()] or ["the files are empty"]
-        raise UserError(
-            f"{', '.join(paths)}: no prompt is left ({', '.join(counts)}). Correct the data, or raise "
-            "data.max_prompt_tokens and data.max_response_tokens."
-        )
+        raise _nothing_left(", ".join(paths), prompts)
     return prompts
+
+
+HINTS = {
+    "no_demonstration": "Only demonstrations train here: say which column they are in, data.columns={target: COLUMN}.",
+    "no_ground_truth": "Say in which column the ground truth is: data.columns={answer: COLUMN}.",
+    "prompt_too_long": "Raise data.max_prompt_tokens.",
+    "demonstration_too_long": "Raise data.max_response_tokens.",
+}
+
+
+def _nothing_left(paths: str, prompts: PromptSet) -> UserError:
+    counts = [f"{count} {reason}" for reason, count in prompts.dropped.items()] or ["the files are empty"]
+    hints = [HINTS[reason] for reason in prompts.dropped if reason in HINTS] or ["Correct the data."]
+    said = [f"{paths}: no prompt is left ({', '.join(counts)}).", *hints, *prompts.read_as]
+    return UserError(" ".join(said))

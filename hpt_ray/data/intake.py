@@ -117,7 +117,7 @@ class Intake:
             reading, rows = open_rows(
                 file,
                 needs.columns,
-                columns_optional=needs.held_out,
+                held_out=needs.held_out,
                 needs_ground_truth=needs.ground_truth,
             )
             if reading is not None:

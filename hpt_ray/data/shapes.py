@@ -217,21 +217,19 @@ def _check_choices(path: Path, shape: Shape, known: Mapping[str, str]) -> None:
         )
 
 
-def no_ground_truth(path: Path, rows: Sequence[Raw], reading: Reading) -> UserError:
+def no_ground_truth(path: Path, rows: Sequence[Raw], reading: Reading, *, held_out: bool) -> UserError:
     """The error for a file that lacks what its prompts' responses must be compared with."""
     names = list(dict.fromkeys(name for row in rows for name in row))
+    others = ", ".join(name for name in GROUND_TRUTH if name != "answer")
     column = reading.demonstration
-    texts = [str(value_at(row, column)) for row in rows] if column else []
-    hint = (
-        f" The demonstrations hold boxes, which can be compared with: data.columns={{answer: {_quoted(str(column))}}}."
-        if any("\\boxed{" in text for text in texts)
-        else ""
-    )
+    boxes = ""
+    if column is not None and any("\\boxed{" in str(value_at(row, column)) for row in rows):
+        boxes = f" The demonstrations hold boxes to compare with: data.columns={{answer: {_quoted(column)}}}."
+    without = "Training on demonstrations alone (algorithm.name=sft) needs none, and a reward function"
     return UserError(
-        f"{path}: the column `answer`, the ground truth that responses are compared with, is missing (or "
-        f"{', '.join(GROUND_TRUTH[:1] + GROUND_TRUTH[2:])}); found {', '.join(names)}. Add it, or say which column it "
-        f"is: data.columns={{answer: COLUMN}}.{hint} Training on demonstrations alone (algorithm.name=sft) needs none, "
-        "nor does a reward function of your own (python:…, http:…) that ignores it."
+        f"{path}: the column `answer` is missing, the ground truth that responses are compared with (also found under "
+        f"{others}). The columns are {', '.join(names)}. Add it, or say which it is: data.columns={{answer: COLUMN}}."
+        f"{boxes} {'A reward function' if held_out else without} of your own (python:…, http:…) may do without."
     )
 
 

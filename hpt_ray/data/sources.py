@@ -58,23 +58,23 @@ def open_rows(
     path: Path,
     columns: Mapping[str, str],
     *,
-    columns_optional: bool = False,
+    held_out: bool = False,
     needs_ground_truth: bool = False,
 ) -> tuple[Reading | None, Iterator[SourceRow]]:
     """How a file is read, None for an empty one, and its rows in order. Raises UserError (see above).
 
-    `columns_optional`: a file without the columns of `data.columns` is recognised by itself.
+    `held_out`: a file to evaluate on, which is recognised by itself where it lacks the columns of `data.columns`.
     """
     raw_rows = read_raw(path)
     first = list(islice(raw_rows, ROWS_PER_READ))
     if not first:
         return None, iter(())
     rows = [raw for _, raw in first]
-    if columns_optional and not all(has_column(rows, column) for column in columns.values()):
+    if held_out and not all(has_column(rows, column) for column in columns.values()):
         columns = {}
     reading = recognise(path, rows, columns)
     if needs_ground_truth and reading.ground_truth is None:
-        raise no_ground_truth(path, rows, reading)
+        raise no_ground_truth(path, rows, reading, held_out=held_out)
     return reading, (take_apart(reading, path, number, raw) for number, raw in chain(first, raw_rows))
 
 
@@ -139,7 +139,9 @@ def _ground_truth(where: str, reading: Reading, raw: Raw) -> str | float | list 
     ground_truth = _at(where, raw, reading.ground_truth)
     if isinstance(ground_truth, bool) or not isinstance(ground_truth, str | int | float | list | None):
         raise wrong(where, reading.ground_truth, ground_truth, "a text, a number or a list")
-    return ground_truth
+    return (
+        None if ground_truth != ground_truth else ground_truth
+    )  # NaN is how pandas writes that there is none
 
 
 def _extra(where: str, raw: Raw) -> tuple[dict[str, Any], str | None]:

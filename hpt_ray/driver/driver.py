@@ -28,12 +28,11 @@ the loop goes back to its step: the same prompts, the same seeds.
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from hpt_ray.algorithms.gates import GATES, samples_of
 from hpt_ray.checkpoint.mirror import Mirror
@@ -50,7 +49,8 @@ from hpt_ray.driver.limits import reason_to_stop
 from hpt_ray.driver.reporter import Reporter
 from hpt_ray.driver.setup import Prepared, PreparedPhase, roles_of
 from hpt_ray.driver.step_metrics import Pairs, StepReport, check_gap, failures_of
-from hpt_ray.errors import LearnerFailed, RewardsFailed, Stopped
+from hpt_ray.driver.stopping import Stopping
+from hpt_ray.errors import LearnerFailed, RewardsFailed, in_one_line
 from hpt_ray.learner.schedule import learning_rates
 from hpt_ray.observe.metrics import complete_line
 from hpt_ray.observe.progress import Progress
@@ -58,7 +58,6 @@ from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import Timeline
 from hpt_ray.types import Decision, Group, UpdateResult
 
-T = TypeVar("T")
 DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
 
 
@@ -81,7 +80,7 @@ class Driver:
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
         self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
         self.saved_at: int | None = None  # the step of the newest checkpoint on disk
-        self.stopping = asyncio.Event()
+        self.stopping = Stopping(store, config.run.steps, say=str if quiet else progress.show)
         self.is_updating = False  # the weights of this step have begun to change, and it is not done
         self.began_s = time.perf_counter()
         self.state = RunState(step=0, version=0, sampler={})  # what the steps done came to
@@ -113,10 +112,9 @@ class Driver:
     async def run(self, cluster: Cluster) -> dict[str, Any]:
         """Train to the last step; returns the summary, which is also in the folder.
 
-        After SIGTERM what is done is saved, and `Stopped` is raised.
+        Once the actors are there, SIGINT and SIGTERM save what is done and raise `Stopped`.
         """
         self.progress.phase("starting")
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
         saved = await self.checkpoints.newest(self.config.run.steps)
         self.actors = await start_actors(
             cluster,
@@ -129,36 +127,42 @@ class Driver:
         if self.actors.engines is not None:
             self.actors.engines.say = self.progress.warn
         self._set_phase(self.prepared.phase_of(1))
-        try:
-            await self._go_to(saved, cut_after=-1)
-            started = time.perf_counter()
-            if self.step == 0 and self.evaluator.before_training:
-                before = complete_line({"weights/version": self.state.version})
-                await self._report(0, before, [], force_evaluation=True)
-            while self.step < self.config.run.steps and not self.stopping.is_set():
-                try:
-                    await self._one_step()
-                except Exception as error:
-                    await self._recover(cluster, error)
-            if self.step < self.config.run.steps or self.state.owes_evaluation:
-                await self._stop()
-            await self.checkpoints.settle()
-            times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
-            return self._finish(times)
-        finally:
-            self.reporter.close()
-            self.timeline.close()
-            await self.batches.close()
-            self.checkpoints.replicas.close()
-            self.actors.stop()
-            cluster.release()
+        with ExitStack() as answering:
+            try:
+                await self._go_to(saved, cut_after=-1)
+                answering.enter_context(self.stopping.by_signal(lambda: self.step))
+                return await self._train(cluster)
+            finally:
+                self.reporter.close()
+                self.timeline.close()
+                await self.batches.close()
+                self.checkpoints.replicas.close()
+                self.actors.stop()
+                cluster.release()
+
+    async def _train(self, cluster: Cluster) -> dict[str, Any]:
+        """Every step that is left; what the run came to."""
+        started = time.perf_counter()
+        if self.step == 0 and self.evaluator.before_training:
+            before = complete_line({"weights/version": self.state.version})
+            await self._report(0, before, [], force_evaluation=True)
+        while self.step < self.config.run.steps and not self.stopping.is_asked:
+            try:
+                await self._one_step()
+            except Exception as error:
+                await self._recover(cluster, error)
+        if self.step < self.config.run.steps or self.state.owes_evaluation:
+            await self._end_here()
+        await self.checkpoints.settle()
+        times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
+        return self._finish(times)
 
     async def _one_step(self) -> None:
         """Train one step and report it; or, where the run is to stop, leave it before the weights change."""
         if self.step == self.phase.last:
             await self._enter_phase()
         batch = self.batches.begin(self.step + 1)
-        step = await self._until_stopped(self.train_step(batch))
+        step = await self.stopping.until(self.train_step(batch))
         if not step.done() and not self.is_updating:
             step.cancel()
             await asyncio.wait({step})
@@ -169,14 +173,6 @@ class Driver:
         if self.step == 1:
             check_gap(self.phase.config, metrics)
         await self._check_progress(pairs)
-
-    async def _until_stopped(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """The work, done or failed; or under way, and the run is to stop."""
-        task = asyncio.create_task(work)
-        stopping = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        return task
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         """One batch of prompts, `updates_per_step` optimizer steps, one weight sync: metrics and decisions."""
@@ -289,6 +285,8 @@ class Driver:
             self.restarts = self.restarts + 1 if again_at == self.restarted_at else 1
             self.restarted_at = again_at
             is_loss = bool(lost) or isinstance(error, LearnerFailed)
+            if is_loss and self.stopping.is_asked:
+                raise self.stopping.stopped(self.step, in_one_line(error)) from error
             if not is_loss or self.restarts > self.config.learner.max_restarts:
                 raise error
             self.faults["learner_restarted"] += 1
@@ -305,13 +303,6 @@ class Driver:
             except Exception as again:
                 error = again
 
-    def _on_sigterm(self) -> None:
-        """Save and stop; at the second signal, end at once."""
-        if self.stopping.is_set():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-        self.stopping.set()
-
     async def save(self) -> None:
         """Have the steps done as a whole checkpoint on disk, whatever `checkpoint.every` says."""
         if self.step and self.saved_at != self.step:
@@ -319,11 +310,13 @@ class Driver:
             self._commit_checkpoint()
         await self.checkpoints.settle()
 
-    async def _stop(self) -> NoReturn:
-        if self.step == 0:
-            raise Stopped("Stopped on request before the first step was done.")
-        await self.save()
-        raise Stopped(f"Stopped on request after step {self.step}, which is saved; resume=auto continues.")
+    async def _end_here(self) -> NoReturn:
+        why_not = ""
+        try:
+            await self.save()
+        except Exception as error:
+            why_not = in_one_line(error)
+        raise self.stopping.stopped(self.step, why_not)
 
     # -- report, save, finish ----------------------------------------------------------------------
 
@@ -351,7 +344,7 @@ class Driver:
     async def _evaluate(self) -> dict[str, float]:
         """The eval sets' scores; nothing, at once, where the run is to stop: it may have little time."""
         with self.timeline.phase("evaluate"):
-            evaluation = await self._until_stopped(self.evaluator.scores(self.actors, self.phase))
+            evaluation = await self.stopping.until(self.evaluator.scores(self.actors, self.phase))
         if evaluation.done():
             return await evaluation
         evaluation.cancel()

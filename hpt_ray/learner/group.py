@@ -187,6 +187,7 @@ class LearnerGroup:
     def _result(self, reports: list[UpdateReport], critic: list[UpdateReport]) -> UpdateResult:
         assert self._begin is not None
         sums, largest = [*self._sums, *(report.stats for report in reports)], [r.peaks for r in reports]
+        sums.append({"loss/total": (0.0, 1)})
         if gaps := self._gaps.pop(self._update, []):
             gap = np.concatenate(gaps)
             sums.append({"policy/logprob_gap_mean": (float(gap.sum(dtype=np.float64)), gap.size)})

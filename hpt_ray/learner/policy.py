@@ -83,6 +83,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
             if not micro_batch.is_dummy:
                 for name, (total, count) in stats.items():
                     self._report.count(name, float(total), float(count))
+                self._report.count("loss/total", float(loss.detach()), 0)  # a sum: the group counts 1
                 if old is not OldPolicy.SCORED:
                     self._count_gap(micro_batch, logprob.detach().float().cpu().numpy())
                 self._report.num_tokens += micro_batch.num_tokens

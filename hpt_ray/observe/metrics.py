@@ -109,7 +109,13 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("critic/skipped_updates", "updates", "The critic's updates that were skipped.", False),
     Metric("critic/grad_norm", "norm", "The critic's gradient norm before clipping.", False),
-    Metric("loss/<term>", "nats", "Value of one additive term of the loss.", False),
+    Metric(
+        "loss/<term>",
+        "nats",
+        "Value of a term of the loss in the last update; `total`: of all of it. On rollouts its size says little: "
+        "what trains is its gradient.",
+        False,
+    ),
     Metric("rollout/length_mean", "tokens", "Mean length of a rollout."),
     Metric("rollout/truncated_ratio", "share", "Rollouts that did not end their turn."),
     Metric("rollout/finish/<reason>", "rollouts", "Rollouts that ended for this reason.", False),

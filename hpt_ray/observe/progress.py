@@ -35,6 +35,7 @@ WINDOW = 20  # steps whose mean time predicts the time left
 STEP_LINE_S = 2.0  # between two lines of steps: every step that takes longer has its own
 SIGN_OF_LIFE_S = 30.0
 NO_STEP = ("starting", "recover")  # phases that are no part of a step
+STEP = ("rollout", "learn", "sync")  # those with which one begins
 
 
 class Pace:
@@ -104,6 +105,7 @@ class Progress:
     ):
         self.console = console or Console()
         self._total, self._step, self._phase = total, first_step, "starting"
+        self._in_step = False  # one after `_step` is under way
         self._clock, self._pace = clock, Pace(total, clock)
         self._step_line_s = step_line_s
         self._showed_step_s = self._said_s = float("-inf")  # when there was a line of a step, and any line
@@ -130,13 +132,14 @@ class Progress:
     def phase(self, name: str) -> None:
         """Say what goes on now: "rollout", "learn", "sync", "evaluate", "save"."""
         self._phase = name
+        self._in_step |= name in STEP
         self._pace.enter(name)
         if self._live is None and self._clock() - self._said_s >= SIGN_OF_LIFE_S:
             self._print(self._under_way())
 
     def finish_step(self, step: int, metrics: Mapping[str, Any], *, keep: bool = False) -> None:
         """Take in the numbers of a finished step, and show them where it is time to; `keep`: in any case."""
-        self._step = step
+        self._step, self._in_step = step, False
         self._pace.step_done(step, metrics)
         if step == 0:
             return
@@ -170,7 +173,7 @@ class Progress:
     def _under_way(self) -> Text:
         parts = [Part(self._phase)]
         if not self._phase.startswith(NO_STEP):
-            step = step_part(min(self._step + 1, self._total), self._total)
+            step = step_part(self._step + self._in_step, self._total)
             parts = [step, *parts, Part(short_time(self._pace.step_s), 1)]
         left = self._pace.left(self._step)
         if left is not None:

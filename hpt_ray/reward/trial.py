@@ -39,7 +39,6 @@ def try_rewards(
         config.num_processes,
         timeout_s=config.timeout_s,
         memory_mb=config.memory_mb,
-        preload=sorted(rows),
         output=os.devnull,
     ) as pool:
         first = {name: numbers[0] for name, numbers in rows.items()}

@@ -11,6 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+OUTCOMES = (
+    "correct",
+    "wrong",
+    "no_answer",
+    "unparsable",
+    "timeout",
+    "error",
+)  # of types.Outcome, slow to import
 Words = Sequence[str] | None  # None: those of the process
 
 
@@ -167,6 +175,39 @@ def suite(words: Words) -> argparse.Namespace:
     return parser.parse_intermixed_args(words)
 
 
+def grade(words: Words) -> argparse.Namespace:
+    parser = Parser(
+        "grade",
+        "Grade a file of responses and show what was read as the answer, what was decided, and at which stage.",
+        """examples:
+  hpt_ray grade runs/latest/rollouts/step-000010.parquet --only wrong
+  hpt_ray grade responses.jsonl --reward-function gsm8k --ground-truth answer
+
+The stages of `math`: docs/grading.md. Other reward functions: docs/reward.md.""",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="parquet or JSON lines, one response a row")
+    parser.add_argument("--reward-function", default="math", metavar="NAME", help="default: math")
+    parser.add_argument("--response", metavar="COLUMN", help="default: response, text, completion or output")
+    parser.add_argument(
+        "--ground-truth",
+        metavar="COLUMN",
+        help="default: ground_truth, reward_model.ground_truth, reference or answer",
+    )
+    parser.add_argument("--only", choices=OUTCOMES, help="rows to show")
+    parser.add_argument("--rows", type=int, default=50, metavar="N", help="how many to show; default: 50")
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, metavar="S", help="for one response; default: 10"
+    )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file of `run.plugins`; may be repeated",
+    )
+    return parser.parse_args(words)
+
+
 def mini_base(words: Words) -> argparse.Namespace:
     parser = Parser(
         "mini-base",
@@ -183,6 +224,7 @@ READERS: dict[str, Callable[[Words], argparse.Namespace]] = {
     "plan": plan,
     "evaluate": evaluate,
     "explain": explain,
+    "grade": grade,
     "replay": replay,
     "report": report,
     "suite": suite,

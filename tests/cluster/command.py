@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = [sys.executable, "-m", "hpt_ray.main"]
@@ -37,6 +40,21 @@ def run_main(
         text=True,
         timeout=LIMIT_S,
     )
+
+
+def left_of(processes: Sequence[psutil.Process], *, within_s: float) -> list[psutil.Process]:
+    """Those that still run after so many seconds; an ended one that nobody has waited for does not."""
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    deadline = time.monotonic() + within_s
+    while (left := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def child_environment(**changes: str) -> dict[str, str]:

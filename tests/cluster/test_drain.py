@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 
 # Takes a while to save, as a run does.
 JOB = "import pathlib, signal, sys, time; started, saved = map(pathlib.Path, sys.argv[1:]); \
-signal.signal(signal.SIGTERM, lambda *_: (time.sleep(5), saved.touch(), sys.exit(75))); \
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(5), saved.touch(), sys.exit(143))); \
 started.touch(); time.sleep(600)"
 
 

@@ -138,7 +138,10 @@ def test_a_job_on_two_nodes_is_seen_stopped_and_resumed(nodes, tmp_path):
     assert "was stopped" in stopped.stdout
     assert "was stopped" in ray_job(nodes, "status", "first").stdout
     logs = ray_job(nodes, "logs", "first").stdout
-    last = re.search(r"Stopped on request after step (\d+), which is saved; resume=auto continues", logs)
+    last = re.search(
+        r"Stopped after step (\d+) of \d+, which is saved in \S+ To go on: \S*python -m hpt_ray.main .* resume=",
+        logs,
+    )
     assert last, logs
     step = int(last[1])
     assert step == steps_done()

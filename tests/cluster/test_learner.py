@@ -126,12 +126,16 @@ def test_a_step_without_samples_has_a_gradient_of_zero(pair):
     for prompts in ([], skipped):
         result, gradient = pair.step(prompts, hpt_loss)
         assert result.num_tokens == 0
+        assert result.metrics["loss/total"] == 0
         assert all((g == 0).all() for g in gradient.values())
 
 
 def test_samples_on_one_rank_only(pair):
     prompt = make_samples(pair.plain, [((), True)], seed=5)
+    pair.plain.set_parameters(call(pair.ranks, "parameters")[0])
+    loss = float(hpt_loss(pair.plain, prompt[0]))
     result, gradient = pair.step(prompt, hpt_loss)
+    assert result.metrics["loss/total"] == pytest.approx(loss, rel=1e-5)
     assert result.num_tokens == len(prompt[0][0].token_ids)
     assert norm(gradient) > 0
 

@@ -60,7 +60,7 @@ def test_jobs_go_on_without_the_suite_and_are_found_again(tmp_path: Path) -> Non
             wait_for(lambda: jobs("t.hpt.s1") or first.poll() is not None, LIMIT_S)
             assert first.poll() is None, printed.read_text()
             first.send_signal(signal.SIGTERM)
-            assert first.wait(60) == 75
+            assert first.wait(60) == 143
         assert "t.broken.s1 failed: exit code 2" in printed.read_text()
         assert "jobs under way go on" in printed.read_text()
         assert [job.status.is_terminal() for job in jobs("t.hpt.s1")] == [False]

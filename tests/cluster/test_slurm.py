@@ -98,7 +98,7 @@ def test_a_signal_saves_and_puts_the_job_back_in_the_queue(environment, tmp_path
         assert first.wait(LIMIT_S) == 0, log.read_text()
     finally:
         first.kill()
-    saved = re.search(r"Stopped on request after step (\d+), which is saved", log.read_text())
+    saved = re.search(r"Stopped after step (\d+) of 1000, which is saved", log.read_text())
     assert saved, log.read_text()
     job = environment["SLURM_JOB_ID"]
     assert calls.read_text().splitlines()[-1] == f"scontrol requeue {job}"

@@ -1,4 +1,4 @@
-"""SIGTERM at each moment of a step: what is done is reported and saved once, and the run goes on as the same run."""
+"""A stop at each moment of a step: what is done is reported and saved once, and the run goes on as the same run."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class StoppedDriver(Driver):
 
     async def _reach(self, moment: str, step: int) -> None:
         if moment == self.moment and step == STOP:
-            self._on_sigterm()
-            await asyncio.sleep(0.1)  # the signal is seen while the step waits for something
+            self.stopping.ask()
+            await asyncio.sleep(0.1)  # the request is seen while the step waits for something
 
     def _set_phase(self, phase: PreparedPhase) -> None:
         super()._set_phase(phase)
@@ -113,7 +113,11 @@ def train(
     prepared = prepare(config, tokenizer_path(config.model.path))
     prepared = replace(prepared, model_path=str(fresh_model("t", "qwen2")))
     folder = resume or RunFolder.create(config.run.dir, config.run.name)
-    end = pytest.raises(Stopped, match=f"after step {MOMENTS[moment]}, which") if moment else nullcontext()
+    end = (
+        pytest.raises(Stopped, match=f"after step {MOMENTS[moment]} of {STEPS}, which is saved")
+        if moment
+        else nullcontext()
+    )
     with Progress(STEPS) as progress, end:
         driver = StoppedDriver(config, prepared, folder, progress, quiet=True)
         driver.moment = moment

@@ -2,19 +2,24 @@
 
 import json
 import re
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hpt_ray.config.schema import DataConfig
+from hpt_ray.config.schema import Config, DataConfig, RewardConfig
 from hpt_ray.data.dataset import load_prompts
 from hpt_ray.data.files import KINDS
 from hpt_ray.data.shapes import COLUMNS, GROUND_TRUTH, WORKED
 from hpt_ray.data.shapes import SHAPES as SHAPES_KNOWN
 from hpt_ray.data.sources import open_rows
 from hpt_ray.data.template import Template
+from hpt_ray.driver.setup import asked_of
 from hpt_ray.errors import UserError
 
 CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases" / "first_contact"
@@ -155,6 +160,14 @@ def test_the_columns_that_reach_a_reward_function(tmp_path):
     assert found.source == Q
 
 
+def test_values_that_json_has_no_form_for(tmp_path, load):
+    row = {"prompt": Q, "answer": N, "when": datetime(2026, 1, 2), "image": b"abc", "share": Decimal("0.5")}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (prompt,) = load(tmp_path / "a.parquet")
+    further = {"when": "2026-01-02T00:00:00", "image": "<3 bytes>", "share": "0.5"}
+    assert prompt.extra == {"answer": N, **further}
+
+
 def test_own_columns_by_name(tmp_path):
     row = {"aufgabe": Q, "loesung": {"text": A}, "ergebnis": 3, "quelle": "d", "difficulty": 3}
     columns = {"prompt": "aufgabe", "target": "loesung.text", "answer": "ergebnis", "data_source": "quelle"}
@@ -213,7 +226,7 @@ def test_a_named_column_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"`answer: reward_model.ground_truth`, and there is no such column"):
         read(path, {"prompt": "aufgabe", "answer": "reward_model.ground_truth"})
     held_out = write(tmp_path / "b.jsonl", {"question": Q, "answer": N})
-    assert read(held_out, {"prompt": "aufgabe"}, columns_optional=True)[0].startswith("question: ")
+    assert read(held_out, {"prompt": "aufgabe"}, held_out=True)[0].startswith("question: ")
 
 
 @pytest.mark.parametrize(
@@ -251,9 +264,7 @@ def test_choices_that_are_not_in_the_prompt_are_noticed(tmp_path):
 
 def test_a_ground_truth_is_asked_for_where_it_is_needed(tmp_path):
     path = write(tmp_path / "a.jsonl", {"prompt": Q, "completion": A})
-    with pytest.raises(
-        UserError, match=r"the column `answer`, .*is missing .*data.columns={answer: completion}"
-    ):
+    with pytest.raises(UserError, match=r"the column `answer` is missing.*data.columns={answer: completion}"):
         read(path, needs_ground_truth=True)
     assert len(read(path, {"answer": "completion"}, needs_ground_truth=True)[1]) == 1
 
@@ -263,9 +274,15 @@ def test_absent_values_are_no_error(tmp_path):
         {"messages": [USER, ANSWER], "answer": N},
         {"messages": None},
         {"messages": [ANSWER], "answer": None},
+        {"messages": [USER, {"role": "assistant", "content": None}], "answer": float("nan")},
     ]
     _, found = read(write(tmp_path / "a.jsonl", *rows))
-    assert [(row.messages, row.ground_truth) for row in found] == [([USER], N), ([], None), ([], None)]
+    assert [(row.messages, row.ground_truth) for row in found] == [
+        ([USER], N),
+        ([], None),
+        ([], None),
+        ([USER], None),
+    ]
 
 
 # -- the set ---------------------------------------------------------------------------------------
@@ -314,8 +331,16 @@ def test_a_set_for_supervised_training_needs_no_ground_truth(tmp_path, load):
     (prompt,) = load(path, demonstrations="required", needs_ground_truth=False)
     assert prompt.ground_truth is None
     assert prompt.id == "a:1"
-    with pytest.raises(UserError, match="the column `answer`"):
+    with pytest.raises(UserError, match="the column `answer` is missing"):
         load(path)
+
+
+def test_a_set_in_which_nothing_is_left_says_what_was_read_and_what_to_write(tmp_path, load):
+    path = write(tmp_path / "a.jsonl", {"question": Q, "answer": N})
+    with pytest.raises(UserError) as error:
+        load(path, demonstrations="required")
+    assert str(error.value).startswith(f"{path}: no prompt is left (1 no_demonstration). ")
+    assert "data.columns={target: COLUMN}. a.jsonl: read as question: prompt ← question" in str(error.value)
 
 
 def test_an_unknown_role_is_refused(tmp_path, load):
@@ -367,8 +392,8 @@ def test_a_file_of_a_stranger(load, name):
     ("name", "message"),
     [
         ("own_columns.jsonl", r"data.columns=\{prompt: aufgabe, target: loesung, answer: ergebnis\}"),
-        ("alpaca.jsonl", "the column `answer`, the ground truth .* is missing"),
-        ("sft_only.jsonl", "the column `answer`, the ground truth .* is missing"),
+        ("alpaca.jsonl", "the column `answer` is missing, the ground truth"),
+        ("sft_only.jsonl", "the column `answer` is missing, the ground truth"),
         ("broken_line.jsonl", r"broken_line\.jsonl, row 2: not JSON"),
     ],
 )
@@ -380,6 +405,31 @@ def test_a_file_of_a_stranger_that_is_refused(load, name, message):
 @needs_cases
 def test_every_file_of_the_cases_is_tried():
     assert {path.name for path in (CASES / "data").iterdir()} == {*STRANGERS, "broken_line.jsonl"}
+
+
+# -- what is asked of a file -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gate", "functions", "needed"),
+    [
+        ("switch", ["math"], True),
+        ("rollouts", ["math"], True),
+        ("demonstrations", ["math"], False),
+        ("switch", ["python:FILE:grade"], False),
+        ("switch", ["python:FILE:grade", "boxed"], True),
+        (None, ["math"], True),
+        (None, ["python:FILE:grade"], False),
+    ],
+)
+def test_a_ground_truth_is_needed_where_something_compares_with_it(tmp_path, gate, functions, needed):
+    file = tmp_path / "mine.py"
+    file.write_text("def grade(response, ground_truth):\n    return 1.0\n")
+    first, *others = [function.replace("FILE", str(file)) for function in functions]
+    config = Config(reward=RewardConfig(function=first, functions={"other": others[0]} if others else {}))
+    asked = asked_of(config, gate)
+    assert asked["needs_ground_truth"] is needed
+    assert asked.get("held_out", False) is (gate is None)
 
 
 # -- the page --------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def test_failures_are_there_at_any_width_and_in_colour() -> None:
         assert styles["rewards failed 12/64"] == "bold red"
         assert styles["truncated 25%"] == styles["unparsable 2"] == styles["trackers off 1"] == "yellow"
     assert failures(STEP) == []
+    assert [part.text for part in failures({"rollout/truncated_ratio": 0.004})] == ["truncated 0.4%"]
 
 
 def test_numbers_are_short() -> None:
@@ -196,6 +197,9 @@ def test_of_fast_steps_one_every_two_seconds_and_those_with_failures() -> None:
 def test_in_a_file_a_long_step_gives_a_sign_of_life() -> None:
     console, clock = Console(file=io.StringIO(), width=80), Clock()
     with Progress(9, console=console, clock=clock) as progress:
+        progress.phase("evaluate")
+        assert written(console).splitlines()[-1] == "step 0/9  evaluate  0s"
+        progress.finish_step(0, {"eval/chain/mean": 0.5})
         train(progress, clock, range(1, 2), 100, {})
         progress.phase("rollout")
         clock.now_s += 80

@@ -243,6 +243,8 @@ def grading_server():
                 return
             score = float(received[-1]["response"] == received[-1]["ground_truth"])
             body = json.dumps({"score": score, "extracted": received[-1]["response"]}).encode()
+            if received[-1]["response"] == "talk":
+                body = b"<html>hello</html>"
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -272,6 +274,8 @@ def test_http_reward_function_repeats_when_busy_and_not_when_refused(grading_ser
     with pytest.raises(OSError, match="400"):
         grade("refuse", "4")
     assert len(received) == 4
+    with pytest.raises(ValueError, match=f"{url} answered no JSON: <html>hello"):
+        grade("talk", "4")
 
 
 def test_http_reward_function_without_a_server_says_so():

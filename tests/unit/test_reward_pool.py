@@ -142,6 +142,18 @@ def test_unusable_inputs_are_errors_and_the_pool_goes_on(tmp_path):
         assert reason in result.detail
 
 
+def test_a_file_that_never_finishes_loading_is_an_error_that_names_the_function(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpt_ray.reward.pool.LOAD_TIMEOUT_S", 2.0)
+    file = tmp_path / "stuck.py"
+    file.write_text("import time\ntime.sleep(600)\ndef grade(response, truth): ...\n")
+    with Pool() as pool:
+        stuck, other = pool.grade([Task(f"python:{file}:grade", "", "1"), Task("boxed", r"\boxed{1}", "1")])
+        assert pool.num_replaced == 1
+    assert stuck.outcome is Outcome.ERROR
+    assert "could not be loaded: that took longer than 2 s" in stuck.detail
+    assert other.correct
+
+
 PLUGIN = """
 from hpt_ray.reward import REWARD_FUNCTIONS, RewardFunctionKind
 from hpt_ray.types import Outcome, RewardResult

@@ -102,12 +102,12 @@ def test_trl_gets_messages_where_the_data_has_messages(grade):
         "def plain(g):\n    def inner(*a, **k): return g(*a, **k)\n    return inner\n"
         "@plain\ndef f(response, truth): return truth in response",
         "if True:\n    def f(response, truth): return 1",
-        "from beside import f",
-        "from beside import *",
+        "from neighbouring import f",
+        "from neighbouring import *",
     ],
 )
 def test_whatever_can_be_called(grade, tmp_path, source):
-    (tmp_path / "beside.py").write_text("def f(response, truth): return truth in response\n")
+    (tmp_path / "neighbouring.py").write_text("def f(response, truth): return truth in response\n")
     assert grade(source).correct
 
 

@@ -86,7 +86,7 @@ def _located(path: Path, *notes: str) -> Iterator[None]:
 
 def _file_of(source: str) -> Path:
     """The file, or that of a dotted module which can be imported from the working directory. Raises ValueError."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path.resolve()
     if path.suffix == ".py" or len(path.parts) > 1:
@@ -104,7 +104,7 @@ def _file_of(source: str) -> Path:
 
 
 def _load(source: str, path: Path) -> ModuleType:
-    if not Path(source).is_file():
+    if not Path(source).expanduser().is_file():
         sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(source)
     sys.path.insert(0, str(path.parent))

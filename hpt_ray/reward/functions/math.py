@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -76,12 +77,13 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
 
     def grade(response: str, ground_truth: Any) -> RewardResult:
         right = references(ground_truth)
-        response = after_thinking(response)
-        parts = boxed_answer(response)
+        said = after_thinking(response)
+        parts = boxed_answer(said)
         if parts is None and lenient:
-            return _grade_unboxed(response, right)
+            return _grade_unboxed(said, right)
         if parts is None or not any(parts):
-            return NO_ANSWER
+            unsaid = parts is None and boxed_answer(response) is not None
+            return replace(NO_ANSWER, detail="a box only in the thinking" if unsaid else "no box")
         result = compare(", ".join(parts), right)
         if len(parts) > 1 and not result.correct and all(compare(part, right).correct for part in parts):
             return answered(", ".join(parts), True, "every box")  # the same answer in several forms

@@ -48,7 +48,7 @@ _REWRITES = [
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),  # \frac12
         (r"\^\s*\{?\\circ\}?|\\degree(?![a-zA-Z])", ""),
-        (r"\\\$|\$", ""),
+        (r"\\\$|[$€£¥]", ""),
         (r"\\%|(?<=[\d}])\s*(?:\\text\{\s*)?(?:percent|percentage|pct)\s*\}?\s*$", "%"),
         (r"\\ge(?:qslant|qq)?(?![a-zA-Z])|>=", r"\\geq "),
         (r"\\le(?:qslant|qq)?(?![a-zA-Z])|<=", r"\\leq "),

@@ -24,6 +24,7 @@ from hpt_ray.types import RewardResult
 NUM_TRIES = 4
 FIRST_PAUSE_S = 0.1
 MAX_REPLY_BYTES = 1_000_000
+MAX_SHOWN = 100
 
 
 def check_http(url: str) -> None:
@@ -41,7 +42,13 @@ def make_http(url: str) -> Callable[..., RewardResult]:
             "data_source": row.data_source,
             "extra_info": row.extra,
         }
-        return to_result(json.loads(_post(url, json.dumps(request, default=_plain).encode())))
+        reply = _post(url, json.dumps(request, default=_plain).encode())
+        try:
+            return to_result(json.loads(reply))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{url} answered no JSON: {reply[:MAX_SHOWN].decode(errors='replace')}"
+            ) from error
 
     return grade
 

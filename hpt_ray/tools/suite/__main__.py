@@ -1,8 +1,8 @@
 """`python -m hpt_ray.tools.suite SUITE.yaml [--only PATTERN] [--dry-run] [--report] [--jobs local|ray] [key=value …]`
 
 Carry a suite out and write one report. The same command goes on where it was stopped. Exit code 0: everything
-is there. 1: something failed; the report says what. 2: the user must change something. 75: stopped by
-SIGTERM; 130: by Ctrl-C.
+is there. 1: something failed; the report says what. 2: the user must change something. 130: stopped by Ctrl-C;
+143: by SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from hpt_ray.utils import signals
+
+if __name__ == "__main__":
+    signals.watch()  # while the rest is imported, too
+
 from hpt_ray.cluster.process import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
-from hpt_ray.errors import STOPPED, UserError, exit_code  # noqa: E402  (after the environment is set)
+from hpt_ray.errors import Stopped, UserError, exit_code  # noqa: E402  (after the environment is set)
+from hpt_ray.observe.console import CommandConsole  # noqa: E402
 from hpt_ray.tools.suite.jobs import Launcher, LocalLauncher  # noqa: E402
 from hpt_ray.tools.suite.matrix import RunSpec  # noqa: E402
 from hpt_ray.tools.suite.ray_jobs import RayLauncher  # noqa: E402
@@ -33,12 +38,13 @@ from hpt_ray.tools.suite.runner import Done, carry_out, look  # noqa: E402
 from hpt_ray.tools.suite.state import Action  # noqa: E402
 from hpt_ray.tools.suite.suite import Suite, load_suite  # noqa: E402
 from hpt_ray.utils import arguments  # noqa: E402
+from hpt_ray.utils.command import this_command  # noqa: E402
 from hpt_ray.utils.lock import alone  # noqa: E402
 
 
 def main(words: list[str] | None = None) -> int:
     """Run, and turn what went wrong into an exit code and a message."""
-    console = Console()
+    console = CommandConsole()
     try:
         options = arguments.suite(words)
         suite = load_suite(options.suite, options.overrides)
@@ -47,12 +53,9 @@ def main(words: list[str] | None = None) -> int:
             return 0
         with holding(suite.out):
             return report_on(suite, options, console)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
-        return 130
-    except asyncio.CancelledError:
-        print("stopped on request: the same command goes on where this one stopped", file=sys.stderr)
-        return STOPPED
+    except Stopped as stopped:
+        signals.say(f"{stopped} To go on: {this_command()}")
+        return signals.exit_code()
     except Exception as error:
         return exit_code(error)
 
@@ -72,16 +75,15 @@ def report_on(suite: Suite, options: Namespace, console: Console) -> int:
 
 
 async def stoppable(suite: Suite, launcher: Launcher, console: Console, only: list[str]) -> Done:
-    """At SIGTERM as at Ctrl-C: what the launcher does then, it says."""
+    """Everything that is missing. At a signal the launcher does what is due, and `Stopped` says it."""
     launcher.open()
     task = asyncio.ensure_future(carry_out(suite, launcher, console, only))
-    # After Ray, which has a handler of its own.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    loop = asyncio.get_running_loop()
     try:
-        return await task
+        with signals.answered_by(lambda: loop.call_soon_threadsafe(task.cancel)):
+            return await task
     except asyncio.CancelledError:
-        console.print(launcher.when_stopped, soft_wrap=True)
-        raise
+        raise Stopped(f"Stopped. {launcher.when_stopped}") from None
     finally:
         launcher.close()
 

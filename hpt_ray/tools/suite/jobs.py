@@ -92,7 +92,12 @@ class LocalLauncher(Launcher):
         words = (sys.executable, "-m", "hpt_ray.tools.suite.jobs", str(os.getpid()), *job.words)
         with job.log.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                process_group=0,  # a Ctrl-C is for us, and we tell it
             )
             try:
                 code = await asyncio.wait_for(process.wait(), timeout_s)
