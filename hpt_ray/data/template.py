@@ -128,6 +128,10 @@ class Template:
                 ids.pop()
         return [np.array([*ids, self.end_token_id], np.int32) for ids in encoded]
 
+    def decode(self, ids: np.ndarray) -> str:
+        """Token ids as text, special tokens among it: what the model sees, for people."""
+        return cast(str, self._tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
+
     def goes_past_end(self, ids: np.ndarray) -> bool:
         """Whether a demonstration goes on after a token that a rollout would have stopped on."""
         return bool(np.isin(ids[:-1], self.stop_token_ids).any())
