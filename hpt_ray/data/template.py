@@ -55,8 +55,9 @@ class Template:
             )
         if self._kind == "chat" and not tokenizer.chat_template:
             raise UserError(
-                f"data.template is `chat`, and the tokenizer {name} has no chat template. "
-                "Set data.template=plain, or to a text with {prompt} in it."
+                f"data.template is `chat`, and the tokenizer {name} has no chat template; those of base models often "
+                "have none. Set data.template=plain, or a text with {prompt} in it that tells a base model where the "
+                'answer begins, as in template: "Question: {prompt}\\nAnswer:".'
             )
         if self._kind not in ("chat", "plain") and "{prompt}" not in self._kind:
             raise UserError(
