@@ -169,11 +169,16 @@ def test_values_that_json_has_no_form_for(tmp_path, load):
 
 
 def test_own_columns_by_name(tmp_path):
-    row = {"aufgabe": Q, "loesung": {"text": A}, "ergebnis": 3, "quelle": "d", "difficulty": 3}
-    columns = {"prompt": "aufgabe", "target": "loesung.text", "answer": "ergebnis", "data_source": "quelle"}
+    row = {"aufgabe": Q, "loesung": {"de": {"text": A}}, "ergebnis": 3, "quelle": "d", "difficulty": 3}
+    columns = {
+        "prompt": "aufgabe",
+        "target": "loesung.de.text",
+        "answer": "ergebnis",
+        "data_source": "quelle",
+    }
     reading, (found,) = read(write(tmp_path / "a.jsonl", row), columns)
     assert reading == (
-        "data.columns says: prompt ← aufgabe, demonstration ← loesung.text, ground truth ← ergebnis, "
+        "data.columns says: prompt ← aufgabe, demonstration ← loesung.de.text, ground truth ← ergebnis, "
         "data source ← quelle"
     )
     assert (found.messages, found.demonstration, found.ground_truth) == ([USER], A, 3)
