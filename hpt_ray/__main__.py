@@ -23,7 +23,7 @@ COMMANDS = {
     "replay": ("hpt_ray.cli.replay", "compute a step again and compare its gradient"),
     "report": ("hpt_ray.tools.report.__main__", "a page about one run or several"),
     "suite": ("hpt_ray.tools.suite.__main__", "many methods, models and seeds, and one report"),
-    "deploy": ("hpt_ray.tools.deploy.__main__", "Kubernetes manifests, and checks of an installation"),
+    "deploy": ("hpt_ray.tools.deploy.__main__", "Kubernetes manifests of a run"),
     "prepare": ("hpt_ray.data.prepare", "published data sets as prompt files"),
     "mini-base": ("hpt_ray.cli.mini_base", "build the small task's base models"),
 }

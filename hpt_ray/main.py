@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hpt_ray.errors import Stopped, exit_code
@@ -28,6 +29,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         from hpt_ray.cli import train
         from hpt_ray.data.mini.base import tokenizer_path
+        from hpt_ray.driver.data_card import make_card
         from hpt_ray.driver.setup import prepare
         from hpt_ray.observe.console import CommandConsole
         from hpt_ray.observe.run_folder import RunFolder
@@ -42,6 +44,7 @@ def main(words: list[str] | None = None) -> int:
             print(why)
             return 0
         prepared = prepare(config, tokenizer_path(config.model.path))
+        card = make_card(config, prepared)
         with ExitStack() as stack:
             if folder is not None:
                 stack.enter_context(train.holding(folder, console))
@@ -50,7 +53,9 @@ def main(words: list[str] | None = None) -> int:
                 folder = RunFolder.create(config.run.dir, config.run.name)
                 stack.enter_context(train.holding(folder, console))
             train.write_config(config, folder)
-            console.print(train.start_tables(config, prepared, plan, folder.root))
+            folder.write_data_card(asdict(card))
+            console.print(train.start_tables(config, prepared, card, plan, folder.root))
+            train.show_warnings(card, console)
             asyncio.run(train.run(cluster, config, prepared, folder, console))
         return 0
     except Stopped as stopped:

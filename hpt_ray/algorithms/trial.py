@@ -107,6 +107,15 @@ def _try_gate(gate: str, gamma: float) -> None:
             )
 
 
+def may_ask(gate: str, gamma: float, num_rollouts: int) -> bool:
+    """Whether there are results with which the gate trains on a demonstration. The switch with γ < 0 has none."""
+    kind, numbers = GATES[gate], np.arange(num_rollouts)
+    return kind.needs_demonstrations and any(
+        kind.function(group_of("example", numbers < solved, True), gamma, ()).demo_weight > 0
+        for solved in range(num_rollouts + 1)
+    )
+
+
 def _users_module(function: Callable) -> ModuleType | None:
     """The file of a user that the function is from."""
     name = getattr(getattr(function, "func", function), "__module__", None) or ""

@@ -20,7 +20,8 @@ from hpt_ray.cluster.process import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
-from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402  (after the environment is set)
+from hpt_ray.checkpoint.manifest import folder_name  # noqa: E402  (after the environment is set)
+from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402
 from hpt_ray.cli.mini_base import model_folder  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
@@ -29,9 +30,11 @@ from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
 from hpt_ray.data.mini.base import parse_name  # noqa: E402
+from hpt_ray.driver.data_card import make_card  # noqa: E402
 from hpt_ray.driver.driver import Driver  # noqa: E402
 from hpt_ray.driver.setup import Prepared  # noqa: E402
 from hpt_ray.errors import UserError  # noqa: E402
+from hpt_ray.observe.data_card import DataCard, card_tables, warning_panel  # noqa: E402
 from hpt_ray.observe.progress import Progress  # noqa: E402
 from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.observe.tables import start_summary  # noqa: E402
@@ -64,36 +67,43 @@ def show_plan(config: Config, console: Console) -> None:
     from hpt_ray.tools.plan.show import not_checked
 
     found, absent = survey(config)
+    card = make_card(config, found) if found else None
     folder_name = Path(config.run.dir) / f"{config.run.name}-TIME"
-    console.print(start_tables(config, found, plan_run(config, found), folder_name))
+    console.print(start_tables(config, found, card, plan_run(config, found), folder_name))
     console.print(not_checked(absent, seen_at_start(config)))
+    show_warnings(card, console)
 
 
-def start_tables(config: Config, prepared: Prepared | None, plan: Plan, folder: Path) -> RenderableType:
-    """A table for each phase: the algorithm, the batch sizes and what follows from them, the data; then the plan.
+def show_warnings(card: DataCard | None, console: Console) -> None:
+    """What is wrong with the data, where something is: the last thing that is shown."""
+    if card and card.warnings:
+        console.print(warning_panel(card.warnings))
 
-    `prepared` is None in a dry run without all of its files.
+
+def start_tables(
+    config: Config, prepared: Prepared | None, card: DataCard | None, plan: Plan, folder: Path
+) -> RenderableType:
+    """A table for each phase: the algorithm, the batch sizes and what follows from them; then data card and plan.
+
+    `prepared` and `card` are None in a dry run without all of its files.
     """
     head = f"Training {config.run.name} for {config.run.steps} steps"
     phases: Sequence[Phase] = prepared.phases if prepared else phases_of(config)
     tables = []
-    for i, phase in enumerate(phases):
-        prompts = prepared.phases[i].prompts if prepared else None
+    for phase in phases:
         which = f": phase {phase.number}, {phase.before + 1} to {phase.last}" if len(phases) > 1 else ""
         tables.append(
             start_summary(
                 phase.config,
                 title=head + which,
                 algorithm_mode=phase.config.algorithm.mode,
-                num_prompts=None if prompts is None else len(prompts),
-                dropped={} if prompts is None else prompts.dropped,
                 folder=folder,
                 turn_end=prepared.turn_end if prepared else None,
             )
         )
     from hpt_ray.tools.plan.show import plan_summary
 
-    return Lines(*tables, plan_summary(plan))
+    return Lines(*tables, *([card_tables(card)] if card else []), plan_summary(plan))
 
 
 def folder_to_resume(config: Config) -> RunFolder | None:
@@ -111,10 +121,13 @@ def folder_to_resume(config: Config) -> RunFolder | None:
 
 def nothing_left(config: Config, folder: RunFolder) -> str:
     """That a run is done, and what its user may want then; empty where it has something left to do."""
-    if not folder.summary.is_file() or json.loads(folder.summary.read_text())["steps"] != config.run.steps:
+    steps = config.run.steps
+    if not folder.summary.is_file() or not (folder.checkpoints / folder_name(steps)).is_dir():
+        return ""
+    if json.loads(folder.summary.read_text()).get("steps") != steps:
         return ""
     return (
-        f"nothing left to do: {folder.root} has all of its {config.run.steps} steps. Train further with run.steps=N, "
+        f"nothing left to do: {folder.root} has all of its {steps} steps. Train further with run.steps=N, "
         "or start a run of its own with resume=never."
     )
 

@@ -12,7 +12,9 @@ from typing import Any
 
 _PROMPTS = "counts prompts; each has group_size rollouts"
 _MICRO = "memory is bounded in tokens, and samples are packed into micro-batches until they are full"
-_COLUMN = "common columns are recognised; others as in data.columns={prompt: COLUMN, answer: COLUMN}"
+_COLUMN = (
+    "common columns are recognised; others as in data.columns.prompt=COLUMN and data.columns.answer=COLUMN"
+)
 _EPOCHS = "epochs · rows of data.train / prompts_per_step"
 _PYTHON = "write reward.function=python:FILE:FUNCTION"
 _TRACKERS = "a list, as in observe.trackers=[wandb]"
@@ -143,15 +145,15 @@ NAMES: dict[str, tuple[str, str]] = {
     "attn_implementation": ("model.attention", ""),
     "flash_attn": ("model.attention", "write model.attention=flash_attention_2"),
     "trust_remote_code": ("model.trust_remote_code", ""),
-    "rope_scaling": ("model.config_overrides", "as model.config_overrides={rope_parameters: {…}}"),
+    "rope_scaling": ("model.config_overrides", "as model.config_overrides.rope_parameters={…}"),
     # data
     "dataset": ("data.train", "files, as in data.train=[FILE]"),
     "dataset_name": ("data.train", "files: download the set, then data.train=[FILE]"),
     "prompt_data": ("data.train", "files, as in data.train=[FILE]"),
     "train_files": ("data.train", "a list, as in data.train=[FILE]"),
     "train_file": ("data.train", "a list, as in data.train=[FILE]"),
-    "val_files": ("evaluation.sets", "by name, as in evaluation.sets={held_out: FILE}"),
-    "eval_dataset": ("evaluation.sets", "by name, as in evaluation.sets={held_out: FILE}"),
+    "val_files": ("evaluation.sets", "by name, as in evaluation.sets.held_out=FILE"),
+    "eval_dataset": ("evaluation.sets", "by name, as in evaluation.sets.held_out=FILE"),
     "input_key": ("data.columns", _COLUMN),
     "label_key": ("data.columns", _COLUMN),
     "output_key": ("data.columns", _COLUMN),

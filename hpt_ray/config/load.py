@@ -215,8 +215,13 @@ def _parse_word(root: type, word: str) -> dict:
     try:
         return typing.cast(dict, OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
+        split = (
+            " A value with spaces needs quotes: 'data.train=[a.jsonl, b.jsonl]'."
+            if text.startswith(("[", "{"))
+            else ""
+        )
         raise UserError(
-            f"{COMMAND_LINE}: the value in `{word}` is not valid YAML: {_reason_of(error)}."
+            f"{COMMAND_LINE}: the value in `{word}` is not valid YAML: {_reason_of(error)}.{split}"
         ) from error
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from hpt_ray.data.dropped import in_words, readings
 from hpt_ray.data.files import list_files
 from hpt_ray.data.intake import SCHEMA, Demonstrations, Intake, Needs, Tally
 from hpt_ray.data.mini import is_mini, resolve
@@ -31,20 +32,20 @@ from hpt_ray.errors import UserError
 from hpt_ray.types import Demonstration, Prompt
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
-VERSION = 2  # goes up with every change of what is stored
+VERSION = 3  # goes up with every change of what is stored
 
 
 class PromptSet:
     """Prompts of one or more files, by position in file order. Reads from disk, holds no texts."""
 
     def __init__(self, folder: Path) -> None:
-        self._tally = Tally(**json.loads((folder / "tally.json").read_text(encoding="utf-8")))
+        self.tally = Tally(**json.loads((folder / "tally.json").read_text(encoding="utf-8")))
         reader = pa.ipc.open_file(pa.memory_map(str(folder / "prompts.arrow")))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]  # mapped, not loaded
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
 
     def __len__(self) -> int:
-        return self._tally.kept
+        return self.tally.kept
 
     def __getitem__(self, i: int) -> Prompt:
         if not 0 <= i < len(self):
@@ -74,15 +75,12 @@ class PromptSet:
     @property
     def dropped(self) -> dict[str, int]:
         """Number of rows dropped, by reason."""
-        return dict(self._tally.dropped)
+        return dict(self.tally.dropped)
 
     @property
     def read_as(self) -> list[str]:
         """One line for every way in which a file is read: `train.jsonl: read as Alpaca: prompt ← instruction, …`."""
-        return [
-            f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: read as {reading}"
-            for reading, files in self._tally.read_as.items()
-        ]
+        return readings(self.tally)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of every prompt, and of every demonstration that there is. Reads no text and no token."""
@@ -94,9 +92,28 @@ class PromptSet:
         )
         return prompts.to_numpy(), demonstrations.to_numpy()
 
+    def sample(self, most: int) -> list[Prompt]:
+        """At most so many prompts, spread evenly over the set: those with a demonstration, where any has one.
+
+        The first of every data source is among them, as far as there is room.
+        """
+        sources = pa.chunked_array([batch.column("data_source").fill_null("") for batch in self._batches])
+        source = np.unique(sources.to_numpy(), return_inverse=True)[1]
+        lacking = np.concatenate(
+            [
+                batch.column("demonstration_ids").is_null().to_numpy(zero_copy_only=False)
+                for batch in self._batches
+            ]
+        )
+        order = np.lexsort((lacking, source))
+        firsts = order[np.unique(source[order], return_index=True)[1]]
+        usable = order if lacking.all() else order[~lacking[order]]
+        spread = usable[np.linspace(0, len(usable) - 1, min(most, len(usable))).round().astype(int)]
+        return [self[i] for i in sorted([*dict.fromkeys(np.concatenate([firsts, spread]).tolist())][:most])]
+
     def report(self) -> dict[str, int | float]:
         """The counts for the table at the start and for the run's summary, in reading order."""
-        tally = self._tally
+        tally = self.tally
         return {
             "rows": tally.rows,
             "kept": tally.kept,
@@ -159,20 +176,7 @@ def load_prompts(
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     prompts = PromptSet(cached_folder(cache_dir() / "prompts" / name, build))
     if not len(prompts):
-        raise _nothing_left(", ".join(paths), prompts)
+        counts = [f"{count} {reason}" for reason, count in prompts.dropped.items()] or ["the files are empty"]
+        why = in_words(prompts.dropped, prompts.tally, max_prompt_tokens, max_response_tokens)
+        raise UserError(f"{', '.join(paths)}: no prompt is left ({', '.join(counts)}). {why}".rstrip())
     return prompts
-
-
-HINTS = {
-    "no_demonstration": "Only demonstrations train here: say which column they are in, data.columns={target: COLUMN}.",
-    "no_ground_truth": "Say in which column the ground truth is: data.columns={answer: COLUMN}.",
-    "prompt_too_long": "Raise data.max_prompt_tokens.",
-    "demonstration_too_long": "Raise data.max_response_tokens.",
-}
-
-
-def _nothing_left(paths: str, prompts: PromptSet) -> UserError:
-    counts = [f"{count} {reason}" for reason, count in prompts.dropped.items()] or ["the files are empty"]
-    hints = [HINTS[reason] for reason in prompts.dropped if reason in HINTS] or ["Correct the data."]
-    said = [f"{paths}: no prompt is left ({', '.join(counts)}).", *hints, *prompts.read_as]
-    return UserError(" ".join(said))

@@ -12,6 +12,7 @@ import csv
 import difflib
 import gzip
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,17 +36,18 @@ def list_files(path: str | Path, *, split: str = "train") -> list[Path]:
     A folder may be one that `datasets` saved. Of one with several splits, `split` is meant; UserError where
     there is no such.
     """
-    path = Path(path).expanduser()
+    given, path = str(path), Path(path).expanduser()
     if path.is_file():
         if kind_of(path) is None:
             raise UserError(f"{path}: unknown kind of file. Rows come as {', '.join(KINDS)}.")
         return [path]
     if not path.is_dir():
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*")], n=1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        if re.fullmatch(r"[\w-]+/[\w.-]+", given) and not path.suffix:
+            hint += f" Of the Hub? Then first: hf download {given} --repo-type dataset --local-dir DIR."
         raise UserError(
-            f"{path}: no such file. "
-            + (f"Did you mean {path.parent / near[0]}? " if near else "")
-            + f"Give a file of rows ({', '.join(KINDS)}), or a folder of them."
+            f"{path}: no such file.{hint} Give a file of rows ({', '.join(KINDS)}), or a folder of them."
         )
     if (path / "dataset_dict.json").is_file():
         names = _json_of(path / "dataset_dict.json").get("splits", [])

@@ -63,6 +63,8 @@ class Tally:
     prompt_tokens_max: int = 0
     demonstration_tokens: int = 0
     demonstration_tokens_max: int = 0
+    longest_prompt: int = 0  # of all that were read, dropped ones too
+    longest_demonstration: int = 0
     read_as: dict[str, list[str]] = field(default_factory=dict)  # how files are read → their names
 
 
@@ -156,6 +158,7 @@ class Intake:
         encoded = self._template.encode_prompts([candidate.prompt for candidate in candidates])
         for candidate, ids in zip(candidates, encoded, strict=True):
             candidate.prompt_ids = ids
+            self.tally.longest_prompt = max(self.tally.longest_prompt, len(ids))
         return [
             candidate
             for candidate, ids in zip(candidates, encoded, strict=True)
@@ -168,6 +171,7 @@ class Intake:
         encoded = self._template.encode_demonstrations([str(candidate.demonstration) for candidate in having])
         for candidate, ids in zip(having, encoded, strict=True):
             candidate.demonstration_ids = ids
+            self.tally.longest_demonstration = max(self.tally.longest_demonstration, len(ids))
         return [candidate for candidate in candidates if self._keeps_prompt(candidate)]
 
     def _keeps_prompt(self, candidate: _Candidate) -> bool:

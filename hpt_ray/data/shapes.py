@@ -145,7 +145,8 @@ def recognise(path: Path, rows: Sequence[Raw], columns: Mapping[str, str]) -> Re
 def has_column(rows: Sequence[Raw], column: str) -> bool:
     """Whether one of these rows has it, null or not."""
     head, _, rest = column.partition(".")
-    return any(column in row or (isinstance(row.get(head), dict) and rest in row[head]) for row in rows)
+    inner = [row[head] for row in rows if isinstance(row.get(head), dict)]
+    return any(column in row for row in rows) or (rest != "" and has_column(inner, rest))
 
 
 def value_at(row: Raw, column: str) -> Any:

@@ -139,7 +139,9 @@ def _ground_truth(where: str, reading: Reading, raw: Raw) -> str | float | list 
     ground_truth = _at(where, raw, reading.ground_truth)
     if isinstance(ground_truth, bool) or not isinstance(ground_truth, str | int | float | list | None):
         raise wrong(where, reading.ground_truth, ground_truth, "a text, a number or a list")
-    return ground_truth
+    return (
+        None if ground_truth != ground_truth else ground_truth
+    )  # NaN is how pandas writes that there is none
 
 
 def _extra(where: str, raw: Raw) -> tuple[dict[str, Any], str | None]:

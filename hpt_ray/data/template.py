@@ -55,8 +55,9 @@ class Template:
             )
         if self._kind == "chat" and not tokenizer.chat_template:
             raise UserError(
-                f"data.template is `chat`, and the tokenizer {name} has no chat template. "
-                "Set data.template=plain, or to a text with {prompt} in it."
+                f"data.template is `chat`, and the tokenizer {name} has no chat template; those of base models often "
+                "have none. Set data.template=plain, or a text with {prompt} in it that tells a base model where the "
+                'answer begins, as in template: "Question: {prompt}\\nAnswer:".'
             )
         if self._kind not in ("chat", "plain") and "{prompt}" not in self._kind:
             raise UserError(
@@ -126,6 +127,10 @@ class Template:
             while ids and ids[-1] in self.stop_token_ids:
                 ids.pop()
         return [np.array([*ids, self.end_token_id], np.int32) for ids in encoded]
+
+    def decode(self, ids: np.ndarray) -> str:
+        """Token ids as text, special tokens among it: what the model sees, for people."""
+        return cast(str, self._tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
     def goes_past_end(self, ids: np.ndarray) -> bool:
         """Whether a demonstration goes on after a token that a rollout would have stopped on."""

@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any
 
 from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
-from hpt_ray.algorithms.trial import try_parts
+from hpt_ray.algorithms.trial import may_ask, try_parts
 from hpt_ray.checkpoint.mirror import check_mirror
 from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dataset import PromptSet, load_prompts
+from hpt_ray.data.dropped import in_words
 from hpt_ray.data.model_folder import check_folder
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
@@ -44,10 +45,19 @@ class Prepared:
     """A run that is ready to start."""
 
     model_path: str
+    template: Template
     eval_sets: Mapping[str, Sequence[Prompt]]
-    stop_token_ids: tuple[int, ...]
-    turn_end: str  # the same for people
+    eval_reports: Mapping[str, Mapping[str, int | float]]  # `PromptSet.report` of the same
     phases: Sequence[PreparedPhase]
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        return self.template.stop_token_ids
+
+    @property
+    def turn_end(self) -> str:
+        """The same for people."""
+        return self.template.turn_end
 
     def phase_of(self, step: int) -> PreparedPhase:
         """The phase that `step` (from 1) belongs to; of steps after the last, the last."""
@@ -81,21 +91,25 @@ def prepare(config: Config, model_path: str) -> Prepared:
     """
     chosen = check_choices(config)
     template, load = loader(config, model_path)
-    phases = [
-        PreparedPhase(
-            **vars(phase),
-            prompts=load(phase.config.data.train, **asked_of(phase.config, gate)),
-            estimator=estimator,
-            gate=gate,
-            num_rollouts=num_rollouts,
+    phases = []
+    for phase, estimator, gate, num_rollouts in chosen:
+        prompts = load(phase.config.data.train, **asked_of(phase.config, gate))
+        check_demonstrations(phase.config, gate, num_rollouts, prompts)
+        phases.append(
+            PreparedPhase(
+                **vars(phase), prompts=prompts, estimator=estimator, gate=gate, num_rollouts=num_rollouts
+            )
         )
-        for phase, estimator, gate, num_rollouts in chosen
-    ]
-    eval_sets = {}
-    for name, path in config.evaluation.sets.items():
-        found = load([path], **asked_of(config, None))
-        eval_sets[name] = [found[i] for i in range(len(found))]
-    return Prepared(model_path, eval_sets, template.stop_token_ids, template.turn_end, phases)
+    eval_sets = {
+        name: load([path], **asked_of(config, None)) for name, path in config.evaluation.sets.items()
+    }
+    return Prepared(
+        model_path,
+        template,
+        {name: list(prompts) for name, prompts in eval_sets.items()},
+        {name: prompts.report() for name, prompts in eval_sets.items()},
+        phases,
+    )
 
 
 def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
@@ -153,6 +167,18 @@ def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., Pro
         columns=config.data.columns,
     )
     return template, load
+
+
+def check_demonstrations(config: Config, gate: str, num_rollouts: int, prompts: PromptSet) -> None:
+    """Raise UserError for a set without any demonstration where the gate would train on them."""
+    tally, data = prompts.tally, config.data
+    if tally.demonstrations or not may_ask(gate, config.selection.gamma, num_rollouts):
+        return
+    why = in_words(tally.demonstrations_left_out, tally, data.max_prompt_tokens, data.max_response_tokens)
+    raise UserError(
+        f"{', '.join(data.train)}: algorithm.name={config.algorithm.name} with gate {gate} trains on demonstrations, "
+        f"and there is none left for the {tally.kept} prompts. {why} Rollouts alone train with algorithm.name=grpo."
+    )
 
 
 def asked_of(config: Config, gate: str | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.config.load import load_run_config
 from hpt_ray.config.schema import Config
 from hpt_ray.data.mini import is_mini
+from hpt_ray.data.model_folder import check_folder
 from hpt_ray.errors import UserError
 
 MODEL_KEYS = ("dtype", "config_overrides", "trust_remote_code")
@@ -37,6 +38,7 @@ def locate_model(uri: str) -> ModelSource:
     """What `model=uri` means. Raises UserError for a folder that holds no model."""
     folder = Path(uri).expanduser()
     if is_mini(uri) or not folder.is_dir():  # a Hub name, or what the tokenizer's loading will refuse
+        check_folder(uri, key="model")
         return ModelSource(uri.strip("/.~").replace(":", "-").replace("/", "-"), uri)
     folder = folder.resolve()
     if _is_run(folder):

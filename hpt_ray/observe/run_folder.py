@@ -1,7 +1,7 @@
 """A run is a folder: where each file of a run lies, and the two files written line by line and at the end.
 
     runs/NAME-YYYYmmdd-HHMMSS/
-      config.yaml  metrics.jsonl  summary.json  trace.json
+      config.yaml  data_card.json  metrics.jsonl  summary.json  trace.json
       rollouts/  checkpoints/  tensorboard/  logs/
     runs/latest -> the folder that was made last
 
@@ -36,6 +36,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.root / "config.yaml"
+
+    @property
+    def data_card(self) -> Path:
+        return self.root / "data_card.json"
 
     @property
     def metrics(self) -> Path:
@@ -144,6 +148,10 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_atomic(self.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def write_data_card(self, card: Mapping[str, Any]) -> None:
+        """What the files of the run hold, and what was dropped: a `DataCard` as a dict."""
+        write_atomic(self.data_card, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
     def point_latest(self) -> None:
         """Let `latest` beside this folder name it. Replaced at once, so it is never missing in between."""

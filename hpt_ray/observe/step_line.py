@@ -64,6 +64,7 @@ def loss_of(metrics: Metrics) -> float | None:
 def failures(metrics: Metrics) -> list[Part]:
     """What did not go as it should in this step, the worst first; red where a person should look at once."""
     outcomes = {name: n for name, n in metrics.items() if name.startswith("reward/outcome/")}
+    truncated = metrics.get("rollout/truncated_ratio") or 0.0
     failed = outcomes.get("reward/outcome/error", 0) + outcomes.get("reward/outcome/timeout", 0)
     found = [
         (f"rewards failed {failed}/{sum(outcomes.values())}", failed, BAD),
@@ -75,12 +76,16 @@ def failures(metrics: Metrics) -> list[Part]:
             for name, number in metrics.items()
             if name.startswith("faults/")
         ),
-        ("truncated {:.0%}", metrics.get("rollout/truncated_ratio"), ODD),
+        (f"truncated {_percent(truncated)}", truncated, ODD),
         ("unparsable {}", outcomes.get("reward/outcome/unparsable"), ODD),
         ("not finite {}", metrics.get("observe/non_finite"), ODD),
         ("trackers off {}", metrics.get("observe/trackers_disabled"), ODD),
     ]
     return [Part(text.format(number), style=style) for text, number, style in found if number]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
 
 
 def evaluation_parts(step: int, metrics: Metrics, before: Mapping[str, float]) -> list[Part]:
@@ -95,7 +100,7 @@ def evaluation_parts(step: int, metrics: Metrics, before: Mapping[str, float]) -
         parts.append(_score("mean", sum(means.values()) / len(means), old))
     parts += [_score(name, mean, before.get(name)) for name, mean in means.items()]
     parts += [
-        Part(f"{name} rewards failed {share:.0%}", style=BAD)
+        Part(f"{name} rewards failed {_percent(share)}", style=BAD)
         for name in means
         if (share := metrics.get(f"eval/{name}/failure_share"))
     ]

@@ -53,14 +53,12 @@ def start_summary(
     *,
     title: str,
     algorithm_mode: str,
-    num_prompts: int | None,
-    dropped: Mapping[str, int],
     folder: Path,
     turn_end: str | None = None,
 ) -> RenderableType:
-    """The three sizes, what follows from them, the data, what ends a response, and where the run is written.
+    """The three sizes, what follows from them, what ends a response, and where the run is written.
 
-    `algorithm_mode` is the algorithm in words; `dropped` counts the rows that were left out, by reason.
+    `algorithm_mode` is the algorithm in words.
     """
     table = two_columns()
     table.add_row("algorithm", f"{config.algorithm.name}: {algorithm_mode}")
@@ -69,9 +67,6 @@ def start_summary(
         table.add_row(Text(name, style="bold"), f"{getattr(config, name):,}")
     for name, number in batch_facts(config).items():
         table.add_row(name, f"{number:,}")
-    table.add_row("training prompts", "not known" if num_prompts is None else f"{num_prompts:,}")
-    if num_prompts is not None:
-        table.add_row("dropped rows", _counts(dropped))
     if turn_end is not None:
         table.add_row("a response ends with", Text(turn_end))
     table.add_row("run folder", Text(str(folder), overflow="fold"))

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import LIMIT_S, ROOT, TINY, child_environment, left_of, write_reward_function
+from command import ROOT, TINY, child_environment, left_of, write_reward_function
 
 from hpt_ray.utils.signals import REFLEX_S
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
+START_S = 280  # of one run on a busy machine
 TRAIN = [sys.executable, "-m", "hpt_ray", "train", *TINY]
 
 
@@ -43,7 +44,7 @@ class Run:
             )
 
     def wait_until(self, is_so: Callable[[], object]) -> None:
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + START_S
         while not is_so():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -61,12 +62,10 @@ class Run:
                     found.append(child)
         return found
 
-    def ends(
-        self, code: int, within_s: float, started_here: list[psutil.Process], *, left_s: float = 10
-    ) -> str:
-        """It does with this exit code, and within `left_s` leaves no process; its last line."""
+    def ends(self, code: int, within_s: float, started_here: list[psutil.Process]) -> str:
+        """It does with this exit code and leaves no process; its last line."""
         assert self.process.wait(within_s) == code, self.log.read_text()
-        assert not left_of(started_here, within_s=left_s)
+        assert not left_of(started_here, within_s=10)
         printed = self.log.read_text()
         assert "Traceback" not in printed
         assert "Error" not in printed
@@ -142,16 +141,13 @@ def goes_on(line: str, folder: Path) -> tuple[int, list[str]]:
 
 
 def test_while_it_starts_it_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
-    """Ctrl-C while Ray is there and the actors come up; and what is left when the process itself is killed there."""
-    command = [*TRAIN, f"run.dir={tmp_path / 'runs'}"]
-    # Ray's agents look for their parent every few seconds.
-    for number, code, left_s in ((INT, 130, 10), (signal.SIGKILL, -signal.SIGKILL, 60)):
-        with started(command, tmp_path / "log") as run:
-            run.wait_until(run.learners)
-            started_here = run.children
-            os.killpg(run.process.pid, number)
-            line = run.ends(code, 10, started_here, left_s=left_s)
-    assert line
+    """Ctrl-C while Ray is there and the actors come up."""
+    with started([*TRAIN, f"run.dir={tmp_path / 'runs'}"], tmp_path / "log") as run:
+        run.wait_until(run.learners)
+        started_here = run.children
+        os.killpg(run.process.pid, INT)
+        line = run.ends(130, 10, started_here)
+    assert line == "Stopped. Nothing was under way that had to be saved."
     assert not saved(tmp_path / "runs")
 
 

@@ -1,67 +1,97 @@
-"""CONTRIBUTING.md is true: its example algorithm runs as written, and the paths it names exist."""
+"""CONTRIBUTING.md is true: its walks end with green tests when they are followed to the letter, and its paths exist."""
 
 import importlib
+import os
 import re
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hpt_ray.algorithms import ALGORITHMS
-from hpt_ray.cli.explain import main
-from hpt_ray.utils import plugins
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    """The code blocks of the section on algorithms, in order."""
-    section = PAGE.split("## Adding an algorithm")[1].split("\n## ")[0]
+def blocks(language: str, under: str) -> list[str]:
+    """The code blocks of a section, in order."""
+    section = re.split(r"\n###? ", PAGE.split(f"### {under}\n")[1])[0]
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
+def follow(commands: str, folder: Path, package: Path) -> str:
+    """Run the commands of a block in `folder` with the package of the checkout `package`; what they print."""
+    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": python, "PYTHONPATH": str(package), "COLUMNS": "120"}
+    finished = subprocess.run(
+        ["bash", "-euc", commands], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's working directory; what is loaded from it is gone afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "_loaded", [])
-    monkeypatch.setenv(plugins.VARIABLE, "")
-    assert "raft" not in ALGORITHMS, "the example has become real: choose another one"
-    yield tmp_path
-    ALGORITHMS.pop("raft", None)
+def outside(tmp_path: Path) -> Path:
+    """The working directory of a user who has written both files."""
+    record, test = blocks("python", "From a file of yours")
+    (tmp_path / "my.py").write_text(record, encoding="utf-8")
+    (tmp_path / "test_my.py").write_text(test, encoding="utf-8")
+    return tmp_path
 
 
-def golden_test() -> None:
-    _, golden = blocks("python")
-    test: dict = {}
-    exec(compile(golden, "test_algorithms.py", "exec"), test)
-    tests = [value for name, value in test.items() if name.startswith("test_")]
-    assert len(tests) == 1
-    tests[0]()
-
-
-def test_the_example_algorithm_works_as_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    definition, _ = blocks("python")
-    (configuration,) = blocks("yaml")
-    (folder / "raft.py").write_text(definition, encoding="utf-8")
-    (folder / "raft.yaml").write_text(configuration)
-    assert main(["--config", str(ROOT / "configs" / "quickstart.yaml"), "--config", "raft.yaml"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("raft: reward-ranked fine-tuning")
+def test_the_walk_from_outside_ends_with_green_tests(outside: Path) -> None:
+    (commands,) = blocks("bash", "From a file of yours")
+    *checks, train = commands.splitlines()
+    assert "train algorithm.name" in train  # tests/cluster/test_parts_from_outside.py trains with it
+    said = follow("\n".join(checks), outside, ROOT)
+    assert "1 passed" in said
+    assert "raft: reward-ranked fine-tuning  (mode: default)" in said
     # Rewards 1, 0, 0, 1: the wrong rollouts add nothing.
     assert "exactly 0: rollout 2, rollout 3" in said
-    golden_test()
+    assert f"python:{outside}/my.py:RAFT" in said.replace("\n", "")
 
 
-def test_a_wrong_example_would_be_noticed(folder: Path) -> None:
-    definition, _ = blocks("python")
-    wrong = definition.replace('advantage="correct"', 'advantage="signed"')
-    assert wrong != definition
-    (folder / "raft.py").write_text(wrong, encoding="utf-8")
-    plugins.load(["raft.py"])
-    with pytest.raises(AssertionError):
-        golden_test()
+def test_a_wrong_example_would_be_noticed(outside: Path) -> None:
+    record = (outside / "my.py").read_text(encoding="utf-8")
+    wrong = record.replace('advantage="correct"', 'advantage="signed"')
+    assert wrong != record
+    (outside / "my.py").write_text(wrong, encoding="utf-8")
+    with pytest.raises(AssertionError, match="1 failed"):
+        follow("python -m pytest -q test_my.py", outside, ROOT)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with the walk's changes."""
+    copy = tmp_path / "checkout"
+    leave_out = shutil.ignore_patterns("__pycache__", ".*", "build", "runs", "results", "images")
+    for folder in ("hpt_ray", "configs", "deploy", "docs", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=leave_out)
+    for file in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / file, copy)
+    (changes,) = blocks("diff", "Among ours")
+    (tmp_path / "raft.patch").write_text(changes, encoding="utf-8")
+    follow("git apply --verbose ../raft.patch", copy, copy)
+    return copy
+
+
+def test_the_walk_changes_what_it_says(checkout: Path) -> None:
+    assert "\nraft           rollout  none   current   correct " in follow(
+        "python -m hpt_ray explain --all", checkout, checkout
+    )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1000)
+def test_the_walk_among_ours_ends_with_green_tests(checkout: Path) -> None:
+    assert "raft" not in ALGORITHMS, "the example has become real: choose another one"
+    (commands,) = blocks("bash", "Among ours")
+    said = follow(commands, checkout, checkout)
+    assert re.search(r"\n[3-9]\d\d passed in", said), said
+    assert "`rloo`, `raft`, `ppo`" in (checkout / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
 def test_tables_and_records_that_are_named_exist() -> None:

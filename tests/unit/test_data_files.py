@@ -162,6 +162,11 @@ def test_a_broken_file_is_named(tmp_path, name, content, message):
         list(read_raw(path))
 
 
+def test_a_name_of_the_hub_is_told_how_to_get_the_files():
+    with pytest.raises(UserError, match=r"no such file.*hf download openai/gsm8k --repo-type dataset"):
+        list_files("openai/gsm8k")
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.parquet.gz", "a", "a.gz"])
 def test_other_kinds_are_refused_with_those_that_are_known(tmp_path, name):
     (tmp_path / name).touch()

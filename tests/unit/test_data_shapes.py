@@ -2,19 +2,24 @@
 
 import json
 import re
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hpt_ray.config.schema import DataConfig
+from hpt_ray.config.schema import Config, DataConfig, RewardConfig
 from hpt_ray.data.dataset import load_prompts
 from hpt_ray.data.files import KINDS
 from hpt_ray.data.shapes import COLUMNS, GROUND_TRUTH, WORKED
 from hpt_ray.data.shapes import SHAPES as SHAPES_KNOWN
 from hpt_ray.data.sources import open_rows
 from hpt_ray.data.template import Template
+from hpt_ray.driver.setup import asked_of
 from hpt_ray.errors import UserError
 
 CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases" / "first_contact"
@@ -155,12 +160,25 @@ def test_the_columns_that_reach_a_reward_function(tmp_path):
     assert found.source == Q
 
 
+def test_values_that_json_has_no_form_for(tmp_path, load):
+    row = {"prompt": Q, "answer": N, "when": datetime(2026, 1, 2), "image": b"abc", "share": Decimal("0.5")}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (prompt,) = load(tmp_path / "a.parquet")
+    further = {"when": "2026-01-02T00:00:00", "image": "<3 bytes>", "share": "0.5"}
+    assert prompt.extra == {"answer": N, **further}
+
+
 def test_own_columns_by_name(tmp_path):
-    row = {"aufgabe": Q, "loesung": {"text": A}, "ergebnis": 3, "quelle": "d", "difficulty": 3}
-    columns = {"prompt": "aufgabe", "target": "loesung.text", "answer": "ergebnis", "data_source": "quelle"}
+    row = {"aufgabe": Q, "loesung": {"de": {"text": A}}, "ergebnis": 3, "quelle": "d", "difficulty": 3}
+    columns = {
+        "prompt": "aufgabe",
+        "target": "loesung.de.text",
+        "answer": "ergebnis",
+        "data_source": "quelle",
+    }
     reading, (found,) = read(write(tmp_path / "a.jsonl", row), columns)
     assert reading == (
-        "data.columns says: prompt ← aufgabe, demonstration ← loesung.text, ground truth ← ergebnis, "
+        "data.columns says: prompt ← aufgabe, demonstration ← loesung.de.text, ground truth ← ergebnis, "
         "data source ← quelle"
     )
     assert (found.messages, found.demonstration, found.ground_truth) == ([USER], A, 3)
@@ -261,9 +279,15 @@ def test_absent_values_are_no_error(tmp_path):
         {"messages": [USER, ANSWER], "answer": N},
         {"messages": None},
         {"messages": [ANSWER], "answer": None},
+        {"messages": [USER, {"role": "assistant", "content": None}], "answer": float("nan")},
     ]
     _, found = read(write(tmp_path / "a.jsonl", *rows))
-    assert [(row.messages, row.ground_truth) for row in found] == [([USER], N), ([], None), ([], None)]
+    assert [(row.messages, row.ground_truth) for row in found] == [
+        ([USER], N),
+        ([], None),
+        ([], None),
+        ([USER], None),
+    ]
 
 
 # -- the set ---------------------------------------------------------------------------------------
@@ -386,6 +410,31 @@ def test_a_file_of_a_stranger_that_is_refused(load, name, message):
 @needs_cases
 def test_every_file_of_the_cases_is_tried():
     assert {path.name for path in (CASES / "data").iterdir()} == {*STRANGERS, "broken_line.jsonl"}
+
+
+# -- what is asked of a file -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gate", "functions", "needed"),
+    [
+        ("switch", ["math"], True),
+        ("rollouts", ["math"], True),
+        ("demonstrations", ["math"], False),
+        ("switch", ["python:FILE:grade"], False),
+        ("switch", ["python:FILE:grade", "boxed"], True),
+        (None, ["math"], True),
+        (None, ["python:FILE:grade"], False),
+    ],
+)
+def test_a_ground_truth_is_needed_where_something_compares_with_it(tmp_path, gate, functions, needed):
+    file = tmp_path / "mine.py"
+    file.write_text("def grade(response, ground_truth):\n    return 1.0\n")
+    first, *others = [function.replace("FILE", str(file)) for function in functions]
+    config = Config(reward=RewardConfig(function=first, functions={"other": others[0]} if others else {}))
+    asked = asked_of(config, gate)
+    assert asked["needs_ground_truth"] is needed
+    assert asked.get("held_out", False) is (gate is None)
 
 
 # -- the page --------------------------------------------------------------------------------------

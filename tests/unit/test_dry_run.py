@@ -101,7 +101,7 @@ def test_positions_and_both_mends_are_named() -> None:
         f"has {shape.positions} positions: lower data.max_response_tokens to {(shape.positions or 0) - 40}"
         in said
     )
-    longer = "model.config_overrides={max_position_embeddings: 4040}"
+    longer = "model.config_overrides.max_position_embeddings=4040"
     assert longer in said
     assert left("data.max_response_tokens=4000", "max_tokens_per_micro_batch=8192", longer) == []
 

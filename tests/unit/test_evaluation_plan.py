@@ -62,6 +62,23 @@ def make_run(folder, **reward):
     return folder
 
 
+# -- a set of one's own ----------------------------------------------------------------------------
+
+
+def test_a_set_in_a_shape_of_its_own(tmp_path):
+    rows = {
+        "own": {"aufgabe": "Compute 4*3-6.", "ergebnis": "6"},
+        "other": {"question": "Compute 4*3-6.", "answer": "6"},
+    }
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    sets = f"sets={{own: {tmp_path}/own.jsonl, other: {tmp_path}/other.jsonl}}"
+    made = plan("model=mini:t-fresh", sets, "data.columns={prompt: aufgabe, answer: ergebnis}")
+    assert [[prompt.ground_truth for prompt in task.prompts] for task in made.tasks] == [["6"], ["6"]]
+    with pytest.raises(UserError, match=r"own\.jsonl: its columns are of no known shape"):
+        plan("model=mini:t-fresh", sets)
+
+
 # -- the table -------------------------------------------------------------------------------------
 
 

@@ -104,6 +104,7 @@ def test_failures_are_there_at_any_width_and_in_colour() -> None:
         assert styles["rewards failed 12/64"] == "bold red"
         assert styles["truncated 25%"] == styles["unparsable 2"] == styles["trackers off 1"] == "yellow"
     assert failures(STEP) == []
+    assert [part.text for part in failures({"rollout/truncated_ratio": 0.004})] == ["truncated 0.4%"]
 
 
 def test_numbers_are_short() -> None:

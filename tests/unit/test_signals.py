@@ -198,6 +198,7 @@ def test_a_script_is_named_as_it_was_called(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_run_that_is_done_is_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("run: {name: done}\n")
     (tmp_path / "summary.json").write_text(json.dumps({"steps": 7}))
+    (tmp_path / "checkpoints" / "step-000007").mkdir(parents=True)
     began = time.perf_counter()
     assert main.main([f"resume={tmp_path}", "run.steps=7"]) == 0
     assert time.perf_counter() - began < LIMIT_S

@@ -82,7 +82,7 @@ def check_context(config: Config, shape: ModelShape | None) -> None:
     raise UserError(
         f"prompt and response may have {longest} tokens together (data.max_prompt_tokens {prompt} + "
         f"{key}.max_response_tokens {response}), but {config.model.path} has {positions} positions: lower {lower}, "
-        f"or write model.config_overrides={{max_position_embeddings: {longest}}} for a model that is to learn longer "
+        f"or write model.config_overrides.max_position_embeddings={longest} for a model that is to learn longer "
         "ones; RoPE's base is then often raised too, as configs/paper/parts/qwen2.5-math-7b.yaml does."
     )
 

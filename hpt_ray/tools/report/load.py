@@ -82,6 +82,9 @@ class RunData:
     attempts: Sequence[Attempt] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     results: Results = field(default_factory=dict)  # by benchmark, of the finished model
+    data_card: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # see `observe.data_card`; older runs have none
 
     @property
     def name(self) -> str:
@@ -152,7 +155,7 @@ def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
         raise UserError(f"{path}: not a run folder (no config.yaml in it). Give the folder of a run.")
     try:
         config = renamed.config(yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {})
-        summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
+        summary, data_card = _json(folder.summary), _json(folder.data_card)
         attempts = [_attempt(line) for line in _json_lines(folder.prompt_history)]
         lines = folder.read_metrics()
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -161,7 +164,7 @@ def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
     for file in [*evaluations_in(folder.root), *evaluations]:
         for row in read_results(file):
             results.setdefault(row.benchmark, []).append(row)
-    return RunData(folder.root, flat_keys(config), lines, attempts, summary, results)
+    return RunData(folder.root, flat_keys(config), lines, attempts, summary, results, data_card)
 
 
 def flat_keys(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -187,6 +190,10 @@ def evaluations_in(root: Path) -> list[Path]:
 
 def is_evaluation(folder: Path) -> bool:
     return renamed.existing(folder / PROMPTS).is_file()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from hpt_ray.observe.step_line import short_time
 from hpt_ray.observe.tables import shorten
 from hpt_ray.tools.report.attempts import moves
 from hpt_ray.tools.report.curves import pass_curve
+from hpt_ray.tools.report.data_section import data_section, warnings_of
 from hpt_ray.tools.report.figures import Curve
 from hpt_ray.tools.report.html import (
     Html,
@@ -75,7 +76,7 @@ def introduction(run: RunData) -> str:
         "faults mended": f"{mended:,.0f}",
     }
     lead = f"{algorithm_of(run)} on {config.get('model.path', '?')} · {how_far}"
-    return part("lead", lead) + part("facts", facts.items())
+    return part("lead", lead) + part("facts", facts.items()) + warnings_of(run)
 
 
 # -- sections: (run, pictures) → HTML, empty where there is nothing ----------------------------------
@@ -253,6 +254,7 @@ SECTIONS: dict[str, Callable[[RunData, Pictures], str]] = {
     "Optimizer and policy": partial(figures, names=[*OPTIMIZER, "off_policy_steps"]),
     "Time and memory": partial(figures, names=TIME),
     "Faults": faults,
+    "Data": data_section,
     "Configuration": configuration,
     "Metrics": metrics,
 }

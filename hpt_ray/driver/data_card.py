@@ -1,0 +1,147 @@
+"""The data card of a run: made from its prepared data, with the reward functions run on demonstrations.
+
+In: `Prepared`. Out: a `DataCard`, which `observe/data_card.py` shows. Nothing here touches Ray: reward functions run in
+killable processes of this machine. A set that the gate cannot train on was refused before, by `setup.prepare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from hpt_ray.algorithms.gates import GATES
+from hpt_ray.config.schema import Config
+from hpt_ray.data.dropped import in_words
+from hpt_ray.driver.setup import Prepared, PreparedPhase
+from hpt_ray.observe.data_card import DataCard, EvaluationSet, Example, Grader, Lengths, Refused, TrainingSet
+from hpt_ray.reward.service import reward_function_of
+from hpt_ray.reward.trial import try_rewards
+from hpt_ray.types import Prompt, RewardResult
+
+NUM_GRADED = 64
+NUM_TRIED = 8  # where there are no demonstrations: enough to see that a reward function works
+MOST_CHARS = 600  # of a text that is shown
+LOST_ON_THE_WAY = ("demonstration_too_long", "demonstration_past_end")  # demonstrations that there were
+
+
+def make_card(config: Config, prepared: Prepared) -> DataCard:
+    """Raises `UserError` for a reward function that fails on the rows it is tried on."""
+    reports = prepared.eval_reports.items()
+    return DataCard(
+        tuple(_training_set(config, prepared, phase) for phase in prepared.phases),
+        tuple(
+            EvaluationSet(name, int(report["rows"]), int(report["kept"]), _dropped(report))
+            for name, report in reports
+        ),
+    )
+
+
+def _training_set(config: Config, prepared: Prepared, phase: PreparedPhase) -> TrainingSet:
+    prompts, tally, data = phase.prompts, phase.prompts.tally, phase.config.data
+    uses_demonstrations = GATES[phase.gate].needs_demonstrations
+    lost = {
+        reason: tally.dropped.get(reason, 0) + tally.demonstrations_left_out.get(reason, 0)
+        for reason in LOST_ON_THE_WAY
+    }
+    sample = prompts.sample(NUM_GRADED if tally.demonstrations else NUM_TRIED)
+    grader = _grade(config, phase, sample)
+    prompt_tokens, demonstration_tokens = prompts.lengths()
+    example = next((prompt for prompt in sample if prompt.demonstration), sample[0])
+    return TrainingSet(
+        title="Training data" + (f" of phase {phase.number}" if len(prepared.phases) > 1 else ""),
+        read_as=tuple(prompts.read_as),
+        rows=tally.rows,
+        kept=tally.kept,
+        dropped=tally.dropped,
+        demonstrations=tally.demonstrations if uses_demonstrations else None,
+        demonstrations_dropped={reason: count for reason, count in lost.items() if count},
+        prompt_tokens=lengths_of(prompt_tokens, data.max_prompt_tokens),
+        demonstration_tokens=lengths_of(demonstration_tokens, data.max_response_tokens)
+        if len(demonstration_tokens)
+        else None,
+        example=_example(prepared, example),
+        grader=grader,
+        warnings=tuple(_warnings(phase, lost, grader)),
+    )
+
+
+def lengths_of(tokens: np.ndarray, limit: int) -> Lengths:
+    """`tokens` [N], at least one."""
+    return Lengths(
+        limit, *np.quantile(tokens, [0, 0.5, 0.9, 0.99, 1], method="inverted_cdf").astype(int).tolist()
+    )
+
+
+def _dropped(report: Mapping[str, int | float]) -> dict[str, int]:
+    prefix = "dropped/"
+    return {name.removeprefix(prefix): int(n) for name, n in report.items() if name.startswith(prefix)}
+
+
+def _example(prepared: Prepared, prompt: Prompt) -> Example:
+    decode, shown = prepared.template.decode, prompt.demonstration
+    return Example(
+        prompt.id,
+        shorten_middle(decode(prompt.token_ids)),
+        None if shown is None else shorten_middle(decode(shown.token_ids)),
+    )
+
+
+def _grade(config: Config, phase: PreparedPhase, sample: list[Prompt]) -> Grader | None:
+    """None where no response is graded in training and the rows have nothing to compare with."""
+    if not phase.num_rollouts:
+        sample = [prompt for prompt in sample if prompt.ground_truth not in (None, "", [])]
+    if not sample:
+        return None
+    graded = try_rewards(config.reward, sample, max_response_tokens=config.data.max_response_tokens)
+    refused = next(((prompt, result) for prompt, result in graded if not result.correct), None)
+    functions = dict.fromkeys(reward_function_of(config.reward, prompt.data_source) for prompt in sample)
+    return Grader(
+        tuple(functions),
+        len(graded),
+        sum(result.correct for _, result in graded),
+        None if refused is None else _refused(*refused),
+    )
+
+
+def _refused(prompt: Prompt, result: RewardResult) -> Refused:
+    assert prompt.demonstration is not None, f"{prompt.id} has no demonstration to refuse"
+    outcome = result.outcome.value.replace("_", " ")
+    return Refused(
+        id=prompt.id,
+        prompt=shorten_middle(prompt.text),
+        demonstration=shorten_middle(prompt.demonstration.text),
+        reference=shorten_middle(str(prompt.ground_truth)),
+        extracted=None if result.extracted is None else shorten_middle(result.extracted),
+        result=f"{outcome}: {result.detail}" if result.detail else outcome,
+    )
+
+
+def _warnings(phase: PreparedPhase, lost: dict[str, int], grader: Grader | None) -> Iterator[str]:
+    """Fewer than half of the rows, of the demonstrations, or of those the grader saw are of use."""
+    tally, data = phase.prompts.tally, phase.config.data
+    limits = data.max_prompt_tokens, data.max_response_tokens
+    had = tally.demonstrations + sum(lost.values())
+    if tally.demonstrations * 2 < had:
+        why = in_words(lost, tally, *limits)
+        yield f"Only {tally.demonstrations:,} of {had:,} demonstrations are left. {why}"
+    others = {reason: n for reason, n in tally.dropped.items() if reason not in LOST_ON_THE_WAY}
+    if sum(others.values()) * 2 > tally.rows:
+        yield f"Only {tally.kept:,} of {tally.rows:,} rows are kept. {in_words(others, tally, *limits)}"
+    if grader is not None and grader.num_accepted * 2 < grader.num_graded and (one := grader.refused):
+        read = "nothing was read from it" if one.extracted is None else f"“{one.extracted}” was read from it"
+        end = one.demonstration[-MOST_CHARS // 5 :]
+        yield (
+            f"The grader {grader.in_words}. So either these demonstrations are wrong, or reward.function is not the "
+            "one for this data, or the ground truth is in another column. One that it refuses, "
+            f"{one.id}: its reference is “{one.reference}”, {read}, the result is {one.result}. It ends: “{end}”"
+        )
+
+
+def shorten_middle(text: str) -> str:
+    """Beginning and end of a long text, as they are: the end token matters, and so do blanks."""
+    cut = len(text) - MOST_CHARS
+    if cut <= 0:
+        return text
+    half = MOST_CHARS // 2
+    return f"{text[:half]}[… {cut:,} characters …]{text[-half:]}"

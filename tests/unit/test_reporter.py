@@ -1,0 +1,69 @@
+"""What a person sees of a step: its line, its evaluation against the one before, samples; also after a resume."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from hpt_ray.algorithms import make_estimator
+from hpt_ray.config.schema import Config
+from hpt_ray.driver.reporter import Reporter
+from hpt_ray.driver.step_metrics import Pairs
+from hpt_ray.observe.metrics import complete_line
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
+
+
+def pairs() -> Pairs:
+    ids = np.array([1, 2], dtype=np.int32)
+    prompt = Prompt("mini/1", ids, "What is 6*7?", "42", "mini")
+    rollouts = [
+        Rollout("mini/1", i, ids, np.zeros(2, np.float32), FinishReason.STOP, 3, f"It is {42 + i}.")
+        for i in (0, 1)
+    ]
+    results = [RewardResult(1.0, Outcome.CORRECT), RewardResult(0.0, Outcome.WRONG)]
+    return [(Group(prompt, rollouts, results), Decision(1, 0, 1, 2, "solved"))]
+
+
+def report(folder: RunFolder, after: int, steps: dict[int, dict[str, Any]]) -> str:
+    """What is printed of these steps by a process that goes on after the step `after`."""
+    config = Config()
+    config.observe.samples_every = 2
+    console = Console(width=80, file=io.StringIO())
+    with Progress(4, first_step=max(after, 0), console=console) as progress:
+        reporter = Reporter(config, folder, progress)
+        reporter.go_to(after)
+        for step, metrics in steps.items():
+            line = complete_line({"reward/mean": 0.5} | metrics)
+            reporter.write(step, line, pairs() if step else [], Counter(), make_estimator("dr_grpo"))
+        reporter.close()
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_steps_evaluations_and_samples_as_they_come(tmp_path: Path) -> None:
+    folder = RunFolder.create(str(tmp_path), "mine")
+    said = report(
+        folder,
+        -1,
+        {0: {"eval/a/mean": 0.25}, 1: {"reward/outcome/error": 1}, 2: {"eval/a/mean": 0.5}},
+    )
+    lines = said.splitlines()
+    assert lines[0] == "evaluation of step 0  a 0.250"
+    assert lines[1].startswith("step 1/4  reward 0.500")
+    assert lines[1].endswith("  rewards failed 1/1")
+    assert lines[2].startswith("step 2/4  reward 0.500")
+    assert lines[3] == "evaluation of step 2  a 0.500 (+0.250)"
+    assert lines[4] == "Sampled responses, step 2"
+    assert "It is 42." in said
+    assert "1.000 correct, advantage +0.500, 2 tokens" in said
+
+    again = report(folder, 2, {3: {}, 4: {"eval/a/mean": 0.5}})
+    assert "evaluation of step 4  a 0.500 (=)" in again  # as before the resume
+    back = report(folder, 0, {4: {"eval/a/mean": 0.5}})
+    assert "evaluation of step 4  a 0.500 (+0.250)" in back  # what was taken back is not compared with
