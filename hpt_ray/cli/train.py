@@ -50,7 +50,7 @@ HANDOVER_S = 900.0  # for a driver to save and end after SIGTERM, as in deploy/r
 
 def configured(options: Namespace) -> Config:
     """The checked configuration that the words of the command ask for. Raises `UserError`."""
-    config = load_config(options.config or str(QUICKSTART), options.overrides)
+    config = load_config(options.config or without_file(options.overrides), options.overrides)
     config.run.plugins = plugins.load(config.run.plugins)
     for section in (config.algorithm, config.selection):
         vars(section).update(plugins.absolute(vars(section)))
@@ -59,6 +59,15 @@ def configured(options: Namespace) -> Config:
     if mini.is_mini(config.model.path):
         parse_name(config.model.path)
     return config
+
+
+def without_file(overrides: Sequence[str]) -> str | None:
+    """The quickstart where no file is named; with a model of one's own the schema's defaults.
+
+    What the quickstart sets (template, limits, learning rate, ρ) was chosen for the small task alone.
+    """
+    models = [word.partition("=")[2] for word in overrides if word.startswith("model.path=")]
+    return str(QUICKSTART) if all(mini.is_mini(model) for model in models) else None
 
 
 def show_plan(config: Config, console: Console) -> None:

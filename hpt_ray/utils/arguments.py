@@ -74,7 +74,7 @@ def train(words: Words, *, command: str = "train") -> argparse.Namespace:
 
 Keys are also in docs/configuration.md. What an algorithm computes: hpt_ray explain.""",
     )
-    parser.add_config("configs/quickstart.yaml")
+    parser.add_config("configs/quickstart.yaml, or with model.path=… the defaults of every key")
     help = "print the keys of a section such as `learner`, or all, with defaults and meanings, and stop"
     parser.add_argument("--keys", nargs="?", metavar="SECTION", action=ShowKeys, help=help)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")

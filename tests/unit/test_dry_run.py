@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpt_ray.cli.train import without_file
 from hpt_ray.cluster.runtime import address_to_join
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_config
@@ -178,3 +179,8 @@ def test_what_only_a_start_shows_is_named(tmp_path: Path) -> None:
         "whether the weights are those of config.json",
         f"whether {tmp_path}/mirror can be read and written",
     ]
+
+
+def test_a_model_of_ones_own_does_not_get_the_settings_of_the_small_task() -> None:
+    assert Path(str(without_file(["run.steps=3", "model.path=mini:xs"]))).name == QUICKSTART.name
+    assert without_file(["run.steps=3", "model.path=./mine"]) is None

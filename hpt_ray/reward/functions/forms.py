@@ -89,6 +89,7 @@ def _numerals(answer: str, reference: str) -> bool | None:
         return None
     sides = []
     for text in (answer, reference):
+        text = re.sub(r"^\{(.*)\}$", r"\1", text)  # a group, which means nothing
         text = re.sub(r"^[a-zA-Z](?:_\w)?\s*=\s*", "", text)
         sides.append([_numeral(part) or "".join(part.split()).lower() for part in elements(text)])
     if not any(isinstance(part, tuple) for side in sides for part in side):
