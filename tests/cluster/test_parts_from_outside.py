@@ -1,4 +1,4 @@
-"""One part of each kind from a file of a user, named in `run.plugins`, in a real run."""
+"""One part of each kind from files of a user in a real run: named in `run.plugins`, or by `python:FILE:NAME`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from pathlib import Path
 
 import pytest
 from command import TINY, run_main
+from omegaconf import OmegaConf
 
 from hpt_ray.observe.run_folder import RunFolder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
+PAGE = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+RAFT = PAGE.split("### From a file of yours")[1].split("```python\n")[1].split("```")[0]  # its my.py
 PARTS = """
 import dataclasses
 import os
 from pathlib import Path
 
-from hpt_ray.algorithms import ALGORITHMS, GATES, Algorithm, Gate, Recipe, Term
+import torch
+
+from hpt_ray.algorithms import GATES, Gate
 from hpt_ray.learner.architectures import ARCHITECTURES, ArchitectureRule
 from hpt_ray.observe.trackers import TRACKERS, TrackerKind
 from hpt_ray.reward.functions.table import REWARD_FUNCTIONS, RewardFunctionKind
@@ -24,17 +29,6 @@ from hpt_ray.types import Decision, Outcome, RewardResult
 from hpt_ray.weight_sync.backends import BACKENDS
 
 HERE = Path(__file__).parent
-
-# An algorithm: every response counts for what it earned.
-ALGORITHMS["earned"] = Algorithm(
-    name="earned",
-    title="policy gradient on the bare reward",
-    formula="−(1/Nn) Σ_i R_i (1/L_i) Σ_t log π_θ(τ_it)",
-    source="Williams 1992, without a baseline",
-    gate="half",
-    default=Recipe((Term("rollouts", "reward", "current", loss_aggregation="seq-mean-token-mean"),)),
-)
-
 
 # A gate: prompts of which at least half the responses are correct.
 def half(group, gamma, history):
@@ -44,6 +38,12 @@ def half(group, gamma, history):
 
 
 GATES["half"] = Gate(function=half, data="rollouts of prompts that are half correct", demonstrations="ignored")
+
+
+# A stabilisation mask, in every learner rank: nothing is dropped.
+def keep_all(log_ratio, advantage, settings):
+    (HERE / f"masked-{os.getpid()}").touch()
+    return torch.zeros_like(log_ratio)
 
 
 # A reward function, which grades in processes of its own.
@@ -94,13 +94,16 @@ ARCHITECTURES["qwen2"] = Asked()
 def test_one_part_of_each_kind_trains(tmp_path: Path) -> None:
     file = tmp_path / "parts.py"
     file.write_text(PARTS, encoding="utf-8")
+    (tmp_path / "my.py").write_text(RAFT, encoding="utf-8")
     finished = run_main(
         [
             *TINY,
             "run.steps=2",
             f"run.dir={tmp_path}/runs",
             f"run.plugins=[{file}]",
-            "algorithm.name=earned",
+            f"algorithm.name=python:{tmp_path}/my.py:RAFT",
+            f"algorithm.rollout_clip=python:{file}:keep_all",
+            "selection.gate=half",
             "reward.function=even",
             "observe.trackers=[lines]",
             "weight_sync.backend=noted",
@@ -123,3 +126,6 @@ def test_one_part_of_each_kind_trains(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("member-*")} == {"member-0-of-2", "member-1-of-2"}
     assert (tmp_path / "asked-qwen2").exists()
     assert list(tmp_path.glob("graded-*"))
+    ranks = OmegaConf.load(folder.config).learner.num_ranks
+    assert len(list(tmp_path.glob("masked-*"))) == ranks + 1  # the driver tries it on an example
+    assert f"python:{tmp_path}/my.py:RAFT" in folder.config.read_text(encoding="utf-8")
