@@ -7,6 +7,7 @@ killable processes of this machine. A set that the gate cannot train on was refu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,12 +15,14 @@ from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dropped import in_words
 from hpt_ray.driver.setup import Prepared, PreparedPhase
+from hpt_ray.errors import UserError
 from hpt_ray.observe.data_card import DataCard, EvaluationSet, Example, Grader, Lengths, Refused, TrainingSet
 from hpt_ray.reward.service import reward_function_of
 from hpt_ray.reward.trial import try_rewards
 from hpt_ray.types import Prompt, RewardResult
 
 NUM_GRADED = 64
+ALTERNATIVES = ("math", "gsm8k", "choice", "boxed", "exact")
 NUM_TRIED = 8  # where there are no demonstrations: enough to see that a reward function works
 MOST_CHARS = 600  # of a text that is shown
 LOST_ON_THE_WAY = ("demonstration_too_long", "demonstration_past_end")  # demonstrations that there were
@@ -96,12 +99,28 @@ def _grade(config: Config, phase: PreparedPhase, sample: list[Prompt]) -> Grader
     graded = try_rewards(config.reward, sample, max_response_tokens=config.data.max_response_tokens)
     refused = next(((prompt, result) for prompt, result in graded if not result.correct), None)
     functions = dict.fromkeys(reward_function_of(config.reward, prompt.data_source) for prompt in sample)
+    accepted = sum(result.correct for _, result in graded)
     return Grader(
         tuple(functions),
         len(graded),
-        sum(result.correct for _, result in graded),
+        accepted,
         None if refused is None else _refused(*refused),
+        _better(config, [prompt for prompt, _ in graded], accepted) if accepted * 2 < len(graded) else None,
     )
+
+
+def _better(config: Config, prompts: list[Prompt], accepted: int) -> str | None:
+    """The reward function among `ALTERNATIVES` that accepts most of these demonstrations, where one accepts more."""
+    best = None
+    for name in ALTERNATIVES:
+        reward = replace(config.reward, function=name, functions={})
+        try:
+            graded = try_rewards(reward, prompts, max_response_tokens=config.data.max_response_tokens)
+        except UserError:  # it cannot use these ground truths
+            continue
+        if (count := sum(result.correct for _, result in graded)) > accepted:
+            best, accepted = f"reward.function={name} accepts {count} of {len(graded)}", count
+    return best
 
 
 def _refused(prompt: Prompt, result: RewardResult) -> Refused:
@@ -132,7 +151,8 @@ def _warnings(phase: PreparedPhase, lost: dict[str, int], grader: Grader | None)
         read = "nothing was read from it" if one.extracted is None else f"“{one.extracted}” was read from it"
         end = one.demonstration[-MOST_CHARS // 5 :]
         yield (
-            f"The grader {grader.in_words}. So either these demonstrations are wrong, or reward.function is not the "
+            f"The grader {grader.in_words}{f', and {grader.better}' if grader.better else ''}. So either these "
+            "demonstrations are wrong, or reward.function is not the "
             "one for this data, or the ground truth is in another column. One that it refuses, "
             f"{one.id}: its reference is “{one.reference}”, {read}, the result is {one.result}. It ends: “{end}”"
         )

@@ -61,6 +61,9 @@ class Grader:
     num_graded: int
     num_accepted: int
     refused: Refused | None
+    better: str | None = (
+        None  # where most are refused: a reward function of ours that accepts more, and how many
+    )
 
     @property
     def in_words(self) -> str:

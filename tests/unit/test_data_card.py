@@ -307,6 +307,14 @@ def test_each_phase_has_its_card(model: Path, tmp_path: Path) -> None:
     assert len(card.warnings) == 1
 
 
+def test_where_most_are_refused_the_reward_function_that_accepts_them_is_named(
+    model: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"{i} + 1?", "answer": f"{i} + 1 is more.\n#### {i + 1}"} for i in range(8)]
+    card = card_of(model, write(tmp_path / "a.jsonl", rows), "algorithm.name=sft")
+    assert "boxed accepts 0 of 8 demonstrations, and reward.function=gsm8k accepts" in card.warnings[0]
+
+
 # -- how it is shown -----------------------------------------------------------------------------------
 
 
