@@ -27,6 +27,10 @@ def main(words: list[str] | None = None) -> int:
     options = arguments.train(words)
     folder: RunFolder | None = None
     try:
+        from hpt_ray.cli.first_look import read_config
+
+        config = read_config(options)  # mistakes in it are told before what is slow to import
+
         from hpt_ray.cli import train
         from hpt_ray.data.mini.base import tokenizer_path
         from hpt_ray.driver.data_card import make_card
@@ -35,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
         from hpt_ray.observe.run_folder import RunFolder
 
         console = CommandConsole()
-        config = train.configured(options)
+        config = train.completed(config)
         if options.dry_run:
             train.show_plan(config, console)
             return 0

@@ -22,14 +22,14 @@ for _name, _value in QUIET.items():
 
 from hpt_ray.checkpoint.manifest import folder_name  # noqa: E402  (after the environment is set)
 from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402
+from hpt_ray.cli.first_look import read_config  # noqa: E402
 from hpt_ray.cli.mini_base import model_folder  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
-from hpt_ray.config.load import QUICKSTART, dump_config, load_config  # noqa: E402
+from hpt_ray.config.load import dump_config  # noqa: E402
 from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
-from hpt_ray.data.mini.base import parse_name  # noqa: E402
 from hpt_ray.driver.data_card import make_card  # noqa: E402
 from hpt_ray.driver.driver import Driver  # noqa: E402
 from hpt_ray.driver.setup import Prepared  # noqa: E402
@@ -50,24 +50,17 @@ HANDOVER_S = 900.0  # for a driver to save and end after SIGTERM, as in deploy/r
 
 def configured(options: Namespace) -> Config:
     """The checked configuration that the words of the command ask for. Raises `UserError`."""
-    config = load_config(options.config or without_file(options.overrides), options.overrides)
+    return completed(read_config(options))
+
+
+def completed(config: Config) -> Config:
+    """With the user's parts loaded, and all rules checked. Raises `UserError`."""
     config.run.plugins = plugins.load(config.run.plugins)
     for section in (config.algorithm, config.selection):
         vars(section).update(plugins.absolute(vars(section)))
     config.phases = plugins.absolute(config.phases)
     check_config(config)
-    if mini.is_mini(config.model.path):
-        parse_name(config.model.path)
     return config
-
-
-def without_file(overrides: Sequence[str]) -> str | None:
-    """The quickstart where no file is named; with a model of one's own the schema's defaults.
-
-    What the quickstart sets (template, limits, learning rate, ρ) was chosen for the small task alone.
-    """
-    models = [word.partition("=")[2] for word in overrides if word.startswith("model.path=")]
-    return str(QUICKSTART) if all(mini.is_mini(model) for model in models) else None
 
 
 def show_plan(config: Config, console: Console) -> None:

@@ -101,3 +101,17 @@ def test_plan_is_the_dry_run_of_train(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["train", *words, "--dry-run"]) == 0
     assert capsys.readouterr().out == planned
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.path=./absent", "model.path=./absent: no such folder"),
+        ("data.trian=x", "Did you mean `data.train`?"),
+        ("num_generations=4", "`group_size`"),
+    ],
+)
+def test_a_slip_is_told_before_anything_slow_is_imported(word: str, message: str) -> None:
+    ended = ask("hpt_ray.main", word)
+    assert ended.returncode == 2, ended.stderr
+    assert message in ended.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.cli.train import without_file
+from hpt_ray.cli.first_look import without_file
 from hpt_ray.cluster.runtime import address_to_join
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_config
