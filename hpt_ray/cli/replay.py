@@ -56,6 +56,7 @@ from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 from hpt_ray.types import UpdateResult  # noqa: E402
 from hpt_ray.utils import arguments, plugins  # noqa: E402
 
+SINCE_0_2 = {"loss/total"}  # runs of before do not have it
 COMPARED = ("optim/", "policy/", "loss/", "critic/", "learner/demo_loss", "learner/skipped_")
 
 
@@ -239,7 +240,8 @@ def replay_logs(folder: RunFolder) -> Path:
 
 def compare(recorded: Mapping[str, Any], replayed: Mapping[str, Any]) -> list[Difference]:
     """What an update came to, number by number; times and throughput are left out."""
-    names = [name for name in replayed if name.startswith(COMPARED)]
+    new = SINCE_0_2 - recorded.keys()
+    names = [name for name in replayed if name.startswith(COMPARED) and name not in new]
     return [Difference(name, _finite(recorded.get(name)), _finite(replayed[name])) for name in names]
 
 

@@ -179,7 +179,7 @@ def test_actors_write_to_files_and_a_person_sees_little(printed_and_folder):
     assert "Sampled responses, step 2" in printed
     assert f"Done: {STEPS} steps" in printed
     assert "WARNING" not in printed
-    assert len(printed.splitlines()) < 100
+    assert len(printed.splitlines()) < 150  # the plan, the data card and two tables of samples among them
 
 
 # -- the checkpoint --------------------------------------------------------------------------------
