@@ -240,7 +240,7 @@ def replay_logs(folder: RunFolder) -> Path:
 
 def compare(recorded: Mapping[str, Any], replayed: Mapping[str, Any]) -> list[Difference]:
     """What an update came to, number by number; times and throughput are left out."""
-    new = SINCE_0_2 - recorded.keys()
+    new = {name for name in SINCE_0_2 if recorded.get(name) is None}
     names = [name for name in replayed if name.startswith(COMPARED) and name not in new]
     return [Difference(name, _finite(recorded.get(name)), _finite(replayed[name])) for name in names]
 
