@@ -24,7 +24,7 @@ from hpt_ray.checkpoint.manifest import folder_name  # noqa: E402  (after the en
 from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402
 from hpt_ray.cli.first_look import read_config  # noqa: E402
 from hpt_ray.cli.mini_base import model_folder  # noqa: E402
-from hpt_ray.cluster.runtime import Cluster  # noqa: E402
+from hpt_ray.cluster.runtime import IN_A_JOB, Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
 from hpt_ray.config.load import dump_config  # noqa: E402
 from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
@@ -182,6 +182,10 @@ def connected(config: Config, prepared: Prepared) -> Iterator[tuple[Cluster, Pla
     """
     with ThreadPoolExecutor(max_workers=1) as aside:
         planning = aside.submit(planned, config, prepared)
+        if (
+            IN_A_JOB in os.environ
+        ):  # Ray may unpack the job's working directory anew as it connects, under our feet
+            planning.result()
         cluster = Cluster.connect(config.cluster)
     try:
         yield cluster, planning.result()
