@@ -66,6 +66,7 @@ def words_of(line: str) -> list[str]:
         words = shlex.split(line, comments=True)
     except ValueError:  # a line of a drawing
         return []
+    words = words[: words.index("|")] if "|" in words else words  # what reads the output is no word of ours
     if words[:1] == ["hpt_ray"]:
         return words[1:]
     for i, word in enumerate(words):
