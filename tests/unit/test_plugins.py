@@ -7,21 +7,19 @@ import pickle
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hpt_ray.algorithms import ADVANTAGES, ALGORITHMS, GATES, make_estimator
+from hpt_ray.algorithms import make_estimator
 from hpt_ray.cli import explain
 from hpt_ray.cli.train import configured
 from hpt_ray.errors import UserError
 from hpt_ray.main import main
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.trackers import TRACKERS, start_trackers
+from hpt_ray.observe.trackers import start_trackers
 from hpt_ray.utils import plugins
 
-TABLES = (ADVANTAGES, ALGORITHMS, GATES, TRACKERS)
 PARTS = '''
 from pathlib import Path
 
@@ -66,18 +64,6 @@ class Lines:
 TRACKERS["lines"] = TrackerKind(Lines, "one line a step")
 '''
 NAMES = ("algorithm.name=raft", "observe.trackers=[lines]")
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test loads is gone after it."""
-    before = [dict(table) for table in TABLES]
-    monkeypatch.setattr(plugins, "_loaded", [])
-    monkeypatch.setenv(plugins.VARIABLE, "")
-    yield
-    for table, rows in zip(TABLES, before, strict=True):
-        table.clear()
-        table.update(rows)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -306,7 +292,7 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my.py").write_text(NAMED, encoding="utf-8")
     (tmp_path / "beside.py").write_text('TITLE = "reward-ranked fine-tuning"\n')
     monkeypatch.setattr(sys, "path", [*sys.path])
-    sys.modules.pop("beside", None)
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

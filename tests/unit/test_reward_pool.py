@@ -48,9 +48,22 @@ def behave(tmp_path_factory):
 
 
 def children() -> list[psutil.Process]:
-    """The grading processes of this test run."""
+    """The grading processes of this test."""
     every = psutil.Process().children()
-    return [child for child in every if "hpt_ray.reward.pool" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in every
+        if child.pid not in OTHERS and "hpt_ray.reward.pool" in " ".join(child.cmdline())
+    ]
+
+
+OTHERS: set[int] = set()  # those that tests before left, such as the pool of `hpt_ray.reward.grade`
+
+
+@pytest.fixture(autouse=True)
+def _others():
+    OTHERS.clear()
+    OTHERS.update(child.pid for child in children())
 
 
 def test_results_come_in_the_order_of_the_tasks():
