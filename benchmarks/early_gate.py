@@ -272,7 +272,7 @@ def avoidable(waited: Pass, gamma: float) -> int:
     tokens = 0
     for group in waited.groups.values():
         solved = 0
-        for i, (rollout, result) in enumerate(zip(group.rollouts, group.results, strict=True)):
+        for i, (rollout, result) in enumerate(group.pairs):
             if is_certain(gamma, num_correct=solved, num_graded=i, num_rollouts=NUM_ROLLOUTS):
                 tokens += len(rollout.token_ids)
             solved += result.correct

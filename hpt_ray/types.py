@@ -9,7 +9,7 @@ imports Ray, vLLM or DeepSpeed, so every record can be made by hand in a test.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -119,6 +119,11 @@ class Group:
     prompt: Prompt
     rollouts: list[Rollout]
     results: list[RewardResult]
+
+    @property
+    def pairs(self) -> Iterator[tuple[Rollout, RewardResult]]:
+        """Each rollout with its result."""
+        return zip(self.rollouts, self.results, strict=True)
 
     @property
     def num_correct(self) -> int:

@@ -24,9 +24,9 @@ class Part:
     """One entry of a family's table.
 
     `needs` may name: "old" (logprobs of the sampler), "sequence" (of whole samples), "ratio" (a denominator that is
-    an old policy), "entropy", "values", "group" (other rollouts
-    of the prompt), "union" (the group with its demonstration), "all_samples" (every sample of
-    the optimizer step before the first backward pass), "length_constant", "shaping_gamma", "clip".
+    an old policy), "entropy", "values", "group" (other rollouts of the prompt), "union" (the group with
+    its demonstration), "all_samples" (every sample of the optimizer step before the first backward pass),
+    "length_constant", "shaping_gamma", "clip".
     `not_for` says why the part makes no sense on a stream.
     """
 

@@ -10,7 +10,7 @@ and 1; one within `NEGLIGIBLE` of 0 or 1 becomes that, for a sample of no weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Literal, NamedTuple
@@ -81,11 +81,7 @@ class Gate:
 
 def attempt_of(group: Group) -> Attempt:
     """Lost and aborted rollouts, and those whose reward failed, say nothing about the prompt and do not count."""
-    return Attempt(group.num_correct, sum(_has_reward(*pair) for pair in _pairs(group)))
-
-
-def _pairs(group: Group) -> Iterator[tuple[Rollout, RewardResult]]:
-    return zip(group.rollouts, group.results, strict=True)
+    return Attempt(group.num_correct, sum(_has_reward(*pair) for pair in group.pairs))
 
 
 def _has_reward(rollout: Rollout, result: RewardResult) -> bool:
@@ -293,7 +289,7 @@ def samples_of(group: Group, decision: Decision, *, index: int) -> list[Sample]:
     prompt = group.prompt
     samples = []
     if decision.rollout_weight > 0:
-        for rollout, result in _pairs(group):
+        for rollout, result in group.pairs:
             if not _has_reward(rollout, result) or not len(rollout.token_ids):
                 continue
             samples.append(

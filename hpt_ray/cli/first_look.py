@@ -12,7 +12,7 @@ from hpt_ray.config.load import QUICKSTART, load_config
 from hpt_ray.config.schema import Config
 from hpt_ray.data import mini
 from hpt_ray.data.mini.base import parse_name
-from hpt_ray.data.model_folder import check_folder
+from hpt_ray.data.model_folder import check_model_folders
 
 
 def read_config(options: Namespace) -> Config:
@@ -20,9 +20,7 @@ def read_config(options: Namespace) -> Config:
     config = load_config(options.config or without_file(options.overrides), options.overrides)
     if mini.is_mini(config.model.path):
         parse_name(config.model.path)
-    check_folder(config.model.path, random_init=config.model.random_init)
-    if config.reference.path is not None:
-        check_folder(config.reference.path, key="reference.path")
+    check_model_folders(config)
     return config
 
 

@@ -182,9 +182,8 @@ def connected(config: Config, prepared: Prepared) -> Iterator[tuple[Cluster, Pla
     """
     with ThreadPoolExecutor(max_workers=1) as aside:
         planning = aside.submit(planned, config, prepared)
-        if (
-            IN_A_JOB in os.environ
-        ):  # Ray may unpack the job's working directory anew as it connects, under our feet
+        # In a job Ray may unpack the working directory anew as it connects, under the feet of what is imported.
+        if IN_A_JOB in os.environ:
             planning.result()
         cluster = Cluster.connect(config.cluster)
     try:

@@ -118,6 +118,11 @@ class RolloutConfig:
     )
     max_restarts: int = key(3, "Times in a row, no rollout in between, that a failed worker starts again.")
 
+    @property
+    def is_cut(self) -> bool:
+        """Rollouts come from a part of the model's distribution only."""
+        return self.top_p < 1 or self.top_k > 0
+
 
 @dataclass
 class RewardConfig:

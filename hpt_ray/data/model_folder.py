@@ -8,11 +8,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from hpt_ray.config.schema import Config
 from hpt_ray.data.mini import is_mini
 from hpt_ray.errors import UserError, in_one_line
 from hpt_ray.utils.names import nearest_path
 
 HUB_TIMEOUT_S = 10.0
+
+
+def check_model_folders(config: Config) -> None:
+    """Raises `UserError` where the model or the frozen reference of a run is not what `check_folder` wants."""
+    check_folder(config.model.path, random_init=config.model.random_init)
+    if config.reference.path is not None:
+        check_folder(config.reference.path, key="reference.path")
 
 
 def check_folder(path: str, *, key: str = "model.path", random_init: bool = False) -> None:

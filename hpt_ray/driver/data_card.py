@@ -6,7 +6,7 @@ killable processes of this machine. A set that the gate cannot train on was refu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -105,14 +105,18 @@ def _grade(config: Config, phase: PreparedPhase, sample: list[Prompt]) -> Grader
         len(graded),
         accepted,
         None if refused is None else _refused(*refused),
-        _better(config, [prompt for prompt, _ in graded], accepted) if accepted * 2 < len(graded) else None,
+        _better(config, functions, [prompt for prompt, _ in graded], accepted)
+        if accepted * 2 < len(graded)
+        else None,
     )
 
 
-def _better(config: Config, prompts: list[Prompt], accepted: int) -> str | None:
+def _better(config: Config, tried: Container[str], prompts: list[Prompt], accepted: int) -> str | None:
     """The reward function among `ALTERNATIVES` that accepts most of these demonstrations, where one accepts more."""
     best = None
     for name in ALTERNATIVES:
+        if name in tried:
+            continue
         reward = replace(config.reward, function=name, functions={})
         try:
             graded = try_rewards(reward, prompts, max_response_tokens=config.data.max_response_tokens)

@@ -31,12 +31,7 @@ def reason_to_stop(config: Config, state: RunState, pairs: Pairs, folder: Path) 
 
 def too_many_failures(pairs: Pairs, limit: float) -> str | None:
     """Where rewards failed for more than this share of the step's responses: how many, and why the last one did."""
-    results = [
-        result
-        for group, _ in pairs
-        for rollout, result in zip(group.rollouts, group.results, strict=True)
-        if rollout.finish.is_response
-    ]
+    results = [result for group, _ in pairs for rollout, result in group.pairs if rollout.finish.is_response]
     failed = [result for result in results if result.outcome.is_failure]
     if len(failed) <= limit * len(results):
         return None

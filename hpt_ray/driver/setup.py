@@ -18,7 +18,7 @@ from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dataset import PromptSet, load_prompts
 from hpt_ray.data.dropped import in_words
-from hpt_ray.data.model_folder import check_folder
+from hpt_ray.data.model_folder import check_model_folders
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
@@ -119,9 +119,7 @@ def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
     Raises `UserError` for what the user must change.
     """
     chosen = choices_of(config)
-    check_folder(config.model.path, random_init=config.model.random_init)
-    if config.reference.path is not None:
-        check_folder(config.reference.path, key="reference.path")
+    check_model_folders(config)
     check_reward_functions(config.reward)
     check_terms(config.reward, config.data.max_response_tokens)
     check_trackers(config.observe.trackers)
@@ -249,9 +247,8 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             "algorithm.rollout_denominator=old, or algorithm.correction (e.g. token_truncate), or "
             "rollout.max_off_policy_steps=0."
         )
-    is_cut = config.rollout.top_p < 1 or config.rollout.top_k > 0
     weighs = estimator.corrects_off_policy and not config.learner.recompute_old_logprobs
-    if is_cut and kind.needs_rollouts and weighs:
+    if config.rollout.is_cut and kind.needs_rollouts and weighs:
         raise UserError(
             f"rollout.top_p={config.rollout.top_p:g} with rollout.top_k={config.rollout.top_k} cuts the distribution "
             f"that rollouts come from, and the learner's stays whole: algorithm.name={estimator.name} would weigh "

@@ -11,7 +11,7 @@ import numpy as np
 
 from hpt_ray.algorithms import BatchShape, Estimator
 from hpt_ray.algorithms.advantages import ADVANTAGES
-from hpt_ray.algorithms.batch import SampleView
+from hpt_ray.algorithms.batch import sample_view
 from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import SamplerMismatch
@@ -58,7 +58,7 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     Rollouts that were aborted or lost are counted as such and are in no mean; those whose reward failed are in no
     mean of rewards.
     """
-    everything = [pair for group, _ in pairs for pair in zip(group.rollouts, group.results, strict=True)]
+    everything = [pair for group, _ in pairs for pair in group.pairs]
     finishes = Counter(rollout.finish.value for rollout, _ in everything)
     graded = [(r, v) for r, v in everything if r.finish.is_response]
     rollouts, results = [r for r, _ in graded], [v for _, v in graded]
@@ -154,8 +154,7 @@ def check_gap(config: Config, metrics: Mapping[str, Any]) -> None:
     """
     gap, limit = metrics.get("policy/logprob_gap_mean"), GAP_LIMITS[config.model.dtype]
     is_told = config.learner.recompute_old_logprobs or config.algorithm.correction != "none"
-    is_cut = config.rollout.top_p < 1 or config.rollout.top_k > 0
-    if gap is None or gap <= limit or is_told or is_cut:
+    if gap is None or gap <= limit or is_told or config.rollout.is_cut:
         return
     raise SamplerMismatch(
         f"At the first step the log-probs of sampler and learner differ by {gap:.2g} nats a token on average "
@@ -176,7 +175,7 @@ def failures_of(pairs: Pairs) -> Counter[str]:
     """What did not go as it should, by name: verifier outcomes and lost rollouts."""
     failures: Counter[str] = Counter()
     for group, _ in pairs:
-        for rollout, result in zip(group.rollouts, group.results, strict=True):
+        for rollout, result in group.pairs:
             if rollout.finish is FinishReason.LOST:
                 failures[f"rollout/{rollout.finish.value}"] += 1
             elif result.outcome in BAD_OUTCOMES:
@@ -186,7 +185,7 @@ def failures_of(pairs: Pairs) -> Counter[str]:
 
 def first_response(group: Group, decision: Decision, estimator: Estimator) -> Shown | None:
     """The first response to a prompt, as a person is shown it; None where there is none."""
-    for rollout, result in zip(group.rollouts, group.results, strict=True):
+    for rollout, result in group.pairs:
         if rollout.finish.is_response:
             trains = not result.outcome.is_failure
             advantage = _first_advantage(group, decision, estimator) if trains else None
@@ -204,14 +203,14 @@ def _first_advantage(group: Group, decision: Decision, estimator: Estimator) -> 
     if part.needs & {"all_samples", "values"}:
         return None
     lengths = np.array([sample.response_length for sample in samples])
-    view = SampleView(
-        lengths=lengths,
-        groups=np.zeros_like(lengths),
-        rewards=np.array([sample.reward for sample in samples], np.float64),
-        is_demo=np.array([sample.is_demo for sample in samples]),
-        weights=np.array([sample.weight for sample in samples], np.float64),
+    view = sample_view(
+        lengths,
+        np.zeros_like(lengths),
+        np.array([sample.reward for sample in samples]),
+        np.array([sample.is_demo for sample in samples]),
+        np.array([sample.weight for sample in samples]),
+        BatchShape(1, len(samples), int(lengths.max())),
+        estimator.settings,
         prompt_lengths=np.array([sample.prompt_length for sample in samples]),
-        batch=BatchShape(1, len(samples), int(lengths.max())),
-        settings=estimator.settings,
     )
     return float(part.function(view)[0])

@@ -158,7 +158,7 @@ def _rollout_fields(group: Group) -> list[Line]:
             "extracted": result.extracted,
             "detail": result.detail,
         }
-        for rollout, result in zip(group.rollouts, group.results, strict=True)
+        for rollout, result in group.pairs
     ] or [{}]
 
 
