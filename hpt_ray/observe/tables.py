@@ -100,7 +100,7 @@ def table_of_samples(samples: Sequence[Shown], *, step: int) -> RenderableType:
         if result.extracted is not None:
             table.add_row("answer", _text(result.extracted, PROMPT_CHARS))
         if result.detail:
-            table.add_row("problem", _text(result.detail, PROMPT_CHARS))
+            table.add_row("why", _text(result.detail, PROMPT_CHARS))
         table.add_row("reward", _reward(shown))
         solved = f"{shown.decision.num_correct}/{shown.decision.num_rollouts} correct"
         table.add_row("trained on", f"{branch_of(shown.decision)}, {solved}", end_section=True)
