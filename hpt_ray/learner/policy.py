@@ -7,6 +7,7 @@ no algorithm's name, no prompt, no reward.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +39,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
     def __init__(self, rank: int, world_size: int, spec: LearnerSpec, log_file: str | None):
         super().__init__(rank, world_size, spec, log_file)
         self._sender: Any = None
+        self._names: Any = None  # hpt_ray.learner.model.Published
 
     def _module(self) -> Any:
         from hpt_ray.learner.logprobs import TokenScorer
@@ -110,13 +112,26 @@ class LearnerWorker(RankWorker[LearnerSpec]):
     # -- weights out -------------------------------------------------------------------------------
 
     def weight_metas(self) -> list[Any]:
-        """Name, dtype and shape of every weight, as Hugging Face names them, in the order they are sent."""
+        """Name, dtype and shape of every weight, as checkpoints name them, in the order they are sent."""
+        import torch
+
         from hpt_ray.weight_sync.buckets import TensorMeta
 
         return [
-            TensorMeta(hf_name(name), str(dtype).removeprefix("torch."), shape)
-            for name, dtype, shape in self._engine.parameter_shapes()
+            TensorMeta(name, str(part.dtype).removeprefix("torch."), tuple(part.shape))
+            for name, part in self._published(
+                (name, torch.empty(shape, dtype=dtype, device="meta"))
+                for name, dtype, shape in self._engine.parameter_shapes()
+            )
         ]
+
+    def _published(self, parameters: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        from hpt_ray.learner.model import Published
+
+        if self._names is None:
+            self._names = Published(self._engine.module.model)
+        for name, parameter in parameters:
+            yield from self._names.parts_of(hf_name(name), parameter)
 
     def join_transfer(self, rendezvous: Any) -> None:
         """Become place 0 of the transfer group that meets there. Rank 0 only."""
@@ -128,7 +143,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
 
     def send_weights(self, bucket_bytes: int, keep: bool) -> None:
         """Gather (all ranks) and send (rank 0) every weight; with `keep`, also into host memory. Collective."""
-        tensors = (tensor for _, tensor in self._engine.full_parameters(bucket_bytes))
+        tensors = (tensor for _, tensor in self._published(self._engine.full_parameters(bucket_bytes)))
         num_buffers = 1 if self._spec.learner.zero_stage == 3 else 2  # what is gathered is the other bucket
         with self._span("send weights"):
             try:
