@@ -91,7 +91,8 @@ def override(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> None:
 class Published:
     """Parameters of `model` under the names, and in the parts, that its checkpoints have and vLLM reads.
 
-    Experts that are one parameter in transformers are many on a disk. Parts are views of it where they can be.
+    Experts that are one parameter in transformers are many on a disk. Such parts are copies, made one at a time: they
+    stay what they are when ZeRO 3 lets go of the whole.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -104,7 +105,8 @@ class Published:
         parts = revert_weight_conversion(self._model, {name: parameter})
         if parts.get(name) is parameter:
             self._as_they_are.add(name)
-        return parts.items()
+            return [(name, parameter)]
+        return ((part_name, part.clone()) for part_name, part in parts.items())
 
 
 def export_policy(

@@ -39,13 +39,14 @@ class LearnerWorker(RankWorker[LearnerSpec]):
     def __init__(self, rank: int, world_size: int, spec: LearnerSpec, log_file: str | None):
         super().__init__(rank, world_size, spec, log_file)
         self._sender: Any = None
-        self._names: Any = None  # hpt_ray.learner.model.Published
 
     def _module(self) -> Any:
         from hpt_ray.learner.logprobs import TokenScorer
-        from hpt_ray.learner.model import load_policy
+        from hpt_ray.learner.model import Published, load_policy
 
-        return TokenScorer(load_policy(self._spec.model, self._spec.model_path, seed=self._spec.seed))
+        model = load_policy(self._spec.model, self._spec.model_path, seed=self._spec.seed)
+        self._as_published = Published(model)
+        return TokenScorer(model)
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -126,12 +127,8 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         ]
 
     def _published(self, parameters: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-        from hpt_ray.learner.model import Published
-
-        if self._names is None:
-            self._names = Published(self._engine.module.model)
         for name, parameter in parameters:
-            yield from self._names.parts_of(hf_name(name), parameter)
+            yield from self._as_published.parts_of(hf_name(name), parameter)
 
     def join_transfer(self, rendezvous: Any) -> None:
         """Become place 0 of the transfer group that meets there. Rank 0 only."""
@@ -143,21 +140,21 @@ class LearnerWorker(RankWorker[LearnerSpec]):
 
     def send_weights(self, bucket_bytes: int, keep: bool) -> None:
         """Gather (all ranks) and send (rank 0) every weight; with `keep`, also into host memory. Collective."""
-        tensors = (tensor for _, tensor in self._published(self._engine.full_parameters(bucket_bytes)))
+        parameters = self._engine.full_parameters(bucket_bytes)
         num_buffers = 1 if self._spec.learner.zero_stage == 3 else 2  # what is gathered is the other bucket
         with self._span("send weights"):
             try:
                 if self._rank == 0:
                     self._sender.send(
                         self.weight_metas(),
-                        tensors,
+                        (part for _, part in self._published(parameters)),
                         bucket_bytes=bucket_bytes,
                         num_buffers=num_buffers,
                         keep=keep,
                     )
             finally:
                 # The other ranks help to gather, to the end, also where sending broke off.
-                for _ in tensors:
+                for _ in parameters:
                     pass
 
     def resend_weights(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -121,7 +120,6 @@ def test_refused(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in FAMILIES]
 )
 def test_family(family: str, tmp_path: Path) -> None:
-    begin = time.monotonic()
     write_model(tmp_path / "model", *FAMILIES[family])
     ended = run_main(arguments_of(tmp_path))
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
@@ -144,7 +142,7 @@ def test_family(family: str, tmp_path: Path) -> None:
     }
     assert all(found[name] for name in KEPT), found
     assert load_tokenizer(str(checkpoint / "hf")).get_vocab() == build_tokenizer().get_vocab()
-    note(family, found | {"seconds": round(time.monotonic() - begin, 1)})
+    note(family, found)
 
 
 KEPT = ("equal_logits", "generation_config", "chat_template", "tied_weights")
