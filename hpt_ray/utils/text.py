@@ -1,4 +1,4 @@
-"""Texts that nobody of ours wrote, as a terminal may show them."""
+"""Texts that nobody of ours wrote, as a terminal may show them and a file can hold them."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ def printable(text: str) -> str:
     Example: `printable("\x1b[2J") == "␛[2J"`. Tabs and line ends stay.
     """
     return text.translate(_VISIBLE)
+
+
+def storable(text: str) -> str:
+    r"""`text` with lone surrogates, which UTF-8 has no bytes for, written out.
+
+    Example: `storable("a\ud800") == "a\\ud800"`.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
