@@ -63,7 +63,9 @@ class Tally:
     prompt_tokens_max: int = 0
     demonstration_tokens: int = 0
     demonstration_tokens_max: int = 0
-    longest_prompt: int = 0  # of all that were read, dropped ones too
+    longest_prompt: int = (
+        0  # of all that were read, dropped ones too; one more than the limit if not tokenised
+    )
     longest_demonstration: int = 0
     read_as: dict[str, list[str]] = field(default_factory=dict)  # how files are read → their names
 
@@ -170,9 +172,13 @@ class Intake:
     def _may_fit(self, candidate: _Candidate) -> bool:
         """Sort out what is too long for certain, before it is tokenised."""
         if self._template.is_certainly_longer(candidate.prompt, self._max_prompt_tokens):
+            self.tally.longest_prompt = max(self.tally.longest_prompt, self._max_prompt_tokens + 1)
             return self._drop("prompt_too_long")
         shown = candidate.demonstration
         if shown is not None and self._template.is_certainly_longer(shown, self._max_response_tokens):
+            self.tally.longest_demonstration = max(
+                self.tally.longest_demonstration, self._max_response_tokens + 1
+            )
             candidate.demonstration, candidate.is_overlong = None, True
         return True
 
