@@ -6,6 +6,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from hpt_ray.text import printable
+
 
 class UserError(ValueError):
     """Something the user must change: a path, a key, a value, a data row.
@@ -57,14 +59,14 @@ def exit_code(error: Exception, logs: Path | None = None) -> int:
     # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, UserError):
-        print(f"error: {cause}", file=sys.stderr)
+        print(printable(f"error: {cause}"), file=sys.stderr)
         return 2
-    text = "".join(traceback.format_exception(error))
+    text = printable("".join(traceback.format_exception(error)))
     where = ""
     if logs is not None:
         (logs / "driver.log").write_text(text, encoding="utf-8")
         where = f"\nTraceback and the actors' output: {logs}"
     else:
         print(text, file=sys.stderr)
-    print(f"failed: {type(cause).__name__}: {cause}{where}", file=sys.stderr)
+    print(printable(f"failed: {type(cause).__name__}: {cause}{where}"), file=sys.stderr)
     return 1

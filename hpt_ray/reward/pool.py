@@ -23,15 +23,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import hpt_ray
+from hpt_ray.config.references import public
+from hpt_ray.config.schema import RewardConfig
+from hpt_ray.reward.environment import clean_environment
 from hpt_ray.reward.functions.row import NO_ROW, Row
-from hpt_ray.reward.functions.table import RewardFunction, build, takes_row
+from hpt_ray.reward.functions.table import RewardFunction, build, takes_headers, takes_row
+from hpt_ray.text import PrintableStream
 from hpt_ray.types import Outcome, RewardResult
 from hpt_ray.utils.plugins import load_inherited
 
@@ -43,7 +45,6 @@ MAX_EXTRACTED_CHARS = 500  # a result stays small whatever the response was
 MAX_DETAIL_CHARS = 300
 
 _CHILD = "import sys; from hpt_ray.reward.pool import main; main(*sys.argv[1:])"
-_PACKAGE_PARENT = str(Path(hpt_ray.__file__).resolve().parents[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class Pool:
 
     `preload` names reward functions that each process loads as it starts. Making the pool does not wait for
     anything. What the caller's process loaded as `run.plugins`, the processes import as well. What they print
-    is added to the file `output`; without one it goes where the caller's goes.
+    is added to the file `output`; without one it goes where the caller's goes. `headers` go to reward functions that
+    ask a server. `environment` names the variables that the processes get beside those every program needs.
     """
 
     def __init__(
@@ -78,17 +80,34 @@ class Pool:
         memory_mb: int = 2048,
         preload: Sequence[str] = (),
         output: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        environment: Sequence[str] = (),
     ) -> None:
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
         self.preload = tuple(preload)
         self.output = output
+        self.headers = dict(headers or {})
+        self.environment = clean_environment(environment)
         self.closed = False
         self.queue: queue.SimpleQueue[tuple[_Batch, int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is queued once `closed` is set
         self._workers = [_Worker(self) for _ in range(num_processes)]
         for worker in self._workers:
             worker.start()
+
+    @classmethod
+    def of(cls, config: RewardConfig, *, preload: Sequence[str] = (), output: str | None = None) -> Pool:
+        """As the section `reward` wants it."""
+        return cls(
+            config.num_processes,
+            timeout_s=config.timeout_s,
+            memory_mb=config.memory_mb,
+            preload=preload,
+            output=output,
+            headers=config.headers,
+            environment=config.environment,
+        )
 
     @property
     def num_replaced(self) -> int:
@@ -198,14 +217,16 @@ class _Worker(threading.Thread):
     def _grade(self, task: Task) -> RewardResult:
         """The result of one task, whatever it does to the process. Raises _CannotStart."""
         try:
-            request = pickle.dumps((task.reward_function, task.arguments))
+            request = pickle.dumps((task.reward_function, task.arguments, {}))
         except Exception as error:
             return _error(f"the ground truth cannot be sent to another process: {error}")
         for _ in range(NUM_TRIES):
             try:
                 self._start()
                 if reason := self._load(task.reward_function):
-                    return _error(f"reward function {task.reward_function} could not be loaded: {reason}")
+                    return _error(
+                        f"reward function {public(task.reward_function)} could not be loaded: {reason}"
+                    )
                 return self._ask(request, self._pool.timeout_s)
             except TimeoutError:
                 self._end()
@@ -222,14 +243,6 @@ class _Worker(threading.Thread):
             raise _Ended("the grading pool was closed")
         if self._popen is not None:
             return
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "PYTHONHASHSEED": "0",  # sympy's order of terms, the same in every process
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",  # each of its threads would reserve address space
-            "PYTHONUNBUFFERED": "1",  # what is printed before a kill is not lost
-        }
         self._loaded: set[str] = set()
         try:
             self._socket, theirs = socket.socketpair()
@@ -243,7 +256,7 @@ class _Worker(threading.Thread):
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
-                    env=environment,
+                    env=self._pool.environment,
                     start_new_session=True,  # so that it dies with its own children, and not by Ctrl-C
                 )
         except OSError as error:
@@ -256,7 +269,8 @@ class _Worker(threading.Thread):
         if name in self._loaded:
             return None
         try:
-            reason = self._ask(pickle.dumps((name, None)), LOAD_TIMEOUT_S)
+            headers = self._pool.headers if takes_headers(name) else {}
+            reason = self._ask(pickle.dumps((name, None, headers)), LOAD_TIMEOUT_S)
         except TimeoutError:  # a second try would take as long
             self._end()
             return f"that took longer than {LOAD_TIMEOUT_S:g} s"
@@ -300,8 +314,8 @@ def _error(detail: str) -> RewardResult:
 def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
     """Take requests from a socket, one at a time, until it ends.
 
-    A request is a pickled `(name, None)`: load this reward function; the reply is None or why that failed. Or it
-    is `(name, arguments)`; the reply is a RewardResult. A task that runs into the limit of the
+    A request is a pickled `(name, None, headers)`: load this reward function; the reply is None or why that failed.
+    Or it is `(name, arguments, {})`; the reply is a RewardResult. A task that runs into the limit of the
     address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that. Time
     limits are the parent's: the alarm only ends a process whose parent has vanished.
     """
@@ -309,15 +323,16 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)  # type: ignore[assignment]
     connection = socket.socket(fileno=int(descriptor))
     reader, writer = connection.makefile("rb"), connection.makefile("wb")
     functions: dict[str, RewardFunction] = {}
     try:
         while True:
-            name, task = pickle.load(reader)
+            name, task, headers = pickle.load(reader)
             limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
             signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
-            reply = _load(functions, name) if task is None else _grade(functions[name], task)
+            reply = _load(functions, name, headers) if task is None else _grade(functions[name], task)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pickle.dump(reply, writer)
             writer.flush()
@@ -327,10 +342,10 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
         pass  # nobody asks any more
 
 
-def _load(functions: dict[str, RewardFunction], name: str) -> str | None:
+def _load(functions: dict[str, RewardFunction], name: str, headers: Mapping[str, str]) -> str | None:
     try:
         load_inherited()
-        functions[name] = build(name)
+        functions[name] = build(name, headers)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:  # a user's file may raise anything
