@@ -1,4 +1,4 @@
-"""Texts that nobody of ours wrote, as a terminal or a log may show them; and texts without what is secret in them."""
+"""Texts that nobody of ours wrote, as a terminal, a log or a file can take them; and texts without their secrets."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def redacted(text: str) -> str:
         )
 
     return _ADDRESS.sub(without, text)
+
+
+def storable(text: str) -> str:
+    r"""`text` with lone surrogates, which UTF-8 has no bytes for, written out.
+
+    Example: `storable("a\ud800") == "a\\ud800"`.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class PrintableStream:

@@ -166,11 +166,13 @@ def holding(folder: RunFolder, console: Console) -> Iterator[None]:
 
 def write_config(config: Config, folder: RunFolder) -> None:
     """config.yaml as this run uses it. What a resumed run had before stays, as config-1.yaml and so on."""
-    before = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
-    dump_config(config, folder.config)
-    if before is not None and before != folder.config.read_text(encoding="utf-8"):
+    now = folder.root / ".config.yaml.partial"
+    dump_config(config, now)
+    before = folder.config.read_bytes() if folder.config.is_file() else None
+    if before is not None and before != now.read_bytes():
         number = 1 + len(list(folder.root.glob("config-*.yaml")))
-        write_private(folder.root / f"config-{number}.yaml", before)
+        write_private(folder.root / f"config-{number}.yaml", before.decode("utf-8", "replace"))
+    now.replace(folder.config)
 
 
 @contextmanager

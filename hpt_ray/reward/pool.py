@@ -25,15 +25,16 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.config.references import public
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.reward.environment import clean_environment
+from hpt_ray.reward.functions.returned import MAX_DETAIL_CHARS, to_result
 from hpt_ray.reward.functions.row import NO_ROW, Row
 from hpt_ray.reward.functions.table import RewardFunction, build, takes_headers, takes_row
-from hpt_ray.text import PrintableStream
+from hpt_ray.text import PrintableStream, storable
 from hpt_ray.types import Outcome, RewardResult
 from hpt_ray.utils.plugins import load_inherited
 
@@ -41,8 +42,6 @@ NUM_TRIES = 2  # of a response whose process dies
 LOAD_TIMEOUT_S = 60.0  # importing a reward function, on both sides
 ORPHAN_GRACE_S = 5.0  # the parent's kill comes first
 OUT_OF_MEMORY = 77  # exit code
-MAX_EXTRACTED_CHARS = 500  # a result stays small whatever the response was
-MAX_DETAIL_CHARS = 300
 
 _CHILD = "import sys; from hpt_ray.reward.pool import main; main(*sys.argv[1:])"
 
@@ -355,12 +354,7 @@ def _load(functions: dict[str, RewardFunction], name: str, headers: Mapping[str,
 
 def _grade(function: RewardFunction, arguments: tuple[Any, ...]) -> RewardResult:
     try:
-        result = function(*arguments)
-        if result.extracted is not None and len(result.extracted) > MAX_EXTRACTED_CHARS:
-            result = replace(result, extracted=result.extracted[:MAX_EXTRACTED_CHARS] + "…")
-        if result.detail is not None:
-            result = replace(result, detail=result.detail[:MAX_DETAIL_CHARS])
-        return result
+        return to_result(function(*arguments))
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:  # becomes the outcome `error`, which is counted
@@ -369,5 +363,8 @@ def _grade(function: RewardFunction, arguments: tuple[Any, ...]) -> RewardResult
 
 def _describe(error: BaseException) -> str:
     """What went wrong, and what notes say of it: where, and with which arguments."""
-    said = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
-    return "; ".join(text[:MAX_DETAIL_CHARS] for text in said)
+    try:
+        said = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+        return "; ".join(storable(text[:MAX_DETAIL_CHARS]) for text in said)
+    except Exception:  # an error of the user's own class may not even have a text
+        return type(error).__name__
