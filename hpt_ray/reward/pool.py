@@ -2,18 +2,20 @@
 
 One thread per process takes tasks from a queue that all callers share, hands its process one response at a
 time and waits for the result, at most `timeout_s`. So a time-out, a crash or a lack of memory always belongs
-to exactly one response: the process is killed (SIGKILL, with whatever it started) and replaced, and no other
+to exactly one response: the process is killed (with whatever it started, see `keeper.py`) and replaced, and no other
 response is touched. A response whose process died is tried once more in a fresh one, so that what was graded
 before it cannot change its result. Loading a reward function does not count towards the limit.
 
 Processes are started anew (`main` below), not forked: this is safe beside threads and in Ray actors, and they
-hold none of the parent's memory. They import neither Ray, torch nor vLLM, and sympy only with a reward function
-that needs it. The pool does not choose reward functions (`service.py` does).
+hold none of the parent's memory. What they send is JSON, checked as it comes in: reading it can run nothing. They
+import neither Ray, torch nor vLLM, and sympy only with a reward function that needs it. The pool does not choose
+reward functions (`service.py` does).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import queue
@@ -25,7 +27,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpt_ray.config.references import public
@@ -34,7 +36,8 @@ from hpt_ray.reward.environment import clean_environment
 from hpt_ray.reward.functions.returned import MAX_DETAIL_CHARS, to_result
 from hpt_ray.reward.functions.row import NO_ROW, Row
 from hpt_ray.reward.functions.table import RewardFunction, build, takes_headers, takes_row
-from hpt_ray.text import PrintableStream, storable
+from hpt_ray.reward.keeper import work_under_a_keeper
+from hpt_ray.text import PrintableStream, redacted, storable
 from hpt_ray.types import Outcome, RewardResult
 from hpt_ray.utils.plugins import load_inherited
 
@@ -42,6 +45,8 @@ NUM_TRIES = 2  # of a response whose process dies
 LOAD_TIMEOUT_S = 60.0  # importing a reward function, on both sides
 ORPHAN_GRACE_S = 5.0  # the parent's kill comes first
 OUT_OF_MEMORY = 77  # exit code
+END_S = 5.0  # for a keeper to end all that is below it
+MAX_REPLY_BYTES = 1_000_000
 
 _CHILD = "import sys; from hpt_ray.reward.pool import main; main(*sys.argv[1:])"
 
@@ -208,10 +213,12 @@ class _Worker(threading.Thread):
         popen = self._popen
         if popen is None:
             return 0
-        if popen.returncode is None:  # until it is waited for, its id cannot belong to another process
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(popen.pid, signal.SIGKILL)
-        return popen.wait()
+        popen.terminate()
+        try:
+            return popen.wait(END_S)
+        except subprocess.TimeoutExpired:
+            popen.kill()
+            return popen.wait()
 
     def _grade(self, task: Task) -> RewardResult:
         """The result of one task, whatever it does to the process. Raises _CannotStart."""
@@ -226,7 +233,9 @@ class _Worker(threading.Thread):
                     return _error(
                         f"reward function {public(task.reward_function)} could not be loaded: {reason}"
                     )
-                return self._ask(request, self._pool.timeout_s)
+                return to_result(RewardResult(**self._ask(request, self._pool.timeout_s)))
+            except (TypeError, ValueError) as error:
+                return _error(f"the grading process sent no result: {error}")
             except TimeoutError:
                 self._end()
                 detail = f"not graded within {self._pool.timeout_s:g} s"
@@ -278,15 +287,18 @@ class _Worker(threading.Thread):
         return reason
 
     def _ask(self, request: bytes, limit_s: float) -> Any:
-        """Send a pickled request and wait for its reply. After TimeoutError or _Ended the process is dead."""
+        """Send a pickled request and wait for its reply, JSON. After TimeoutError or _Ended the process is dead."""
         self._socket.settimeout(limit_s)
         try:
             self._socket.sendall(request)
-            return pickle.load(self._reader)
+            line = self._reader.readline(MAX_REPLY_BYTES)
+            if not line.endswith(b"\n"):
+                raise EOFError
+            return json.loads(line)
         except TimeoutError:
             self.kill()
             raise
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
+        except (EOFError, OSError, ValueError, RecursionError) as error:
             code = self.kill()
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             if code == OUT_OF_MEMORY:
@@ -304,26 +316,27 @@ class _Worker(threading.Thread):
 
 
 def _error(detail: str) -> RewardResult:
-    return RewardResult(0.0, Outcome.ERROR, detail=detail)
+    return RewardResult(0.0, Outcome.ERROR, detail=redacted(detail))
 
 
 # -- in the grading process ------------------------------------------------------------------------
 
 
 def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
-    """Take requests from a socket, one at a time, until it ends.
+    """Take requests from a socket, one at a time, until it ends. Each reply is a line of JSON.
 
     A request is a pickled `(name, None, headers)`: load this reward function; the reply is None or why that failed.
-    Or it is `(name, arguments, {})`; the reply is a RewardResult. A task that runs into the limit of the
+    Or it is `(name, arguments, {})`; the reply is the dict of a RewardResult. A task that runs into the limit of the
     address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that. Time
     limits are the parent's: the alarm only ends a process whose parent has vanished.
     """
+    work_under_a_keeper(int(descriptor))
     limit = int(memory_mb) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)  # type: ignore[assignment]
     connection = socket.socket(fileno=int(descriptor))
+    connection.set_inheritable(False)
     reader, writer = connection.makefile("rb"), connection.makefile("wb")
     functions: dict[str, RewardFunction] = {}
     try:
@@ -331,9 +344,9 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
             name, task, headers = pickle.load(reader)
             limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
             signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
-            reply = _load(functions, name, headers) if task is None else _grade(functions[name], task)
+            reply = _load(functions, name, headers) if task is None else asdict(_grade(functions[name], task))
             signal.setitimer(signal.ITIMER_REAL, 0)
-            pickle.dump(reply, writer)
+            writer.write(json.dumps(reply).encode() + b"\n")
             writer.flush()
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
