@@ -27,7 +27,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.config.references import public
@@ -233,7 +233,7 @@ class _Worker(threading.Thread):
                     return _error(
                         f"reward function {public(task.reward_function)} could not be loaded: {reason}"
                     )
-                return to_result(RewardResult(**self._ask(request, self._pool.timeout_s)))
+                return to_result(RewardResult(*self._ask(request, self._pool.timeout_s)))
             except (TypeError, ValueError) as error:
                 return _error(f"the grading process sent no result: {error}")
             except TimeoutError:
@@ -325,8 +325,8 @@ def _error(detail: str) -> RewardResult:
 def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
     """Take requests from a socket, one at a time, until it ends. Each reply is a line of JSON.
 
-    A request is a pickled `(name, None, headers)`: load this reward function; the reply is None or why that failed.
-    Or it is `(name, arguments, {})`; the reply is the dict of a RewardResult. A task that runs into the limit of the
+    A request is a pickled `(name, None, headers)`: load this reward function; the reply is null or why that failed.
+    Or it is `(name, arguments, {})`; the reply is the values of a RewardResult. A task that runs into the limit of the
     address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that. Time
     limits are the parent's: the alarm only ends a process whose parent has vanished.
     """
@@ -344,7 +344,9 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
             name, task, headers = pickle.load(reader)
             limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
             signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
-            reply = _load(functions, name, headers) if task is None else asdict(_grade(functions[name], task))
+            reply = (
+                _load(functions, name, headers) if task is None else _values(_grade(functions[name], task))
+            )
             signal.setitimer(signal.ITIMER_REAL, 0)
             writer.write(json.dumps(reply).encode() + b"\n")
             writer.flush()
@@ -372,6 +374,10 @@ def _grade(function: RewardFunction, arguments: tuple[Any, ...]) -> RewardResult
         raise
     except (Exception, SystemExit) as error:  # becomes the outcome `error`, which is counted
         return _error(_describe(error))
+
+
+def _values(result: RewardResult) -> list[Any]:
+    return [result.score, result.outcome, result.extracted, result.detail, dict(result.metrics)]
 
 
 def _describe(error: BaseException) -> str:

@@ -25,11 +25,11 @@ def forge(argument):
     kind, _, path = argument.partition(" ")
     lines = {
         "pickle": pickle.dumps(Attack(path)) + b"\\n",
-        "outcome": b'{"score": 1, "outcome": "perfect"}\\n',
+        "outcome": b'[1, "perfect"]\\n',
         "huge": b"x" * 5_000_000,
         "deep": b"[" * 100_000 + b"\\n",
-        "field": b'{"score": 1, "outcome": "correct", "code": 1}\\n',
-        "list": b"[1]\\n",
+        "score": b'["1", "correct"]\\n',
+        "dict": b'{"score": 1}\\n',
     }
     connection.sendall(lines[kind])
     time.sleep(600)
@@ -169,8 +169,8 @@ def test_what_a_grading_process_sends_is_read_as_data(behave, tmp_path):
         "outcome": "its outcome is 'perfect'",
         "huge": "ended",
         "deep": "ended",
-        "field": "no result",
-        "list": "no result",
+        "score": "its score is '1'",
+        "dict": "no result",
     }
     for kind, said in kinds.items():
         with Pool(1, timeout_s=5.0) as pool:
