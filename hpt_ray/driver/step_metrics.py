@@ -15,7 +15,7 @@ from hpt_ray.algorithms.batch import sample_view
 from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import SamplerMismatch
-from hpt_ray.learner.scoring import kl_in_reward
+from hpt_ray.learner.scoring import needs_reference_scores
 from hpt_ray.observe.tables import Shown
 from hpt_ray.types import Decision, FinishReason, Group, Outcome, UpdateResult, has_reward
 
@@ -197,7 +197,7 @@ def _advantages(group: Group, decision: Decision, estimator: Estimator) -> list[
     """Â of the responses that train, where the rewards of their own group decide it; else none."""
     samples = samples_of(group, decision, index=0)
     term = next((term for term in estimator.terms if term.stream == "rollouts"), None)
-    if term is None or not samples or samples[0].is_demo or kl_in_reward(estimator):
+    if term is None or not samples or samples[0].is_demo or needs_reference_scores(estimator):
         return []
     part = ADVANTAGES[term.advantage]
     if part.needs & {"all_samples", "values"}:
