@@ -120,6 +120,11 @@ def _sizes(config: Config, estimator: Estimator) -> list[str]:
             f"  critic       its own actors; ½ max((V − G)², (clip(V, V_old ± {critic.value_clip:g}) − G)²) "
             f"/ Z, G = Â + V, learning rate {critic.learning_rate:g}"
         )
+    if config.learner.base_pull:
+        lines.append(
+            f"  base pull    θ ← θ − lr·κ·(θ − θ₀) after each update, κ = {config.learner.base_pull:g}, "
+            f"θ₀ = {config.model.path}   (L2-SP, arXiv 1802.01483)"
+        )
     if estimator.needs_reference:
         lines.append(f"  reference    its own actors; {config.reference.path or config.model.path}, frozen")
     return lines
