@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from hpt_ray.text import printable
+
 
 class UserError(ValueError):
     """Something the user must change: a path, a key, a value, a data row.
@@ -68,9 +70,9 @@ def exit_code(error: Exception, logs: Path | None = None) -> int:
     # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, UserError):
-        print(f"error: {cause}", file=sys.stderr)
+        print(printable(f"error: {cause}"), file=sys.stderr)
         return 2
-    text = "".join(traceback.format_exception(error))
+    text = printable("".join(traceback.format_exception(error)))
     where = ""
     if logs is not None:
         where = f"\nTraceback and the actors' output: {logs}"
@@ -82,7 +84,7 @@ def exit_code(error: Exception, logs: Path | None = None) -> int:
         print(text, file=sys.stderr)
     if is_full(cause):
         where = f"\nMake room there and start again: what was saved stays.{where}"
-    print(f"failed: {type(cause).__name__}: {cause}{where}", file=sys.stderr)
+    print(printable(f"failed: {type(cause).__name__}: {cause}{where}"), file=sys.stderr)
     return 1
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from hpt_ray.config import renamed
 from hpt_ray.observe.run_folder import read_json_lines, write_atomic
+from hpt_ray.text import storable
 from hpt_ray.types import Decision, FinishReason, Group
-from hpt_ray.utils.text import storable
 
 
 class PromptHistory:

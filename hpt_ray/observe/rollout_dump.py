@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 from hpt_ray.observe.metrics import branch_of
+from hpt_ray.text import storable
 from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
-from hpt_ray.utils.text import storable
 
 SCHEMA = pa.schema(
     [

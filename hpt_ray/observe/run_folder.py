@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from hpt_ray.config import renamed
+from hpt_ray.config.checks import naming
 from hpt_ray.errors import UserError
+from hpt_ray.text import storable
 from hpt_ray.utils.names import nearest_path
-from hpt_ray.utils.text import storable
 
 MODE = 0o755  # of run folders: others may look, whatever the umask says
-NAME_BYTES = 200  # of 255 that a file system takes; the time and a number follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ class RunFolder:
     @classmethod
     def create(cls, directory: str | os.PathLike[str], name: str) -> RunFolder:
         """Make a new folder for run `name` and point `latest` to it. Raises `UserError` where it cannot."""
-        check_run_name(name)
+        if problems := [*naming(name)]:
+            raise UserError(problems[0])
         parent = Path(directory)
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -194,14 +195,6 @@ class RunFolder:
     def _make_parts(self) -> None:
         for part in (self.rollouts, self.checkpoints, self.tensorboard, self.logs):
             part.mkdir(mode=MODE, exist_ok=True)
-
-
-def check_run_name(name: str) -> None:
-    """Raises `UserError` for a `run.name` that cannot begin the name of a folder."""
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise UserError(f"`run.name` is {name!r}: use letters, digits, dot, dash and underscore only.")
-    if len(name.encode()) > NAME_BYTES:
-        raise UserError(f"`run.name` is {len(name)} characters long: {NAME_BYTES} bytes are the most.")
 
 
 def check_run_folder(path: str | os.PathLike[str]) -> None:

@@ -15,8 +15,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from hpt_ray.text import storable
 from hpt_ray.types import Outcome, RewardResult
-from hpt_ray.utils.text import storable
 
 MAX_METRICS = 32  # of one response
 MAX_NAME_CHARS = 100
