@@ -112,6 +112,11 @@ class RewardResult:
         return self.outcome is Outcome.CORRECT
 
 
+def has_reward(rollout: Rollout, result: RewardResult) -> bool:
+    """Lost and aborted rollouts have none, and neither have those whose reward failed: they say nothing."""
+    return rollout.finish.is_response and not result.outcome.is_failure
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """All n rollouts of one prompt with their results: what the gate decides on."""

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import betainc
 
 from hpt_ray.algorithms.outside import Table
-from hpt_ray.types import Decision, Group, RewardResult, Rollout, Sample
+from hpt_ray.types import Decision, Group, Sample, has_reward
 
 NEGLIGIBLE = 1e-3
 DISCOUNT = 0.5  # δ: what an attempt counts at the next one
@@ -81,11 +81,7 @@ class Gate:
 
 def attempt_of(group: Group) -> Attempt:
     """Lost and aborted rollouts, and those whose reward failed, say nothing about the prompt and do not count."""
-    return Attempt(group.num_correct, sum(_has_reward(*pair) for pair in group.pairs))
-
-
-def _has_reward(rollout: Rollout, result: RewardResult) -> bool:
-    return rollout.finish.is_response and not result.outcome.is_failure
+    return Attempt(group.num_correct, sum(has_reward(*pair) for pair in group.pairs))
 
 
 def threshold(gamma: float, num_rollouts: int) -> int:
@@ -100,14 +96,19 @@ def is_certain(gamma: float, *, num_correct: int, num_graded: int, num_rollouts:
     """Whether the switch will ask for the demonstration whatever the rollouts still to come say.
 
     Then they need not be generated: the decision and the gradient are the same without them.
-    Example: with γ = 2/8, six wrong of eight settle it. True of the switch only.
+    Example: with γ = 2/8, six wrong of eight settle it. True of the switch only, and where all that are graded
+    have a reward; of those still to come any may be lost or fail.
     """
     return num_correct + (num_rollouts - num_graded) <= threshold(gamma, num_rollouts)
 
 
 def switch(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
-    """The paper's gate: α = 1[P > γ], β = 1[P ≤ γ] (Eq 10). P is the share of all n: without a reward, unsolved."""
-    beta = 1.0 if group.num_correct <= threshold(gamma, len(group.rollouts)) else 0.0
+    """The paper's gate: α = 1[P > γ], β = 1[P ≤ γ] (Eq 10). P is the share of those that have a reward.
+
+    A prompt none of whose rollouts has one counts as unsolved.
+    """
+    solved, num_responses = attempt_of(group)
+    beta = 1.0 if gamma >= 0 and solved <= threshold(gamma, num_responses) else 0.0
     return _decision(group, 1.0 - beta, beta)
 
 
@@ -148,9 +149,13 @@ def linear(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
 
 
 def official_soft(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
-    """The soft table of the official code (see `OFFICIAL_SOFT`), by count whatever n is. γ is not used."""
-    table = dict(enumerate(OFFICIAL_SOFT))
-    return _decision(group, *table.get(group.num_correct, (1.0, 0.0)))
+    """The soft table of the official code (see `OFFICIAL_SOFT`), by count whatever n is. γ is not used.
+
+    Where some rollouts have no reward, by the count that the share of the others would be of all n.
+    """
+    solved, num_responses = attempt_of(group)
+    of_all = round(solved * len(group.rollouts) / max(num_responses, 1))
+    return _decision(group, *dict(enumerate(OFFICIAL_SOFT)).get(of_all, (1.0, 0.0)))
 
 
 def posterior(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
@@ -290,7 +295,7 @@ def samples_of(group: Group, decision: Decision, *, index: int) -> list[Sample]:
     samples = []
     if decision.rollout_weight > 0:
         for rollout, result in group.pairs:
-            if not _has_reward(rollout, result) or not len(rollout.token_ids):
+            if not has_reward(rollout, result) or not len(rollout.token_ids):
                 continue
             samples.append(
                 Sample(

@@ -1,7 +1,8 @@
 """What makes a folder of files a whole checkpoint: a manifest with the size and SHA-256 of each file.
 
 A folder without `MANIFEST.json`, with a file missing or with other bytes is damaged and never used. The
-manifest is therefore the last file that is written or copied, and the first that is removed.
+manifest is therefore the last file that is written or copied, and the first that is removed. It may come from
+elsewhere (`checkpoint.mirror`), so what it names must lie inside the folder.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 MANIFEST = "MANIFEST.json"
 BLOCK_BYTES = 2**20  # larger ones stay in the memory of the process when they are freed
@@ -28,17 +29,21 @@ def folder_name(step: int) -> str:
 
 
 def steps_of(names: Iterable[str]) -> list[int]:
-    """The steps that folders called `names` hold, oldest first; other names are passed over."""
-    matches = (re.fullmatch(r"step-(\d+)", name) for name in names)
-    return sorted(int(match[1]) for match in matches if match)
+    """The steps that folders called `names` hold, oldest first; other names, as `step-3`, are passed over."""
+    matches = [(name, re.fullmatch(r"step-([0-9]+)", name)) for name in names]
+    steps = [(name, int(match[1])) for name, match in matches if match]
+    return sorted(step for name, step in steps if name == folder_name(step))
 
 
-def kept_steps(steps: Sequence[int], keep: int, keep_also: int | None) -> set[int]:
-    """Which of `steps` (oldest first) stay: the newest `keep` (0: all) and `keep_also`.
+def kept_steps(steps: Sequence[int], saved: int, keep: int, keep_also: int | None) -> set[int]:
+    """Which of `steps` (of whole checkpoints, oldest first) stay after that of step `saved`.
 
-    Example: `kept_steps([5, 10, 15], keep=1, keep_also=5) == {5, 15}`.
+    The newest `keep` up to it (0: all), `keep_also`, and later ones, which the run has yet to come to.
+
+    Example: `kept_steps([5, 10, 15, 20], saved=15, keep=1, keep_also=5) == {5, 15, 20}`.
     """
-    return {*steps[-keep:], *(step for step in steps if step == keep_also)}
+    past = [step for step in steps if step <= saved]
+    return {*past[-keep:], *(step for step in steps if step > saved or step == keep_also)}
 
 
 def write_manifest(folder: Path, step: int) -> None:
@@ -52,17 +57,33 @@ def write_manifest(folder: Path, step: int) -> None:
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of each file by its name. Raises `CheckpointDamaged`."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return {name: (facts["bytes"], facts["sha256"]) for name, facts in files.items()}
+        named = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in named.items()}
     except FileNotFoundError:
         raise CheckpointDamaged(f"{folder}: {MANIFEST} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamaged(f"{folder}: {MANIFEST} cannot be read: {error}") from error
+    if not files:
+        raise CheckpointDamaged(f"{folder}: {MANIFEST} names no files")
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or not name.isprintable():
+            raise CheckpointDamaged(
+                f"{folder}: {MANIFEST} names {name!r}, which is not inside the checkpoint"
+            )
+    return files
 
 
 def verify(folder: Path, *, checksums: bool) -> None:
     """Compare the files of one checkpoint with its manifest. Raises `CheckpointDamaged`."""
     files = read_manifest(folder)
+    try:
+        _compare(folder, files, checksums=checksums)
+    except OSError as error:
+        raise CheckpointDamaged(f"{folder}: cannot be read: {error}") from error
+
+
+def _compare(folder: Path, files: Mapping[str, tuple[int, str]], *, checksums: bool) -> None:
     for name, (num_bytes, _) in files.items():
         file = folder / name
         if not file.is_file():

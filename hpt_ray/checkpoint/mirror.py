@@ -54,7 +54,8 @@ class Mirror:
         files = read_manifest(checkpoint)
         total = sum(num_bytes for num_bytes, _ in files.values())
         _within(f"{self.url}: copy {checkpoint.name}", lambda: self._copy(checkpoint, list(files)), total)
-        _within(f"{self.url}: remove old copies", lambda: self._drop_old(keep, keep_also))
+        (step,) = steps_of([checkpoint.name])
+        _within(f"{self.url}: remove old copies", lambda: self._drop_old(step, keep, keep_also))
 
     def steps(self) -> list[int]:
         """Steps whose copy has a manifest, oldest first. Raises `UserError` where the store cannot be read."""
@@ -95,9 +96,9 @@ class Mirror:
         whole = (name for name in names if self._fs.exists(f"{self._base}/{name}/{MANIFEST}"))
         return steps_of(whole)
 
-    def _drop_old(self, keep: int, keep_also: int | None) -> None:
+    def _drop_old(self, saved: int, keep: int, keep_also: int | None) -> None:
         """Half copies go, too."""
-        kept = kept_steps(self._steps(), keep, keep_also)
+        kept = kept_steps(self._steps(), saved, keep, keep_also)
         for step in set(steps_of(_names(self._fs, self._base))) - kept:
             self._remove(f"{self._base}/{folder_name(step)}")
 

@@ -58,6 +58,10 @@ class RunState:
         missing = {"step", "version", "sampler"} - set(known)
         if missing:
             raise KeyError(", ".join(sorted(missing)))
+        types = {"step": int, "version": int, "sampler": dict, "failures": dict, "history": dict}
+        for name in types.keys() & known.keys():
+            if not isinstance(known[name], types[name]):
+                raise TypeError(f"{name} is {known[name]!r:.100}")
         best = content.get("best")
         attempts = {name: [Attempt(*v) for v in found] for name, found in content.get("attempts", {}).items()}
         return cls(**{**known, "attempts": attempts, "best": None if best is None else (best[0], best[1])})
@@ -72,5 +76,5 @@ def read_state(checkpoint: Path) -> RunState:
         return RunState.from_json(load_state(checkpoint))
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise CheckpointDamaged(f"{checkpoint}: {STATE} is no state of a run: {error!r}") from error

@@ -1,12 +1,15 @@
 """Values of a row, checked: prompts and demonstrations as texts or as chat messages.
 
-Messages are `{role, content}`, or `{from, value}` with ShareGPT's names of the roles. What is absent (null) is no
+Messages are `{role, content}`, or `{from, value}` with ShareGPT's names of the roles; a list of them may be written as
+text, and a content as a list of text parts. What is absent (null) is no
 error: it becomes an empty list or None. Anything else raises UserError with file, row, column, what was found and
 what to do.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from typing import Any
 
@@ -83,15 +86,20 @@ def check_messages(where: str, column: str, messages: Any) -> list[Message]:
     if messages is None:
         return []
     if isinstance(messages, str):
-        raise wrong(
-            where,
-            column,
-            messages,
-            "a list of messages, not their text: write the file as .jsonl or .parquet",
-        )
+        messages = _parse(messages)
     if not isinstance(messages, list):
         raise wrong(where, column, messages, "a text or a list of messages {role, content}")
     return [_check_message(where, column, message) for message in messages]
+
+
+def _parse(text: str) -> Any:
+    """The list that a text is written from, in JSON or, as pandas writes CSV, in Python; else the text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass
+    return text
 
 
 def _check_message(where: str, column: str, message: Any) -> Message:
@@ -105,4 +113,20 @@ def _check_message(where: str, column: str, message: Any) -> Message:
         known = ROLES
     if name not in ROLES:
         raise wrong(where, f"{column}.{of_role}", message.get(of_role), f"one of {', '.join(known)}")
-    return {"role": name, "content": check_text(where, f"{column}.{of_content}", message.get(of_content))}
+    if message.get("tool_calls"):
+        raise wrong(
+            where, f"{column}.tool_calls", message["tool_calls"], "absent: tool calls cannot be trained on"
+        )
+    return {"role": name, "content": _check_content(where, f"{column}.{of_content}", message.get(of_content))}
+
+
+def _check_content(where: str, column: str, content: Any) -> str:
+    """A text, or text parts as `[{"type": "text", "text": …}]`, one after the other."""
+    if not isinstance(content, list):
+        return check_text(where, column, content)
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise wrong(
+                where, column, part, "a text or text parts alone: images and the like cannot be trained on"
+            )
+    return "".join(part["text"] for part in content)

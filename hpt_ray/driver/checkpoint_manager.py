@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState, read_state
-from hpt_ray.checkpoint.store import CheckpointStore, Committed
+from hpt_ray.checkpoint.store import DAMAGED, CheckpointStore, Committed, Found
 from hpt_ray.data.turn import name_stop_ids
 from hpt_ray.driver.actors import Actors
 from hpt_ray.driver.batches import BatchStream
@@ -92,10 +92,12 @@ class CheckpointManager:
         """Wait until the last save is whole. Raises `CheckpointFailed` where it could not be."""
         if self._committing is not None:
             committing, self._committing = self._committing, None
-            problem = (await committing).mirror_problem
-            if problem is not None:
+            committed = await committing
+            if committed.mirror_problem is not None:
                 self._faults["checkpoint_mirror"] += 1
-                self._say(f"The mirror failed, and the run goes on: {problem}")
+                self._say(f"The mirror failed, and the run goes on: {committed.mirror_problem}")
+            if committed.old_problem is not None:
+                self._say(f"{committed.path.name} is whole, but {committed.old_problem}")
 
     @property
     def newest_step(self) -> int:
@@ -108,20 +110,28 @@ class CheckpointManager:
         return self._faults + Counter(checkpoint_in_memory=len(self.replicas.problems))
 
     async def newest(self, last_step: int) -> Saved | None:
-        """The newest whole checkpoint on disk or mirror, or copy in memory; those that are damaged are said.
+        """The newest whole checkpoint on disk or mirror, or copy in memory; damaged ones are said and set aside.
 
-        Raises `UserError` where it is past `last_step` of the run.
+        Raises `UserError` where it is past `last_step` of the run, or where there are checkpoints and none can be
+        used: to start at the beginning would write over what the run has.
         """
         await self.settle()
         copy = await self.replicas.newest()
         if copy is not None and all(step <= copy[0].step for step in self.store.steps()):
             return Saved(copy[1], copy[0], in_memory=True)
-        found = self.store.latest(checksums=True)
+        self.store.put_back()
+        found = self.store.latest(checksums=True, check=read_state)
+        if found.path is None:
+            if found.rejected:
+                raise _none_usable(self.store.root, found)
+            return None
         for path, why in found.rejected.items():
             self._faults["checkpoint_damaged"] += 1
-            self._say(f"Checkpoint {path.name} is damaged ({why}); the one before is used.")
-        if found.path is None:
-            return None
+            self._say(
+                f"Checkpoint {path.name} is damaged ({why}). It is set aside as {DAMAGED}{path.name}, and "
+                f"{found.path.name} is used."
+            )
+        self.store.set_aside(found.rejected)
         state = read_state(found.path)
         if state.step > last_step:
             raise UserError(
@@ -154,3 +164,11 @@ class CheckpointManager:
             (folder / CRITIC / "state").mkdir(parents=True)
             await actors.critic.call("save", str(folder / CRITIC / "state"), timeout_s=limit)
             await actors.critic.call("export", str(folder / CRITIC), timeout_s=limit)
+
+
+def _none_usable(root: Path, found: Found) -> UserError:
+    each = "; ".join(found.rejected.values())
+    return UserError(
+        f"{root} has checkpoints, but none of them can be used: {each}. Nothing was changed there. Put a whole copy "
+        "back in its place, name a checkpoint.mirror that has one, or start a run of its own with resume=never."
+    )

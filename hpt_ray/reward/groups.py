@@ -13,7 +13,7 @@ from typing import Any
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.service import GradeItem
-from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
+from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Rollout, has_reward
 
 IsCertain = Callable[[Prompt, int, int], bool]  # prompt, how many of its rollouts are correct, and graded
 MAX_GRADE_CALLS = 8  # at the same time; what comes in meanwhile goes together
@@ -31,6 +31,10 @@ class _Gathering:
     @property
     def num_correct(self) -> int:
         return sum(result.correct for _, result in self.graded.values())
+
+    @property
+    def all_have_rewards(self) -> bool:
+        return all(has_reward(*pair) for pair in self.graded.values())
 
     def group(self, num_samples: int) -> Group:
         """The samples in their order; those that were not waited for as aborted ones."""
@@ -114,8 +118,8 @@ async def graded_groups(
 
     `prompts` by the id their rollouts carry. Where `is_certain(prompt, correct, graded)` says that
     the gate's decision can no longer change, the prompt's remaining rollouts are aborted and the
-    group is given out at once; they stand in it as ABORT, without tokens. Of a prompt with a correct rollout
-    all are needed: `release` asks for those that were held. Raises whatever the stream of
+    group is given out at once; they stand in it as ABORT, without tokens. Of a prompt with a correct rollout, or
+    with one that has no reward, all are needed: `release` asks for those that were held. Raises whatever the stream of
     rollouts raises, and `WaitExpired` where the verifier service does not answer.
     """
     ready: asyncio.Queue[Group | BaseException | None] = asyncio.Queue()
@@ -138,7 +142,11 @@ async def graded_groups(
         settled = set()
         if release:
             release(
-                {rollout.prompt_id for rollout, result in zip(batch, results, strict=True) if result.correct}
+                {
+                    rollout.prompt_id
+                    for rollout, result in zip(batch, results, strict=True)
+                    if result.correct or not has_reward(rollout, result)
+                }
             )
         for rollout, result in zip(batch, results, strict=True):
             key = rollout.prompt_id
@@ -148,7 +156,11 @@ async def graded_groups(
             entry.graded[rollout.sample] = rollout, result
             if len(entry.graded) == num_samples:
                 await ready.put(gathering.pop(key).group(num_samples))
-            elif is_certain and is_certain(entry.prompt, entry.num_correct, len(entry.graded)):
+            elif (
+                is_certain
+                and entry.all_have_rewards
+                and is_certain(entry.prompt, entry.num_correct, len(entry.graded))
+            ):
                 settled.add(key)
         for key in settled & gathering.keys():
             await ready.put(gathering.pop(key).group(num_samples))

@@ -23,7 +23,7 @@ from typing import Any
 
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
-from hpt_ray.reward.functions.extract import last_boxed
+from hpt_ray.reward.functions.extract import after_thinking, last_boxed
 from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.functions.table import check_ground_truth, check_reward_function, suggestion
 from hpt_ray.reward.pool import Pool, Task
@@ -52,8 +52,8 @@ class GradeItem:
 
 
 def format_reward(response: str) -> float:
-    r"""1 if the response holds a balanced `\boxed{…}`, else 0."""
-    return float(last_boxed(response) is not None)
+    r"""1 if the response holds a balanced `\boxed{…}` after its thinking, else 0."""
+    return float(last_boxed(after_thinking(response)) is not None)
 
 
 def overlong_penalty(num_tokens: int, limit: int, buffer: int) -> float:

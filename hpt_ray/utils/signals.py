@@ -1,11 +1,11 @@
-"""SIGINT (Ctrl-C) and SIGTERM, from a command's first line to its last.
+"""SIGINT (Ctrl-C), SIGTERM, and SIGHUP of a terminal that was closed, from a command's first line to its last.
 
 The first one ends the command at once, with every process that it started, unless the command answers it itself
 because it has something to save (`answered_by`). Terminals, `timeout` and schedulers signal a process and its whole
 group, and fingers slip: what follows within `REFLEX_S` is the same request. A later one gives up: it says what is
 lost and ends the command at once.
 
-The exit code is 128 + the signal, as shells have it: 130 or 143. Nothing heavy is imported here, so that a command
+The exit code is 128 + the signal, as shells have it: 130, 143 or 129. Nothing heavy is imported here, so that a command
 can `watch` before its own imports.
 """
 
@@ -23,12 +23,15 @@ from types import FrameType
 from typing import NoReturn
 
 REFLEX_S = 2.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# `nohup` has SIGHUP ignored, and means it.
+HANG_UP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *HANG_UP)
 
 
 def watch() -> None:
     """Be a command that answers signals, from here to the end of the process."""
     _state.is_command = True
+    _state.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
     _install()
 
 
@@ -115,6 +118,7 @@ class _State:
         self.told: Callable[[], str] = lambda: "Nothing was under way that had to be saved."
         self.at_stake: Callable[[], str] = str
         self.cleanups: list[Callable[[], object]] = []
+        self.terminals: list[int] = []  # what we write to that ends with a terminal
 
 
 def _install() -> None:
@@ -124,6 +128,9 @@ def _install() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
+    if number in HANG_UP:
+        for fd in _state.terminals:  # to write there is an error from now on, in the middle of a save
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
     if _state.first is None:
         _state.first = number, now
         _state.answer()

@@ -73,7 +73,7 @@ def test_a_commit_without_begin_and_a_state_that_is_no_json_are_errors(tmp_path:
     with pytest.raises(FileNotFoundError):
         store.commit(1, {})
     store.begin(1)
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(CheckpointFailed, match="not JSON compliant"):
         store.commit(1, {"loss": float("nan")})
     assert store.steps() == []
 

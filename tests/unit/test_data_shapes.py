@@ -237,14 +237,25 @@ def test_a_named_column_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": "[]"}, "`messages` should be a list of messages, not their text"),
+        ({"messages": "hello"}, "`messages` should be a text or a list of messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "`messages.content` should be a text or",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}, USER]},
+            "`messages.tool_calls` should be absent",
+        ),
         (
             {"messages": [USER, {"role": "bot", "content": A}]},
             "`messages.role` should be one of system, user",
         ),
         ({"conversations": [{"from": "robot", "value": Q}]}, "`conversations.from` should be one of system"),
         ({"messages": [USER, ANSWER, SYSTEM]}, "`messages` should be turns of user and assistant"),
-        ({"prompt": str([USER]), "completion": A}, "`prompt` should be a list of messages, not their text"),
+        (
+            {"prompt": "[{'role': array(1)}]", "completion": A},
+            "`prompt` should be a text or a list of messages",
+        ),
         ({"prompt": Q, "completion": 3}, "`completion` should be a text or a list of messages"),
         ({"instruction": Q, "output": A, "history": [Q]}, r"`history` should be a list of pairs"),
         ({"instruction": Q, "input": 3, "output": A}, "`input` should be a text, found int 3"),
@@ -256,6 +267,20 @@ def test_a_value_of_the_wrong_type_names_its_row(tmp_path, row, message):
     with pytest.raises(UserError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}, row 1: {message}")
+
+
+@pytest.mark.parametrize("written", [json.dumps, str], ids=["JSON", "Python, as pandas writes CSV"])
+def test_messages_may_be_written_as_text_and_contents_as_parts(tmp_path, written):
+    parts = [{"type": "text", "text": Q[:4]}, {"type": "text", "text": Q[4:]}]
+    turns = [{"role": "user", "content": parts}, ANSWER]
+    rows = [{"messages": written(turns)}, {"messages": turns}]
+    for row in rows:
+        (found,) = read(write(tmp_path / "a.jsonl", row))[1]
+        assert (found.messages, found.demonstration) == ([USER], A)
+    (found,) = read(
+        write(tmp_path / "b.jsonl", {"prompt": written(turns[:1]), "completion": written([ANSWER])})
+    )[1]
+    assert (found.messages, found.demonstration) == ([USER], A)
 
 
 def test_choices_that_are_not_in_the_prompt_are_noticed(tmp_path):

@@ -12,12 +12,13 @@ from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Ro
 
 
 class LocalVerifier:
-    """Grades in this process what the service grades in its own: an answer of "1" is right."""
+    """Grades in this process what the service grades in its own: an answer of "1" is right, one of "?" fails."""
 
     async def call(self, method: str, items, *, timeout_s: float, what: str) -> list[list[RewardResult]]:
         await asyncio.sleep(0)
-        right, wrong = RewardResult(1.0, Outcome.CORRECT), RewardResult(0.0, Outcome.WRONG)
-        return [[right if item.response == "1" else wrong for item in items]]
+        outcomes = {"1": Outcome.CORRECT, "?": Outcome.ERROR}
+        found = [outcomes.get(item.response, Outcome.WRONG) for item in items]
+        return [[RewardResult(float(outcome is Outcome.CORRECT), outcome) for outcome in found]]
 
 
 def rollout(prompt: str, sample: int, text: str) -> Rollout:
@@ -85,19 +86,31 @@ def test_a_certain_prompt_leaves_at_once_and_its_late_rollouts_are_ignored() -> 
     assert second.num_correct == 2
 
 
+def test_a_prompt_with_a_failed_reward_is_not_certain_before_its_end() -> None:
+    batches = [
+        [rollout("a", 0, "?"), rollout("a", 1, "0")],
+        [rollout("a", 2, "1"), rollout("b", 0, "0"), rollout("b", 1, "0")],
+    ]
+    groups, aborted = collect(batches, num_samples=3, is_certain=lambda prompt, solved, graded: graded >= 2)
+    assert aborted == [{"b"}]
+    assert [group.prompt.id for group in groups] == ["a", "b"]
+    assert groups[0].num_correct == 1
+
+
 def test_a_failing_stream_is_handed_on() -> None:
     with pytest.raises(RuntimeError, match="engine broke"):
         collect([[rollout("a", 0, "1")], RuntimeError("engine broke")], num_samples=1)
 
 
-def test_a_right_answer_asks_for_what_was_held() -> None:
+@pytest.mark.parametrize("failed", ["0", "?"])
+def test_a_right_answer_and_a_failed_reward_ask_for_what_was_held(failed: str) -> None:
     released: list[set[str]] = []
 
     async def stream():
-        yield [rollout("a", 0, "0"), rollout("b", 0, "1")]
+        yield [rollout("a", 0, failed), rollout("b", 0, "1")]
         for _ in range(5):
             await asyncio.sleep(0)
-        assert released == [{"b"}]
+        assert released == [{"b"} | ({"a"} if failed == "?" else set())]
         yield [rollout("a", 1, "0"), rollout("b", 1, "0")]
 
     async def run() -> list[Group]:

@@ -96,6 +96,8 @@ def test_overlong_penalty_is_dapo_equation_13():
 def test_format_reward():
     assert format_reward(r"\boxed{3}") == 1.0
     assert format_reward(r"\boxed{3") == 0.0
+    assert format_reward(r"<think>\boxed{3}</think> It is \boxed{4}.") == 1.0
+    assert format_reward(r"<think>It must be \boxed{3}.</think> It is 3.") == 0.0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from math import comb
 
@@ -95,6 +96,56 @@ def test_an_early_decision_is_the_late_one(gamma: float) -> None:
                 assert decision.demo_weight == 1.0
         settled = [is_certain(gamma, num_correct=sum(results), num_graded=8, num_rollouts=8)]
         assert settled == [decision.demo_weight == 1.0]
+
+
+FAILED = RewardResult(0.0, Outcome.TIMEOUT)
+
+
+def fail(group: Group, *samples: int) -> Group:
+    for i in samples:
+        group.results[i] = FAILED
+    return group
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2 / 5, 1.0])
+def test_an_early_decision_stands_whatever_fails_later(gamma: float) -> None:
+    """Over every order of right, wrong and failed: the results so far decide as all of them do."""
+    outcomes = (RewardResult(1.0, Outcome.CORRECT), RewardResult(0.0, Outcome.WRONG), FAILED)
+    for results in itertools.product(outcomes, repeat=5):
+        group = make_group(0, n=5)
+        group.results[:] = results
+        for graded in range(6):
+            seen = results[:graded]
+            solved = sum(result.correct for result in seen)
+            if FAILED not in seen and is_certain(
+                gamma, num_correct=solved, num_graded=graded, num_rollouts=5
+            ):
+                early = make_group(0, n=5)
+                early.results[:graded] = seen
+                lose(early, *range(graded, 5))
+                for one in (group, early):
+                    assert GATES["switch"].function(one, gamma, ()).demo_weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gate", "gamma", "expected"),
+    [("switch", 2 / 8, (1, 0)), ("linear", 0, (1 / 2, 1 / 2)), ("official_soft", 0, (1, 0))],
+)
+def test_a_failed_reward_is_not_a_wrong_answer(
+    gate: str, gamma: float, expected: tuple[float, float]
+) -> None:
+    """2 of 8 correct ask for the demonstration; 2 of the 4 that have a reward do not."""
+    assert GATES[gate].function(make_group(2), gamma, ()).demo_weight > 0
+    decision = GATES[gate].function(fail(make_group(2), 4, 5, 6, 7), gamma, ())
+    assert (decision.rollout_weight, decision.demo_weight) == expected
+    assert (decision.num_correct, decision.num_rollouts) == (2, 8)
+
+
+def test_a_prompt_without_any_reward_is_unsolved_and_a_negative_gamma_still_never_asks() -> None:
+    nothing = fail(make_group(0), *range(8))
+    for gate in ("switch", "linear", "official_soft"):
+        assert GATES[gate].function(nothing, 0.0, ()).demo_weight == 1.0
+    assert GATES["switch"].function(nothing, -1.0, ()).demo_weight == 0.0
 
 
 def test_fixed_gates() -> None:

@@ -1,9 +1,13 @@
-"""What a command does at SIGINT and SIGTERM before, while and after it has something to save. Real processes."""
+"""What a command does at SIGINT, SIGTERM and SIGHUP before, while and after it has something to save.
+
+Real processes.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -205,3 +209,52 @@ def test_a_run_that_is_done_is_not_started_again(tmp_path: Path, capsys: pytest.
     printed, said = capsys.readouterr()
     assert printed.startswith(f"nothing left to do: {tmp_path} has all of its 7 steps.")
     assert (printed.count("\n"), said) == (1, "")
+
+
+HUNG_UP = """
+import os, sys, time
+from hpt_ray.observe.console import CommandConsole
+from hpt_ray.utils import signals
+signals.watch()
+asked, said = [], open("said", "w", buffering=1)
+with signals.answered_by(lambda: asked.append(1)):
+    print("ready", file=said)
+    while not asked:
+        CommandConsole().print("step 1")
+        time.sleep(0.05)
+CommandConsole().print("step 2")
+signals.say("saved")
+print("saved", file=said)
+sys.exit(signals.exit_code())
+"""
+
+
+def test_a_terminal_that_is_closed_is_a_request_to_stop(tmp_path: Path) -> None:
+    """The kernel sends SIGHUP as the terminal goes; what is printed after it is no error."""
+    pid, terminal = pty.fork()
+    if pid == 0:  # pragma: no cover
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-c", HUNG_UP], {**os.environ, "PYTHONPATH": str(ROOT)})
+    said = tmp_path / "said"
+    deadline = time.monotonic() + LIMIT_S
+    while not (said.is_file() and "ready" in said.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert b"step" in os.read(terminal, 1000)
+    os.close(terminal)
+    assert has_ended(psutil.Process(pid))
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert said.read_text().split() == ["ready", "saved"]
+
+
+def test_nohup_keeps_a_command_running(tmp_path: Path) -> None:
+    command = ["nohup", sys.executable, "-c", ANSWERING, "saves"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(TERM)
+    assert process.wait(LIMIT_S) == 143
