@@ -72,6 +72,21 @@ class Run:
             "unreadable": self.metrics.num_unreadable + self.history.num_unreadable,
         }
 
+    def tokenizer_files(self) -> Iterator[Path]:
+        """Where the tokenizer's file may be: the newest checkpoint, the model's folder, the Hub's cache."""
+        yield from sorted(self.folder.checkpoints.glob("step-*/hf/tokenizer.json"), reverse=True)
+        model = str(self.config.get("model", {}).get("path") or "")
+        yield Path(model).expanduser() / "tokenizer.json"
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            cached = try_to_load_from_cache(model, "tokenizer.json")
+        except HFValidationError:  # a folder, or a model of the small task
+            return
+        if isinstance(cached, str):
+            yield Path(cached)
+
 
 class Runs:
     """The runs in `folders`, each of which is a run or holds runs. New ones are found at every look."""

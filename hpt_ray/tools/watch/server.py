@@ -24,6 +24,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from hpt_ray.observe.metrics import METRICS
+from hpt_ray.tools.watch import rollouts
+from hpt_ray.tools.watch.gate import gate_map
 from hpt_ray.tools.watch.reader import Runs, curves
 
 PAGE = Path(__file__).parent / "page"
@@ -100,6 +102,44 @@ def _config(runs: Runs, asked: Mapping[str, str]) -> Any:
     return runs[asked["run"]].config
 
 
+def _gate(runs: Runs, asked: Mapping[str, str]) -> Any:
+    rows, columns = (_span(asked.get(name, "")) for name in ("rows", "columns"))
+    order, find, by_attempt = (
+        asked.get("order", "solved"),
+        asked.get("find", ""),
+        asked.get("by") == "attempt",
+    )
+    history = runs[asked["run"]].history.table()
+    return gate_map(history, order=order, by_attempt=by_attempt, find=find, rows=rows, columns=columns)
+
+
+def _rollouts(runs: Runs, asked: Mapping[str, str]) -> Any:
+    after = _span(asked["after"]) if asked.get("after") else None
+    return rollouts.search(runs[asked["run"]].folder, rollouts.Wanted.of(asked), after)
+
+
+def _choices(runs: Runs, asked: Mapping[str, str]) -> Any:
+    return rollouts.choices(runs[asked["run"]].folder)
+
+
+def _group(runs: Runs, asked: Mapping[str, str]) -> Any:
+    folder, step = runs[asked["run"]].folder, int(asked["step"])
+    by_prompt = "prompt" in asked
+    number = rollouts.find_group(folder, step, asked["prompt"]) if by_prompt else int(asked["group"])
+    return rollouts.group(folder, step, number)
+
+
+def _tokens(runs: Runs, asked: Mapping[str, str]) -> Any:
+    run = runs[asked["run"]]
+    return rollouts.tokens(run.folder, int(asked["step"]), int(asked["row"]), run.tokenizer_files())
+
+
+def _span(text: str) -> tuple[int, int]:
+    """Example: `"3,10"`; empty is everything."""
+    first, _, last = (text or "0,1000000000").partition(",")
+    return int(first), int(last)
+
+
 def _count(text: str) -> int:
     number = int(text)
     if not 1 <= number <= 10**6:
@@ -107,4 +147,14 @@ def _count(text: str) -> int:
     return number
 
 
-ANSWERS: dict[str, Answer] = {"runs": _runs, "metrics": _metrics, "curves": _curves, "config": _config}
+ANSWERS: dict[str, Answer] = {
+    "runs": _runs,
+    "metrics": _metrics,
+    "curves": _curves,
+    "config": _config,
+    "gate": _gate,
+    "rollouts": _rollouts,
+    "choices": _choices,
+    "group": _group,
+    "tokens": _tokens,
+}
