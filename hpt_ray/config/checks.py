@@ -129,6 +129,15 @@ def optimizer(config: Config) -> Iterator[str]:
         yield f"`learner.zero_stage` is {learner.zero_stage}: DeepSpeed has the stages 0, 1, 2 and 3."
     if learner.offload_optimizer and learner.zero_stage == 0:
         yield "`learner.offload_optimizer` needs ZeRO: set `learner.zero_stage` to 1, 2 or 3, or switch it off."
+    if learner.base_pull * learner.learning_rate > 1:
+        yield (
+            f"`learner.base_pull` ({learner.base_pull:g}) times `learner.learning_rate` ({learner.learning_rate:g}) is "
+            "above 1, so every update would end at the base: lower it."
+        )
+    if learner.base_pull and config.model.random_init:
+        yield "`learner.base_pull` pulls to the weights of `model.path`, but `model.random_init` draws others: use one."
+    if learner.base_pull and "nvme" in str(learner.deepspeed):
+        yield "`learner.base_pull` needs the float32 weights in memory: offload to the CPU, not to NVMe."
     if config.algorithm.correction != "none" and learner.recompute_old_logprobs:
         yield (
             "`algorithm.correction` bounds how far the learner is from the sampler, but with "

@@ -201,6 +201,11 @@ class LearnerConfig:
     min_lr_ratio: float = key(0.1, "Last learning rate over the peak (linear, cosine).")
     betas: list[float] = key([0.9, 0.999], "β₁ and β₂ of AdamW.", minimum=None)
     weight_decay: float = key(0.01, "Decoupled weight decay.")
+    base_pull: float = key(
+        0.0,
+        "κ: after each update the weights go back towards those of `model.path`, θ ← θ − lr·κ·(θ − θ₀), against "
+        "forgetting (L2-SP, arXiv 1802.01483, decoupled as weight decay is); 0: they do not. See docs/methods.md.",
+    )
     max_grad_norm: float = key(1.0, "Clip the global gradient norm to this; 0 for no clip.")
     skip_grad_norm: float = key(0.0, "Skip an update whose gradient norm, unclipped, is above this; 0: none.")
     max_skipped_updates: int = key(

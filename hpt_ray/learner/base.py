@@ -135,6 +135,8 @@ class RankWorker(Generic[Spec]):
         with self._span("step"):
             self._engine.reduce()
             self._report.grad_norm, self._report.skipped = self._engine.step(learning_rate)
+            if self._spec.learner.base_pull:
+                self._report.count("optim/base_distance_squared", *self._engine.base_distance())
         report, self._report = self._report, UpdateReport()
         report.peaks["memory/learner_mb"] = memory_mb()
         return report

@@ -14,7 +14,7 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ import torch.distributed as dist
 
 from hpt_ray.cluster.network import rendezvous_store
 from hpt_ray.config.schema import LearnerConfig
-from hpt_ray.learner.deepspeed_state import Layout, LocalState, converted, offload, reload
+from hpt_ray.learner.deepspeed_state import Layout, LocalState, converted, masters_of, offload, reload
+from hpt_ray.learner.optimizer import AdamW
 from hpt_ray.weight_sync.buckets import cut
 
 GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where the reader does not say
@@ -81,15 +82,6 @@ def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
     return _merge(ours, config.deepspeed)
 
 
-class _AdamW(torch.optim.AdamW):
-    """AdamW that can be held still while DeepSpeed goes through its step, which clears the gradient."""
-
-    is_held = False
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        return None if self.is_held else super().step(closure)
-
-
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in extra.items():
@@ -106,11 +98,12 @@ class DeepSpeedEngine:
 
         self._config = config
         self._world_size = world_size
-        self._optimizer = _AdamW(
+        self._optimizer = AdamW(
             [p for p in module.parameters() if p.requires_grad],
             lr=0.0,  # each step brings its own; DeepSpeed may step once while it starts
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
+            base_pull=config.base_pull,
         )
         settings = deepspeed_config(config, dtype=dtype)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=settings)
@@ -119,6 +112,8 @@ class DeepSpeedEngine:
             # The micro-batches of a step add up in float32: in bfloat16 the error grows with their number.
             for parameter in module.parameters():
                 parameter.grad_dtype = torch.float32
+        masters = masters_of(self._engine, self._optimizer, zero_stage=config.zero_stage)
+        self._optimizer.remember_base(masters, getattr(torch, dtype))
         self._accumulation: contextlib.ExitStack | None = None  # open while micro-batches add up
         self._is_reduced = False
         self._is_offloaded = False
@@ -182,6 +177,10 @@ class DeepSpeedEngine:
         self._is_reduced = False
         self._loss.zero_()
         return norm, skipped
+
+    def base_distance(self) -> tuple[float, float]:
+        """‖θ − θ₀‖² and ‖θ₀‖² of this rank's share; of both the same multiple where every rank has all. Local."""
+        return self._optimizer.base_distance()
 
     def forget_optimizer(self) -> None:
         """Moments and step counts as before the first step. In place: DeepSpeed holds on to the tensors."""
@@ -248,12 +247,14 @@ class DeepSpeedEngine:
         if not self._is_offloaded:
             assert self._accumulation is None, "gradients wait for their step"
             offload(self._engine)
+            self._optimizer.follow_masters()
             self._is_offloaded = True
 
     def reload(self) -> None:
         """Be ready to train again."""
         if self._is_offloaded:
             reload(self._engine)
+            self._optimizer.follow_masters()
             self._is_offloaded = False
 
     def save(self, folder: Path) -> None:

@@ -129,10 +129,8 @@ class LocalState:
         """`optimizer` is the one that DeepSpeed's `engine` wraps."""
         weights = list(engine.module.parameters())
         if zero_stage == 3:
-            masters = engine.optimizer.fp32_partitioned_groups_flat
             weights = [p.ds_tensor for p in weights]
-        else:
-            masters = [p for group in optimizer.param_groups for p in group["params"]]
+        masters = masters_of(engine, optimizer, zero_stage=zero_stage)
         moments = [_moments(optimizer, master)[name] for master in masters for name in MOMENTS]
         steps = [tensor.data for tensor in [*masters, *moments]]
         weights = [tensor.data for tensor in weights]
@@ -154,6 +152,13 @@ class LocalState:
             there = piece.read().to(device)
             dist.broadcast(there, 0)
             piece.write(there)
+
+
+def masters_of(engine: Any, optimizer: torch.optim.AdamW, *, zero_stage: int) -> list[torch.Tensor]:
+    """What `optimizer` steps on this rank; ZeRO 3 puts it there for the time of a step only."""
+    if zero_stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _moments(optimizer: torch.optim.AdamW, master: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -52,6 +52,9 @@ METRICS: tuple[Metric, ...] = (
         "prompts that trained on their demonstration.",
     ),
     Metric(
+        "selection/mu", "share", "μ of CHORD, which multiplies demonstrations, and 1 − μ rollouts.", False
+    ),
+    Metric(
         "selection/demo_prompt_ratio",
         "share",
         "Prompts that trained on their demonstration, with whatever weight.",
@@ -86,6 +89,12 @@ METRICS: tuple[Metric, ...] = (
         "policy/kl_ref",
         "nats/token",
         "KL from the frozen reference on rollout tokens (`kl_estimator`).",
+        False,
+    ),
+    Metric(
+        "optim/base_distance",
+        "share",
+        "‖θ − θ₀‖/‖θ₀‖ after the last update, θ₀ being the base; with `learner.base_pull`.",
         False,
     ),
     Metric("learner/demo_loss", "nats/token", "Mean −log π on the demonstrations that trained.", False),

@@ -206,7 +206,7 @@ class _Worker(threading.Thread):
                 self._start()
                 if reason := self._load(task.reward_function):
                     return _error(f"reward function {task.reward_function} could not be loaded: {reason}")
-                return self._ask(request, self._pool.timeout_s)
+                return _unpacked(*self._ask(request, self._pool.timeout_s))
             except TimeoutError:
                 self._end()
                 detail = f"not graded within {self._pool.timeout_s:g} s"
@@ -294,6 +294,15 @@ def _error(detail: str) -> RewardResult:
     return RewardResult(0.0, Outcome.ERROR, detail=detail)
 
 
+# A result crosses as plain values: to pickle the record itself takes longer than most grading.
+def _packed(result: RewardResult) -> tuple[float, str, str | None, str | None, dict[str, float]]:
+    return result.score, result.outcome.value, result.extracted, result.detail, dict(result.metrics)
+
+
+def _unpacked(score: float, outcome: str, *rest: Any) -> RewardResult:
+    return RewardResult(score, Outcome(outcome), *rest)
+
+
 # -- in the grading process ------------------------------------------------------------------------
 
 
@@ -301,7 +310,7 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
     """Take requests from a socket, one at a time, until it ends.
 
     A request is a pickled `(name, None)`: load this reward function; the reply is None or why that failed. Or it
-    is `(name, arguments)`; the reply is a RewardResult. A task that runs into the limit of the
+    is `(name, arguments)`; the reply is a packed RewardResult. A task that runs into the limit of the
     address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that. Time
     limits are the parent's: the alarm only ends a process whose parent has vanished.
     """
@@ -317,7 +326,7 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
             name, task = pickle.load(reader)
             limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
             signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
-            reply = _load(functions, name) if task is None else _grade(functions[name], task)
+            reply = _load(functions, name) if task is None else _packed(_grade(functions[name], task))
             signal.setitimer(signal.ITIMER_REAL, 0)
             pickle.dump(reply, writer)
             writer.flush()
@@ -343,7 +352,7 @@ def _grade(function: RewardFunction, arguments: tuple[Any, ...]) -> RewardResult
         result = function(*arguments)
         if result.extracted is not None and len(result.extracted) > MAX_EXTRACTED_CHARS:
             result = replace(result, extracted=result.extracted[:MAX_EXTRACTED_CHARS] + "…")
-        if result.detail is not None:
+        if result.detail is not None and len(result.detail) > MAX_DETAIL_CHARS:
             result = replace(result, detail=result.detail[:MAX_DETAIL_CHARS])
         return result
     except MemoryError:

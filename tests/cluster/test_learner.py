@@ -154,6 +154,24 @@ def test_without_a_clip_the_norm_is_still_reported(start, stage):
     pair.step(make_samples(pair.plain, MIXED, seed=16), hpt_loss)
 
 
+@pytest.mark.parametrize(
+    ("num_ranks", "stage", "offload"),
+    [(1, 0, False), (1, 1, False), (2, 2, True), (2, 3, False)]
+    + [
+        pytest.param(2, *layout, marks=pytest.mark.long)
+        for layout in ((0, False), (1, False), (2, False), (3, True))
+    ],
+)
+def test_the_pull_to_the_base_equals_plain_pytorch(start, num_ranks, stage, offload):
+    """θ − lr·κ·(θ − θ₀) after AdamW's step, here half the way back: far more than the step itself."""
+    pair = start(num_ranks, stage, offload_optimizer=offload, base_pull=0.5 / RATE)
+    for seed in (6, 7, 8):
+        result, _ = pair.step(make_samples(pair.plain, MIXED, seed=seed), hpt_loss)
+        away = distance(call(pair.ranks, "parameters")[0], pair.plain.base)
+        assert away > 0
+        assert result.metrics["optim/base_distance"] == pytest.approx(away / norm(pair.plain.base), rel=1e-4)
+
+
 # -- every algorithm of the table ------------------------------------------------------------------
 
 GOLDEN = load_golden()
@@ -161,9 +179,9 @@ ALGORITHMS = [key for key in GOLDEN.CLASSICAL if key[0] != "ppo"]  # its critic 
 
 
 def classical_loss(
-    key: tuple[str, str, str | None], plain: PlainLearner, samples: list[Sample]
+    key: tuple[str, str, str | None], plain: PlainLearner, frozen: PlainLearner, samples: list[Sample]
 ) -> torch.Tensor:
-    """The loss that the golden tests write down from the paper, on the plain policy's log-probs."""
+    """The loss that the golden tests write down from the paper, on the plain policies' log-probs."""
     logprob, entropy = (torch.cat(parts) for parts in zip(*map(plain.score, samples), strict=True))
     token_samples = TokenBatch(
         logprobs=logprob,
@@ -173,6 +191,7 @@ def classical_loss(
         rewards=torch.tensor([sample.reward for sample in samples], dtype=torch.float64),
         is_demo=torch.tensor([sample.is_demo for sample in samples]),
         entropy=entropy,
+        ref_logprobs=torch.cat([frozen.score(sample)[0].detach() for sample in samples]),
     )
     batch = BatchShape(num_prompts=3, num_rollouts=4, max_response_tokens=C)
     return GOLDEN.CLASSICAL[key][1](GOLDEN.Case(token_samples, [], batch))
@@ -184,8 +203,10 @@ def any_pair(request, start):
 
 
 @pytest.mark.parametrize("key", ALGORITHMS, ids=lambda key: "-".join(map(str, key)))
-def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, key):
+def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, reference, key):
     name, mode, branch = key
+    estimator = make_estimator(name, mode=mode, offline_branch=branch)
+    frozen = PlainLearner(reference.path, LearnerConfig(), TEMPERATURE)
     with_rollouts, with_demonstrations = GOLDEN.CLASSICAL[key][0]
     groups = [
         (rewards if with_rollouts else (), with_demonstrations)
@@ -195,15 +216,16 @@ def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, key):
     prompts = make_samples(any_pair.plain, groups, seed=8, prompt_lengths=(5, 6))
     _, gradient = any_pair.step(
         prompts,
-        lambda plain, samples: classical_loss(key, plain, samples),
-        estimator=make_estimator(name, mode=mode, offline_branch=branch),
+        lambda plain, samples: classical_loss(key, plain, frozen, samples),
+        estimator=estimator,
         batch=BatchShape(num_prompts=3, num_rollouts=4, max_response_tokens=C),
+        reference=reference.workers if estimator.needs_reference else None,
     )
     assert norm(gradient) > 1e-4
 
 
 @pytest.mark.parametrize("key", ALGORITHMS, ids=lambda key: "-".join(map(str, key)))
-def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, key):
+def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, reference, key):
     """The same rollouts, prompt by prompt as they happen to come in, and all at once."""
     name, mode, branch = key
     estimator = make_estimator(name, mode=mode, offline_branch=branch)
@@ -220,6 +242,7 @@ def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, key):
             batch=BatchShape(num_prompts=len(groups), num_rollouts=4, max_response_tokens=C),
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             timeout_s=LIMIT_S,
+            reference=reference.workers if estimator.needs_reference else None,
         )
 
         async def update() -> None:
@@ -368,17 +391,17 @@ def test_every_rank_says_when_it_was_busy(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "offload"),
+    ("stage", "offload", "base_pull"),
     [
-        pytest.param(0, False, marks=pytest.mark.long),
-        pytest.param(1, False, marks=pytest.mark.long),
-        (2, False),
-        pytest.param(3, False, marks=pytest.mark.long),
-        (3, True),
+        pytest.param(0, False, 0.0, marks=pytest.mark.long),
+        pytest.param(1, False, 0.0, marks=pytest.mark.long),
+        (2, False, 20.0),
+        pytest.param(3, False, 0.0, marks=pytest.mark.long),
+        (3, True, 20.0),
     ],
 )
-def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, offload):
-    first = start(2, stage, offload_optimizer=offload)
+def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, offload, base_pull):
+    first = start(2, stage, offload_optimizer=offload, base_pull=base_pull)
     for seed in (9, 10):
         first.step(make_samples(first.plain, MIXED, seed=seed), hpt_loss)
     (tmp_path / "state").mkdir()
@@ -386,7 +409,7 @@ def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, o
     later = [make_samples(first.plain, MIXED, seed=seed) for seed in (11, 12)]
     norms = [first.step(samples, hpt_loss)[0].metrics["optim/grad_norm"] for samples in later]
 
-    second = start(2, stage, offload_optimizer=offload, processes="second")
+    second = start(2, stage, offload_optimizer=offload, base_pull=base_pull, processes="second")
     call(second.ranks, "load", str(tmp_path / "state"))
     for samples, expected in zip(later, norms, strict=True):
         assert second.learn(samples).metrics["optim/grad_norm"] == expected

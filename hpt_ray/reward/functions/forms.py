@@ -57,7 +57,7 @@ def both_signs(answer: str) -> str:
 
 
 _CONJUNCTION = re.compile(
-    r",?\s*\\(?:text|mbox|mathrm)\{\s*,?\s*(?:and|or)\s*\}|,?(?<![a-zA-Z\\])\s*(?:and|or)(?![a-zA-Z])"
+    r",?\s*\\(?:text|mathrm)\{\s*,?\s*(?:and|or)\s*\}|,?(?<![a-zA-Z\\])\s*(?:and|or)(?![a-zA-Z])"
 )
 
 # -- numbers in another base -----------------------------------------------------------------------
@@ -106,7 +106,7 @@ _RATIO = re.compile(r"\d{1,15}(?::\d{1,15}){2,}")
 def _times(answer: str, reference: str) -> bool | None:
     sides = []
     for text in (answer, reference):
-        match = _TIME.fullmatch(re.sub(r"\\(?:text|mbox|mathrm)\s*\{|[\s{}\\~]", "", text))
+        match = _TIME.fullmatch(re.sub(r"\\(?:text|mathrm)\s*\{|[\s{}\\~]", "", text))
         if match is None or int(match[1]) > 24:
             return None
         sides.append((int(match[1]), int(match[2] or 0), int(match[3] or 0), (match[4] or "").lower()))
@@ -122,6 +122,8 @@ def _times(answer: str, reference: str) -> bool | None:
 
 
 def _ratios(answer: str, reference: str) -> bool | None:
+    if ":" not in answer:
+        return None
     texts = ["".join(text.split()) for text in (answer, reference)]
     if not all(_RATIO.fullmatch(text) for text in texts):
         return None

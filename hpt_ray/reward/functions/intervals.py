@@ -21,10 +21,10 @@ _BUILDER = re.compile(
     re.DOTALL,
 )
 _OR = re.compile(
-    r"\\(?:text|mbox)\{\s*,?\s*or\s*\}|\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])|\\cup|(?<![a-zA-Z\\])or(?![a-zA-Z])"
+    r"\\text\{\s*,?\s*or\s*\}|\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])|\\cup|(?<![a-zA-Z\\])or(?![a-zA-Z])"
 )
 _AND = re.compile(
-    r",?\s*(?:\\(?:text|mbox)\{\s*,?\s*(?:and|but)\s*\}|\\land(?![a-zA-Z])|\\wedge(?![a-zA-Z])|\\cap"
+    r",?\s*(?:\\text\{\s*,?\s*(?:and|but)\s*\}|\\land(?![a-zA-Z])|\\wedge(?![a-zA-Z])|\\cap"
     r"|(?<![a-zA-Z\\])and(?![a-zA-Z]))"
 )
 _HINT = re.compile(r"[<>]|\\(?:in|leq|geq|neq|cup|mathbb)(?![a-zA-Z])|real|solution|empty", re.IGNORECASE)

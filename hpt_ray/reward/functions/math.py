@@ -28,13 +28,12 @@ from hpt_ray.reward.functions.notation import normalise, scientific
 from hpt_ray.types import Outcome, RewardResult
 
 MAX_ANSWER_CHARS = 2000  # a longer one that is not the reference letter by letter is not read
-ALGEBRA = "math-verify"
 LENIENT_TAIL_CHARS = 1000  # where an answer without a box is looked for
 
 _INTEGER = re.compile(r"[-+]?\d{1,1000}")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,234: a number, or a list of two
 _NAME = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*")  # x = 5
-_TEXT = re.compile(r"\\(?:text|textbf|mbox|mathrm)\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mathrm)\{([^{}]*)\}")
 
 
 def _readings(answer: str) -> set[str]:
@@ -94,8 +93,14 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
 
 def compare(answer: str, right: list[str]) -> RewardResult:
     """The result on an extracted answer, against normalised references."""
+    decided = _without_algebra(answer, right)
+    return decided if isinstance(decided, RewardResult) else _by_algebra(decided, answer)
+
+
+def _without_algebra(answer: str, right: list[str]) -> RewardResult | list[tuple[str, str]]:
+    """The result where reading decides; else the pairs of answer and reference that only algebra can."""
     normal = normalise(answer)
-    if any(_same_text(normal, text) for text in right):
+    if normal in right or any(_same_text(normal, text) for text in right):
         return answered(answer, True, "equal text")
     if _INTEGER.fullmatch(normal) and all(_INTEGER.fullmatch(text) for text in right):
         return answered(answer, int(normal) in [int(text) for text in right], "whole numbers")
@@ -111,6 +116,10 @@ def compare(answer: str, right: list[str]) -> RewardResult:
             return answered(answer, True, decision.stage)
     if not undecided and decision is not None:
         return answered(answer, False, decision.stage)
+    return undecided
+
+
+def _by_algebra(undecided: list[tuple[str, str]], answer: str) -> RewardResult:
     readings = {
         normal: equivalence.parse(forms.both_signs(normal)) for normal in {pair[0] for pair in undecided}
     }
@@ -124,12 +133,12 @@ def _verify(pairs: list[tuple[list[Any], str]], answer: str) -> RewardResult:
             return unparsable(answer, "not a mathematical expression")
         try:
             if equivalence.equivalent(equivalence.parse_reference(forms.both_signs(text)), parsed):
-                return answered(answer, True, ALGEBRA)
+                return answered(answer, True, "math-verify")
         except MemoryError:
             raise
         except Exception as error:  # sympy raises many kinds on pairs it cannot compare
             return unparsable(answer, f"not comparable ({type(error).__name__})")
-    return answered(answer, False, ALGEBRA)
+    return answered(answer, False, "math-verify")
 
 
 def _grade_unboxed(response: str, right: list[str]) -> RewardResult:
@@ -137,10 +146,12 @@ def _grade_unboxed(response: str, right: list[str]) -> RewardResult:
     texts = [value for value in parsed if isinstance(value, str)]
     if not parsed:
         return NO_ANSWER
-    answer = texts[-1] if texts else str(parsed[0])
-    result = compare(answer, right) if texts else None
-    if result is not None and (
-        result.correct or (result.outcome is Outcome.WRONG and result.detail != ALGEBRA)
-    ):
+    if not texts:
+        return _verify([(parsed, text) for text in right], str(parsed[0]))
+    answer = texts[-1]
+    decided = _without_algebra(answer, right)
+    if isinstance(decided, RewardResult) and decided.outcome is not Outcome.UNPARSABLE:
+        return decided
+    if not isinstance(decided, RewardResult) and (result := _by_algebra(decided, answer)).correct:
         return result
-    return _verify([(parsed, text) for text in right], answer)
+    return _verify([(parsed, text) for text in right], answer)  # as math-verify reads it among the words

@@ -15,7 +15,7 @@ _SIGNS = {
     "∩": r"\cap ", "∈": r"\in ", "∖": r"\setminus ", "∅⌀": r"\emptyset ", "°": r"^\circ ", "′’": "'", "″": "''",
     "…": r"\ldots ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "∨": r"\lor ", "∧": r"\land ",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
-    "∠": r"\angle ", "、": ",", "\u200b\u200c\u200d\u2060\ufeff": "",
+    "∠": r"\angle ", "、": ",", "€£¥": "", "\u200b\u200c\u200d\u2060\ufeff": "",
 }  # fmt: skip
 _GREEK = {
     code: "\\" + (word.lower() if "SMALL" in name else word.capitalize()) + " "
@@ -37,51 +37,63 @@ _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
 _INTEGER = re.compile(r"-?\d+")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3})")  # 10,\!080 and 10{,}080
 _E_NOTATION = re.compile(r"(?<![\w.}\\])(\d{1,15}(?:\.\d{1,15})?)[eE]\+?(-?\d{1,3})(?![\w.])")
 _EULER = re.compile(r"(?<![a-zA-Z\\])e(?![a-zA-Z])")
+# What stands behind a backslash → what is written instead of both.
+_COMMAND = re.compile(r"\\([a-zA-Z]+|[\\!,;: $%])")
+_COMMANDS = {
+    word: new
+    for words, new in {
+        "left right displaystyle big bigl bigr Big Bigl Bigr degree $": "",
+        "! , ; :": " ",
+        "%": "%",
+        "dfrac tfrac cfrac": r"\frac",
+        "ge geq geqslant geqq": r"\geq ",
+        "le leq leqslant leqq": r"\leq ",
+        "ne": r"\neq ",
+        "gt": ">",
+        "lt": "<",
+        "varnothing O": r"\emptyset ",
+        "ldots cdots dots dotsb dotsc dotsm": r"\ldots ",
+        "textrm textbf textit textnormal mbox": r"\text",
+        "Bbb": r"\mathbb",
+        **{letter: rf"\mathbb{{{letter}}}" for letter in "RNZQC"},
+    }.items()
+    for word in words.split()
+} | {" ": " "}
+_SPELLED = {
+    ">=": r"\geq ", "<=": r"\leq ", "!=": r"\neq ", "...": r"\ldots ", "**": "^", "$": "", "~": " ",
+    r"\qquad": " ", r"\quad": " ", "{bmatrix}": "{pmatrix}",
+}  # fmt: skip
+_UNIT = (
+    r"(?<=[\d}]) ?\\%s\{(?! ?[aApP]\.? ?[mM]\.? ?\}| ?(?:and|or)\b)(?=[^{}]*[a-zA-Z])[^{}]*\}(?:\^\{?\d\}?)?$"
+)
+# The rest, with something that must stand in the answer for the pattern to match: most answers need none of them.
 _REWRITES = [
-    (re.compile(pattern), new)
-    for pattern, new in [
-        (r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-zA-Z])", ""),
-        (r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3})", ""),  # 10,\!080 and 10{,}080
-        (r"(?:(?<!\\)\\[!,;: ]|\\quad|\\qquad|~|\s)+", " "),  # one blank at most, for the rules below
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),  # \frac12
-        (r"\^\s*\{?\\circ\}?|\\degree(?![a-zA-Z])", ""),
-        (r"\\\$|[$€£¥]", ""),
-        (r"\\%|(?<=[\d}])\s*(?:\\text\{\s*)?(?:percent|percentage|pct)\s*\}?\s*$", "%"),
-        (r"\\ge(?:qslant|qq)?(?![a-zA-Z])|>=", r"\\geq "),
-        (r"\\le(?:qslant|qq)?(?![a-zA-Z])|<=", r"\\leq "),
-        (r"\\ne(?![a-zA-Z])|!=", r"\\neq "),
-        (r"\\gt(?![a-zA-Z])", ">"),
-        (r"\\lt(?![a-zA-Z])", "<"),
-        (r"\\(begin|end)\{bmatrix\}", r"\\\1{pmatrix}"),
-        (r"\\(?:varnothing|O)(?![a-zA-Z])|^\s*\\\{\s*\\\}\s*$", r"\\emptyset "),
-        (
-            r"\\(?:mathbb|Bbb)\s*([A-Z])|\\(?:mathbb|Bbb)\{\s*([A-Z])\s*\}|\\([RNZQC])(?![a-zA-Z])",
-            r"\\mathbb{\1\2\3}",
-        ),
-        (r"\\(?:mathrm|mathbf|mathit|boldsymbol|operatorname)\{\s*([ei])\s*\}", r"\1"),
-        (r"\\(?:[lc]?dots|dots[bcm])(?![a-zA-Z])|\.\.\.", r"\\ldots "),
-        (r"\*\*", "^"),
-        (r"\^\s*(-\d+)", r"^{\1}"),  # 10^-3
-        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r" \\times "),  # 3 x 10^8
-        (
-            r"^\s*(?:\\(?:approx|sim|simeq|thickapprox)(?![a-zA-Z])|(?:\\text\{)?\s*(?:approximately|about)\s*\}?)",
-            "",
-        ),
-        (r"^\s*([a-zA-Z](?:_\{?\w+\}?)?)\s*\\approx(?![a-zA-Z])", r"\1="),
+    (needle, re.compile(pattern), new)
+    for needle, pattern, new in [
+        ("\\frac", r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),  # \frac12
+        ("\\circ", r"\^ ?\{?\\circ\}?", ""),
+        ("p", r"(?<=[\d}]) ?(?:\\text\{ ?)?(?:percent|percentage|pct) ?\}?$", "%"),
+        ("\\{", r"^\\\{ ?\\\}$", r"\\emptyset "),
+        ("\\mathbb", r"\\mathbb ?(?:([A-Z])|\{ ?([A-Z]) ?\})", r"\\mathbb{\1\2}"),
+        ("{", r"\\(?:mathrm|mathbf|mathit|boldsymbol|operatorname)\{ ?([ei]) ?\}", r"\1"),
+        ("^", r"\^ ?(-\d+)", r"^{\1}"),  # 10^-3
+        ("^", r"(?<=\d) ?[xX] ?(?=10 ?\^)", r" \\times "),  # 3 x 10^8
+        ("\\", r"^\\(?:approx|sim|simeq|thickapprox)(?![a-zA-Z])", ""),
+        ("a", r"^(?:\\text\{)? ?(?:approximately|about) ?\}?", ""),
+        ("\\approx", r"^([a-zA-Z](?:_\{?\w+\}?)?) ?\\approx(?![a-zA-Z])", r"\1="),
         (  # 101 (base 2), 101_{\text{base } 2}
-            r"(?<=[\dA-F])\s*_?\s*\{?\s*\(?(?:\\(?:text|mathrm)\{)?\s*\(?\s*(?:in\s+)?base[\s{}-]*(\w+)[\s})]*$",
+            "base",
+            r"(?<=[\dA-F]) ?_? ?\{? ?\(?(?:\\(?:text|mathrm)\{)? ?\(? ?(?:in )?base[\s{}-]*(\w+)[\s})]*$",
             r"_{\1}",
         ),
+        # A unit at the end, after a number: `5.4 \text{ cents}`, `15\mbox{ cm}^2`, `270/7 \text{ degrees}`.
+        ("\\text", _UNIT % "text", ""),
+        ("\\mathrm", _UNIT % "mathrm", ""),
     ]
 ]
-# A unit at the end, after a number: `5.4 \text{ cents}`, `15\mbox{ cm}^2`, `270/7 \text{ degrees}`.
-_UNIT = re.compile(
-    r"(?<=[\d}])\s*\\(?:text(?:rm|bf|it|normal)?|mbox|mathrm)\{"
-    r"(?!\s*[aApP]\.?\s*[mM]\.?\s*\}|\s*(?:and|or)\b)(?=[^{}]*[a-zA-Z])[^{}]*\}(?:\^\{?\d\}?)?$"
-)
 
 
 def normalise(answer: str) -> str:
@@ -96,13 +108,23 @@ def normalise(answer: str) -> str:
         answer = _DOUBLED.sub(r"\\", answer)
     if not answer.isascii():
         answer = _in_latex(answer)
-    for pattern, new in _REWRITES:
-        answer = pattern.sub(new, answer)
-    return _UNIT.sub("", answer.strip().removesuffix(".").strip()).strip()
+    if "," in answer:
+        answer = _THOUSANDS.sub("", answer)
+    if "\\" in answer:
+        answer = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), answer)
+    for sign, new in _SPELLED.items():
+        answer = answer.replace(sign, new)
+    answer = " ".join(answer.split()).removesuffix(".").rstrip()  # one blank at most, for the rules below
+    for needle, pattern, new in _REWRITES:
+        if needle in answer:
+            answer = pattern.sub(new, answer)
+    return answer.strip()
 
 
 def scientific(answer: str, reference: str) -> tuple[str, str]:
     """Both, with `3e8` as a number where it is one: `2e-1` beside `-1+2e` is Euler's number, doubled, less 1."""
+    if "e" not in (answer + reference).lower():
+        return answer, reference
     spelled = [_E_NOTATION.sub(r"\1 \\times 10^{\2}", text) for text in (answer, reference)]
     if any(_EULER.search(text) for text in spelled):
         return answer, reference
