@@ -103,8 +103,9 @@ def test_a_prompt_without_rollouts_is_a_line(tmp_path: Path) -> None:
 
 
 def test_choices(folder: RunFolder, tmp_path: Path) -> None:
-    assert choices(folder)["outcome"] == ["correct", "wrong"]
-    assert choices(RunFolder(tmp_path)) == {}
+    assert choices(folder)["set"] == ["mini"]
+    assert "no_answer" in choices(folder)["outcome"]
+    assert choices(RunFolder(tmp_path))["set"] == []
 
 
 def test_tokens_with_their_log_probs(folder: RunFolder) -> None:

@@ -18,11 +18,12 @@ import pyarrow.parquet
 
 from hpt_ray.observe.rollout_dump import SCHEMA, dump_of, read_columns
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.types import FinishReason, Outcome
 
 PAGE_ROWS, PAGE_S = 50, 0.5  # whichever comes first
 PREVIEW_CHARS = 240
-SHOWN = ("group", "prompt_id", "data_source", "request_id", "sample", "score", "outcome", "finish")
-SHOWN += ("extracted", "branch", "num_correct", "num_rollouts")
+SHOWN = ["group", "prompt_id", "data_source", "request_id", "sample", "score", "outcome", "finish"]
+SHOWN += ["extracted", "branch", "num_correct", "num_rollouts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +112,14 @@ def search(folder: RunFolder, wanted: Wanted, after: tuple[int, int] | None = No
         and (wanted.max_step is None or step <= wanted.max_step)
     ]
     found: list[dict[str, Any]] = []
-    begin = time.monotonic()
+    until = None  # the first file is always looked at
     for number, step in enumerate(steps):
         if after is not None and step > after[0]:
             continue
         from_row = after[1] + 1 if after is not None and step == after[0] else 0
-        if step != steps[0] and time.monotonic() - begin > PAGE_S:
+        if until is not None and time.monotonic() > until:
             return {"rollouts": found, "next": [step, from_row - 1], "searched": number, "steps": len(steps)}
+        until = until or time.monotonic() + PAGE_S
         try:
             rows = _rows(dump_of(folder.rollouts, step), wanted, from_row, PAGE_ROWS - len(found))
         except FileNotFoundError:  # the run went back to an earlier step
@@ -164,9 +166,9 @@ def group(folder: RunFolder, step: int, number: int) -> dict[str, Any]:
     table = read_columns(path, [name for name in SCHEMA.names if name != "logprobs"]).take(rows)
     lengths = pc.list_value_length(table["token_ids"])
     lines = table.drop_columns(["token_ids"]).append_column("tokens", lengths).to_pylist()
-    shared = ("prompt_id", "data_source", "prompt", "reference", "demonstration", "branch", "reason")
-    shared += ("num_correct", "num_rollouts", "rollout_weight", "demo_weight")
-    own = ("sample", "text", "finish", "score", "outcome", "extracted", "detail", "weight_version", "tokens")
+    own = ["sample", "text", "finish", "score", "outcome", "extracted", "detail", "weight_version", "tokens"]
+    shared = ["prompt_id", "data_source", "prompt", "reference", "demonstration", "branch", "reason"]
+    shared += ["num_correct", "num_rollouts", "rollout_weight", "demo_weight"]
     return {
         "step": step,
         **{name: lines[0].get(name) for name in shared},
@@ -190,13 +192,18 @@ def find_group(folder: RunFolder, step: int, prompt_id: str) -> int:
 
 
 def choices(folder: RunFolder) -> dict[str, list[str]]:
-    """What may be asked for by name, as the newest file has it."""
-    steps = dumped_steps(folder)
-    if not steps:
-        return {}
-    names = {"set": "data_source", "outcome": "outcome", "branch": "branch", "finish": "finish"}
-    table = read_columns(dump_of(folder.rollouts, steps[0]), list(names.values()))
-    return {key: sorted(filter(None, table[name].unique().to_pylist())) for key, name in names.items()}
+    """What may be asked for by name; the sets are those of the newest step."""
+    sets = (
+        _column(dump_of(folder.rollouts, steps[0]), "data_source")
+        if (steps := dumped_steps(folder))
+        else None
+    )
+    return {
+        "set": [] if sets is None else sorted(filter(None, sets.unique().to_pylist())),
+        "outcome": list(map(str, Outcome)),
+        "branch": ["rollouts", "demonstration", "both", "nothing"],
+        "finish": list(map(str, FinishReason)),
+    }
 
 
 def tokens(folder: RunFolder, step: int, row: int, tokenizer_files: Iterator[Path]) -> dict[str, Any]:
