@@ -70,11 +70,11 @@ def _family(layout: Layout) -> int:
 
 def tensors_only(folder: Path) -> AbstractContextManager[None]:
     """Nothing but a training state is made from DeepSpeed's files, which are pickles. See `unpickling.only`."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return only([LossScaler, ZeroStageEnum, fragment_address], folder)
+    return only([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address], folder)
 
 
 @contextmanager
