@@ -27,6 +27,7 @@ from hpt_ray.learner.packing import WeightedSample
 from hpt_ray.learner.scoring import kl_in_reward, needs_scores, weight_samples
 from hpt_ray.observe.trackers import TRACKERS
 from hpt_ray.reward.functions.table import REWARD_FUNCTIONS
+from hpt_ray.text import printable
 from hpt_ray.types import (
     Decision,
     Demonstration,
@@ -66,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(text if options.config or options.all else f"{DEFAULT}\n\n{text}")
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
 
 

@@ -8,12 +8,14 @@ what depends on those is checked in `hpt_ray.driver.setup`, or where it is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import ClusterConfig, Config
 from hpt_ray.errors import UserError
 
+NAME_BYTES = 200  # of a run, of 255 that a file system takes; the time and a number follow
 ACTOR_GROUPS = ("learner", "critic", "rollout", "verifier", "reference")
 NOT_A_POOL = ("", "CPU", "GPU", "memory", "object_store_memory")
 # vLLM's arguments that would spread one engine over nodes or change how many processes it has → the value
@@ -30,7 +32,8 @@ ONE_NODE = {
 def check_config(config: Config) -> None:
     """Raise a `UserError` with one line for every rule that `config` breaks, in any of its phases."""
     phases = phases_of(config)
-    problems = [
+    problems = [*naming(config.run.name)]
+    problems += [
         f"phase {phase.number}: {problem}" if len(phases) > 1 else problem
         for phase in phases
         for problem in broken_rules(phase.config)
@@ -42,6 +45,14 @@ def check_config(config: Config) -> None:
 def broken_rules(config: Config) -> list[str]:
     """What is wrong with a configuration without phases, rule by rule."""
     return [problem for rules in RULES for problem in rules(config)]
+
+
+def naming(name: str) -> Iterator[str]:
+    """What is wrong with `run.name`: it begins the name of a folder, and of what a cluster makes for the run."""
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        yield f"`run.name` is {name!r}: use letters, digits, dot, dash and underscore only."
+    if len(name.encode()) > NAME_BYTES:
+        yield f"`run.name` is {len(name)} characters long: {NAME_BYTES} bytes are the most."
 
 
 def sizes(config: Config) -> Iterator[str]:

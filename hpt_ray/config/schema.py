@@ -134,6 +134,16 @@ class RewardConfig:
         "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`; see docs/reward.md.",
     )
     functions: dict[str, str] = key({}, "Reward function per data source, e.g. `{openai/gsm8k: gsm8k}`.")
+    headers: dict[str, str] = key(
+        {},
+        "Headers of every request to an `http:URL`, as in `{Authorization: 'Bearer ${oc.env:JUDGE_KEY}'}`; what "
+        "comes from the environment is never written down.",
+    )
+    environment: list[str] = key(
+        [],
+        "Environment variables that reward functions get beside those every program needs (docs/reward.md), such as "
+        "`[OPENAI_API_KEY]`.",
+    )
     num_processes: int = key(1, "Killable processes that run reward functions.", minimum=1)
     num_cpus: float = key(0.0, "CPU cores reserved for the service.")
     timeout_s: float = key(10.0, "Limit for one response; then its process is killed and replaced.")

@@ -14,8 +14,9 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ import torch.distributed as dist
 
 from hpt_ray.cluster.network import rendezvous_store
 from hpt_ray.config.schema import LearnerConfig
-from hpt_ray.learner.deepspeed_state import Layout, LocalState, converted, masters_of, offload, reload
+from hpt_ray.errors import failures_of
+from hpt_ray.learner.deepspeed_state import (
+    Layout,
+    LocalState,
+    converted,
+    masters_of,
+    offload,
+    reload,
+    tensors_only,
+)
 from hpt_ray.learner.optimizer import AdamW
 from hpt_ray.weight_sync.buckets import cut
 
@@ -119,6 +129,14 @@ class DeepSpeedEngine:
         self._is_offloaded = False
         self.device = self._engine.device
         self._loss = torch.zeros((), device=self.device)
+        self._unwritten: list[str] = []  # what the save under way could not write, and why
+        # A rank that cannot write says so later: first it meets the others, who would wait for it.
+        files = self._engine.checkpoint_engine
+        for owner, name in ((files, "makedirs"), (files, "save"), (self._engine, "_copy_recovery_script")):
+            setattr(owner, name, partial(self._write, getattr(owner, name)))
+
+    def _write(self, write: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self._unwritten += failures_of(partial(write, *args, **kwargs))
 
     @property
     def module(self) -> Any:
@@ -257,27 +275,30 @@ class DeepSpeedEngine:
             self._optimizer.follow_masters()
             self._is_offloaded = False
 
-    def save(self, folder: Path) -> None:
-        """Optimizer and partitioned weights, one file a rank. Collective."""
+    def save(self, folder: Path) -> list[str]:
+        """Optimizer and partitioned weights, one file a rank; what could not be written, and why. Collective."""
+        self._unwritten = []
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
         if dist.get_rank() == 0:
-            self._layout.write(folder)
+            self._write(self._layout.write, folder)
+        return self._unwritten
 
     def load(self, folder: Path) -> None:
         """What `save` wrote, also with another number of ranks. Collective.
 
-        Raises `UserError` where the ZeRO stages do not go together.
+        Raises `UserError` where the ZeRO stages do not go together, or a file holds more than a state is made of.
         """
         assert not self._is_offloaded, "what is loaded belongs on the device"
         saved = Layout.read(folder)
-        if not self._layout.needs_conversion(saved, folder):
-            return self._load(folder)
-        with converted(folder) as universal:
-            self._engine._config.load_universal_checkpoint = True
-            try:
-                self._load(universal)
-            finally:
-                self._engine._config.load_universal_checkpoint = False
+        with tensors_only(folder):
+            if not self._layout.needs_conversion(saved, folder):
+                return self._load(folder)
+            with converted(folder) as universal:
+                self._engine._config.load_universal_checkpoint = True
+                try:
+                    self._load(universal)
+                finally:
+                    self._engine._config.load_universal_checkpoint = False
 
     def local_state(self) -> LocalState:
         """What this rank's training state is made of, between two steps. Local."""

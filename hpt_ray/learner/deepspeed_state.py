@@ -13,7 +13,7 @@ import json
 import shutil
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from hpt_ray.errors import UserError
+from hpt_ray.learner.unpickling import only
 
 LAYOUT = "layout.json"
 UNIVERSAL = "universal"
@@ -65,6 +66,15 @@ class Layout:
 def _family(layout: Layout) -> int:
     """Equal for layouts that have a universal form in common: ZeRO 1 and 2 do."""
     return min(layout.zero_stage, 1) if layout.zero_stage < 3 else 3
+
+
+def tensors_only(folder: Path) -> AbstractContextManager[None]:
+    """Nothing but a training state is made from DeepSpeed's files, which are pickles. See `unpickling.only`."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return only([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address], folder)
 
 
 @contextmanager

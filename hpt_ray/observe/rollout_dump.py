@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 from hpt_ray.observe.metrics import branch_of
+from hpt_ray.text import storable
 from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 SCHEMA = pa.schema(
@@ -33,6 +34,7 @@ SCHEMA = pa.schema(
         ("data_source", pa.string()),
         ("prompt", pa.string()),
         ("reference", pa.string()),  # the ground truth; numbers and lists as JSON
+        ("demonstration", pa.string()),
         ("request_id", pa.string()),  # `prompt_id`, or `prompt_id#2` where the step has it twice
         ("sample", pa.int32()),
         ("text", pa.string()),
@@ -115,11 +117,18 @@ def _write(path: Path, step: int | None, pairs: Sequence[Pair]) -> Path:
     columns = []
     for field in SCHEMA:
         values = [line.get(field.name) for line in lines]
-        is_list = pa.types.is_list(field.type)
-        columns.append(_lists(values, field.type.value_type) if is_list else pa.array(values, field.type))
+        if pa.types.is_list(field.type):
+            columns.append(_lists(values, field.type.value_type))
+        elif pa.types.is_string(field.type):
+            columns.append(pa.array([value and storable(value) for value in values], field.type))
+        else:
+            columns.append(pa.array(values, field.type))
     aside = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), aside, compression="zstd")
-    aside.replace(path)
+    try:
+        pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), aside, compression="zstd")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 
@@ -139,6 +148,7 @@ def _prompt_fields(group: Group) -> Line:
         "data_source": prompt.data_source,
         "prompt": prompt.text,
         "reference": truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False),
+        "demonstration": group.prompt.demonstration and group.prompt.demonstration.text,
     }
 
 
@@ -181,7 +191,7 @@ def _decision_fields(decision: Decision | None) -> Line:
 def _read(path: Path, prompts: Mapping[str, Prompt]) -> list[tuple[Group, Line]]:
     """Each group with its first line."""
     table = read_columns(path)
-    absent = set(SCHEMA.names) - set(table.column_names)
+    absent = set(SCHEMA.names) - set(table.column_names) - {"demonstration"}  # which comes from the data
     if absent:
         raise UserError(
             f"{path} was written by an older version of hpt_ray: it lacks {', '.join(sorted(absent))}, so "
