@@ -1,4 +1,4 @@
-"""The changelog and the citation name the version that the package has, and the changelog short lines on all before it."""
+"""The changelog and the citation name the version that the package has."""
 
 from __future__ import annotations
 
