@@ -3,7 +3,7 @@
 import pytest
 
 from hpt_ray.cluster.runtime import POOL_SHARE, ResourceRequest, lay_out, missing_pools
-from hpt_ray.config.checks import broken_rules, check_config
+from hpt_ray.config.checks import broken_rules
 from hpt_ray.config.load import load_config
 from hpt_ray.driver.actors import resource_requests, with_one_thread
 from hpt_ray.driver.setup import Roles
@@ -186,11 +186,6 @@ def test_a_stack_that_cannot_serve_is_refused_with_the_line_to_write(
     refusal = wrong_stack(num_gpus, device, has_flashinfer)
     assert (refusal is None) == (line is None)
     assert line is None or line in str(refusal)
-
-
-def test_an_engine_that_quantizes_is_refused_in_training() -> None:
-    with pytest.raises(UserError, match=r"`rollout\.engine\.quantization` is 'fp8'.*remove it"):
-        check_config(load_config(None, [*GOOD, "rollout.engine={quantization: fp8}"]))
 
 
 def test_actors_of_a_deterministic_run_compute_with_one_thread_and_reserve_what_they_reserve() -> None:
