@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Numeric libraries start one thread per core in every process; with many processes that is too many.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-unit test-all lint lock docs audit clean
+.PHONY: help install demo test test-unit test-all lint lock docs docs-site audit clean
 
 help:
 	@echo "make demo     train the small task on this machine (about 3 minutes after installation)"
@@ -14,6 +14,7 @@ help:
 	@echo "make install  only the set-up: .venv with the locked CPU packages"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     write the generated pages of docs/ again"
+	@echo "make docs-site  the documentation as a site, in build/site; dead links end it"
 	@echo "make audit    known vulnerabilities of the locked packages, and bills of materials in build/"
 	@echo "make lock     resolve requirements/cpu.lock again"
 
@@ -47,6 +48,12 @@ test-all: lint
 docs: install
 	@$(BIN)/python -m hpt_ray.config.docs
 	@$(BIN)/python -m hpt_ray.observe.metrics
+
+docs-site: install
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --editable ".[docs]" || \
+		{ echo "error: the site is built by mkdocs-material, which cannot be installed (no connection?)" >&2; exit 2; }
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	@echo "Open build/site/index.html, or with its search: $(BIN)/python -m http.server --directory build/site"
 
 audit: install
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --editable ".[audit]"

@@ -96,6 +96,13 @@ def token_gae(view: SampleView) -> Array:
     return gae(rewards, view.values, view.lengths, discount=settings.discount, lam=settings.gae_lambda)
 
 
+def teacher(view: SampleView) -> Array:
+    """[R] what the token adds to −KL(π_old‖π_frozen); each token answers for itself alone (a discount of 0)."""
+    if view.teacher_gaps is None:
+        raise ValueError("advantage teacher needs the frozen policy's logprobs of every rollout")
+    return view.teacher_gaps
+
+
 _NO_GROUP = "a demonstration is not one of the group's rollouts; use union_mean, union_std, reward or one"
 _GROUP = frozenset({"group"})
 _ROLLOUTS_ONLY: dict[Stream, str] = {"demonstrations": _NO_GROUP}
@@ -132,6 +139,14 @@ ADVANTAGES: Table[Part] = Table(
             "Â_t = Σ_k (γλ)^k δ_{t+k},  δ_t = r_t + γ V_{t+1} − V_t",
             frozenset({"values"}),
             {"demonstrations": "the critic estimates returns of the policy's own responses"},
+        ),
+        "teacher": Part(
+            teacher,
+            "Â_t = log π_frozen − log π_old, the frozen policy being the teacher",
+            frozenset({"teacher"}),
+            {
+                "demonstrations": "the policy did not sample them, so the gap is no estimate of KL(π_θ‖π_frozen)"
+            },
         ),
     },
     "view",

@@ -24,8 +24,9 @@ class Part:
     """One entry of a family's table.
 
     `needs` may name: "old" (logprobs of the sampler), "sequence" (of whole samples), "ratio" (a denominator that is
-    an old policy), "entropy", "values", "group" (other rollouts of the prompt), "union" (the group with
+    an old or a frozen policy), "entropy", "values", "group" (other rollouts of the prompt), "union" (the group with
     its demonstration), "all_samples" (every sample of the optimizer step before the first backward pass),
+    "reference" (logprobs of the frozen policy), "teacher" (the same on rollouts, before they are weighed),
     "length_constant", "shaping_gamma", "clip".
     `not_for` says why the part makes no sense on a stream.
     """
@@ -67,6 +68,7 @@ class Recipe:
 
     `offline` holds other demonstration terms by the name of the offline branch. The entropy bonus
     is divided like each stream's first term, unless `entropy_aggregation` names one for all samples.
+    `mu` (first, last, number of steps) multiplies demonstrations by μ and rollouts by 1 − μ; see `Estimator.at`.
     `demonstration_in_group`: the demonstration takes the place of one of the n rollouts.
     """
 
@@ -75,6 +77,8 @@ class Recipe:
     clip_high: float = 0.2
     entropy_coef: float = 0.0
     entropy_aggregation: str | None = None
+    shaping_gamma: float = 0.1
+    mu: tuple[float, float, float] | None = None
     offline: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
     demonstration_in_group: bool = False
 

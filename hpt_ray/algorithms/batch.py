@@ -52,7 +52,7 @@ class TokenBatch:
     `is_demo`        [samples] bool
     `entropy`        [R] entropy of π_θ at each token, with gradient where there is an entropy bonus
     `values`         [R] V(prefix of the token) of the critic
-    `ref_logprobs`   [R] log of the token's probability under the frozen reference policy
+    `ref_logprobs`   [R] log of the token's probability under the frozen reference policy (or teacher)
     `prompt_lengths` [samples] used by the official mode's virtual packing only; None: no prompts
 
     Example: two rollouts of one prompt, of 2 tokens and 1 token: `TokenBatch(logprobs=[-.1, -.2, -.3],
@@ -123,7 +123,7 @@ class Settings:
     clip_low: float = 0.2  # ε_low
     clip_high: float = 0.2  # ε_high
     length_constant: float | None = None  # C; None: the step's max_response_tokens
-    shaping_gamma: float = 0.1  # γ of f(p) = p/(p+γ)
+    shaping_gamma: float = 0.1  # γ of f(p) = p/(p+γ), or of (1−p)^γ
     discount: float = 1.0  # γ of GAE
     gae_lambda: float = 0.95  # λ of GAE
     correction_low: float = 0.5
@@ -144,6 +144,7 @@ class SampleView:
     settings: Settings
     values: Array | None = None  # [R]
     token_rewards: Array | None = None  # [R], added to the reward of the last token
+    teacher_gaps: Array | None = None  # [R] log π_frozen − log π_old; 0 on demonstrations
 
     @property
     def num_groups(self) -> int:
@@ -168,6 +169,7 @@ class TokenView:
     is_demo: Tensor  # [R] bool
     entropy: Tensor | None  # [R]
     settings: Settings
+    ref_logprobs: Tensor | None = None  # [R] of the frozen policy
 
     def sample_sum(self, per_token: Tensor) -> Tensor:
         """Sum over each sample, given back to each of its tokens: [R] → [R]."""
@@ -198,6 +200,7 @@ def sample_view(
     prompt_lengths: Array | Tensor | None = None,
     values: Array | Tensor | None = None,
     token_rewards: Array | Tensor | None = None,
+    teacher_gaps: Array | Tensor | None = None,
 ) -> SampleView:
     lengths = to_numpy(sample_lengths).astype(np.int64)
     if (lengths < 1).any():
@@ -213,6 +216,7 @@ def sample_view(
         settings=settings,
         values=None if values is None else to_numpy(values).astype(np.float64),
         token_rewards=None if token_rewards is None else to_numpy(token_rewards).astype(np.float64),
+        teacher_gaps=None if teacher_gaps is None else to_numpy(teacher_gaps).astype(np.float64),
     )
 
 
@@ -226,7 +230,8 @@ def token_view(samples: TokenBatch, settings: Settings) -> TokenView:
     is_demo = torch.as_tensor(samples.is_demo, device=device).bool()[sample_of_token]
     old_logprobs = torch.where(is_demo, logprobs, samples.old_logprobs.detach().to(logprobs))
     entropy = None if samples.entropy is None else samples.entropy.detach().to(logprobs)
-    return TokenView(logprobs, old_logprobs, lengths, sample_of_token, is_demo, entropy, settings)
+    reference = None if samples.ref_logprobs is None else samples.ref_logprobs.detach().to(logprobs)
+    return TokenView(logprobs, old_logprobs, lengths, sample_of_token, is_demo, entropy, settings, reference)
 
 
 # ---- what a forward pass tells about its samples, as sums and counts that add up ---------------------

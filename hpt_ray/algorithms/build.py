@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from itertools import chain
 from typing import Any
 
+from hpt_ray.algorithms.advantages import ADVANTAGES
 from hpt_ray.algorithms.base import Algorithm, Recipe, Stream, Term
 from hpt_ray.algorithms.batch import Settings
 from hpt_ray.algorithms.estimator import FAMILIES, Estimator, parts_of
@@ -53,7 +54,7 @@ def estimator_from_config(config: AlgorithmConfig) -> Estimator:
         clip_low=_own(config.clip_low, recipe.clip_low),
         clip_high=_own(config.clip_high, recipe.clip_high),
         length_constant=config.length_constant,
-        shaping_gamma=config.shaping_gamma,
+        shaping_gamma=_own(config.shaping_gamma, recipe.shaping_gamma),
         discount=config.discount,
         gae_lambda=config.gae_lambda,
         correction_low=config.correction_low,
@@ -74,7 +75,26 @@ def estimator_from_config(config: AlgorithmConfig) -> Estimator:
         kl_in=config.kl_in,
         correction=config.correction,
         demonstration_in_group=recipe.demonstration_in_group,
+        mu=_mu(algorithm, terms, config.mu, recipe.mu),
     )
+
+
+def _mu(
+    algorithm: Algorithm, terms: tuple[Term, ...], own: list[float], recipe: tuple[float, float, float] | None
+) -> tuple[float, float, float] | None:
+    """(first, last, number of steps) of μ; UserError for values or an algorithm that cannot have them."""
+    if not own:
+        return recipe
+    if len(own) not in (1, 3) or not all(0 <= value <= 1 for value in own[:2]):
+        raise UserError(
+            f"algorithm.mu={own}: give one number from 0 to 1, or three: the first value, the last, and over how many "
+            "steps it falls, such as [0.9, 0.05, 200]."
+        )
+    if len({term.stream for term in terms}) < 2:
+        raise UserError(
+            f"algorithm.mu mixes rollouts and demonstrations, and {algorithm.name} has one of them; leave it out."
+        )
+    return (own[0], own[0], 0.0) if len(own) == 1 else (own[0], own[1], own[2])
 
 
 def _own(override: float | None, recipe: float) -> float:
@@ -135,7 +155,7 @@ def _check_term(algorithm: Algorithm, term: Term) -> None:
                 f"algorithm.{prefix}_{family}={getattr(term, family)} makes no sense on {term.stream}: "
                 f"{part.not_for[term.stream]}."
             )
-    if "ratio" in parts["clip"].needs and "old" not in parts["denominator"].needs:
+    if "ratio" in parts["clip"].needs and not parts["denominator"].needs & {"old", "reference"}:
         raise UserError(
             f"algorithm.{prefix}_clip={term.clip} needs the ratio π_θ/π_old, but {prefix}_denominator="
             f"{term.denominator} has none ({parts['denominator'].formula}); use {prefix}_clip=none or, on "
@@ -161,6 +181,10 @@ def _check_whole(algorithm: Algorithm, terms: tuple[Term, ...], config: Algorith
         raise UserError(
             f"algorithm.kl_coef: KL(π_θ‖π_ref) is an average over the policy's own rollouts, and "
             f"{algorithm.name} has none; set kl_coef=0."
+        )
+    if config.kl_coef and any(ADVANTAGES[term.advantage].needs & {"teacher"} for term in rollouts):
+        raise UserError(
+            f"algorithm.kl_coef: {algorithm.name} already takes KL(π_θ‖π_frozen) as its advantage; set kl_coef=0."
         )
     if config.correction == "none":
         return
@@ -207,7 +231,7 @@ def describe(estimator: Estimator) -> str:
         "  loss         Σ over terms of −Σ sg(c)·log π_θ / Z,  c = m · Â · s · π_θ/π_ref",
     ]
     for k, term in enumerate(estimator.terms, start=1):
-        lines.append(f"  term {k} on {term.stream}, times {term.coef:g}")
+        lines.append(f"  term {k} on {term.stream}, times {term.coef:g}{_by_mu(estimator, term)}")
         for family, part in parts_of(term).items():
             label = f"{family} {getattr(term, family)}"
             lines.append(f"    {label:<32} {part.formula}{_numbers(estimator, part.needs)}")
@@ -215,6 +239,14 @@ def describe(estimator: Estimator) -> str:
     if estimator.needs_all_samples:
         lines.append("  The backward pass waits for the last group: a Z or an advantage needs all samples.")
     return "\n".join(lines)
+
+
+def _by_mu(estimator: Estimator, term: Term) -> str:
+    if estimator.mu is None:
+        return ""
+    first, last, steps = estimator.mu
+    values = f"{first:g}" if first == last else f"{first:g} → {last:g} over {steps:g} steps, half a cosine"
+    return f" · {'μ' if term.stream == 'demonstrations' else '(1 − μ)'}   [μ = {values}]"
 
 
 def _numbers(estimator: Estimator, needs: frozenset[str]) -> str:

@@ -12,7 +12,8 @@ sizes, no gate and no other rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import cos, pi
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ FAMILIES: dict[str, Table[Part]] = {  # by the field of a term that names the pa
 class Estimator:
     """An algorithm with every choice made: names and numbers only, so it can be pickled.
 
-    Make one with `make_estimator`. `terms` have their coefficients ρ and λ multiplied in.
+    Make one with `make_estimator`. `terms` have their coefficients ρ and λ multiplied in; μ comes on top.
     """
 
     name: str
@@ -69,6 +70,27 @@ class Estimator:
     kl_in: str = "loss"
     correction: str = "none"
     demonstration_in_group: bool = False
+    mu: tuple[float, float, float] | None = None  # first, last, number of steps
+    step: int = 0  # done, of the phase; only μ depends on it
+
+    def at(self, step: int) -> Estimator:
+        """The same after `step` steps."""
+        return self if self.mu is None else replace(self, step=step)
+
+    @property
+    def mu_now(self) -> float | None:
+        """μ falls from its first to its last value on half a cosine; None: the streams are not mixed by μ."""
+        if self.mu is None:
+            return None
+        first, last, steps = self.mu
+        done = min(1.0, self.step / steps) if steps else 1.0
+        return last + (first - last) * 0.5 * (1 + cos(pi * done))
+
+    def coef(self, term: Term) -> float:
+        """What multiplies a term: ρ or λ of its own, times 1 − μ or μ where there is one."""
+        if self.mu_now is None:
+            return term.coef
+        return term.coef * (self.mu_now if term.stream == "demonstrations" else 1 - self.mu_now)
 
     # ---- what the rest of the system must provide -------------------------------------------------
 
@@ -94,8 +116,18 @@ class Estimator:
         return self.entropy_coef != 0 or any("entropy" in part.needs for part in self._parts())
 
     @property
+    def needs_teacher(self) -> bool:
+        """Rollouts must be scored by the frozen policy before they are weighed: it gives their advantages."""
+        return any("teacher" in part.needs for part in self._parts())
+
+    @property
+    def advantages_per_token(self) -> bool:
+        return self.needs_values or self.needs_teacher
+
+    @property
     def needs_reference(self) -> bool:
-        return self.kl_coef != 0
+        by_part = any("reference" in part.needs for part in self._parts())
+        return self.kl_coef != 0 or self.needs_teacher or by_part
 
     @property
     def corrects_off_policy(self) -> bool:
@@ -138,13 +170,15 @@ class Estimator:
         prompt_lengths: Array | Tensor | None = None,
         values: Array | Tensor | None = None,
         token_rewards: Array | Tensor | None = None,
+        teacher_gaps: Array | Tensor | None = None,
     ) -> SampleWeights:
         """Advantages and scales of samples, as float64 numpy.
 
         All samples of a group must be given together; all samples of the optimizer step, if
         `needs_all_samples`. `weights` [samples] are the gate's α (rollouts) or β (demonstrations); a sample of
-        weight 0 does not count in any Z. `values` and `token_rewards` [R] are for PPO (see `gae`);
-        `prompt_lengths` [samples] is for the official mode's virtual packing (None: no prompts).
+        weight 0 does not count in any Z. `values` and `token_rewards` [R] are for PPO (see `gae`), `teacher_gaps` [R]
+        for distillation (see `SampleView`); `prompt_lengths` [samples] is for the official mode's virtual packing
+        (None: no prompts).
         ValueError: a sample without tokens, or no `values` where a term needs them.
         """
         view = sample_view(
@@ -158,9 +192,10 @@ class Estimator:
             prompt_lengths=prompt_lengths,
             values=values,
             token_rewards=token_rewards,
+            teacher_gaps=teacher_gaps,
         )
         lengths = view.lengths
-        num_columns = int(lengths.sum()) if self.needs_values else len(lengths)
+        num_columns = int(lengths.sum()) if self.advantages_per_token else len(lengths)
         advantages = np.zeros((len(self.terms), num_columns))
         scales = np.zeros((len(self.terms), len(lengths)))
         for k, term in enumerate(self.terms):
@@ -168,9 +203,9 @@ class Estimator:
             advantage = ADVANTAGES[term.advantage].function(view)
             if len(advantage) != num_columns:
                 advantage = advantage[view.sample_of_token]
-            inside = members[view.sample_of_token] if self.needs_values else members
+            inside = members[view.sample_of_token] if self.advantages_per_token else members
             advantages[k] = np.where(inside, advantage, 0.0)
-            scales[k] = term.coef * self._scale(view, members, term.loss_aggregation)
+            scales[k] = self.coef(term) * self._scale(view, members, term.loss_aggregation)
         return SampleWeights(advantages, scales, self._entropy_scales(view), self._kl_scales(view))
 
     @staticmethod
@@ -236,7 +271,7 @@ class Estimator:
         −Σ c · log π_θ / Z. `term_coefficients` gives the terms one by one.
         """
         per_term = self.term_coefficients(samples, weights)
-        return (per_term * per_term.new_tensor([term.coef for term in self.terms])[:, None]).sum(0)
+        return (per_term * per_term.new_tensor([self.coef(term) for term in self.terms])[:, None]).sum(0)
 
     def term_coefficients(self, samples: TokenBatch, weights: SampleWeights | None = None) -> Tensor:
         """[K, R] m · Â · s · π_θ/π_ref of each term, detached; 0 where a term does not apply."""
@@ -265,6 +300,14 @@ class Estimator:
         return coefficients, stats
 
     def _weight_samples(self, samples: TokenBatch, batch: BatchShape | None) -> SampleWeights:
+        gaps = None
+        if self.needs_teacher:
+            reference = _given(samples.ref_logprobs, "ref_logprobs", "a teacher")
+            gaps = torch.where(
+                torch.as_tensor(samples.is_demo).repeat_interleave(torch.as_tensor(samples.sample_lengths)),
+                0.0,
+                reference.detach() - samples.old_logprobs.detach(),
+            )
         return self.weigh(
             samples.sample_lengths,
             samples.group_ids,
@@ -274,6 +317,7 @@ class Estimator:
             batch or samples.batch_shape(),
             prompt_lengths=samples.prompt_lengths,
             values=samples.values,
+            teacher_gaps=gaps,
         )
 
 

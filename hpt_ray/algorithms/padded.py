@@ -47,10 +47,12 @@ def sample_weights(
     `batch`      nominal sizes; None: those of these samples, C being the longest response. An algorithm that divides
                  by C (`dr_grpo`, `hpt`, `luffy`) is better given it: `make_estimator("hpt", length_constant=1024)`
 
-    UserError: an unknown gate. ValueError: an algorithm with a critic or with KL in the reward.
+    UserError: an unknown gate. ValueError: an algorithm with a critic, with a teacher or with KL in the reward.
     """
-    if estimator.needs_values:
-        raise ValueError(f"{estimator.name} has a critic: call Estimator.weigh and Estimator.loss themselves")
+    if estimator.advantages_per_token:
+        raise ValueError(
+            f"{estimator.name} has a critic or a teacher: call Estimator.weigh and Estimator.loss themselves"
+        )
     if estimator.kl_coef and estimator.kl_in == "reward":
         raise ValueError("kl_in=reward: set kl_coef=0, and add the sums of kl_token_rewards to the rewards")
     num_tokens = _vector(lengths).astype(np.int64)
@@ -86,7 +88,7 @@ def policy_loss(
     `weights`       of these samples: those of the step, or `weights.of(rows)` for a micro-batch
     `old_logprobs`  [samples, T] log π_old of the sampler, anything on demonstrations; None: π_θ itself is π_old
     `entropy`       [samples, T] of π_θ, for `srft`, an entropy bonus and the metrics
-    `ref_logprobs`  [samples, T] of the frozen policy, for `kl_coef`
+    `ref_logprobs`  [samples, T] of the frozen policy, for `kl_coef` and `iw_sft`
 
     Add up micro-batches and ranks, without a mean: 1/Z is inside. A mean over them must be multiplied by their number.
     """

@@ -25,6 +25,17 @@ srft_official  rollout  none   current   correct        high_entropy  official-s
                demo     none   one       union_mean     luffy         official-sum
 hpt            rollout  none   old       group_mean     none          seq-mean-token-sum-norm        switch
                demo     none   current   one            none          seq-mean-token-mean
+superrl        rollout  ppo    old       group_std      none          seq-mean-token-mean            switch
+               demo     none   current   one            none          seq-mean-token-mean
+dft            demo     none   one       one            none          seq-mean-token-mean            demonstrations
+iw_sft         demo     cispo  frozen    one            none          token-mean                     demonstrations
+chord_mu       rollout  ppo    old       group_std      none          token-mean                     both
+               demo     none   current   one            none          token-mean
+chord_phi      rollout  ppo    old       group_std      none          token-mean                     both
+               demo     none   one       one            focal         token-mean
+rl_plus        rollout  none   old       union_mean     none          union-seq-mean-token-sum-norm  both
+               demo     none   mixture   union_mean     focal         union-seq-mean-token-sum-norm
+opd            rollout  none   old       teacher        none          token-mean                     rollouts
 
 This is what `python -m hpt_ray.cli.explain --all` prints, and a test compares the two. Shown are the default
 recipes; `mode: paper` and `mode: official` are below, at each record.
@@ -54,6 +65,11 @@ def on_rollouts(
 def nll(loss_aggregation: str, *, shaping: str = "none", coef: float = 1.0) -> Term:
     """Supervised fine-tuning as a policy gradient: Â = 1 and π_ref = π_θ, so −log π_θ of demonstrations."""
     return Term("demonstrations", "one", "current", "none", shaping, loss_aggregation, coef)
+
+
+def imitation(denominator: str, loss_aggregation: str, *, clip: str = "none", shaping: str = "none") -> Term:
+    """Demonstrations with Â = 1, weighed by π_θ/π_ref."""
+    return Term("demonstrations", "one", denominator, clip, shaping, loss_aggregation)
 
 
 def off_policy(advantage: str, loss_aggregation: str, *, shaping: str = "luffy") -> Term:
@@ -145,8 +161,8 @@ _TABLE = (
         source="arXiv 2503.14476, Eq 8 to 12",
         gate="rollouts",
         default=Recipe((on_rollouts("ppo", "old", "group_std", "mixed-token-mean"),), clip_high=0.28),
-        notes="Groups of equal rewards count neither in the sum nor in ΣL. Sampling more is selection's task,\n"
-        "overlong reward shaping the reward's.",
+        notes="Groups of equal rewards count neither in the sum nor in ΣL; none are sampled in their place.\n"
+        "Overlong reward shaping (Eq 13) is the reward's: reward.terms.overlong.",
     ),
     # The importance weight is capped and detached, so that no token loses its gradient.
     Algorithm(
@@ -258,6 +274,103 @@ _TABLE = (
             offline=_offline("official-micro-batch-mean", "official-sum"),
         ),
         notes="ρ = rollout_coef, λ = demo_coef, C = length_constant.",
+    ),
+    Algorithm(
+        name="superrl",
+        title="reinforcement learning with supervision",
+        formula="α·[−(1/Nn) Σ_i (1/L_i) Σ_t min(ρ_it Â_i, clip(ρ_it, 1−ε, 1+ε) Â_i)] + β·[−(1/NL) Σ_t log π_θ(τ*_t)],  "
+        "α = 1[some R > 0], β = 1 − α, Â = (R − mean_G)/(std_G + 1e-6), ε = 0.2",
+        source="arXiv 2506.01096v2 (its fallback, with GRPO as the policy gradient)",
+        gate="switch",
+        default=Recipe(
+            (on_rollouts("ppo", "old", "group_std", "seq-mean-token-mean"), nll("seq-mean-token-mean"))
+        ),
+        notes="Its fallback is the switch at selection.gamma = 0.",
+    ),
+    # ---- demonstrations weighed token by token, or response by response
+    Algorithm(
+        name="dft",
+        title="dynamic fine-tuning",
+        formula="−(1/N) Σ_demos (1/L) Σ_t sg(π_θ(τ*_t)) log π_θ(τ*_t)",
+        source="arXiv 2508.05629, Eq 9: without length division (paper)",
+        gate="demonstrations",
+        default=Recipe((imitation("one", "seq-mean-token-mean"),)),
+        paper=Recipe((imitation("one", "seq-mean-token-sum"),)),
+    ),
+    Algorithm(
+        name="iw_sft",
+        title="importance-weighted supervised fine-tuning",
+        formula="−(1/ΣL) Σ_demos min(w, 16) Σ_t log π_θ(τ*_t),  w = sg(exp((1/L) Σ_t log π_θ(τ*_t)/π_frozen(τ*_t)))",
+        source="arXiv 2507.12856; w as in github.com/emmyqin/iw_sft at 3686986 (over the sequence, temp = 1)",
+        gate="demonstrations",
+        default=Recipe((imitation("frozen", "token-mean", clip="cispo"),), clip_low=1.0, clip_high=15.0),
+        notes="The frozen policy is reference.path, by default the model that training starts from.",
+    ),
+    # ---- one loss of rollouts and demonstrations, mixed by μ
+    Algorithm(
+        name="chord_mu",
+        title="CHORD with a falling share of demonstrations",
+        formula="(1−μ)·[−(1/ΣL) Σ_i Σ_t min(ρ_it Â_i, clip(ρ_it, 1−ε, 1+ε) Â_i)] + μ·[−(1/ΣL) Σ_demos Σ_t log π_θ],  "
+        "Â = (R − mean_G)/(std_G + 1e-6), ε = 0.2, μ: 0.9 → 0.05 over 200 steps",
+        source="arXiv 2508.11408 (CHORD-μ); github.com/modelscope/Trinity-RFT, examples/mix_chord at 0414330",
+        gate="both",
+        default=Recipe(
+            (on_rollouts("ppo", "old", "group_std", "token-mean"), nll("token-mean")), mu=(0.9, 0.05, 200)
+        ),
+        notes="There demonstrations are of other prompts than rollouts; here both are of the same.",
+    ),
+    Algorithm(
+        name="chord_phi",
+        title="CHORD with demonstrations weighed by φ = p(1 − p)",
+        formula="(1−μ)·[−(1/ΣL) Σ_i Σ_t min(ρ_it Â_i, clip(ρ_it, 1−ε, 1+ε) Â_i)] "
+        "+ μ·[−(1/ΣL) Σ_demos Σ_t sg(π_θ(1 − π_θ)) log π_θ],  "
+        "Â = (R − mean_G)/(std_G + 1e-6), ε = 0.2, μ = 0.1",
+        source="arXiv 2508.11408 (CHORD-φ); github.com/modelscope/Trinity-RFT, examples/mix_chord at 0414330",
+        gate="both",
+        default=Recipe(
+            (
+                on_rollouts("ppo", "old", "group_std", "token-mean"),
+                imitation("one", "token-mean", shaping="focal"),
+            ),
+            shaping_gamma=1.0,
+            mu=(0.1, 0.1, 0),
+        ),
+        notes="φ is π_ref = 1, which gives p, times the factor 1 − p.",
+    ),
+    Algorithm(
+        name="rl_plus",
+        title="RL-PLUS: hybrid-policy optimization",
+        formula="−(1/Z) [Σ_rollouts Σ_t ρ_it Â_i + Σ_t r_t Â* sg(1 − π_θ(τ*_t))^½],  "
+        "r = 2π_θ/(π_ω + π_old), π_ω = (π_old + 1)/2, Â = R − mean_{G ∪ demo}, Z = N·(group size)·C",
+        source="arXiv 2508.00222; numbers of github.com/YihongDong/RL-PLUS at 13318ff (train_RL-PLUS.sh)",
+        gate="both",
+        default=Recipe(
+            (
+                on_rollouts("none", "old", "union_mean", "union-seq-mean-token-sum-norm"),
+                Term(
+                    "demonstrations",
+                    "union_mean",
+                    "mixture",
+                    "none",
+                    "focal",
+                    "union-seq-mean-token-sum-norm",
+                ),
+            ),
+            shaping_gamma=0.5,
+            demonstration_in_group=True,
+        ),
+        notes="π_old of a demonstration is the policy as the update begins: with updates_per_step above 1 it is\n"
+        "newer than that of the rollouts.",
+    ),
+    # ---- a teacher in the place of a reward
+    Algorithm(
+        name="opd",
+        title="on-policy distillation",
+        formula="−(1/ΣL) Σ_i Σ_t ρ_it (log π_teacher(τ_it) − log π_old(τ_it)):  KL(π_θ‖π_teacher) of the next token",
+        source="thinkingmachines.ai/blog/on-policy-distillation (2025), after arXiv 2306.13649",
+        gate="rollouts",
+        default=Recipe((on_rollouts("none", "old", "teacher", "token-mean"),)),
+        notes="The teacher is reference.path, with the policy's tokenizer. Rewards are only reported.",
     ),
 )
 

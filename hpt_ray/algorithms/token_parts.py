@@ -83,6 +83,11 @@ def luffy(view: TokenView) -> Tensor:
     return math.log(gamma) - 2 * torch.log(view.logprobs.exp() + gamma)
 
 
+def focal(view: TokenView) -> Tensor:
+    """(1−p)^γ: a token counts the less the surer the policy is of it; −inf where p = 1 (arXiv 1708.02002, Eq 4)."""
+    return view.settings.shaping_gamma * torch.log(-torch.expm1(view.logprobs))
+
+
 def low_entropy(view: TokenView) -> Tensor:
     return -high_entropy(view)
 
@@ -100,6 +105,7 @@ SHAPINGS: Table[Part] = Table(
     {
         "none": Part(no_shaping, "s = 1"),
         "luffy": Part(luffy, "s = f'(π_θ) = γ/(π_θ+γ)², of f(p) = p/(p+γ)", frozenset({"shaping_gamma"})),
+        "focal": Part(focal, "s = (1 − π_θ)^γ", frozenset({"shaping_gamma"})),
         "low_entropy": Part(low_entropy, "s = exp(−H), H = mean token entropy of the sample", _ENTROPY),
         "high_entropy": Part(high_entropy, "s = exp(+H), H = mean token entropy of the sample", _ENTROPY),
     },
@@ -126,7 +132,22 @@ def one(view: TokenView) -> Tensor:
     return view.logprobs
 
 
+def mixture(view: TokenView) -> Tensor:
+    """Multiple importance sampling: a demonstration as if drawn half from π_old, half from its unknown author π_ω.
+
+    (π_ω + π_old)/2 with π_ω taken as (π_old + 1)/2. π_old is the policy as the update begins, which is π_θ.
+    """
+    return view.logprobs - torch.log(0.75 * view.logprobs.exp() + 0.25)
+
+
+def frozen(view: TokenView) -> Tensor:
+    if view.ref_logprobs is None:
+        raise ValueError("the denominator frozen needs TokenBatch.ref_logprobs")
+    return view.sample_mean(view.logprobs - view.ref_logprobs)
+
+
 _OLD = frozenset({"old"})
+_NOT_DRAWN: dict[Stream, str] = {"rollouts": "rollouts are drawn from π_old: use old"}
 _NO_OLD: dict[Stream, str] = {
     "demonstrations": "no policy of ours sampled a demonstration, so π_old is unknown there"
 }
@@ -143,6 +164,17 @@ DENOMINATORS: Table[Part] = Table(
             one,
             "π_ref = 1, so π_θ/π_ref = π_θ",
             not_for={"rollouts": "rollouts are drawn from π_old, not evenly over all responses"},
+        ),
+        "mixture": Part(
+            mixture,
+            "π_ref = (π_ω + π_θ)/2 with π_ω = (π_θ + 1)/2, so π_θ/π_ref = π_θ/(¾π_θ + ¼)",
+            not_for=_NOT_DRAWN,
+        ),
+        "frozen": Part(
+            frozen,
+            "π_ref = π_θ/w with w = (π_θ(τ)/π_frozen(τ))^(1/L), so π_θ/π_ref = w",
+            frozenset({"reference"}),
+            _NOT_DRAWN,
         ),
     },
     "view",

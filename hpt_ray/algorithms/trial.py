@@ -35,6 +35,7 @@ TOKENS = TokenBatch(
     rewards=torch.from_numpy(REWARDS),
     is_demo=torch.from_numpy(IS_DEMO),
     entropy=torch.linspace(0.2, 1.5, R),
+    ref_logprobs=-torch.linspace(0.2, 1.8, R),
 )
 
 
@@ -49,6 +50,7 @@ def try_parts(estimator: Estimator, gate: str, gamma: float) -> None:
         BatchShape(2, 2, 8),
         estimator.settings,
         values=np.zeros(R),
+        teacher_gaps=np.zeros(R),
     )
     tokens = token_view(TOKENS, estimator.settings)
     for term in estimator.terms:
@@ -61,7 +63,7 @@ def try_parts(estimator: Estimator, gate: str, gamma: float) -> None:
         }
         for family, part in parts_of(term).items():
             arguments, length = inputs[family]
-            length = R if "values" in part.needs else length
+            length = R if part.needs & {"values", "teacher"} else length
             _try(f"{family} {getattr(term, family)}", part.function, arguments, length)
     correction = CORRECTIONS[estimator.correction].function
     _try(f"correction {estimator.correction}", correction, (tokens.log_ratio_old, tokens), R)

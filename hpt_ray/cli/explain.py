@@ -211,7 +211,7 @@ def _table_of(
                     names[i],
                     f"{sample.reward:g}",
                     f"{k + 1}",
-                    _numbers(advantage if estimator.needs_values else advantage[:1]),
+                    _numbers(advantage if estimator.advantages_per_token else advantage[:1]),
                     _numbers(logprob),
                     "none" if sample.is_demo else _numbers(np.exp(logprob - sample.old_logprobs)),
                     _numbers(c),
@@ -241,16 +241,20 @@ def _token_samples(samples: list[Sample]) -> TokenBatch:
         else np.minimum(sample.old_logprobs + _cycle(MOVES, length, i), -0.01)
         for i, (sample, length) in enumerate(zip(samples, lengths, strict=True))
     ]
+    now = np.concatenate(logprobs)
     old_logprobs = np.concatenate([sample.old_logprobs for sample in samples])
+    is_demo = np.repeat([sample.is_demo for sample in samples], lengths)
     return TokenBatch(
-        logprobs=torch.from_numpy(np.concatenate(logprobs).astype(np.float64)),
+        logprobs=torch.from_numpy(now.astype(np.float64)),
         old_logprobs=torch.from_numpy(old_logprobs.astype(np.float64)),
         sample_lengths=torch.tensor(lengths),
         group_ids=torch.zeros(len(samples), dtype=torch.long),
         rewards=torch.tensor([sample.reward for sample in samples]),
         is_demo=torch.tensor([sample.is_demo for sample in samples]),
         entropy=torch.from_numpy(_cycle(ENTROPIES, sum(lengths), 0).astype(np.float64)),
-        ref_logprobs=torch.from_numpy(old_logprobs.astype(np.float64) + REFERENCE_GAP),
+        ref_logprobs=torch.from_numpy(
+            np.where(is_demo, now, old_logprobs).astype(np.float64) + REFERENCE_GAP
+        ),
     )
 
 

@@ -21,9 +21,10 @@ from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import dump_config
 from hpt_ray.config.schema import ClusterConfig, Config
+from hpt_ray.data.mini import is_mini
 from hpt_ray.data.mini.base import RECIPES, base_folder, fresh_model, parse_name
 from hpt_ray.driver.driver import Driver
-from hpt_ray.driver.setup import prepare
+from hpt_ray.driver.setup import prepare, roles_of
 from hpt_ray.errors import Stopped, exit_code
 from hpt_ray.observe.console import CommandConsole
 from hpt_ray.observe.progress import Progress
@@ -86,6 +87,16 @@ async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
         shutil.copytree(checkpoint / "hf", target, dirs_exist_ok=True)
 
     return cached_folder(folder, adopt)
+
+
+async def with_reference(config: Config, cluster: Cluster, console: Console) -> Config:
+    """The same with the folder of a frozen policy that is named as `mini:…`, trained now if need be."""
+    path = config.reference.path
+    if path is None or not is_mini(path) or not roles_of(config).reference:
+        return config
+    return replace(
+        config, reference=replace(config.reference, path=str(await model_folder(path, cluster, console)))
+    )
 
 
 async def build(uris: list[str]) -> None:

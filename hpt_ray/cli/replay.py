@@ -36,7 +36,7 @@ for _name, _value in QUIET.items():
 from hpt_ray.algorithms.gates import samples_of  # noqa: E402
 from hpt_ray.checkpoint.state import read_state  # noqa: E402
 from hpt_ray.checkpoint.store import CheckpointStore  # noqa: E402
-from hpt_ray.cli.mini_base import model_folder  # noqa: E402
+from hpt_ray.cli.mini_base import model_folder, with_reference  # noqa: E402
 from hpt_ray.cluster.runtime import Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
 from hpt_ray.config.load import load_run_config  # noqa: E402
@@ -163,6 +163,7 @@ async def run(plan: Plan, prepared: Prepared, console: Console) -> bool:
         model_path = prepared.model_path
         if mini.is_mini(plan.config.model.path):
             model_path = str(await model_folder(plan.config.model.path, cluster, console))
+        plan = replace(plan, config=await with_reference(plan.config, cluster, console))
         origin = plan.start.name if plan.start else "the initial model"
         console.print(f"Replay of {plan.folder.root} from {origin}", highlight=False, soft_wrap=True)
         last = max(plan.lines)
@@ -221,6 +222,7 @@ async def train_step(
     """The updates of one step, on its groups in the order in which they came."""
     config = phase.config
     per_update = config.prompts_per_step // config.updates_per_step
+    learner.begin_step(step - phase.before - 1)
     for i, (group, decision) in enumerate(pairs):
         learner.add(samples_of(group, decision, index=i + 1), update=i // per_update)
     return [

@@ -23,7 +23,7 @@ for _name, _value in QUIET.items():
 from hpt_ray.checkpoint.manifest import folder_name  # noqa: E402  (after the environment is set)
 from hpt_ray.checkpoint.mirror import restore_newest_run  # noqa: E402
 from hpt_ray.cli.first_look import read_config  # noqa: E402
-from hpt_ray.cli.mini_base import model_folder  # noqa: E402
+from hpt_ray.cli.mini_base import model_folder, with_reference  # noqa: E402
 from hpt_ray.cluster.runtime import IN_A_JOB, Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
 from hpt_ray.config.load import dump_config  # noqa: E402
@@ -205,5 +205,6 @@ async def run(
     if mini.is_mini(config.model.path):
         model_path = await model_folder(config.model.path, cluster, console)
         prepared = replace(prepared, model_path=str(model_path))
+    config = await with_reference(config, cluster, console)
     with Progress(config.run.steps, console=console) as progress:
         await Driver(config, prepared, folder, progress).run(cluster)

@@ -14,7 +14,8 @@ class AlgorithmConfig:
     name: str = key(
         "hpt",
         "Row of the table of algorithms: `sft`, `reinforce`, `rloo`, `ppo`, `grpo`, `dr_grpo`, `dapo`, "
-        "`cispo`, `gspo`, `luffy`, `srft`, `srft_official`, `hpt`; or `python:FILE:NAME`, one of yours, and the same "
+        "`cispo`, `gspo`, `luffy`, `srft`, `srft_official`, `hpt`, `dft`, `iw_sft`, "
+        "`chord_mu`, `chord_phi`, `rl_plus`, `superrl`, `opd`; or `python:FILE:NAME`, one of yours, and the same "
         "for every part below and for `selection.gate`. See CONTRIBUTING.md.",
     )
     mode: str = key(
@@ -28,14 +29,21 @@ class AlgorithmConfig:
     )
     rollout_coef: float = key(1.0, "ρ: multiplies every term on rollouts.")
     demo_coef: float = key(1.0, "λ: multiplies every term on demonstrations.")
+    mu: list[float] = key(
+        [],
+        "μ, which multiplies demonstrations, and 1 − μ rollouts: one number, or the first, the last and the steps "
+        "of the phase over which it falls on half a cosine, as in `[0.9, 0.05, 200]`.",
+    )
     rollout_advantage: str | None = key(
         None,
         "Â on rollouts: `group_mean`, `group_std`, `leave_one_out`, `batch_std`, `reward`, `signed`, "
-        "`correct`, `wrong`, `union_mean`, `union_std`, `gae`.",
+        "`correct`, `wrong`, `union_mean`, `union_std`, `gae`, `teacher`.",
     )
     rollout_denominator: str | None = key(None, "π_ref on rollouts: `current`, `old` or `sequence`.")
     rollout_clip: str | None = key(None, "m, the stabilisation mask on rollouts: `none`, `ppo` or `cispo`.")
-    rollout_shaping: str | None = key(None, "s on rollouts: `none`, `luffy`, `low_entropy`, `high_entropy`.")
+    rollout_shaping: str | None = key(
+        None, "s on rollouts: `none`, `luffy`, `focal`, `low_entropy`, `high_entropy`."
+    )
     rollout_loss_aggregation: str | None = key(
         None,
         "Z of rollouts: `seq-mean-token-sum-norm`, `seq-mean-token-mean`, `seq-mean-token-sum`, `token-mean`, "
@@ -45,8 +53,10 @@ class AlgorithmConfig:
     demo_advantage: str | None = key(
         None, "Â on demonstrations: `one`, `reward`, `signed`, `correct`, `wrong`, `union_mean`, `union_std`."
     )
-    demo_denominator: str | None = key(None, "π_ref on demonstrations: `current` or `one`.")
-    demo_clip: str | None = key(None, "m on demonstrations: `none`.")
+    demo_denominator: str | None = key(
+        None, "π_ref on demonstrations: `current`, `one`, `mixture` or `frozen`."
+    )
+    demo_clip: str | None = key(None, "m on demonstrations: `none`; with `frozen` also the others.")
     demo_shaping: str | None = key(None, "s on demonstrations: the names of `rollout_shaping`.")
     demo_loss_aggregation: str | None = key(None, "Z of demonstrations: the names of rollouts.")
     length_constant: float | None = key(
@@ -54,7 +64,9 @@ class AlgorithmConfig:
     )
     clip_low: float | None = key(None, "ε_low of `ppo` and `cispo`; 1 or more: no lower bound.")
     clip_high: float | None = key(None, "ε_high of `ppo` and `cispo`.")
-    shaping_gamma: float = key(0.1, "γ of the shaping `luffy`, f(p) = p/(p+γ).")
+    shaping_gamma: float | None = key(
+        None, "γ of the shapings `luffy`, f(p) = p/(p+γ), and `focal`, (1−p)^γ."
+    )
     discount: float = key(1.0, "γ of `gae`.")
     gae_lambda: float = key(0.95, "λ of `gae`.")
     entropy_coef: float | None = key(None, "Weight of the entropy bonus.")

@@ -181,6 +181,7 @@ class Driver:
         per_update = config.prompts_per_step // config.updates_per_step
         pairs: Pairs = []
         updates: list[UpdateResult] = []
+        self.learner.begin_step(self.step - self.phase.before)
         with self.timeline.phase("rollout"):
             # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
             async for group in self.actors.turns.groups(batch.groups()):

@@ -10,17 +10,18 @@ from typing import Any
 from hpt_ray.algorithms import Estimator
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.step_metrics import Pairs, first_response
+from hpt_ray.driver.step_metrics import Pairs, responses_of
 from hpt_ray.observe.metrics import summarize_evaluations
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.observe.rollout_dump import write_rollouts
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.step_line import evaluation_means, evaluation_parts
-from hpt_ray.observe.tables import end_summary, table_of_samples
+from hpt_ray.observe.tables import end_summary, row_of_sample, table_of_samples
 from hpt_ray.observe.trackers import TrackerGroup, start_trackers
+from hpt_ray.types import has_reward
 
-NUM_SHOWN = 3  # responses in a table of samples
+NUM_SHOWN = 3  # prompts whose responses are shown: the first on the terminal, all in trackers
 
 
 class Reporter:
@@ -65,14 +66,18 @@ class Reporter:
         metrics |= {"step": step, "observe/trackers_disabled": len(self._trackers.failures)}
         written = self._folder.append_metrics(metrics)
         self._trackers.log(step, written)
+        self._trackers.log_values(step, _distributions(pairs))
         self._history.append(step, pairs)
         if pairs and observe.rollouts_every and step % observe.rollouts_every == 0:
             write_rollouts(self._folder.rollouts, step, pairs)
         self._progress.finish_step(step, written, keep=bool(evaluation_means(written)))
         self._show_evaluation(step, written)
         if pairs and observe.samples_every and step % observe.samples_every == 0:
-            shown = [first_response(*pair, estimator) for pair in pairs[:NUM_SHOWN]]
-            self._progress.show(table_of_samples([sample for sample in shown if sample], step=step))
+            shown = [[*responses_of(*pair, estimator)] for pair in pairs[:NUM_SHOWN]]
+            self._progress.show(
+                table_of_samples([of_prompt[0] for of_prompt in shown if of_prompt], step=step)
+            )
+            self._trackers.log_samples(step, [row_of_sample(one) for of_prompt in shown for one in of_prompt])
 
     def _show_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         if parts := evaluation_parts(step, metrics, self._evaluated):
@@ -109,3 +114,12 @@ class Reporter:
     def close(self) -> None:
         if self._trackers is not None:
             self._trackers.close()
+
+
+def _distributions(pairs: Pairs) -> dict[str, list[float]]:
+    """What trackers draw as histograms: one value for each response of a step."""
+    responses = [pair for group, _ in pairs for pair in group.pairs if has_reward(*pair)]
+    return {
+        "rollout/length": [float(len(rollout.token_ids)) for rollout, _ in responses],
+        "reward/score": [result.score for _, result in responses],
+    }

@@ -18,6 +18,7 @@ from hpt_ray.config.phases import Phase, phases_of
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dataset import PromptSet, load_prompts
 from hpt_ray.data.dropped import in_words
+from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.data.model_folder import check_model_folders
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
@@ -91,6 +92,8 @@ def prepare(config: Config, model_path: str) -> Prepared:
     """
     chosen = check_choices(config)
     template, load = loader(config, model_path)
+    if any(estimator.needs_teacher for _, estimator, _, _ in chosen):
+        check_teacher(config, model_path)
     phases = []
     for phase, estimator, gate, num_rollouts in chosen:
         prompts = load(phase.config.data.train, **asked_of(phase.config, gate))
@@ -167,6 +170,20 @@ def loader(config: Config, model_path: str) -> tuple[Template, Callable[..., Pro
     return template, load
 
 
+def check_teacher(config: Config, model_path: str) -> None:
+    """Raise `UserError` where the teacher, `reference.path`, has other tokens than the policy."""
+    assert config.reference.path is not None
+    try:
+        teacher = load_tokenizer(tokenizer_path(config.reference.path)).get_vocab()
+    except UserError as error:
+        raise UserError(str(error).replace("model.path", "reference.path")) from error
+    if teacher != load_tokenizer(model_path).get_vocab():
+        raise UserError(
+            f"reference.path={config.reference.path}: its tokenizer has other tokens than that of model.path="
+            f"{config.model.path}, so it cannot say how likely the policy's are: name a model of the same family."
+        )
+
+
 def check_demonstrations(config: Config, gate: str, num_rollouts: int, prompts: PromptSet) -> None:
     """Raise UserError for a set without any demonstration where the gate would train on them."""
     tally, data = prompts.tally, config.data
@@ -214,6 +231,11 @@ def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
         raise UserError(
             f"algorithm.kl_coef of phase {phase.number} asks for a frozen reference, which would be the model from "
             "before phase 1: name the model that is meant in reference.path."
+        )
+    if estimator.needs_teacher and config.reference.path is None:
+        raise UserError(
+            f"algorithm.name={estimator.name} learns from a teacher, and none is named: set reference.path to the "
+            "folder of a model with the policy's tokenizer."
         )
     num_rollouts = estimator.num_rollouts(config.group_size) if GATES[gate].needs_rollouts else 0
     return estimator, gate, num_rollouts

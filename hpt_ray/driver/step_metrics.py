@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,9 @@ from hpt_ray.algorithms.batch import sample_view
 from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import SamplerMismatch
-from hpt_ray.learner.scoring import kl_in_reward
+from hpt_ray.learner.scoring import needs_reference_scores
 from hpt_ray.observe.tables import Shown
-from hpt_ray.types import Decision, FinishReason, Group, Outcome, UpdateResult
+from hpt_ray.types import Decision, FinishReason, Group, Outcome, UpdateResult, has_reward
 
 Pairs = list[tuple[Group, Decision]]
 BAD_OUTCOMES = {Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.ERROR}
@@ -183,25 +183,25 @@ def failures_of(pairs: Pairs) -> Counter[str]:
     return failures
 
 
-def first_response(group: Group, decision: Decision, estimator: Estimator) -> Shown | None:
-    """The first response to a prompt, as a person is shown it; None where there is none."""
+def responses_of(group: Group, decision: Decision, estimator: Estimator) -> Iterator[Shown]:
+    """The responses to a prompt, as a person is shown them."""
+    advantages = iter(_advantages(group, decision, estimator))
     for rollout, result in group.pairs:
+        trains = has_reward(rollout, result) and len(rollout.token_ids) > 0  # as `samples_of` has it
+        advantage = next(advantages, None) if trains else None
         if rollout.finish.is_response:
-            trains = not result.outcome.is_failure
-            advantage = _first_advantage(group, decision, estimator) if trains else None
-            return Shown(group, decision, rollout, result, advantage)
-    return None
+            yield Shown(group, decision, rollout, result, advantage)
 
 
-def _first_advantage(group: Group, decision: Decision, estimator: Estimator) -> float | None:
-    """Â of the first response, where it trains and the rewards of its own group decide it."""
+def _advantages(group: Group, decision: Decision, estimator: Estimator) -> list[float]:
+    """Â of the responses that train, where the rewards of their own group decide it; else none."""
     samples = samples_of(group, decision, index=0)
     term = next((term for term in estimator.terms if term.stream == "rollouts"), None)
-    if term is None or not samples or samples[0].is_demo or kl_in_reward(estimator):
-        return None
+    if term is None or not samples or samples[0].is_demo or needs_reference_scores(estimator):
+        return []
     part = ADVANTAGES[term.advantage]
     if part.needs & {"all_samples", "values"}:
-        return None
+        return []
     lengths = np.array([sample.response_length for sample in samples])
     view = sample_view(
         lengths,
@@ -213,4 +213,4 @@ def _first_advantage(group: Group, decision: Decision, estimator: Estimator) -> 
         estimator.settings,
         prompt_lengths=np.array([sample.prompt_length for sample in samples]),
     )
-    return float(part.function(view)[0])
+    return part.function(view)[~view.is_demo].tolist()

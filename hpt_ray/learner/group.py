@@ -23,7 +23,7 @@ from hpt_ray.cluster.actor_group import ActorGroup, wait_all
 from hpt_ray.learner.base import UpdateReport
 from hpt_ray.learner.packing import Packer, dummy_micro_batch
 from hpt_ray.learner.policy import OldPolicy
-from hpt_ray.learner.scoring import SampleScoring, kl_in_reward, needs_scores, weight_samples
+from hpt_ray.learner.scoring import SampleScoring, needs_reference_scores, needs_scores, weight_samples
 from hpt_ray.learner.sums import Sums, means, peaks
 from hpt_ray.types import MicroBatch, Sample, UpdateResult
 
@@ -58,6 +58,10 @@ class LearnerGroup:
         self._own_scoring: SampleScoring | None = None
         self.reset()
 
+    def begin_step(self, steps_done: int) -> None:
+        """Samples are weighed as the algorithm weighs them after so many steps of its phase."""
+        self._estimator = self._estimator.at(steps_done)
+
     def reset(self) -> None:
         """Begin a step anew: samples, micro-batches and scores of the one under way are forgotten."""
         for scoring in (self._scoring, self._own_scoring):
@@ -69,9 +73,9 @@ class LearnerGroup:
         make = partial(SampleScoring, max_tokens_per_micro_batch=tokens, timeout_s=self._timeout_s)
         reference = self._all_reference
         if needs_scores(self._estimator):
-            in_reward = kl_in_reward(self._estimator)
-            self._scoring = make(critic=self.critic, reference=reference if in_reward else None)
-            reference = None if in_reward else reference  # a KL loss asks it micro-batch by micro-batch
+            before = needs_reference_scores(self._estimator)
+            self._scoring = make(critic=self.critic, reference=reference if before else None)
+            reference = None if before else reference  # a loss asks it micro-batch by micro-batch
         if self._recompute:
             self._own_scoring = make(policy=self.ranks)
         self._reference = None if reference is None else itertools.cycle(reference.actors)
@@ -110,8 +114,8 @@ class LearnerGroup:
     def _old_policy(self, update: int) -> OldPolicy:
         if not self._recompute:
             return OldPolicy.SAMPLER
-        # A reward that holds log π_old needs it before the pass that could give it.
-        return OldPolicy.SCORED if update or kl_in_reward(self._estimator) else OldPolicy.NOW
+        # A reward or advantage that holds log π_old needs it before the pass that could give it.
+        return OldPolicy.SCORED if update or needs_reference_scores(self._estimator) else OldPolicy.NOW
 
     def _rescored(self, update: int, sampled: list[np.ndarray], samples: list[Sample]) -> None:
         """The samples of one prompt carry the learner's log π_old now; `sampled` are the sampler's."""
@@ -193,6 +197,8 @@ class LearnerGroup:
             sums.append({"policy/logprob_gap_mean": (float(gap.sum(dtype=np.float64)), gap.size)})
             largest.append({"policy/logprob_gap_max": float(gap.max())})
         metrics = means(sums) | peaks(largest) | {"optim/grad_norm": reports[0].grad_norm}
+        if self._estimator.mu_now is not None:
+            metrics["selection/mu"] = self._estimator.mu_now
         if critic:
             metrics |= means(report.stats for report in critic) | {"critic/grad_norm": critic[0].grad_norm}
         spans = {name: report.spans for name, report in zip(self.ranks.names, reports, strict=True)}

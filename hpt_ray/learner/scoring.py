@@ -204,7 +204,12 @@ class Weighed:
 
 def needs_scores(estimator: Estimator) -> bool:
     """Whether samples must be scored before they can be weighed."""
-    return estimator.needs_values or kl_in_reward(estimator)
+    return estimator.needs_values or needs_reference_scores(estimator)
+
+
+def needs_reference_scores(estimator: Estimator) -> bool:
+    """Whether the frozen policy must have scored them before they can be weighed."""
+    return kl_in_reward(estimator) or estimator.needs_teacher
 
 
 def kl_in_reward(estimator: Estimator) -> bool:
@@ -218,11 +223,15 @@ def weight_samples(estimator: Estimator, samples: list[Sample], batch: BatchShap
     lengths = np.array([sample.response_length for sample in samples])
     rewards = np.array([sample.reward for sample in samples], np.float64)
     sums: Sums = {}
-    values = token_rewards = None
+    values = token_rewards = teacher_gaps = None
     if kl_in_reward(estimator):
         token_rewards = np.concatenate([_kl_rewards(estimator, sample) for sample in samples])
         num_tokens = sum(sample.response_length for sample in samples if not sample.is_demo)
         sums["policy/kl_ref"] = (-float(token_rewards.sum()) / estimator.kl_coef, num_tokens)
+    if estimator.needs_teacher:
+        teacher_gaps = np.concatenate([_teacher_gaps(sample) for sample in samples])
+        num_tokens = sum(sample.response_length for sample in samples if not sample.is_demo)
+        sums["policy/kl_ref"] = (-float(teacher_gaps.sum()), num_tokens)
     if estimator.needs_values:
         values = np.concatenate([_or_zeros(sample.values, sample) for sample in samples])
     elif token_rewards is not None:
@@ -237,6 +246,7 @@ def weight_samples(estimator: Estimator, samples: list[Sample], batch: BatchShap
         prompt_lengths=np.array([sample.prompt_length for sample in samples]),
         values=values,
         token_rewards=token_rewards if estimator.needs_values else None,
+        teacher_gaps=teacher_gaps,
     )
     advantages = weights.token_advantages(lengths)
     ends = np.cumsum(lengths)
@@ -260,10 +270,20 @@ def _kl_rewards(estimator: Estimator, sample: Sample) -> np.ndarray:
     """[L] −coef·KL(π_old‖π_ref) of each token; 0 on a demonstration, which the policy did not sample."""
     if sample.is_demo:
         return np.zeros(sample.response_length)
+    reference = _reference_scores(sample)
+    return kl_token_rewards(sample.old_logprobs, reference, estimator.kl_coef, estimator.kl_estimator)
+
+
+def _teacher_gaps(sample: Sample) -> np.ndarray:
+    """[L] log π_frozen − log π_old of each token; 0 on a demonstration, which the policy did not sample."""
+    if sample.is_demo:
+        return np.zeros(sample.response_length)
+    return np.asarray(_reference_scores(sample), np.float64) - sample.old_logprobs
+
+
+def _reference_scores(sample: Sample) -> np.ndarray:
     assert sample.ref_logprobs is not None, f"a rollout of {sample.prompt_id} was not scored by the reference"
-    return kl_token_rewards(
-        sample.old_logprobs, sample.ref_logprobs, estimator.kl_coef, estimator.kl_estimator
-    )
+    return sample.ref_logprobs
 
 
 def _or_zeros(values: np.ndarray | None, sample: Sample) -> np.ndarray:

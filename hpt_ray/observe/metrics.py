@@ -52,6 +52,9 @@ METRICS: tuple[Metric, ...] = (
         "prompts that trained on their demonstration.",
     ),
     Metric(
+        "selection/mu", "share", "μ of CHORD, which multiplies demonstrations, and 1 − μ rollouts.", False
+    ),
+    Metric(
         "selection/demo_prompt_ratio",
         "share",
         "Prompts that trained on their demonstration, with whatever weight.",

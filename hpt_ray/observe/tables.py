@@ -107,6 +107,24 @@ def table_of_samples(samples: Sequence[Shown], *, step: int) -> RenderableType:
     return Lines(Text(f"Sampled responses, step {step}", style="bold"), table)
 
 
+def row_of_sample(shown: Shown) -> dict[str, str | float | None]:
+    """The same, whole, as a row of a tracker's table."""
+    prompt, result, decision = shown.group.prompt, shown.result, shown.decision
+    return {
+        "prompt": prompt.text,
+        "response": shown.rollout.text,
+        "reference": str(prompt.ground_truth),
+        "answer": result.extracted,
+        "outcome": result.outcome.value,
+        "why": result.detail,
+        "reward": result.score,
+        "advantage": shown.advantage,
+        "tokens": len(shown.rollout.token_ids),
+        "trained on": branch_of(decision),
+        "solved": f"{decision.num_correct}/{decision.num_rollouts}",
+    }
+
+
 def _reward(shown: Shown) -> Text:
     """Example: `1.000 correct, advantage +0.354, 42 tokens`."""
     result = shown.result

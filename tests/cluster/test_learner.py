@@ -161,9 +161,9 @@ ALGORITHMS = [key for key in GOLDEN.CLASSICAL if key[0] != "ppo"]  # its critic 
 
 
 def classical_loss(
-    key: tuple[str, str, str | None], plain: PlainLearner, samples: list[Sample]
+    key: tuple[str, str, str | None], plain: PlainLearner, frozen: PlainLearner, samples: list[Sample]
 ) -> torch.Tensor:
-    """The loss that the golden tests write down from the paper, on the plain policy's log-probs."""
+    """The loss that the golden tests write down from the paper, on the plain policies' log-probs."""
     logprob, entropy = (torch.cat(parts) for parts in zip(*map(plain.score, samples), strict=True))
     token_samples = TokenBatch(
         logprobs=logprob,
@@ -173,6 +173,7 @@ def classical_loss(
         rewards=torch.tensor([sample.reward for sample in samples], dtype=torch.float64),
         is_demo=torch.tensor([sample.is_demo for sample in samples]),
         entropy=entropy,
+        ref_logprobs=torch.cat([frozen.score(sample)[0].detach() for sample in samples]),
     )
     batch = BatchShape(num_prompts=3, num_rollouts=4, max_response_tokens=C)
     return GOLDEN.CLASSICAL[key][1](GOLDEN.Case(token_samples, [], batch))
@@ -184,8 +185,10 @@ def any_pair(request, start):
 
 
 @pytest.mark.parametrize("key", ALGORITHMS, ids=lambda key: "-".join(map(str, key)))
-def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, key):
+def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, reference, key):
     name, mode, branch = key
+    estimator = make_estimator(name, mode=mode, offline_branch=branch)
+    frozen = PlainLearner(reference.path, LearnerConfig(), TEMPERATURE)
     with_rollouts, with_demonstrations = GOLDEN.CLASSICAL[key][0]
     groups = [
         (rewards if with_rollouts else (), with_demonstrations)
@@ -195,15 +198,16 @@ def test_step_of_every_algorithm_equals_plain_pytorch(any_pair, key):
     prompts = make_samples(any_pair.plain, groups, seed=8, prompt_lengths=(5, 6))
     _, gradient = any_pair.step(
         prompts,
-        lambda plain, samples: classical_loss(key, plain, samples),
-        estimator=make_estimator(name, mode=mode, offline_branch=branch),
+        lambda plain, samples: classical_loss(key, plain, frozen, samples),
+        estimator=estimator,
         batch=BatchShape(num_prompts=3, num_rollouts=4, max_response_tokens=C),
+        reference=reference.workers if estimator.needs_reference else None,
     )
     assert norm(gradient) > 1e-4
 
 
 @pytest.mark.parametrize("key", ALGORITHMS, ids=lambda key: "-".join(map(str, key)))
-def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, key):
+def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, reference, key):
     """The same rollouts, prompt by prompt as they happen to come in, and all at once."""
     name, mode, branch = key
     estimator = make_estimator(name, mode=mode, offline_branch=branch)
@@ -220,6 +224,7 @@ def test_a_streaming_step_has_the_gradient_of_a_synchronous_one(any_pair, key):
             batch=BatchShape(num_prompts=len(groups), num_rollouts=4, max_response_tokens=C),
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             timeout_s=LIMIT_S,
+            reference=reference.workers if estimator.needs_reference else None,
         )
 
         async def update() -> None:

@@ -64,6 +64,8 @@ def make_case(rollouts: bool = True, demonstrations: bool = True, drift: float =
     tokens = torch.randint(0, VOCABULARY, (sum(lengths),), generator=random)
     logprob, entropy = policy(new, tokens)
     old_logprobs, _ = policy(old, tokens)
+    frozen = [p.detach() + 0.5 * torch.randn(p.shape, generator=random, dtype=torch.float64) for p in new]
+    ref_logprobs, _ = policy(frozen, tokens)
     is_demo = torch.tensor(demo)
     old_logprobs[is_demo.repeat_interleave(torch.tensor(lengths))] = math.nan
     values = torch.randn(len(tokens), generator=random, dtype=torch.float64)
@@ -76,6 +78,7 @@ def make_case(rollouts: bool = True, demonstrations: bool = True, drift: float =
         is_demo=is_demo,
         entropy=entropy,
         values=values,
+        ref_logprobs=ref_logprobs,
     )
     return Case(samples, new, BatchShape(num_prompts=3, num_rollouts=4, max_response_tokens=int(C)))
 
@@ -321,6 +324,68 @@ def hpt_paper(case: Case) -> Tensor:
     return rl + sft(case)
 
 
+def tokens_of(case: Case, demo: bool) -> int:
+    return sum(span.stop - span.start for _, span in case.spans(demo))
+
+
+def dft(case: Case) -> Tensor:
+    return over_demos(case, lambda i, logprob: (logprob.exp().detach() * logprob).mean()) / 3
+
+
+def dft_paper(case: Case) -> Tensor:
+    return over_demos(case, lambda i, logprob: (logprob.exp().detach() * logprob).sum()) / 3
+
+
+def iw_sft(case: Case) -> Tensor:
+    spans = dict(case.spans(demo=True))
+
+    def objective(i: int, logprob: Tensor) -> Tensor:
+        weight = (logprob - case.samples.ref_logprobs[spans[i]]).mean().exp().detach().clamp(max=16)
+        return weight * logprob.sum()
+
+    return over_demos(case, objective) / tokens_of(case, demo=True)
+
+
+def token_grpo(case: Case) -> Tensor:
+    total = over_rollouts(case, lambda i, logprob, ratio: ppo_clip(ratio, centred(case, i, std=True)).sum())
+    return total / tokens_of(case, demo=False)
+
+
+def chord_mu(case: Case, mu: float = 0.9) -> Tensor:
+    sft = over_demos(case, lambda i, logprob: logprob.sum()) / tokens_of(case, demo=True)
+    return (1 - mu) * token_grpo(case) + mu * sft
+
+
+def chord_phi(case: Case) -> Tensor:
+    def objective(i: int, logprob: Tensor) -> Tensor:
+        p = logprob.exp().detach()
+        return (p * (1 - p) * logprob).sum()
+
+    return 0.9 * token_grpo(case) + 0.1 * over_demos(case, objective) / tokens_of(case, demo=True)
+
+
+def rl_plus(case: Case) -> Tensor:
+    def off(i: int, logprob: Tensor) -> Tensor:
+        p, p_old = logprob.exp(), logprob.exp().detach()
+        author = (p_old + 1) / 2
+        ratio = 2 * p / (author + p_old)
+        return (ratio * centred(case, i, std=False, union=True) * (1 - p_old) ** 0.5).sum()
+
+    def on(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
+        return (ratio * centred(case, i, std=False, union=True)).sum()
+
+    return (over_rollouts(case, on) + over_demos(case, off)) / (3 * 5 * C)
+
+
+def opd(case: Case) -> Tensor:
+    spans = dict(case.spans(demo=False))
+
+    def objective(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
+        return (ratio * (case.samples.ref_logprobs - case.samples.old_logprobs)[spans[i]]).sum()
+
+    return over_rollouts(case, objective) / tokens_of(case, demo=False)
+
+
 BOTH, ROLLOUTS, DEMOS = (True, True), (True, False), (False, True)
 
 CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple[bool, bool], Callable[[Case], Tensor]]] = {
@@ -377,6 +442,14 @@ CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple[bool, bool], Callable[[
             + official_entropy(case)
         ),
     ),
+    ("superrl", "default", None): (BOTH, lambda case: grpo(case) + sft(case)),
+    ("dft", "default", None): (DEMOS, dft),
+    ("dft", "paper", None): (DEMOS, dft_paper),
+    ("iw_sft", "default", None): (DEMOS, iw_sft),
+    ("chord_mu", "default", None): (BOTH, chord_mu),
+    ("chord_phi", "default", None): (BOTH, chord_phi),
+    ("rl_plus", "default", None): (BOTH, rl_plus),
+    ("opd", "default", None): (ROLLOUTS, opd),
 }
 
 
@@ -413,6 +486,7 @@ def test_gradient_equals_coefficients_times_score_over_z(name, mode, branch):
         gate,
         case.batch,
         values=samples.values,
+        teacher_gaps=(samples.ref_logprobs - samples.old_logprobs).nan_to_num(),
     )
     coefficients = estimator.term_coefficients(samples, weights)
     scales = torch.as_tensor(weights.scales).repeat_interleave(samples.sample_lengths, dim=1)
@@ -427,10 +501,39 @@ def test_gradient_equals_coefficients_times_score_over_z(name, mode, branch):
 def test_clips_bite_in_the_golden_case():
     """Otherwise the comparison with `min` would prove nothing."""
     case = make_case(demonstrations=False)
-    for name in ("ppo", "grpo", "dr_grpo", "dapo", "cispo", "gspo"):
+    for name in ("ppo", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "superrl", "chord_mu", "chord_phi"):
         _, stats = make_estimator(name).loss(case.samples, batch=case.batch)
         clipped, tokens = stats["policy/clip_share"]
         assert 0 < clipped < tokens, name
+
+
+def test_the_weight_of_iw_sft_is_capped():
+    """One demonstration is e⁴ times as likely as under the frozen policy, which counts 16."""
+    case = make_case(rollouts=False)
+    _, span = case.spans(demo=True)[0]
+    case.samples.ref_logprobs[span] = case.samples.logprobs[span].detach() - 4
+    loss, stats = make_estimator("iw_sft").loss(case.samples, batch=case.batch)
+    assert (case.gradient(loss) - case.gradient(iw_sft(case))).abs().max() <= TOLERANCE
+    assert stats["policy/clip_share"] == (span.stop - span.start, tokens_of(case, demo=True))
+
+
+@pytest.mark.parametrize(
+    ("step", "mu"), [(0, 0.9), (50, 0.05 + 0.85 * (2 + 2**0.5) / 4), (100, 0.475), (200, 0.05), (999, 0.05)]
+)
+def test_chord_mixes_by_a_falling_mu(step, mu):
+    case = make_case()
+    estimator = make_estimator("chord_mu").at(step)
+    loss, _ = estimator.loss(case.samples, batch=case.batch)
+    assert (case.gradient(loss) - case.gradient(chord_mu(case, mu))).abs().max() <= TOLERANCE
+
+
+def test_mu_mixes_the_streams_of_any_algorithm():
+    case = make_case()
+    estimator = make_estimator("hpt", mu=[0.25], length_constant=C).at(7)
+    loss, _ = estimator.loss(case.samples, batch=case.batch)
+    assert (
+        case.gradient(loss) - case.gradient(0.75 * hpt_rl(case) + 0.25 * sft(case))
+    ).abs().max() <= TOLERANCE
 
 
 def test_gae_by_hand():

@@ -20,7 +20,9 @@ VARIANTS = [
     ("ppo", "default", None), ("grpo", "default", None), ("dr_grpo", "default", None),
     ("dapo", "default", None), ("cispo", "default", None), ("gspo", "default", None),
     ("luffy", "default", None), ("luffy", "paper", None), ("srft", "default", None),
-    ("hpt", "default", "sft"), ("hpt", "paper", "sft"), ("hpt", "default", "mix"),
+    ("hpt", "default", "sft"), ("hpt", "paper", "sft"), ("hpt", "default", "mix"), ("superrl", "default", None),
+    ("dft", "default", None), ("iw_sft", "default", None), ("chord_mu", "default", None),
+    ("chord_phi", "default", None), ("rl_plus", "default", None), ("opd", "default", None),
 ]  # fmt: skip
 OFFICIAL = [("sft", "official", None), ("grpo", "official", None), ("luffy", "official", None),
             ("srft", "official", None), ("hpt", "official", "mix")]  # fmt: skip
@@ -42,6 +44,7 @@ class Line:
     old: tuple[float, ...]
     entropy: tuple[float, ...]
     values: tuple[float, ...]
+    frozen: tuple[float, ...]
 
 
 @st.composite
@@ -62,6 +65,7 @@ def lines(draw, log_probs=logprob, rewards=None):
         old=(float("nan"),) * length if is_demo else tokens(log_probs),
         entropy=tokens(st.floats(0, 11)),
         values=tokens(st.floats(-1, 2)),
+        frozen=tokens(log_probs),
     )
 
 
@@ -83,6 +87,7 @@ def build(batch: list[Line], dtype=torch.float64) -> TokenBatch:
         is_demo=torch.tensor([line.is_demo for line in batch], dtype=torch.bool),
         entropy=flat("entropy"),
         values=flat("values"),
+        ref_logprobs=flat("frozen"),
     )
 
 
@@ -101,6 +106,7 @@ def weigh(estimator, batch: list[Line]) -> SampleWeights:
         gate,
         BATCH,
         values=samples.values,
+        teacher_gaps=(samples.ref_logprobs - samples.old_logprobs).nan_to_num(),
     )
 
 
@@ -196,7 +202,9 @@ def test_streamed_groups_weigh_what_the_whole_step_does(name, mode, branch, batc
         np.testing.assert_allclose(alone.scales, expected.scales, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "luffy", "hpt"])
+@pytest.mark.parametrize(
+    "name", ["rloo", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "luffy", "rl_plus", "chord_mu", "hpt"]
+)
 @PROPERTY
 @given(batch=st.lists(lines(rewards=st.just(0.7)), max_size=8))
 def test_equal_rewards_give_exactly_zero_on_rollouts(name, batch):

@@ -64,6 +64,26 @@ def test_old_policy_denominator_is_unbiased_for_any_sampler(density):
     assert (expectation(estimator, density) - rl_gradient()).abs().max() < 1e-14
 
 
+def test_a_teacher_gives_the_gradient_of_the_reverse_kl():
+    """E_π[(log π_T − log π) ∇log π] = −∇KL(π‖π_T), for the mean of ∇log π is 0."""
+    samples = all_sequences(torch.softmax(THETA, 0).detach(), is_demo=False)
+    teacher = DEMONSTRATOR.log()
+    density = torch.softmax(THETA, 0).detach()
+    estimator = make_estimator("opd", rollout_loss_aggregation="seq-mean-token-sum")
+    weights = estimator.weigh(
+        samples.sample_lengths,
+        samples.group_ids,
+        samples.rewards,
+        samples.is_demo,
+        density,
+        BATCH,
+        teacher_gaps=teacher - samples.old_logprobs,
+    )
+    logprob = torch.log_softmax(THETA, 0)
+    reverse_kl = (logprob.exp() * (logprob - teacher)).sum()
+    assert (gradient(estimator.loss(samples, weights)[0]) - gradient(reverse_kl)).abs().max() < 1e-14
+
+
 def test_current_policy_denominator_is_unbiased_on_its_own_samples():
     estimator = make_estimator("reinforce", rollout_advantage="reward")
     density = torch.softmax(THETA, 0)

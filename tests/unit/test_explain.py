@@ -1,5 +1,6 @@
 """What `python -m hpt_ray.cli.explain` prints is what is trained; and each algorithm has a configuration."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hpt_ray.cli.explain import main
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_config
 from hpt_ray.data.mini.base import tokenizer_path
-from hpt_ray.driver.setup import prepare
+from hpt_ray.driver.setup import check_teacher, prepare
+from hpt_ray.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "algorithm"
 
@@ -82,6 +84,31 @@ def test_a_soft_gate_shows_both_sides_of_one_prompt(capsys: pytest.CaptureFixtur
     _, text, _ = run(capsys, "selection.gate=posterior", "selection.gamma=0.125")
     assert "α = 0.983948, β = 0.0160522 (weighed)" in text  # 2 of 4: Pr(Bin(5, 1/8) ≥ 3)
     assert "α = 0.512909, β = 0.487091 (weighed)" in text  # 0 of 4: 1 − (7/8)^5
+
+
+def test_a_falling_mu_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "--config", str(CONFIGS / "chord_mu.yaml"))
+    assert "term 1 on rollouts, times 1 · (1 − μ)   [μ = 0.9 → 0.05 over 100 steps, half a cosine]" in text
+    assert "term 2 on demonstrations, times 1 · μ   [μ = 0.9" in text
+
+
+def test_a_teacher_must_be_named_and_have_the_policys_tokens(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, error = run(capsys, "algorithm.name=opd")
+    assert code == 2
+    assert "set reference.path to the folder of a model with the policy's tokenizer" in error
+    config = load_config(CONFIGS / "opd.yaml", [f"reference.path={tmp_path}"])
+    ours = tokenizer_path(config.model.path)
+    other = json.loads((Path(ours) / "tokenizer.json").read_text(encoding="utf-8"))
+    word, number = next(iter(other["model"]["vocab"].items()))
+    del other["model"]["vocab"][word]
+    other["model"]["vocab"]["§"] = number
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other), encoding="utf-8")
+    for name in ("tokenizer_config.json",):
+        (tmp_path / name).write_text((Path(ours) / name).read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(UserError, match="its tokenizer has other tokens"):
+        check_teacher(config, ours)
 
 
 def test_a_comparison_with_the_demonstration_needs_both(capsys: pytest.CaptureFixture[str]) -> None:

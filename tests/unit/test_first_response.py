@@ -7,7 +7,7 @@ import pytest
 
 from hpt_ray.algorithms import BatchShape, make_estimator
 from hpt_ray.algorithms.gates import samples_of
-from hpt_ray.driver.step_metrics import first_response
+from hpt_ray.driver.step_metrics import responses_of
 from hpt_ray.learner.scoring import weight_samples
 from hpt_ray.types import (
     Decision,
@@ -19,6 +19,11 @@ from hpt_ray.types import (
     RewardResult,
     Rollout,
 )
+
+
+def first_response(*pair):
+    return next(responses_of(*pair), None)
+
 
 ROLLOUTS, BOTH, DEMO = (Decision(*weights, 2, 4, "always") for weights in ((1, 0), (1, 1), (0, 1)))
 

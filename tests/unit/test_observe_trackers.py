@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.trackers import TRACKERS, TrackerGroup, start_trackers
+from hpt_ray.observe.trackers import QUEUE_LIMIT, TRACKERS, TrackerGroup, start_trackers
 
 
 class LineTracker:
@@ -71,6 +71,51 @@ def test_tensorboard_files_hold_the_finite_numbers(tmp_path: Path) -> None:
     ]
 
 
+ROWS = [
+    {"prompt": "2+2?", "response": "```<script>alert(1)</script> \x1b[2J", "reward": 1.0, "advantage": None},
+    {"prompt": "2+2?", "response": "5", "reward": 0.0, "advantage": -0.5},
+]
+
+
+def log_more(trackers: TrackerGroup) -> None:
+    trackers.log(1, {"reward/mean": 0.5})
+    trackers.log_samples(1, ROWS)
+    trackers.log_values(1, {"rollout/length": [3.0, 4.0, 4.0], "reward/score": []})
+    trackers.log_samples(2, [])
+    trackers.close()
+    assert trackers.failures == {}
+
+
+def test_tensorboard_shows_samples_as_code_and_draws_histograms(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "demo")
+    log_more(start_trackers([], folder, {}))
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    assert events.Tags()["histograms"] == ["rollout/length"]
+    (histogram,) = events.Histograms("rollout/length")
+    assert (histogram.step, histogram.histogram_value.num) == (1, 3)
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("samples/")]
+    texts = [events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in sorted(tags)]
+    assert len(texts) == 2
+    assert all(line.startswith("    ") for text in texts for line in text.splitlines())
+    assert "response: ```<script>alert(1)</script> ␛[2J" in texts[0]
+    assert "advantage" not in texts[0]
+
+
+def test_a_tracker_of_numbers_alone_gets_numbers_alone() -> None:
+    class Numbers:
+        def __init__(self) -> None:
+            self.lines: list[tuple[int, Mapping[str, float]]] = []
+
+        def log(self, step: int, metrics: Mapping[str, float]) -> None:
+            self.lines.append((step, metrics))
+
+        def close(self) -> None: ...
+
+    tracker = Numbers()
+    log_more(TrackerGroup({"numbers": lambda: tracker}))
+    assert tracker.lines == [(1, {"reward/mean": 0.5})]
+
+
 def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "demo")
     for first_step, value in ((0, 1.0), (2, 2.0)):
@@ -114,7 +159,7 @@ def test_a_slow_tracker_never_holds_up_a_step() -> None:
     released = threading.Event()
     trackers = TrackerGroup({"slow": lambda: SlowTracker(released)})
     started = time.monotonic()
-    for step in range(1100):
+    for step in range(QUEUE_LIMIT + 100):
         trackers.log(step, {"x": 1.0})
     assert time.monotonic() - started < 5
     assert "does not keep up" in trackers.failures["slow"]
@@ -188,6 +233,22 @@ def test_wandb_keeps_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
 
 
+def test_wandb_takes_samples_and_histograms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra `trackers` is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = RunFolder.create(tmp_path / "runs", "demo")
+    log_more(start_trackers(["wandb"], folder, {}))
+    (file,) = (folder.logs / "wandb").glob("offline-run-*/*.wandb")
+    scalars, samples, values = wandb_lines(file)
+    assert scalars["reward/mean"] == 0.5
+    assert (samples["samples/_type"], samples["samples/nrows"]) == ("table-file", 2)
+    assert (values["rollout/length/_type"], sum(values["rollout/length/values"])) == ("histogram", 3)
+    assert [line["step"] for line in (scalars, samples, values)] == [1, 1, 1]
+    (table,) = file.parent.rglob("samples*.table.json")
+    found = json.loads(table.read_text(encoding="utf-8"))
+    assert (found["columns"], found["data"]) == ([*ROWS[0]], [[*row.values()] for row in ROWS])
+
+
 def wandb_lines(file: Path) -> list[dict[str, Any]]:
     """What an offline run would send: a file of records in blocks of 32 KiB, after a head of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -218,12 +279,24 @@ def test_mlflow_goes_on_in_the_run_of_the_same_name(tmp_path: Path, monkeypatch:
     assert found == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 1.5)]
 
 
+def test_mlflow_takes_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow", reason="the extra `trackers` is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    log_more(start_trackers(["mlflow"], RunFolder.create(tmp_path / "runs", "demo"), {}))
+    (table,) = tmp_path.rglob("samples.json")
+    found = json.loads(table.read_text(encoding="utf-8"))
+    assert found["columns"] == ["step", *ROWS[0]]
+    assert found["data"] == [[1, *row.values()] for row in ROWS]
+
+
 def test_trackio_goes_on_in_the_run_of_the_same_name(tmp_path: Path) -> None:
     pytest.importorskip("trackio", reason="the extra `trackers` is not installed")
     # Trackio reads its folder when it is imported, hence the process of its own.
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
-        "from test_observe_trackers import run_twice; run_twice('trackio', Path(sys.argv[2]))"
+        "from test_observe_trackers import *; folder = run_twice('trackio', Path(sys.argv[2])); "
+        "log_more(start_trackers(['trackio'], folder, {}, first_step=4))"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
@@ -238,6 +311,10 @@ def test_trackio_goes_on_in_the_run_of_the_same_name(tmp_path: Path) -> None:
     )
     with sqlite3.connect(tmp_path / "trackio" / "hpt_ray.db") as connection:
         found = connection.execute("select step, metrics from metrics order by step").fetchall()
-    assert [(step, json.loads(metrics)["reward/mean"]) for step, metrics in found] == [
-        (0, 0.0), (1, 0.5), (2, 1.0), (3, 1.5),
-    ]  # fmt: skip
+    lines = [(step, json.loads(metrics)) for step, metrics in found]
+    means = [(step, line["reward/mean"]) for step, line in lines if "reward/mean" in line]
+    assert means == [(0, 0.0), (1, 0.5), (1, 0.5), (2, 1.0), (3, 1.5)]
+    (samples,) = (line["samples"] for _, line in lines if "samples" in line)
+    assert samples["_type"] == "trackio.table"
+    (lengths,) = (line["rollout/length"] for _, line in lines if "rollout/length" in line)
+    assert sum(lengths["values"]) == 3

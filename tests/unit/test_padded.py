@@ -176,6 +176,8 @@ def test_samples_that_all_weigh_nothing_give_zero_with_a_gradient() -> None:
 def test_what_cannot_be_weighed_so_is_refused() -> None:
     with pytest.raises(ValueError, match="ppo has a critic"):
         sample_weights(make_estimator("ppo"), [1], [1], [0])
+    with pytest.raises(ValueError, match="opd has a critic or a teacher"):
+        sample_weights(make_estimator("opd"), [1], [1], [0])
     with pytest.raises(ValueError, match="kl_token_rewards"):
         sample_weights(make_estimator("grpo", kl_coef=0.1, kl_in="reward"), [1], [1], [0])
     with pytest.raises(UserError, match=r"gate=swich: no such name\. Did you mean switch"):

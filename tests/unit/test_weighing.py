@@ -43,6 +43,8 @@ def kl(one: Sample) -> np.ndarray:
         ({"name": "grpo", "kl_coef": 0.1, "kl_in": "reward"}, True),
         ({"name": "grpo", "kl_in": "reward"}, False),
         ({"name": "ppo"}, True),
+        ({"name": "opd"}, True),
+        ({"name": "iw_sft"}, False),
         ({"name": "hpt", "rollout_advantage": "gae"}, True),
     ],
 )
@@ -63,6 +65,16 @@ def test_kl_is_taken_off_the_reward_of_a_whole_sample() -> None:
     total, count = weighed.sums["policy/kl_ref"]
     assert (total, count) == (pytest.approx(sum(kl(r).sum() for r in samples)), 8)
     assert [r.reward for r in samples] == [1.0, 0.0]  # as the reward function gave them
+
+
+def test_a_teachers_advantage_is_how_much_likelier_it_finds_a_token() -> None:
+    samples = [sample(3, 1.0, seed=1), sample(5, 0.0, seed=2)]
+    weighed = weight_samples(make_estimator("opd"), samples, BATCH)
+    gaps = [one.ref_logprobs.astype(np.float64) - one.old_logprobs for one in samples]
+    for item, gap in zip(weighed.samples, gaps, strict=True):
+        assert item.advantages[0] == pytest.approx(gap)
+        assert item.scales[0] == pytest.approx(1 / 8)
+    assert weighed.sums["policy/kl_ref"] == (pytest.approx(-np.concatenate(gaps).sum()), 8)
 
 
 def test_ppo_takes_kl_off_token_by_token_and_returns_are_advantage_plus_value() -> None:

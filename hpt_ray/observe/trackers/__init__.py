@@ -1,8 +1,9 @@
 """Copies of the metrics in places where people like to look: one record of `TRACKERS` and one small class each.
 
-A tracker is made from `(folder, config, first_step)` and has `log(step, metrics)` and `close()`. Ours are
-imported only when they are used. TensorBoard always is, Prometheus wherever the cluster has an endpoint for
-it. metrics.jsonl is always written by the run folder and is no tracker.
+A tracker is made from `(folder, config, first_step)` and has `log(step, metrics)` and `close()`; what it has of
+`log_samples` and `log_values` is called, too. Ours are imported only when they are used. TensorBoard always is,
+Prometheus wherever the cluster has an endpoint for it. metrics.jsonl is always written by the run folder and is no
+tracker.
 
 Each tracker runs on a thread of its own, so a slow or unreachable service never holds up a step. One that
 fails is switched off with one warning and counted; it never ends a run.
@@ -27,14 +28,27 @@ from hpt_ray.utils.names import check_name
 
 logger = logging.getLogger(__name__)
 
-QUEUE_LIMIT = 1000  # steps that may wait for a slow tracker
+QUEUE_LIMIT = 2000  # records that may wait for a slow tracker, about two a step
 CLOSE_TIMEOUT_S = 60.0
+
+
+Row = Mapping[str, str | float | None]
 
 
 class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
+
+
+class FullTracker(Tracker, Protocol):
+    """A tracker that takes more than numbers."""
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        """Responses with prompt, reward and what else `row_of_sample` has; each row has the same columns."""
+
+    def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
+        """What is drawn as a histogram, none of them empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +106,21 @@ class TrackerGroup:
             for name, value in metrics.items()
             if name != "step" and isinstance(value, (int, float)) and math.isfinite(value)
         }
+        self._hand("log", step, numbers)
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        """Hand responses, as people read them, to the trackers that take them."""
+        if rows:
+            self._hand("log_samples", step, rows)
+
+    def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
+        """Hand the values behind a histogram to the trackers that draw one."""
+        if some := {name: found for name, found in values.items() if found}:
+            self._hand("log_values", step, some)
+
+    def _hand(self, method: str, step: int, content: Any) -> None:
         for feed in self._feeds:
-            feed.log(step, numbers)
+            feed.put((method, step, content))
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Let every tracker finish; after `timeout_s` seconds in all, those not done are given up."""
@@ -136,16 +163,13 @@ class _Feed:
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self.name = name
         self.failure: str | None = None
-        self._queue: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(QUEUE_LIMIT)
+        self._queue: queue.Queue[tuple[str, int, Any] | None] = queue.Queue(QUEUE_LIMIT)
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, args=(make,), name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._put((step, metrics))
-
     def end(self) -> None:
-        self._put(None)
+        self.put(None)
 
     def join(self, timeout_s: float, limit_s: float) -> None:
         if self.failure is None:
@@ -153,18 +177,21 @@ class _Feed:
             if self._thread.is_alive():
                 self._fail(f"it did not finish within {limit_s:g} s")
 
-    def _put(self, item: tuple[int, Mapping[str, float]] | None) -> None:
+    def put(self, item: tuple[str, int, Any] | None) -> None:
+        """`(method, step, content)`; None: it was the last."""
         if self.failure is None:
             try:
                 self._queue.put_nowait(item)
             except queue.Full:
-                self._fail(f"it does not keep up: {QUEUE_LIMIT} steps are waiting")
+                self._fail(f"it does not keep up: {QUEUE_LIMIT} records are waiting")
 
     def _run(self, make: Callable[[], Tracker]) -> None:
         try:
             tracker = make()
             while (item := self._queue.get()) is not None and self.failure is None:
-                tracker.log(*item)
+                method, step, content = item
+                if (take := getattr(tracker, method, None)) is not None:
+                    take(step, content)
             tracker.close()
         except Exception as error:  # whatever a foreign client raises, the run goes on without it
             self._fail(f"{type(error).__name__}: {error}")

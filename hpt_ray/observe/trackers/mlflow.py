@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.trackers import Row
 
 MAX_PARAMS = 100  # MLflow takes this many in one call
 MAX_PARAM_LENGTH = 6000
@@ -30,6 +31,10 @@ class MlflowTracker:
         self._client.log_batch(
             self._run_id, metrics=[Metric(name, value, now_ms, step) for name, value in metrics.items()]
         )
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        self._client.log_table(self._run_id, {"step": [step] * len(rows), **columns}, "samples.json")
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)

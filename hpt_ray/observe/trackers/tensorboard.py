@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.trackers import Row
+from hpt_ray.utils.text import printable
 
 
 class TensorBoardTracker:
@@ -20,6 +24,18 @@ class TensorBoardTracker:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        # As code, since a response may hold any Markdown and HTML.
+        for i, row in enumerate(rows):
+            lines = [f"{name}: {printable(str(value))}" for name, value in row.items() if value is not None]
+            self._writer.add_text(
+                f"samples/{i}", textwrap.indent("\n".join(lines), "    ", lambda _: True), step
+            )
+
+    def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
+        for name, found in values.items():
+            self._writer.add_histogram(name, np.asarray(found), step)
 
     def close(self) -> None:
         self._writer.close()

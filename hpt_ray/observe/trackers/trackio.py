@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas
 import trackio
 
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.trackers import Row
 
 
 class TrackioTracker:
@@ -24,6 +26,12 @@ class TrackioTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        self._run.log({"samples": trackio.Table(dataframe=pandas.DataFrame(rows))}, step=step)
+
+    def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
+        self._run.log({name: trackio.Histogram(found) for name, found in values.items()}, step=step)
 
     def close(self) -> None:
         self._run.finish()

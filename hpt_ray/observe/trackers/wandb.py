@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import wandb
 
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.trackers import Row
 
 
 class WandbTracker:
@@ -29,6 +30,16 @@ class WandbTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log({**metrics, "step": step})
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        table = wandb.Table(
+            columns=[*rows[0]], data=[[*row.values()] for row in rows], allow_mixed_types=True
+        )
+        self._run.log({"samples": table, "step": step})
+
+    def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
+        histograms = {name: wandb.Histogram(found) for name, found in values.items()}
+        self._run.log({**histograms, "step": step})
 
     def close(self) -> None:
         self._run.finish()
