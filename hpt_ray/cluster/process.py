@@ -64,7 +64,7 @@ def prepare_process(
 
 def reserved_gpus() -> str:
     """Those that Ray reserved for this actor, as CUDA names them; empty for none."""
-    return ",".join(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
+    return ",".join(sorted(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())))
 
 
 def see_gpus(gpus: str) -> None:
