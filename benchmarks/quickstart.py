@@ -206,8 +206,8 @@ def pages(report: dict[str, Any]) -> dict[Path, str]:
     return {path: between_marks(path.read_text(encoding="utf-8"), part) for path, part in parts.items()}
 
 
-def between_marks(page: str, part: str) -> str:
-    begin, end = "<!-- quickstart.json -->\n", "<!-- end -->"
+def between_marks(page: str, part: str, *, of: str = "quickstart.json") -> str:
+    begin, end = f"<!-- {of} -->\n", "<!-- end -->"
     head, found, rest = page.partition(begin)
     assert found, f"the page has no {begin}"
     return head + begin + part + end + rest.partition(end)[2]

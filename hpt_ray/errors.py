@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+
+from hpt_ray.text import printable
 
 
 class UserError(ValueError):
@@ -49,6 +53,15 @@ def in_one_line(error: BaseException) -> str:
     return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
 
 
+def failures_of(work: Callable[[], object]) -> list[str]:
+    """Do it; what went wrong, if it could not be done, in one line."""
+    try:
+        work()
+    except Exception as error:
+        return [in_one_line(error)]
+    return []
+
+
 def exit_code(error: Exception, logs: Path | None = None) -> int:
     """Say on stderr what went wrong, and return 2 where the user must change something, else 1.
 
@@ -57,14 +70,24 @@ def exit_code(error: Exception, logs: Path | None = None) -> int:
     # An error raised inside an actor arrives wrapped; the cause is the one that was raised there.
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, UserError):
-        print(f"error: {cause}", file=sys.stderr)
+        print(printable(f"error: {cause}"), file=sys.stderr)
         return 2
-    text = "".join(traceback.format_exception(error))
+    text = printable("".join(traceback.format_exception(error)))
     where = ""
     if logs is not None:
-        (logs / "driver.log").write_text(text, encoding="utf-8")
         where = f"\nTraceback and the actors' output: {logs}"
-    else:
+        try:
+            (logs / "driver.log").write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError as unwritten:
+            where = f"\nThe traceback could not be written to {logs / 'driver.log'}: {unwritten}"
+    elif not is_full(cause):
         print(text, file=sys.stderr)
-    print(f"failed: {type(cause).__name__}: {cause}{where}", file=sys.stderr)
+    if is_full(cause):
+        where = f"\nMake room there and start again: what was saved stays.{where}"
+    print(printable(f"failed: {type(cause).__name__}: {cause}{where}"), file=sys.stderr)
     return 1
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk is full or a quota used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,9 +1,11 @@
-"""For every test: what it loads of a user's parts is gone after it."""
+"""For every test: what it loads of a user's parts is gone after it. And disks that are small enough to be filled."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,23 @@ def parts_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ):  # files of a test's own folder, which another test may name as well
         if "pytest-of-" in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """`small_disk(MiB, max_files)`: a folder on a disk of its own, or the same one with another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def sized(size_mb: int, max_files: int = 10_000) -> Path:
+        options = f"size={size_mb}m,nr_inodes={max_files}" + (",remount" if folder.is_mount() else "")
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, text=True
+        )
+        if mounted.returncode:
+            pytest.skip(f"this machine lets nobody mount a small disk here: {mounted.stderr.strip()}")
+        return folder
+
+    yield sized
+    if folder.is_mount():
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -27,7 +27,7 @@ from hpt_ray.checkpoint.manifest import (
 )
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError, WaitExpired
-from hpt_ray.observe.run_folder import RunFolder, newest_name
+from hpt_ray.observe.run_folder import MODE, RunFolder, newest_name
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "prompt_history.jsonl")
 OLD_FILES = tuple(renamed.FILES[name] for name in RUN_FILES if name in renamed.FILES)
@@ -128,7 +128,7 @@ def restore_newest_run(url: str, directory: str, name: str) -> RunFolder | None:
         return None
 
     def get(root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=MODE, parents=True, exist_ok=True)
         for file in (*RUN_FILES, *OLD_FILES):
             if not (root / file).exists() and fs.exists(f"{base}/{root.name}/{file}"):
                 fs.get_file(f"{base}/{root.name}/{file}", str(root / file))

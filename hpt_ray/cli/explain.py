@@ -27,6 +27,7 @@ from hpt_ray.learner.packing import WeightedSample
 from hpt_ray.learner.scoring import kl_in_reward, needs_scores, weight_samples
 from hpt_ray.observe.trackers import TRACKERS
 from hpt_ray.reward.functions.table import REWARD_FUNCTIONS
+from hpt_ray.text import printable
 from hpt_ray.types import (
     Decision,
     Demonstration,
@@ -66,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(text if options.config or options.all else f"{DEFAULT}\n\n{text}")
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
 
 
@@ -118,6 +119,11 @@ def _sizes(config: Config, estimator: Estimator) -> list[str]:
         lines.append(
             f"  critic       its own actors; ½ max((V − G)², (clip(V, V_old ± {critic.value_clip:g}) − G)²) "
             f"/ Z, G = Â + V, learning rate {critic.learning_rate:g}"
+        )
+    if config.learner.base_pull:
+        lines.append(
+            f"  base pull    θ ← θ − lr·κ·(θ − θ₀) after each update, κ = {config.learner.base_pull:g}, "
+            f"θ₀ = {config.model.path}   (L2-SP, arXiv 1802.01483)"
         )
     if estimator.needs_reference:
         lines.append(f"  reference    its own actors; {config.reference.path or config.model.path}, frozen")

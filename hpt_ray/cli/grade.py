@@ -17,15 +17,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hpt_ray.data.shapes import has_column, value_at
 from hpt_ray.errors import UserError, exit_code
+from hpt_ray.observe.console import CommandConsole
 from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.functions.table import check_ground_truth, check_reward_function
 from hpt_ray.reward.pool import Pool, Task
+from hpt_ray.text import printable
 from hpt_ray.types import Outcome, RewardResult
 from hpt_ray.utils import arguments, plugins
 
@@ -53,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
             results = pool.grade(tasks)
     except Exception as error:
         return exit_code(error)
-    console = Console()
+    console = CommandConsole()
     graded = list(zip((i + 1 for i in numbers), tasks, results, strict=True))
     shown = [entry for entry in graded if options.only in (None, entry[2].outcome.value)]
     console.print(table_of(shown[: options.rows]))
@@ -129,7 +130,7 @@ def counts_of(results: Sequence[RewardResult]) -> Table:
 
 
 def _shown(value: Any) -> Text:
-    text = "" if value is None else " ".join(str(value).split())
+    text = "" if value is None else " ".join(printable(str(value)).split())
     return Text(text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…")
 
 

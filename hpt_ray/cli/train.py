@@ -26,7 +26,7 @@ from hpt_ray.cli.first_look import read_config  # noqa: E402
 from hpt_ray.cli.mini_base import model_folder, with_reference  # noqa: E402
 from hpt_ray.cluster.runtime import IN_A_JOB, Cluster  # noqa: E402
 from hpt_ray.config.checks import check_config  # noqa: E402
-from hpt_ray.config.load import dump_config  # noqa: E402
+from hpt_ray.config.load import dump_config, write_private  # noqa: E402
 from hpt_ray.config.phases import Phase, phases_of  # noqa: E402
 from hpt_ray.config.schema import Config  # noqa: E402
 from hpt_ray.data import mini  # noqa: E402
@@ -175,11 +175,13 @@ def holding(folder: RunFolder, console: Console) -> Iterator[None]:
 
 def write_config(config: Config, folder: RunFolder) -> None:
     """config.yaml as this run uses it. What a resumed run had before stays, as config-1.yaml and so on."""
-    before = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
-    dump_config(config, folder.config)
-    if before is not None and before != folder.config.read_text(encoding="utf-8"):
+    now = folder.root / ".config.yaml.partial"
+    dump_config(config, now)
+    before = folder.config.read_bytes() if folder.config.is_file() else None
+    if before is not None and before != now.read_bytes():
         number = 1 + len(list(folder.root.glob("config-*.yaml")))
-        (folder.root / f"config-{number}.yaml").write_text(before, encoding="utf-8")
+        write_private(folder.root / f"config-{number}.yaml", before.decode("utf-8", "replace"))
+    now.replace(folder.config)
 
 
 @contextmanager

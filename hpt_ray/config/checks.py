@@ -8,12 +8,14 @@ what depends on those is checked in `hpt_ray.driver.setup`, or where it is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from hpt_ray.config.phases import phases_of
 from hpt_ray.config.schema import ClusterConfig, Config
 from hpt_ray.errors import UserError
 
+NAME_BYTES = 200  # of a run, of 255 that a file system takes; the time and a number follow
 ACTOR_GROUPS = ("learner", "critic", "rollout", "verifier", "reference")
 NOT_A_POOL = ("", "CPU", "GPU", "memory", "object_store_memory")
 # vLLM's arguments that would spread one engine over nodes or change how many processes it has → the value
@@ -30,7 +32,8 @@ ONE_NODE = {
 def check_config(config: Config) -> None:
     """Raise a `UserError` with one line for every rule that `config` breaks, in any of its phases."""
     phases = phases_of(config)
-    problems = [
+    problems = [*naming(config.run.name)]
+    problems += [
         f"phase {phase.number}: {problem}" if len(phases) > 1 else problem
         for phase in phases
         for problem in broken_rules(phase.config)
@@ -42,6 +45,14 @@ def check_config(config: Config) -> None:
 def broken_rules(config: Config) -> list[str]:
     """What is wrong with a configuration without phases, rule by rule."""
     return [problem for rules in RULES for problem in rules(config)]
+
+
+def naming(name: str) -> Iterator[str]:
+    """What is wrong with `run.name`: it begins the name of a folder, and of what a cluster makes for the run."""
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        yield f"`run.name` is {name!r}: use letters, digits, dot, dash and underscore only."
+    if len(name.encode()) > NAME_BYTES:
+        yield f"`run.name` is {len(name)} characters long: {NAME_BYTES} bytes are the most."
 
 
 def sizes(config: Config) -> Iterator[str]:
@@ -129,6 +140,15 @@ def optimizer(config: Config) -> Iterator[str]:
         yield f"`learner.zero_stage` is {learner.zero_stage}: DeepSpeed has the stages 0, 1, 2 and 3."
     if learner.offload_optimizer and learner.zero_stage == 0:
         yield "`learner.offload_optimizer` needs ZeRO: set `learner.zero_stage` to 1, 2 or 3, or switch it off."
+    if learner.base_pull * learner.learning_rate > 1:
+        yield (
+            f"`learner.base_pull` ({learner.base_pull:g}) times `learner.learning_rate` ({learner.learning_rate:g}) is "
+            "above 1, so every update would end at the base: lower it."
+        )
+    if learner.base_pull and config.model.random_init:
+        yield "`learner.base_pull` pulls to the weights of `model.path`, but `model.random_init` draws others: use one."
+    if learner.base_pull and "nvme" in str(learner.deepspeed):
+        yield "`learner.base_pull` needs the float32 weights in memory: offload to the CPU, not to NVMe."
     if config.algorithm.correction != "none" and learner.recompute_old_logprobs:
         yield (
             "`algorithm.correction` bounds how far the learner is from the sampler, but with "

@@ -26,12 +26,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hpt_ray.config import foreign, renamed
+from hpt_ray.config.references import FromEnvironment, keep_references, written
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 
 COMMAND_LINE = "command line"
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"  # where no file is named
 Root = TypeVar("Root")
+yaml.SafeDumper.add_representer(FromEnvironment, lambda dumper, text: dumper.represent_str(text.reference))
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 _NUMBERS = (int, float, int | None, float | None, list[int], list[float])
 _NEAREST_CUTOFF = 0.6  # below this likeness a suggestion would confuse more than help
@@ -101,9 +103,19 @@ def load_as(
 
 
 def dump_config(config: Any, path: str | os.PathLike[str]) -> None:
-    """Write every key of `config` as YAML. `load_config(path, [])` reads the same configuration back."""
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=100)
-    Path(path).write_text(text, encoding="utf-8")
+    """Write every key of `config` as YAML that this user alone may read; `load_config(path, [])` reads it back.
+
+    What comes from the environment stays a reference; what stands in the configuration itself may still be secret.
+    """
+    text = yaml.safe_dump(written(config), sort_keys=False, allow_unicode=True, width=100)
+    write_private(Path(path), text)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that nobody but this user may read."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)  # it may be there from an older version
+    path.write_text(text, encoding="utf-8")
 
 
 def steps_of_phases(config: Config) -> list[int]:
@@ -266,7 +278,8 @@ def _load(
     ]
     if problems:
         raise UserError("\n".join(problems))
-    return OmegaConf.to_object(merged), sources
+    raw = typing.cast(dict, OmegaConf.to_container(merged, resolve=False))
+    return keep_references(OmegaConf.to_object(merged), raw, raw), sources
 
 
 def _settings(

@@ -11,10 +11,11 @@ empty optimizer state, the first epoch of its data, no history of prompts. What 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.config.load import known_keys, load_as, steps_of_phases
+from hpt_ray.config.references import written
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 
@@ -51,14 +52,15 @@ def phases_of(config: Config) -> list[Phase]:
     if not config.phases:
         return [Phase(1, 0, config)]
     phases: list[Phase] = []
-    for number, (content, steps) in enumerate(zip(config.phases, steps_of_phases(config), strict=True), 1):
+    base = written(config)
+    for number, (content, steps) in enumerate(zip(base["phases"], steps_of_phases(config), strict=True), 1):
         changes = {key: value for key, value in content.items() if key != "steps"}
         if fixed := [f"`{key}`" for key in _fixed(changes)]:
             raise UserError(
                 f"phase {number}: {', '.join(fixed)} cannot differ between phases; what can: "
                 f"{', '.join(PER_PHASE)}."
             )
-        whole = asdict(config) | {"phases": [], "run": asdict(config.run) | {"steps": steps}}
+        whole = base | {"phases": [], "run": base["run"] | {"steps": steps}}
         own = load_as(Config, None, [], base={"the run": whole, f"phase {number}": changes})
         phases.append(Phase(number, phases[-1].last if phases else 0, own))
     return phases

@@ -134,6 +134,16 @@ class RewardConfig:
         "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`; see docs/reward.md.",
     )
     functions: dict[str, str] = key({}, "Reward function per data source, e.g. `{openai/gsm8k: gsm8k}`.")
+    headers: dict[str, str] = key(
+        {},
+        "Headers of every request to an `http:URL`, as in `{Authorization: 'Bearer ${oc.env:JUDGE_KEY}'}`; what "
+        "comes from the environment is never written down.",
+    )
+    environment: list[str] = key(
+        [],
+        "Environment variables that reward functions get beside those every program needs (docs/reward.md), such as "
+        "`[OPENAI_API_KEY]`.",
+    )
     num_processes: int = key(1, "Killable processes that run reward functions.", minimum=1)
     num_cpus: float = key(0.0, "CPU cores reserved for the service.")
     timeout_s: float = key(10.0, "Limit for one response; then its process is killed and replaced.")
@@ -201,6 +211,11 @@ class LearnerConfig:
     min_lr_ratio: float = key(0.1, "Last learning rate over the peak (linear, cosine).")
     betas: list[float] = key([0.9, 0.999], "β₁ and β₂ of AdamW.", minimum=None)
     weight_decay: float = key(0.01, "Decoupled weight decay.")
+    base_pull: float = key(
+        0.0,
+        "κ: after each update the weights go back towards those of `model.path`, θ ← θ − lr·κ·(θ − θ₀), against "
+        "forgetting (L2-SP, arXiv 1802.01483, decoupled as weight decay is); 0: they do not. See docs/methods.md.",
+    )
     max_grad_norm: float = key(1.0, "Clip the global gradient norm to this; 0 for no clip.")
     skip_grad_norm: float = key(0.0, "Skip an update whose gradient norm, unclipped, is above this; 0: none.")
     max_skipped_updates: int = key(

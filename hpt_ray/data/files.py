@@ -1,7 +1,8 @@
 """Files of rows, whatever their kind: parquet, JSON lines, JSON, CSV, Arrow; and the folders that hold them.
 
 In: a path. Out: its rows as dictionaries, numbered from 1 (JSON lines: by line), read a few at a time; only JSON is
-loaded whole. Text files may be compressed (`.jsonl.gz`). What the columns mean is for `shapes`.
+loaded whole. Text files may be compressed (`.jsonl.gz`). What the columns mean is for `shapes`. A small file may unpack
+to more than there is memory: rows have a largest size, files a largest ratio, and both are looked at in time.
 
 A file that cannot be read raises UserError that names it, and the row where there is one.
 """
@@ -27,6 +28,10 @@ Raw = dict[str, Any]  # a row as its file has it
 ROWS_PER_READ = 128
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation"}
 SPLITS |= {"val": "validation", "dev": "validation", "eval": "validation"}
+MAX_ROW_BYTES = 1 << 30
+MAX_JSON_CHARS = 1 << 31
+MAX_ROW_VALUES = 10**7  # in one column of parquet
+MAX_RATIO = 1000  # of what a file unpacks to and its size; published data comes to 100 at most
 NO_ROWS = ("state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # beside the rows
 
 
@@ -90,8 +95,8 @@ def _choose(folder: Path, by_split: dict[str, list[Path]], split: str) -> list[P
 def _json_of(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}). Save the data set anew.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({_why_no_json(error)}). Save the data set anew.") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -120,6 +125,10 @@ def read_raw(path: Path) -> Iterator[tuple[int, Raw]]:
             yield number, raw
     except pa.ArrowException as error:
         raise UserError(f"{path}: not readable as {kind[1:]} ({error}). Write it anew.") from error
+    except MemoryError as error:
+        raise UserError(
+            f"{path}, after row {number}: the next rows need more memory than there is."
+        ) from error
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}, after row {number}: cannot be read ({error}).") from error
 
@@ -127,7 +136,47 @@ def read_raw(path: Path) -> Iterator[tuple[int, Raw]]:
 def _read_parquet(path: Path) -> Iterator[tuple[int, Raw]]:
     # A read buffer instead of whole column chunks: some published files are one single row group.
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        yield from _number(file.iter_batches(batch_size=ROWS_PER_READ, use_threads=False))
+        rows = _rows_that_fit(path, file.metadata)
+        yield from _number(_unpacked(path, file.iter_batches(batch_size=rows, use_threads=False)))
+
+
+def _rows_that_fit(path: Path, metadata: pq.FileMetaData) -> int:
+    """How many rows can be read at a time, by the sizes that the file says of itself.
+
+    Raises `UserError` where single rows are too large.
+    """
+    largest = 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        rows = max(group.num_rows, 1)
+        num_bytes = sum(column.total_uncompressed_size for column in columns)
+        num_values = max((column.num_values for column in columns), default=0)
+        if num_bytes > rows * MAX_ROW_BYTES or num_values > rows * MAX_ROW_VALUES:
+            raise UserError(
+                f"{path}: row group {number} unpacks to {num_bytes:,} bytes and {num_values:,} values in {rows:,} "
+                "rows, which are no rows of prompts. Write the file anew."
+            )
+        # No value is longer than its column, but where many are the same it is stored once.
+        largest = max(largest, *(column.total_uncompressed_size for column in columns))
+    return max(1, min(ROWS_PER_READ, 2 * MAX_ROW_BYTES // largest))
+
+
+def _unpacked(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches, as long as they do not come to far more than the file has. Raises `UserError`."""
+    most = max(MAX_ROW_BYTES, MAX_RATIO * path.stat().st_size)
+    total = 0
+    for batch in batches:
+        total += sum(
+            (column.dictionary_decode() if pa.types.is_dictionary(column.type) else column).nbytes
+            for column in batch.columns
+        )
+        if total > most:
+            raise UserError(
+                f"{path}: {path.stat().st_size:,} bytes unpack to more than {most:,}, which is no data set. "
+                "Write the file anew, without compression if it is meant."
+            )
+        yield batch
 
 
 def _read_arrow(path: Path) -> Iterator[tuple[int, Raw]]:
@@ -156,15 +205,25 @@ def _open_text(path: Path, **options: Any) -> IO[str]:
     return opened(path, "rt", encoding="utf-8-sig", **options)
 
 
+def _lines(path: Path, text: IO[str]) -> Iterator[str]:
+    """Its lines. Raises `UserError` for one that is too long to be a row."""
+    while line := text.readline(MAX_ROW_BYTES):
+        if len(line) == MAX_ROW_BYTES:
+            raise UserError(
+                f"{path}: one line has more than {MAX_ROW_BYTES:,} characters, which is no row of prompts."
+            )
+        yield line
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with _open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
+    with _open_text(path) as text:
+        for number, line in enumerate(_lines(path, text), start=1):
             if not line.strip():
                 continue
             try:
                 raw = json.loads(line)
-            except json.JSONDecodeError as error:
-                what = f"{error.msg} at character {error.pos + 1}"
+            except (ValueError, RecursionError) as error:
+                what = _why_no_json(error)
                 raise UserError(
                     f"{path}, row {number}: not JSON ({what}). Write one object per line."
                 ) from error
@@ -174,14 +233,19 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     """A list of objects, an object that holds one such list, or lines that are objects."""
     with _open_text(path) as file:
-        text = file.read()
+        text = file.read(MAX_JSON_CHARS)
+    if len(text) == MAX_JSON_CHARS:
+        raise UserError(
+            f"{path}: has more than {MAX_JSON_CHARS:,} characters. Write one object per line (.jsonl)."
+        )
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+    except (ValueError, RecursionError) as error:
+        is_lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        if is_lines and text.lstrip().startswith("{"):
             yield from _read_jsonl(path)
             return
-        raise UserError(f"{path}: not readable as json ({error}). Write it anew.") from error
+        raise UserError(f"{path}: not readable as json ({_why_no_json(error)}). Write it anew.") from error
     if isinstance(content, dict):
         lists = [
             rows for rows in content.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)
@@ -195,14 +259,21 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate(content, start=1)
 
 
+def _why_no_json(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+
+
 def _read_csv(path: Path) -> Iterator[tuple[int, Raw]]:
     """Cells are texts. The separator is the one that the first line has most of: comma, semicolon or tab."""
     csv.field_size_limit(
         min(sys.maxsize, 2**31 - 1)
     )  # a demonstration may be longer than the default of 128 KiB
-    with _open_text(path, newline="") as lines:
-        separator = max(",;\t", key=lines.readline().count)
-        lines.seek(0)
+    with _open_text(path, newline="") as text:
+        separator = max(",;\t", key=next(_lines(path, text), "").count)
+        text.seek(0)
+        lines = _lines(path, text)
         for number, raw in enumerate(csv.DictReader(lines, delimiter=separator, strict=True), start=1):
             if None in raw:
                 raise UserError(

@@ -63,7 +63,9 @@ class Tally:
     prompt_tokens_max: int = 0
     demonstration_tokens: int = 0
     demonstration_tokens_max: int = 0
-    longest_prompt: int = 0  # of all that were read, dropped ones too
+    longest_prompt: int = (
+        0  # of all that were read, dropped ones too; one more than the limit if not tokenised
+    )
     longest_demonstration: int = 0
     read_as: dict[str, list[str]] = field(default_factory=dict)  # how files are read → their names
 
@@ -91,6 +93,7 @@ class _Candidate:
     prompt_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     demonstration: str | None = None
     demonstration_ids: np.ndarray | None = None
+    is_overlong: bool = False  # the demonstration, for certain: it was not tokenised
     left_out: str | None = None  # why the prompt goes without its demonstration
     id: str = ""
 
@@ -155,6 +158,7 @@ class Intake:
         return candidate
 
     def _with_prompt_ids(self, candidates: list[_Candidate]) -> list[_Candidate]:
+        candidates = [candidate for candidate in candidates if self._may_fit(candidate)]
         encoded = self._template.encode_prompts([candidate.prompt for candidate in candidates])
         for candidate, ids in zip(candidates, encoded, strict=True):
             candidate.prompt_ids = ids
@@ -164,6 +168,19 @@ class Intake:
             for candidate, ids in zip(candidates, encoded, strict=True)
             if len(ids) <= self._max_prompt_tokens or self._drop("prompt_too_long")
         ]
+
+    def _may_fit(self, candidate: _Candidate) -> bool:
+        """Sort out what is too long for certain, before it is tokenised."""
+        if self._template.is_certainly_longer(candidate.prompt, self._max_prompt_tokens):
+            self.tally.longest_prompt = max(self.tally.longest_prompt, self._max_prompt_tokens + 1)
+            return self._drop("prompt_too_long")
+        shown = candidate.demonstration
+        if shown is not None and self._template.is_certainly_longer(shown, self._max_response_tokens):
+            self.tally.longest_demonstration = max(
+                self.tally.longest_demonstration, self._max_response_tokens + 1
+            )
+            candidate.demonstration, candidate.is_overlong = None, True
+        return True
 
     def _with_demonstrations(self, candidates: list[_Candidate]) -> list[_Candidate]:
         """Fill in the demonstrations that fit; of the others, leave out the prompt or only them."""
@@ -176,6 +193,8 @@ class Intake:
 
     def _keeps_prompt(self, candidate: _Candidate) -> bool:
         problem = self._demonstration_problem(candidate.demonstration_ids)
+        if candidate.is_overlong:
+            problem = "demonstration_too_long"
         if problem is None or self._needs.demonstrations == "ignored":
             return True
         if self._needs.demonstrations == "required":

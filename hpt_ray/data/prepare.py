@@ -25,6 +25,7 @@ from hpt_ray.data.files import read_raw
 from hpt_ray.data.mini import write_mini
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
+from hpt_ray.text import printable
 
 Counts = dict[str, int]  # rows by name of what was written
 
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         counts = _prepare(options)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     table = Table(title=f"{options.name} → {options.out}")
     table.add_column("written")

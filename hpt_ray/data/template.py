@@ -21,6 +21,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from hpt_ray.config.schema import DataConfig
+from hpt_ray.data.token_bound import exceeds, longest_token
 from hpt_ray.data.turn import Turn, find_turn, makers_stop_ids, stop_ids
 from hpt_ray.errors import UserError
 
@@ -65,6 +66,7 @@ class Template:
             )
         makers = makers_stop_ids(name)
         self._turn = find_turn(tokenizer, makers) if self._kind == "chat" else Turn(None)
+        self._longest_token = longest_token(tokenizer)
         self.end_token_id = _end_token_id(config, tokenizer, self._turn)
         self.stop_token_ids: tuple[int, ...] = (self.end_token_id,)
         if config.end_token is None:
@@ -127,6 +129,10 @@ class Template:
             while ids and ids[-1] in self.stop_token_ids:
                 ids.pop()
         return [np.array([*ids, self.end_token_id], np.int32) for ids in encoded]
+
+    def is_certainly_longer(self, text: str, limit: int) -> bool:
+        """Whether the text has more than `limit` tokens, as far as that is clear without tokenising it."""
+        return self._longest_token is not None and exceeds(text, limit * self._longest_token)
 
     def decode(self, ids: np.ndarray) -> str:
         """Token ids as text, special tokens among it: what the model sees, for people."""

@@ -7,7 +7,8 @@
                state.json  RunState
 
 The actors write their files between two steps; hashing, syncing to disk and mirroring go on in a thread
-beside the next step.
+beside the next step. A save that fails is said and counted, what there is of it is removed, and the run goes on:
+the next one may find more room. The last one of a run must come to something.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray.exceptions import RayError
+
 from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState, read_state
-from hpt_ray.checkpoint.store import DAMAGED, CheckpointStore, Committed, Found
+from hpt_ray.checkpoint.store import DAMAGED, CheckpointFailed, CheckpointStore, Committed, Found
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.data.turn import name_stop_ids
 from hpt_ray.driver.actors import Actors
 from hpt_ray.driver.batches import BatchStream
-from hpt_ray.errors import UserError
+from hpt_ray.errors import NoWorkerLeft, UserError, WaitExpired, in_one_line
 
 LEARNER, CRITIC, EXPORT, AHEAD = "learner", "critic", "hf", "ahead"
 
@@ -62,37 +66,64 @@ class CheckpointManager:
         self.replicas = Replicas(timeout_s=timeout_s)
         self._committing: asyncio.Task[Committed] | None = None
         self._faults: Counter[str] = Counter()
+        self._failure: CheckpointFailed | None = None  # of the last save, if it failed
+        self.saved_at: int | None = (
+            None  # step of the newest checkpoint on disk, or of one that is being committed
+        )
 
     async def write(self, actors: Actors, step: int, ahead: BatchStream | None) -> None:
         """Write the actors' files of a checkpoint, and the batches ahead where they are given."""
         await self.settle()
-        folder = self.store.begin(step)
+        self._failure = None
         try:
+            folder = self.store.begin(step)
             await self._write_ranks(actors, folder.resolve())
             if ahead is not None:
                 await ahead.save(folder / AHEAD)
-        except OSError as error:
-            raise self.store.failed(step, error) from error
+        except (RayError, WaitExpired, NoWorkerLeft):  # somebody is lost, which is not the disk's fault
+            raise
+        except Exception as error:
+            self._fail(self.store.failed(step, error))
 
     def commit(self, state: RunState, *, keep_also: int | None) -> None:
         """Let what was written become a whole checkpoint, in the background; see `settle`."""
-        self._committing = asyncio.create_task(
-            asyncio.to_thread(self.store.commit, state.step, state.to_json(), keep_also=keep_also)
-        )
+        if self._failure is None:
+            self.saved_at = state.step
+            self._committing = asyncio.create_task(
+                asyncio.to_thread(self.store.commit, state.step, state.to_json(), keep_also=keep_also)
+            )
+
+    def _fail(self, error: CheckpointFailed) -> None:
+        self._failure, self.saved_at = error, None
+        self._faults["checkpoint_failed"] += 1
+        self._say(f"The run goes on, but {error}")
 
     async def copy(self, actors: Actors, state: RunState, ahead: BatchStream | None) -> None:
         """Let the ranks copy what they have into memory, in the background; see `checkpoint.replicas`."""
         await self.replicas.settle()
-        folder = tempfile.TemporaryDirectory(prefix="hpt_ray-")
-        if ahead is not None:
-            await ahead.save(Path(folder.name) / AHEAD)
-        self.replicas.begin(actors.ranks, state, folder)
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="hpt_ray-")
+            if ahead is not None:
+                await ahead.save(Path(folder.name) / AHEAD)
+        except OSError as error:  # of the disk that has temporary files
+            self.replicas.problems.append(in_one_line(error))
+        else:
+            self.replicas.begin(actors.ranks, state, folder)
+
+    async def saved(self) -> None:
+        """Wait until the last save is whole. Raises `CheckpointFailed` where it failed."""
+        await self.settle()
+        if self._failure is not None:
+            raise self._failure
 
     async def settle(self) -> None:
-        """Wait until the last save is whole. Raises `CheckpointFailed` where it could not be."""
+        """Wait until the last save is whole, or has failed."""
         if self._committing is not None:
             committing, self._committing = self._committing, None
-            committed = await committing
+            try:
+                committed = await committing
+            except CheckpointFailed as error:
+                return self._fail(error)
             if committed.mirror_problem is not None:
                 self._faults["checkpoint_mirror"] += 1
                 self._say(f"The mirror failed, and the run goes on: {committed.mirror_problem}")
@@ -141,6 +172,7 @@ class CheckpointManager:
 
     async def load(self, actors: Actors, saved: Saved) -> None:
         """The checkpoint's weights and optimizer into the ranks."""
+        self.saved_at = None if saved.in_memory else saved.state.step
         if saved.in_memory:
             return await self.replicas.restore(actors.ranks)
         folder = saved.path.resolve()
@@ -155,15 +187,22 @@ class CheckpointManager:
         await actors.critic.call("load", str(folder / CRITIC / "state"), timeout_s=self._timeout_s)
 
     async def _write_ranks(self, actors: Actors, folder: Path) -> None:
-        limit = self._timeout_s
         (folder / LEARNER).mkdir()
-        await actors.learners.call("save", str(folder / LEARNER), timeout_s=limit)
-        await actors.learners.call("export", str(folder / EXPORT), timeout_s=limit)
+        await self._write_each(actors.learners, "save", folder / LEARNER)
+        await self._write_each(actors.learners, "export", folder / EXPORT)
         name_stop_ids(folder / EXPORT, self._stop_token_ids)
         if actors.critic is not None:
             (folder / CRITIC / "state").mkdir(parents=True)
-            await actors.critic.call("save", str(folder / CRITIC / "state"), timeout_s=limit)
-            await actors.critic.call("export", str(folder / CRITIC), timeout_s=limit)
+            await self._write_each(actors.critic, "save", folder / CRITIC / "state")
+            await self._write_each(actors.critic, "export", folder / CRITIC)
+
+    async def _write_each(self, ranks: ActorGroup, method: str, folder: Path) -> None:
+        """All ranks are through when it is clear that one could not write. Raises `OSError`."""
+        unwritten = await ranks.call(method, str(folder), timeout_s=self._timeout_s)
+        if problems := [
+            f"{name}: {why}" for name, each in zip(ranks.names, unwritten, strict=True) for why in each
+        ]:
+            raise OSError("; ".join(problems))
 
 
 def _none_usable(root: Path, found: Found) -> UserError:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from hpt_ray.algorithms.gates import GATES
+from hpt_ray.config.references import public
 from hpt_ray.config.schema import Config
 from hpt_ray.data.dropped import in_words
 from hpt_ray.driver.setup import Prepared, PreparedPhase
@@ -106,7 +107,7 @@ def _grade(config: Config, phase: PreparedPhase, sample: list[Prompt]) -> Grader
     functions = dict.fromkeys(reward_function_of(config.reward, prompt.data_source) for prompt in sample)
     accepted = sum(result.correct for _, result in graded)
     return Grader(
-        tuple(functions),
+        tuple(map(public, functions)),
         len(graded),
         accepted,
         None if refused is None else _refused(*refused),

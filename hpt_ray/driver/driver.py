@@ -79,7 +79,6 @@ class Driver:
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
         self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
-        self.saved_at: int | None = None  # the step of the newest checkpoint on disk
         self.stopping = Stopping(store, config.run.steps, say=str if quiet else progress.show)
         self.is_updating = False  # the weights of this step have begun to change, and it is not done
         self.began_s = time.perf_counter()
@@ -153,7 +152,7 @@ class Driver:
                 await self._recover(cluster, error)
         if self.step < self.config.run.steps or self.state.owes_evaluation:
             await self._end_here()
-        await self.checkpoints.settle()
+        await self.checkpoints.saved()
         times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
         return self._finish(times)
 
@@ -249,7 +248,6 @@ class Driver:
         """Be where a checkpoint was made; without one, at the beginning, with metrics up to `cut_after`."""
         if saved is not None:
             self.state = replace(saved.state)
-            self.saved_at = None if saved.in_memory else self.step
             await self.checkpoints.load(self.actors, saved)
             self.progress.show(f"Continuing from step {self.step} ({saved.name}).")
             cut_after = self.step
@@ -306,10 +304,11 @@ class Driver:
 
     async def save(self) -> None:
         """Have the steps done as a whole checkpoint on disk, whatever `checkpoint.every` says."""
-        if self.step and self.saved_at != self.step:
+        await self.checkpoints.settle()
+        if self.step and self.checkpoints.saved_at != self.step:
             await self._write_checkpoint()
             self._commit_checkpoint()
-        await self.checkpoints.settle()
+        await self.checkpoints.saved()
 
     async def _end_here(self) -> NoReturn:
         why_not = ""
@@ -374,7 +373,6 @@ class Driver:
 
     def _commit_checkpoint(self) -> None:
         self.checkpoints.commit(self._state(), keep_also=self.state.best[1] if self.state.best else None)
-        self.saved_at = self.step
 
     async def _check_progress(self, pairs: Pairs) -> None:
         """Stop a run that trains on nothing."""

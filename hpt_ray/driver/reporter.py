@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hpt_ray.algorithms import Estimator
 from hpt_ray.checkpoint.state import RunState
+from hpt_ray.config.references import public
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.step_metrics import Pairs, responses_of
 from hpt_ray.observe.metrics import summarize_evaluations
@@ -47,7 +47,7 @@ class Reporter:
         self._evaluated = {name: points["last"]["mean"] for name, points in evaluations.items()}
         self.close()
         names = self._config.observe.trackers
-        self._trackers = start_trackers(names, self._folder, asdict(self._config), first_step=step + 1)
+        self._trackers = start_trackers(names, self._folder, public(self._config), first_step=step + 1)
 
     def write(
         self,

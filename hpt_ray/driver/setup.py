@@ -23,7 +23,7 @@ from hpt_ray.data.model_folder import check_model_folders
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
-from hpt_ray.observe.run_folder import check_run_dir, check_run_folder, check_run_name
+from hpt_ray.observe.run_folder import check_run_dir, check_run_folder
 from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward import check_ground_truth
 from hpt_ray.reward.service import check_reward_functions, check_terms
@@ -132,7 +132,6 @@ def check_choices(config: Config) -> list[tuple[Phase, Estimator, str, int]]:
 
 def check_folders(config: Config) -> None:
     """What the run reads first and writes to. Raises `UserError`."""
-    check_run_name(config.run.name)
     check_run_dir(config.run.dir)
     if config.resume not in ("never", "auto"):
         check_run_folder(config.resume)

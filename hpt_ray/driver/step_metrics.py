@@ -200,7 +200,7 @@ def _advantages(group: Group, decision: Decision, estimator: Estimator) -> list[
     if term is None or not samples or samples[0].is_demo or needs_reference_scores(estimator):
         return []
     part = ADVANTAGES[term.advantage]
-    if part.needs & {"all_samples", "values"}:
+    if part.needs & {"all_samples", "values", "teacher"}:
         return []
     lengths = np.array([sample.response_length for sample in samples])
     view = sample_view(

@@ -8,12 +8,13 @@ trained, and the reward function that trained is the one that evaluates.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.config.load import load_run_config
+from hpt_ray.config.references import written
 from hpt_ray.config.schema import Config
 from hpt_ray.data.mini import is_mini
 from hpt_ray.data.model_folder import check_folder
@@ -21,7 +22,15 @@ from hpt_ray.errors import UserError
 
 MODEL_KEYS = ("dtype", "config_overrides", "trust_remote_code")
 DATA_KEYS = ("columns", "template", "add_bos", "system_prompt", "end_token")
-REWARD_KEYS = ("function", "functions", "require_finished", "timeout_s", "memory_mb")
+REWARD_KEYS = (
+    "function",
+    "functions",
+    "headers",
+    "environment",
+    "require_finished",
+    "timeout_s",
+    "memory_mb",
+)
 SMALL_TASK = {"data": {"template": "plain", "add_bos": True}, "reward": {"function": "boxed"}}
 
 
@@ -87,7 +96,7 @@ def settings_of(source: ModelSource) -> dict[str, dict[str, Any]]:
 
 def as_trained(config: Config) -> dict[str, Any]:
     """The evaluation's keys that follow from a run's configuration: how it asks and grades, and starts engines."""
-    model, data, reward = asdict(config.model), asdict(config.data), asdict(config.reward)
+    model, data, reward = (written(part) for part in (config.model, config.data, config.reward))
     return {
         **{name: model[name] for name in MODEL_KEYS},
         "data": {name: data[name] for name in DATA_KEYS},

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt_ray.config.load import load_as, load_run_config
+from hpt_ray.config.references import public
 from hpt_ray.config.schema import DataConfig, ModelConfig
 from hpt_ray.data import mini
 from hpt_ray.data.benchmarks import BENCHMARKS, Benchmark, expand
@@ -28,7 +29,8 @@ from hpt_ray.evaluation.model import ModelSource, locate_model, settings_of
 from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
 from hpt_ray.evaluation.statistics import check_ks, default_ks
 from hpt_ray.learner.model import load_model_config
-from hpt_ray.reward import check_ground_truth, check_reward_function
+from hpt_ray.reward import check_ground_truth
+from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.rollout.requests import Sampling
 
 
@@ -99,7 +101,7 @@ class Plan:
                     "top_p": task.sampling.top_p,
                     "max_response_tokens": task.sampling.max_tokens,
                     "stop_token_ids": list(task.sampling.stop_token_ids),
-                    "reward_functions": dict(task.reward_functions),
+                    "reward_functions": public(dict(task.reward_functions)),
                 }
                 for task in self.tasks
             },
@@ -124,8 +126,7 @@ def make_plan(config: EvaluateConfig) -> Plan:
     if not mini.is_mini(model.path):
         load_model_config(model_section(config, model.path), model.path)
     template = Template(config.data, tokenizer)
-    for function in {config.reward.function, *config.reward.functions.values()}:
-        check_reward_function(function)
+    check_reward_functions(config.reward)
     names = expand(config.benchmarks)
     rows = [BENCHMARKS[name] for name in names]
     rows += [BENCHMARKS.get(name, Benchmark(name, name)) for name in config.sets if name not in names]
@@ -216,7 +217,9 @@ def _reward_functions(config: EvaluateConfig, row: Benchmark, prompts: PromptSet
     for prompt in prompts:
         function = config.reward.functions.get(prompt.data_source, other)
         if problem := check_ground_truth(prompt.ground_truth, function):
-            raise UserError(f"{row.name}, prompt {prompt.id}: {problem} (reward function {function}).")
+            raise UserError(
+                f"{row.name}, prompt {prompt.id}: {problem} (reward function {public(function)})."
+            )
         found[prompt.data_source] = function
     return found
 

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 import hpt_ray
+from hpt_ray.config.references import public
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.plan import Plan, Task
 from hpt_ray.evaluation.results import PromptResult
@@ -78,7 +79,7 @@ def _benchmark(plan: Plan, task: Task, rows: list[PromptResult]) -> dict[str, An
         "max_response_tokens": sampling.max_tokens,
         "as_published": task.as_published,
         "reward_functions": {
-            source: {"reward_function": function, "in_training": training.get(source)}
+            source: public({"reward_function": function, "in_training": training.get(source)})
             for source, function in task.reward_functions.items()
         },
         "mean": mean_over_prompts(num_correct / n).as_json(),

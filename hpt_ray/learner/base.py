@@ -7,23 +7,25 @@ the module is and what a micro-batch does to it is the subclass's. All ranks get
 from __future__ import annotations
 
 import os
-import random
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-import numpy as np
 
 from hpt_ray.cluster.network import listen
 from hpt_ray.cluster.process import importing, memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
+from hpt_ray.errors import failures_of
 
 if TYPE_CHECKING:
     from hpt_ray.learner.deepspeed_state import LocalState
+
+# DeepSpeed's own calls unpickle whatever a file names; this goes before them (`unpickling.only`).
+TENSORS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class RankWorker(Generic[Spec]):
         prepare_process(
             threads=spec.learner.num_cpus,
             log_file=log_file,
-            environment={} if self._gpu else {"DS_ACCELERATOR": "cpu"},
+            environment=TENSORS_ONLY | ({} if self._gpu else {"DS_ACCELERATOR": "cpu"}),
         )
         self._rank, self._world_size, self._spec = rank, world_size, spec
         self._report = UpdateReport()
@@ -106,11 +108,12 @@ class RankWorker(Generic[Spec]):
             import torch
 
             import hpt_ray.learner.model  # noqa: F401  (which `_module` needs)
+            from hpt_ray.learner import random_state
             from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
 
         spec = self._spec
         torch.set_num_threads(max(1, int(spec.learner.num_cpus)))
-        _seed(spec.seed)
+        random_state.seed(spec.seed)
         join_ranks(
             host,
             port,
@@ -135,6 +138,8 @@ class RankWorker(Generic[Spec]):
         with self._span("step"):
             self._engine.reduce()
             self._report.grad_norm, self._report.skipped = self._engine.step(learning_rate)
+            if self._spec.learner.base_pull:
+                self._report.count("optim/base_distance_squared", *self._engine.base_distance())
         report, self._report = self._report, UpdateReport()
         report.peaks["memory/learner_mb"] = memory_mb()
         return report
@@ -169,8 +174,8 @@ class RankWorker(Generic[Spec]):
 
     # -- weights and checkpoints -------------------------------------------------------------------
 
-    def export(self, folder: str) -> None:
-        """Write the Hugging Face folder (rank 0). Collective."""
+    def export(self, folder: str) -> list[str]:
+        """Write the Hugging Face folder (rank 0); what could not be written, and why. Collective."""
         from hpt_ray.learner.model import export_policy
 
         with self._span("export"):
@@ -178,31 +183,33 @@ class RankWorker(Generic[Spec]):
             for name, tensor in self._engine.full_parameters():
                 if self._rank == 0:
                     state[hf_name(name)] = tensor.to("cpu", copy=True)
-            if self._rank == 0:
-                export_policy(self._engine.module.model, state, self._spec.model_path, Path(folder))
+            if self._rank > 0:
+                return []
+            write = partial(export_policy, self._engine.module.model, state, self._spec.model_path)
+            return failures_of(lambda: write(Path(folder)))
 
-    def save(self, folder: str) -> None:
-        """Weights, optimizer state and random state of every rank. Collective."""
-        import torch
+    def save(self, folder: str) -> list[str]:
+        """Weights, optimizer state and random state of every rank; what could not be written, and why.
+
+        The rank can go on either way. Collective.
+        """
+        from hpt_ray.learner import random_state
 
         with self._span("save"):
-            self._engine.save(Path(folder))
-            torch.save(_random_state(), Path(folder) / f"random-{self._rank}.pt")
+            unwritten = self._engine.save(Path(folder))
+            return unwritten + failures_of(lambda: random_state.write(Path(folder), self._rank))
 
     def load(self, folder: str) -> None:
         """What `save` wrote, with as many ranks or with others. Collective.
 
         Raises `UserError` where it was written with a ZeRO stage that this one cannot continue.
         """
-        import torch
+        from hpt_ray.learner import random_state
 
         with self._span("load"):
             self._engine.load(Path(folder))
-            file = Path(folder) / f"random-{self._rank}.pt"
-            if file.exists():
-                _set_random_state(torch.load(file, weights_only=False))
-            else:  # a rank that was not there when this was saved
-                _seed(self._spec.seed + self._rank)
+            if not random_state.read(Path(folder), self._rank):  # it was not there when this was saved
+                random_state.seed(self._spec.seed + self._rank)
 
     def node_id(self) -> str:
         """Of the node that this rank is on, as Ray names it."""
@@ -217,6 +224,8 @@ class RankWorker(Generic[Spec]):
         """
         import ray
 
+        from hpt_ray.learner import random_state
+
         limit = self._spec.learner.timeout_s / 2  # sooner than those who wait for this rank give up
         under_way: list[Any] = []
         with self._span("copy"):
@@ -224,7 +233,7 @@ class RankWorker(Generic[Spec]):
                 shared = ray.put(piece.read().numpy())
                 ray.get(under_way, timeout=limit)  # one piece on its way while the next is read
                 under_way = [replica.put.remote(step, name, shared) for replica in replicas]
-            under_way += [replica.put.remote(step, "random", _random_state()) for replica in replicas]
+            under_way += [replica.put.remote(step, "random", random_state.current()) for replica in replicas]
             ray.get(under_way, timeout=limit)
 
     def restore_from(self, replica: Any, step: int) -> None:
@@ -232,38 +241,18 @@ class RankWorker(Generic[Spec]):
         import ray
         import torch
 
+        from hpt_ray.learner import random_state
+
         limit = self._spec.learner.timeout_s
         with self._span("load"), self._engine.restoring() as state:
             for name, piece in self._named_pieces(state):
                 part = ray.get(replica.get.remote(step, name), timeout=limit)
                 piece.write(torch.from_numpy(part.copy()))  # torch warns of an array that it may not write
-            _set_random_state(ray.get(replica.get.remote(step, "random"), timeout=limit))
+            random_state.set_to(ray.get(replica.get.remote(step, "random"), timeout=limit))
 
     def _named_pieces(self, state: LocalState) -> Iterator[tuple[str, Any]]:
         pieces = state.pieces(is_first=self._rank == 0)
         return ((f"piece-{i}", piece) for i, piece in enumerate(pieces))
-
-
-def _seed(seed: int) -> None:
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _random_state() -> dict[str, Any]:
-    import torch
-
-    return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
-
-
-def _set_random_state(states: dict[str, Any]) -> None:
-    import torch
-
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
 
 
 def hf_name(name: str) -> str:

@@ -25,6 +25,7 @@ def optimizer_of(config: Config) -> LearnerConfig:
         num_cpus=critic.num_cpus,
         num_gpus=critic.num_gpus,
         learning_rate=critic.learning_rate,
+        base_pull=0.0,  # its head has no base
     )
 
 

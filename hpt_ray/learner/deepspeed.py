@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ import torch.distributed as dist
 
 from hpt_ray.cluster.network import rendezvous_store
 from hpt_ray.config.schema import LearnerConfig
-from hpt_ray.learner.deepspeed_state import Layout, LocalState, converted, offload, reload
+from hpt_ray.errors import failures_of
+from hpt_ray.learner.deepspeed_state import (
+    Layout,
+    LocalState,
+    converted,
+    masters_of,
+    offload,
+    reload,
+    tensors_only,
+)
+from hpt_ray.learner.optimizer import AdamW
 from hpt_ray.weight_sync.buckets import cut
 
 GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where the reader does not say
@@ -81,15 +92,6 @@ def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
     return _merge(ours, config.deepspeed)
 
 
-class _AdamW(torch.optim.AdamW):
-    """AdamW that can be held still while DeepSpeed goes through its step, which clears the gradient."""
-
-    is_held = False
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        return None if self.is_held else super().step(closure)
-
-
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in extra.items():
@@ -106,11 +108,12 @@ class DeepSpeedEngine:
 
         self._config = config
         self._world_size = world_size
-        self._optimizer = _AdamW(
+        self._optimizer = AdamW(
             [p for p in module.parameters() if p.requires_grad],
             lr=0.0,  # each step brings its own; DeepSpeed may step once while it starts
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
+            base_pull=config.base_pull,
         )
         settings = deepspeed_config(config, dtype=dtype)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=settings)
@@ -119,11 +122,21 @@ class DeepSpeedEngine:
             # The micro-batches of a step add up in float32: in bfloat16 the error grows with their number.
             for parameter in module.parameters():
                 parameter.grad_dtype = torch.float32
+        masters = masters_of(self._engine, self._optimizer, zero_stage=config.zero_stage)
+        self._optimizer.remember_base(masters, getattr(torch, dtype))
         self._accumulation: contextlib.ExitStack | None = None  # open while micro-batches add up
         self._is_reduced = False
         self._is_offloaded = False
         self.device = self._engine.device
         self._loss = torch.zeros((), device=self.device)
+        self._unwritten: list[str] = []  # what the save under way could not write, and why
+        # A rank that cannot write says so later: first it meets the others, who would wait for it.
+        files = self._engine.checkpoint_engine
+        for owner, name in ((files, "makedirs"), (files, "save"), (self._engine, "_copy_recovery_script")):
+            setattr(owner, name, partial(self._write, getattr(owner, name)))
+
+    def _write(self, write: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self._unwritten += failures_of(partial(write, *args, **kwargs))
 
     @property
     def module(self) -> Any:
@@ -182,6 +195,10 @@ class DeepSpeedEngine:
         self._is_reduced = False
         self._loss.zero_()
         return norm, skipped
+
+    def base_distance(self) -> tuple[float, float]:
+        """‖θ − θ₀‖² and ‖θ₀‖² of this rank's share; of both the same multiple where every rank has all. Local."""
+        return self._optimizer.base_distance()
 
     def forget_optimizer(self) -> None:
         """Moments and step counts as before the first step. In place: DeepSpeed holds on to the tensors."""
@@ -248,35 +265,40 @@ class DeepSpeedEngine:
         if not self._is_offloaded:
             assert self._accumulation is None, "gradients wait for their step"
             offload(self._engine)
+            self._optimizer.follow_masters()
             self._is_offloaded = True
 
     def reload(self) -> None:
         """Be ready to train again."""
         if self._is_offloaded:
             reload(self._engine)
+            self._optimizer.follow_masters()
             self._is_offloaded = False
 
-    def save(self, folder: Path) -> None:
-        """Optimizer and partitioned weights, one file a rank. Collective."""
+    def save(self, folder: Path) -> list[str]:
+        """Optimizer and partitioned weights, one file a rank; what could not be written, and why. Collective."""
+        self._unwritten = []
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
         if dist.get_rank() == 0:
-            self._layout.write(folder)
+            self._write(self._layout.write, folder)
+        return self._unwritten
 
     def load(self, folder: Path) -> None:
         """What `save` wrote, also with another number of ranks. Collective.
 
-        Raises `UserError` where the ZeRO stages do not go together.
+        Raises `UserError` where the ZeRO stages do not go together, or a file holds more than a state is made of.
         """
         assert not self._is_offloaded, "what is loaded belongs on the device"
         saved = Layout.read(folder)
-        if not self._layout.needs_conversion(saved, folder):
-            return self._load(folder)
-        with converted(folder) as universal:
-            self._engine._config.load_universal_checkpoint = True
-            try:
-                self._load(universal)
-            finally:
-                self._engine._config.load_universal_checkpoint = False
+        with tensors_only(folder):
+            if not self._layout.needs_conversion(saved, folder):
+                return self._load(folder)
+            with converted(folder) as universal:
+                self._engine._config.load_universal_checkpoint = True
+                try:
+                    self._load(universal)
+                finally:
+                    self._engine._config.load_universal_checkpoint = False
 
     def local_state(self) -> LocalState:
         """What this rank's training state is made of, between two steps. Local."""

@@ -13,7 +13,7 @@ import json
 import shutil
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from hpt_ray.errors import UserError
+from hpt_ray.learner.unpickling import only
 
 LAYOUT = "layout.json"
 UNIVERSAL = "universal"
@@ -65,6 +66,15 @@ class Layout:
 def _family(layout: Layout) -> int:
     """Equal for layouts that have a universal form in common: ZeRO 1 and 2 do."""
     return min(layout.zero_stage, 1) if layout.zero_stage < 3 else 3
+
+
+def tensors_only(folder: Path) -> AbstractContextManager[None]:
+    """Nothing but a training state is made from DeepSpeed's files, which are pickles. See `unpickling.only`."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return only([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address], folder)
 
 
 @contextmanager
@@ -129,10 +139,8 @@ class LocalState:
         """`optimizer` is the one that DeepSpeed's `engine` wraps."""
         weights = list(engine.module.parameters())
         if zero_stage == 3:
-            masters = engine.optimizer.fp32_partitioned_groups_flat
             weights = [p.ds_tensor for p in weights]
-        else:
-            masters = [p for group in optimizer.param_groups for p in group["params"]]
+        masters = masters_of(engine, optimizer, zero_stage=zero_stage)
         moments = [_moments(optimizer, master)[name] for master in masters for name in MOMENTS]
         steps = [tensor.data for tensor in [*masters, *moments]]
         weights = [tensor.data for tensor in weights]
@@ -154,6 +162,13 @@ class LocalState:
             there = piece.read().to(device)
             dist.broadcast(there, 0)
             piece.write(there)
+
+
+def masters_of(engine: Any, optimizer: torch.optim.AdamW, *, zero_stage: int) -> list[torch.Tensor]:
+    """What `optimizer` steps on this rank; ZeRO 3 puts it there for the time of a step only."""
+    if zero_stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _moments(optimizer: torch.optim.AdamW, master: torch.Tensor) -> dict[str, torch.Tensor]:

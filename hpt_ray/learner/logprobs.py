@@ -347,7 +347,9 @@ class TokenScorer(torch.nn.Module):
         rule = rule_of(model.config)
         rule.check(model.config)
         self.model = model
-        self._softcap = rule.softcap_of(model.config)
+        # cap(s · z, c) / T = cap(z, c / s) / (T / s): logits that the model scales take no products of their own.
+        self._scale, softcap = rule.scale_of(model.config), rule.softcap_of(model.config)
+        self._softcap = None if softcap is None else softcap / self._scale
         layer = model.get_output_embeddings()
         # A subclass of the linear layer may compute anything.
         self.head = LogProbHead(layer, self._softcap) if type(layer) is torch.nn.Linear else None
@@ -356,7 +358,8 @@ class TokenScorer(torch.nn.Module):
         """log π_θ [R] and entropy of π_θ [R], float32; the entropy is detached unless asked for."""
         head = self._score_in_chunks if self.head is None else self.head
         hidden = samples.hidden_before(self.model)
-        logprob, entropy = head(hidden, samples.targets, samples.temperature, entropy_grad)
+        temperature = samples.temperature / self._scale
+        logprob, entropy = head(hidden, samples.targets, temperature, entropy_grad)
         return logprob.float(), entropy.float()
 
     def _score_in_chunks(

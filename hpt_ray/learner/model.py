@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data.model_folder import no_weights
@@ -33,6 +34,9 @@ SIDE_FILES = (
     "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json",
     "chat_template*", "generation_config.json", "*.tiktoken", "*.model",
 )  # fmt: skip
+
+# In keys of config.json: probabilities of dropping numbers, and the size of noise.
+RANDOM_IN_TRAINING = ("dropout", "pdrop", "layerdrop", "jitter")
 
 
 def load_policy(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel:
@@ -57,8 +61,17 @@ def load_model_config(config: ModelConfig, path: str) -> PreTrainedConfig:
         hf_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={path}: no model configuration can be read there: {error}") from error
+    switch_dropout_off(hf_config)
     override(hf_config, config.config_overrides)
     return hf_config
+
+
+def switch_dropout_off(config: PreTrainedConfig) -> None:
+    """Whatever is random in training alone, so that the learner computes the model that was sampled from."""
+    for part in (config, config.get_text_config()):
+        for name, value in part.to_dict().items():
+            if isinstance(value, float) and any(word in name for word in RANDOM_IN_TRAINING):
+                setattr(part, name, 0.0)
 
 
 def override(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> None:
@@ -73,6 +86,27 @@ def override(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> None:
                 f"nothing would read it{hint}."
             )
         setattr(config, name, value)
+
+
+class Published:
+    """Parameters of `model` under the names, and in the parts, that its checkpoints have and vLLM reads.
+
+    Experts that are one parameter in transformers are many on a disk. Such parts are copies, made one at a time: they
+    stay what they are when ZeRO 3 lets go of the whole.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self._model = model
+        self._as_they_are: set[str] = set()  # found out once: asking takes a millisecond a parameter
+
+    def parts_of(self, name: str, parameter: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
+        if name in self._as_they_are:
+            return [(name, parameter)]
+        parts = revert_weight_conversion(self._model, {name: parameter})
+        if parts.get(name) is parameter:
+            self._as_they_are.add(name)
+            return [(name, parameter)]
+        return ((part_name, part.clone()) for part_name, part in parts.items())
 
 
 def export_policy(

@@ -7,6 +7,7 @@ no algorithm's name, no prompt, no reward.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,9 +42,11 @@ class LearnerWorker(RankWorker[LearnerSpec]):
 
     def _module(self) -> Any:
         from hpt_ray.learner.logprobs import TokenScorer
-        from hpt_ray.learner.model import load_policy
+        from hpt_ray.learner.model import Published, load_policy
 
-        return TokenScorer(load_policy(self._spec.model, self._spec.model_path, seed=self._spec.seed))
+        model = load_policy(self._spec.model, self._spec.model_path, seed=self._spec.seed)
+        self._as_published = Published(model)
+        return TokenScorer(model)
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -110,13 +113,22 @@ class LearnerWorker(RankWorker[LearnerSpec]):
     # -- weights out -------------------------------------------------------------------------------
 
     def weight_metas(self) -> list[Any]:
-        """Name, dtype and shape of every weight, as Hugging Face names them, in the order they are sent."""
+        """Name, dtype and shape of every weight, as checkpoints name them, in the order they are sent."""
+        import torch
+
         from hpt_ray.weight_sync.buckets import TensorMeta
 
         return [
-            TensorMeta(hf_name(name), str(dtype).removeprefix("torch."), shape)
-            for name, dtype, shape in self._engine.parameter_shapes()
+            TensorMeta(name, str(part.dtype).removeprefix("torch."), tuple(part.shape))
+            for name, part in self._published(
+                (name, torch.empty(shape, dtype=dtype, device="meta"))
+                for name, dtype, shape in self._engine.parameter_shapes()
+            )
         ]
+
+    def _published(self, parameters: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        for name, parameter in parameters:
+            yield from self._as_published.parts_of(hf_name(name), parameter)
 
     def join_transfer(self, rendezvous: Any) -> None:
         """Become place 0 of the transfer group that meets there. Rank 0 only."""
@@ -128,21 +140,21 @@ class LearnerWorker(RankWorker[LearnerSpec]):
 
     def send_weights(self, bucket_bytes: int, keep: bool) -> None:
         """Gather (all ranks) and send (rank 0) every weight; with `keep`, also into host memory. Collective."""
-        tensors = (tensor for _, tensor in self._engine.full_parameters(bucket_bytes))
+        parameters = self._engine.full_parameters(bucket_bytes)
         num_buffers = 1 if self._spec.learner.zero_stage == 3 else 2  # what is gathered is the other bucket
         with self._span("send weights"):
             try:
                 if self._rank == 0:
                     self._sender.send(
                         self.weight_metas(),
-                        tensors,
+                        (part for _, part in self._published(parameters)),
                         bucket_bytes=bucket_bytes,
                         num_buffers=num_buffers,
                         keep=keep,
                     )
             finally:
                 # The other ranks help to gather, to the end, also where sending broke off.
-                for _ in tensors:
+                for _ in parameters:
                     pass
 
     def resend_weights(self) -> None:

@@ -16,7 +16,7 @@ def means(parts: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, float
     for part in parts:
         for name, (total, count) in part.items():
             sums[name] = (sums[name][0] + total, sums[name][1] + count)
-    derived = _importance(sums) | _explained(sums)
+    derived = _importance(sums) | _explained(sums) | _away(sums)
     return {name: total / count if count else None for name, (total, count) in sums.items()} | derived
 
 
@@ -48,6 +48,12 @@ def _explained(sums: dict[str, tuple[float, float]]) -> dict[str, float | None]:
         "critic/value_mean": returns - error,
         "critic/explained_variance": explained,
     }
+
+
+def _away(sums: dict[str, tuple[float, float]]) -> dict[str, float | None]:
+    """‖θ − θ₀‖/‖θ₀‖ of the two squares, which it takes out of `sums`."""
+    moved, length = sums.pop("optim/base_distance_squared", (0.0, 0.0))
+    return {"optim/base_distance": (moved / length) ** 0.5} if length else {}
 
 
 def peaks(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpt_ray.observe.tables import two_columns
-from hpt_ray.utils.text import printable
+from hpt_ray.text import printable
 
 
 @dataclass(frozen=True, slots=True)

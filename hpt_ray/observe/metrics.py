@@ -91,6 +91,12 @@ METRICS: tuple[Metric, ...] = (
         "KL from the frozen reference on rollout tokens (`kl_estimator`).",
         False,
     ),
+    Metric(
+        "optim/base_distance",
+        "share",
+        "‖θ − θ₀‖/‖θ₀‖ after the last update, θ₀ being the base; with `learner.base_pull`.",
+        False,
+    ),
     Metric("learner/demo_loss", "nats/token", "Mean −log π on the demonstrations that trained.", False),
     Metric("learner/skipped_samples", "rows", "Rows whose terms are all exactly zero, so never sent."),
     Metric(

@@ -19,6 +19,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from hpt_ray.observe.console import CommandConsole
 from hpt_ray.observe.step_line import (
     BAD,
     ODD,
@@ -29,7 +30,7 @@ from hpt_ray.observe.step_line import (
     step_part,
     step_parts,
 )
-from hpt_ray.utils.text import printable
+from hpt_ray.text import printable
 
 WINDOW = 20  # steps whose mean time predicts the time left
 STEP_LINE_S = 2.0  # between two lines of steps: every step that takes longer has its own
@@ -103,7 +104,7 @@ class Progress:
         step_line_s: float = STEP_LINE_S,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.console = console or Console()
+        self.console = console or CommandConsole()
         self._total, self._step, self._phase = total, first_step, "starting"
         self._in_step = False  # one after `_step` is under way
         self._clock, self._pace = clock, Pace(total, clock)

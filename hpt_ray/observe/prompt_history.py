@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hpt_ray.config import renamed
-from hpt_ray.observe.run_folder import write_atomic
+from hpt_ray.observe.run_folder import read_json_lines, write_atomic
+from hpt_ray.text import storable
 from hpt_ray.types import Decision, FinishReason, Group
 
 
@@ -38,14 +39,12 @@ class PromptHistory:
             for group, decision in pairs
         ]
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(_text(lines))
+            file.write(storable(_text(lines)))
 
     def cut_after(self, step: int) -> None:
         before = renamed.existing(self._path)
         if before.is_file():
-            lines = [
-                renamed.fields(json.loads(line)) for line in before.read_text(encoding="utf-8").splitlines()
-            ]
+            lines = [renamed.fields(line) for line in read_json_lines(before)]
             write_atomic(self._path, _text(line for line in lines if line["step"] <= step))
 
 

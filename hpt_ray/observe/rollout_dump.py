@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 from hpt_ray.observe.metrics import branch_of
+from hpt_ray.text import storable
 from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 SCHEMA = pa.schema(
@@ -115,11 +116,18 @@ def _write(path: Path, step: int | None, pairs: Sequence[Pair]) -> Path:
     columns = []
     for field in SCHEMA:
         values = [line.get(field.name) for line in lines]
-        is_list = pa.types.is_list(field.type)
-        columns.append(_lists(values, field.type.value_type) if is_list else pa.array(values, field.type))
+        if pa.types.is_list(field.type):
+            columns.append(_lists(values, field.type.value_type))
+        elif pa.types.is_string(field.type):
+            columns.append(pa.array([value and storable(value) for value in values], field.type))
+        else:
+            columns.append(pa.array(values, field.type))
     aside = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), aside, compression="zstd")
-    aside.replace(path)
+    try:
+        pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), aside, compression="zstd")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 

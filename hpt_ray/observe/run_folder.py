@@ -5,26 +5,34 @@
       rollouts/  checkpoints/  tensorboard/  logs/
     runs/latest -> the folder that was made last
 
-Everything a person looks at is drawn from here. What goes into checkpoints is up to `checkpoint/`.
+The time is UTC. It never goes back: where the clock does, the time of the newest run stays and a number follows it,
+so names are in the order in which runs were made. Everything a person looks at is drawn from here. What goes into
+checkpoints is up to `checkpoint/`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
+import stat
+import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hpt_ray.config import renamed
+from hpt_ray.config.checks import naming
 from hpt_ray.errors import UserError
+from hpt_ray.text import storable
 from hpt_ray.utils.names import nearest_path
 
-NAME_BYTES = 200  # of 255 that a file system takes; the time and a number follow
+MODE = 0o755  # of run folders: others may look, whatever the umask says
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +84,12 @@ class RunFolder:
     @classmethod
     def create(cls, directory: str | os.PathLike[str], name: str) -> RunFolder:
         """Make a new folder for run `name` and point `latest` to it. Raises `UserError` where it cannot."""
-        check_run_name(name)
+        if problems := [*naming(name)]:
+            raise UserError(problems[0])
         parent = Path(directory)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = cls(_make_unique(parent, f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
+            folder = cls(_make_newest(parent, name))
             folder._make_parts()
             folder.point_latest()
         except OSError as error:
@@ -92,16 +101,36 @@ class RunFolder:
         """The existing run folder at `path`, to be continued. Raises `UserError` where there is none."""
         check_run_folder(path)
         folder = cls(Path(path).resolve())
-        folder._make_parts()
-        folder.point_latest()
+        try:
+            folder._make_parts()
+            folder.point_latest()
+        except OSError as error:
+            raise UserError(f"resume={path}: nothing can be written there: {error}.") from error
         return folder
 
     @classmethod
     def newest(cls, directory: str | os.PathLike[str], name: str) -> RunFolder | None:
-        """The newest run of this name that has a checkpoint; None where there is none."""
+        """The newest run of this name that has a checkpoint; None where there is none.
+
+        What another user may have put there is passed over, with a warning. Raises `UserError` where there is
+        nothing else.
+        """
         checkpoints = Path(directory).glob(f"{name}-*/checkpoints/step-*")
-        newest = newest_name({path.parents[1].name for path in checkpoints}, name)
-        return cls(Path(directory, newest)) if newest else None
+        runs = {path.parents[1].name for path in checkpoints if path.is_dir()}
+        refused = []
+        while (newest := newest_name(runs, name)) is not None:
+            runs.remove(newest)
+            folder = cls(Path(directory, newest))
+            if (why := foreign(folder.root, folder.checkpoints)) is None:
+                return folder
+            refused.append(why)
+            logging.getLogger(__name__).warning("resume=auto passes over %s: %s", folder.root, why)
+        if refused:
+            raise UserError(
+                f"resume=auto: {'; '.join(refused)}. Name the run with resume=FOLDER if you trust it, or start one of "
+                "your own with resume=never."
+            )
+        return None
 
     def append_metrics(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Add one step to metrics.jsonl and hand back what was written.
@@ -127,11 +156,10 @@ class RunFolder:
         write_atomic(self.metrics, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of metrics.jsonl. A last line left unfinished by a killed run is not one."""
+        """All lines of metrics.jsonl that are whole, as `read_json_lines` reads them."""
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        return [renamed.metrics(json.loads(line)) for line in lines if line]
+        return [renamed.metrics(line) for line in read_json_lines(self.metrics)]
 
     def cut_after(self, step: int) -> int:
         """Forget what came after `step`, before a run goes on from there; each step then appears once.
@@ -142,7 +170,8 @@ class RunFolder:
         kept = [line for line in lines if line["step"] <= step]
         self._write_metrics(kept)
         for path in self.rollouts.glob("step-*.parquet"):
-            if int(path.stem.removeprefix("step-")) > step:
+            number = path.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > step:
                 path.unlink()
         return len(lines) - len(kept)
 
@@ -165,15 +194,7 @@ class RunFolder:
 
     def _make_parts(self) -> None:
         for part in (self.rollouts, self.checkpoints, self.tensorboard, self.logs):
-            part.mkdir(exist_ok=True)
-
-
-def check_run_name(name: str) -> None:
-    """Raises `UserError` for a `run.name` that cannot begin the name of a folder."""
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise UserError(f"`run.name` is {name!r}: use letters, digits, dot, dash and underscore only.")
-    if len(name.encode()) > NAME_BYTES:
-        raise UserError(f"`run.name` is {len(name)} characters long: {NAME_BYTES} bytes are the most.")
+            part.mkdir(mode=MODE, exist_ok=True)
 
 
 def check_run_folder(path: str | os.PathLike[str]) -> None:
@@ -230,25 +251,71 @@ def newest_name(folders: Iterable[str], run: str) -> str | None:
 
     Example: `newest_name(["a-20250101-000000", "a-20250101-000000-2"], "a") == "a-20250101-000000-2"`.
     """
-    pattern = re.compile(re.escape(run) + r"-(\d{8}-\d{6})(?:-(\d+))?")
-    matches = filter(None, map(pattern.fullmatch, folders))
-    newest = max(matches, key=lambda match: (match[1], int(match[2] or 1)), default=None)
-    return newest and newest[0]
+    made = {folder: time for folder in folders if (time := _time_of(folder, run)) is not None}
+    return max(made, key=made.__getitem__, default=None)
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace the whole file or leave it as it was."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(storable(text), encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
-def _make_unique(parent: Path, stem: str) -> Path:
-    number = 1
-    while True:
-        path = parent / (stem if number == 1 else f"{stem}-{number}")
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that are about a step.
+
+    Others are passed over: one left unfinished by a killed run or a full disk, or what a fault of the disk made of it.
+    """
+    found = []
+    for text in path.read_bytes().split(b"\n"):
         try:
-            path.mkdir()
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append(line)
+    return found
+
+
+def foreign(*paths: Path) -> str | None:
+    """Why another user could have made, or can change, what is there; None: only this one, or root.
+
+    Ours is what belongs to whoever owns what we make beside it: some file systems know users by other numbers.
+    """
+    ours = {os.getuid(), 0}
+    with suppress(OSError), tempfile.TemporaryFile(dir=paths[0].parent) as own:
+        ours = {os.fstat(own.fileno()).st_uid, 0}
+    for path in filter(os.path.lexists, paths):
+        facts = path.stat()
+        if facts.st_uid not in ours:
+            return f"{path} belongs to another user (uid {facts.st_uid})"
+        with_group = stat.S_IWGRP * (facts.st_gid != facts.st_uid)  # unless it is the user's own
+        if facts.st_mode & (stat.S_IWOTH | with_group):
+            return f"{path} can be changed by other users (to forbid it: chmod -R go-w {paths[0]})"
+    return None
+
+
+def _time_of(folder: str, run: str) -> tuple[str, int] | None:
+    """Time and number in the name of a folder of the run `run`; None for other names."""
+    match = re.fullmatch(re.escape(run) + r"-(\d{8}-\d{6})(?:-(\d+))?", folder, re.ASCII)
+    return match and (match[1], int(match[2] or 1))
+
+
+def _make_newest(parent: Path, name: str) -> Path:
+    """A new folder whose name comes after those of all runs of this name that are ours."""
+    stamp, number = f"{datetime.now(UTC):%Y%m%d-%H%M%S}", 1
+    for path in parent.glob(f"{name}-*"):
+        made = _time_of(path.name, name)
+        if made is not None and made >= (stamp, number) and foreign(path) is None:
+            stamp, number = made[0], made[1] + 1
+    while True:
+        path = parent / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
+        try:
+            path.mkdir(mode=MODE)
             return path
         except FileExistsError:
             number += 1

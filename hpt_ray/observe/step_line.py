@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.text import Text
 
-from hpt_ray.utils.text import printable
+from hpt_ray.text import printable
 
 GAP = "  "
 ALWAYS = 0  # the rank of a part that stays

@@ -22,8 +22,8 @@ from hpt_ray.algorithms.gates import GATES
 from hpt_ray.config.schema import Config
 from hpt_ray.observe.metrics import branch_of
 from hpt_ray.observe.step_line import short_time
+from hpt_ray.text import printable
 from hpt_ray.types import Decision, Group, RewardResult, Rollout
-from hpt_ray.utils.text import printable
 
 PROMPT_CHARS, RESPONSE_CHARS = 600, 2_000  # of one text in a table of samples
 

@@ -2,18 +2,20 @@
 
 One thread per process takes tasks from a queue that all callers share, hands its process one response at a
 time and waits for the result, at most `timeout_s`. So a time-out, a crash or a lack of memory always belongs
-to exactly one response: the process is killed (SIGKILL, with whatever it started) and replaced, and no other
+to exactly one response: the process is killed (with whatever it started, see `keeper.py`) and replaced, and no other
 response is touched. A response whose process died is tried once more in a fresh one, so that what was graded
 before it cannot change its result. Loading a reward function does not count towards the limit.
 
 Processes are started anew (`main` below), not forked: this is safe beside threads and in Ray actors, and they
-hold none of the parent's memory. They import neither Ray, torch nor vLLM, and sympy only with a reward function
-that needs it. The pool does not choose reward functions (`service.py` does).
+hold none of the parent's memory. What they send is JSON, checked as it comes in: reading it can run nothing. They
+import neither Ray, torch nor vLLM, and sympy only with a reward function that needs it. The pool does not choose
+reward functions (`service.py` does).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import queue
@@ -23,15 +25,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import hpt_ray
+from hpt_ray.config.references import public
+from hpt_ray.config.schema import RewardConfig
+from hpt_ray.reward.environment import clean_environment
+from hpt_ray.reward.functions.returned import MAX_DETAIL_CHARS, to_result
 from hpt_ray.reward.functions.row import NO_ROW, Row
-from hpt_ray.reward.functions.table import RewardFunction, build, takes_row
+from hpt_ray.reward.functions.table import RewardFunction, build, takes_headers, takes_row
+from hpt_ray.reward.keeper import work_under_a_keeper
+from hpt_ray.text import PrintableStream, redacted, storable
 from hpt_ray.types import Outcome, RewardResult
 from hpt_ray.utils.plugins import load_inherited
 
@@ -39,11 +45,10 @@ NUM_TRIES = 2  # of a response whose process dies
 LOAD_TIMEOUT_S = 60.0  # importing a reward function, on both sides
 ORPHAN_GRACE_S = 5.0  # the parent's kill comes first
 OUT_OF_MEMORY = 77  # exit code
-MAX_EXTRACTED_CHARS = 500  # a result stays small whatever the response was
-MAX_DETAIL_CHARS = 300
+END_S = 5.0  # for a keeper to end all that is below it
+MAX_REPLY_BYTES = 1_000_000
 
 _CHILD = "import sys; from hpt_ray.reward.pool import main; main(*sys.argv[1:])"
-_PACKAGE_PARENT = str(Path(hpt_ray.__file__).resolve().parents[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,8 @@ class Pool:
 
     `preload` names reward functions that each process loads as it starts. Making the pool does not wait for
     anything. What the caller's process loaded as `run.plugins`, the processes import as well. What they print
-    is added to the file `output`; without one it goes where the caller's goes.
+    is added to the file `output`; without one it goes where the caller's goes. `headers` go to reward functions that
+    ask a server. `environment` names the variables that the processes get beside those every program needs.
     """
 
     def __init__(
@@ -78,17 +84,34 @@ class Pool:
         memory_mb: int = 2048,
         preload: Sequence[str] = (),
         output: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        environment: Sequence[str] = (),
     ) -> None:
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
         self.preload = tuple(preload)
         self.output = output
+        self.headers = dict(headers or {})
+        self.environment = clean_environment(environment)
         self.closed = False
         self.queue: queue.SimpleQueue[tuple[_Batch, int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is queued once `closed` is set
         self._workers = [_Worker(self) for _ in range(num_processes)]
         for worker in self._workers:
             worker.start()
+
+    @classmethod
+    def of(cls, config: RewardConfig, *, preload: Sequence[str] = (), output: str | None = None) -> Pool:
+        """As the section `reward` wants it."""
+        return cls(
+            config.num_processes,
+            timeout_s=config.timeout_s,
+            memory_mb=config.memory_mb,
+            preload=preload,
+            output=output,
+            headers=config.headers,
+            environment=config.environment,
+        )
 
     @property
     def num_replaced(self) -> int:
@@ -190,23 +213,29 @@ class _Worker(threading.Thread):
         popen = self._popen
         if popen is None:
             return 0
-        if popen.returncode is None:  # until it is waited for, its id cannot belong to another process
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(popen.pid, signal.SIGKILL)
-        return popen.wait()
+        popen.terminate()
+        try:
+            return popen.wait(END_S)
+        except subprocess.TimeoutExpired:
+            popen.kill()
+            return popen.wait()
 
     def _grade(self, task: Task) -> RewardResult:
         """The result of one task, whatever it does to the process. Raises _CannotStart."""
         try:
-            request = pickle.dumps((task.reward_function, task.arguments))
+            request = pickle.dumps((task.reward_function, task.arguments, {}))
         except Exception as error:
             return _error(f"the ground truth cannot be sent to another process: {error}")
         for _ in range(NUM_TRIES):
             try:
                 self._start()
                 if reason := self._load(task.reward_function):
-                    return _error(f"reward function {task.reward_function} could not be loaded: {reason}")
-                return _unpacked(*self._ask(request, self._pool.timeout_s))
+                    return _error(
+                        f"reward function {public(task.reward_function)} could not be loaded: {reason}"
+                    )
+                return to_result(RewardResult(*self._ask(request, self._pool.timeout_s)))
+            except (TypeError, ValueError) as error:
+                return _error(f"the grading process sent no result: {error}")
             except TimeoutError:
                 self._end()
                 detail = f"not graded within {self._pool.timeout_s:g} s"
@@ -222,14 +251,6 @@ class _Worker(threading.Thread):
             raise _Ended("the grading pool was closed")
         if self._popen is not None:
             return
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "PYTHONHASHSEED": "0",  # sympy's order of terms, the same in every process
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",  # each of its threads would reserve address space
-            "PYTHONUNBUFFERED": "1",  # what is printed before a kill is not lost
-        }
         self._loaded: set[str] = set()
         try:
             self._socket, theirs = socket.socketpair()
@@ -243,7 +264,7 @@ class _Worker(threading.Thread):
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
-                    env=environment,
+                    env=self._pool.environment,
                     start_new_session=True,  # so that it dies with its own children, and not by Ctrl-C
                 )
         except OSError as error:
@@ -256,7 +277,8 @@ class _Worker(threading.Thread):
         if name in self._loaded:
             return None
         try:
-            reason = self._ask(pickle.dumps((name, None)), LOAD_TIMEOUT_S)
+            headers = self._pool.headers if takes_headers(name) else {}
+            reason = self._ask(pickle.dumps((name, None, headers)), LOAD_TIMEOUT_S)
         except TimeoutError:  # a second try would take as long
             self._end()
             return f"that took longer than {LOAD_TIMEOUT_S:g} s"
@@ -265,15 +287,18 @@ class _Worker(threading.Thread):
         return reason
 
     def _ask(self, request: bytes, limit_s: float) -> Any:
-        """Send a pickled request and wait for its reply. After TimeoutError or _Ended the process is dead."""
+        """Send a pickled request and wait for its reply, JSON. After TimeoutError or _Ended the process is dead."""
         self._socket.settimeout(limit_s)
         try:
             self._socket.sendall(request)
-            return pickle.load(self._reader)
+            line = self._reader.readline(MAX_REPLY_BYTES)
+            if not line.endswith(b"\n"):
+                raise EOFError
+            return json.loads(line)
         except TimeoutError:
             self.kill()
             raise
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
+        except (EOFError, OSError, ValueError, RecursionError) as error:
             code = self.kill()
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             if code == OUT_OF_MEMORY:
@@ -291,44 +316,39 @@ class _Worker(threading.Thread):
 
 
 def _error(detail: str) -> RewardResult:
-    return RewardResult(0.0, Outcome.ERROR, detail=detail)
-
-
-# A result crosses as plain values: to pickle the record itself takes longer than most grading.
-def _packed(result: RewardResult) -> tuple[float, str, str | None, str | None, dict[str, float]]:
-    return result.score, result.outcome.value, result.extracted, result.detail, dict(result.metrics)
-
-
-def _unpacked(score: float, outcome: str, *rest: Any) -> RewardResult:
-    return RewardResult(score, Outcome(outcome), *rest)
+    return RewardResult(0.0, Outcome.ERROR, detail=redacted(detail))
 
 
 # -- in the grading process ------------------------------------------------------------------------
 
 
 def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
-    """Take requests from a socket, one at a time, until it ends.
+    """Take requests from a socket, one at a time, until it ends. Each reply is a line of JSON.
 
-    A request is a pickled `(name, None)`: load this reward function; the reply is None or why that failed. Or it
-    is `(name, arguments)`; the reply is a packed RewardResult. A task that runs into the limit of the
+    A request is a pickled `(name, None, headers)`: load this reward function; the reply is null or why that failed.
+    Or it is `(name, arguments, {})`; the reply is the values of a RewardResult. A task that runs into the limit of the
     address space ends the process with exit code `OUT_OF_MEMORY`, since nothing can be trusted after that. Time
     limits are the parent's: the alarm only ends a process whose parent has vanished.
     """
+    work_under_a_keeper(int(descriptor))
     limit = int(memory_mb) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)  # type: ignore[assignment]
     connection = socket.socket(fileno=int(descriptor))
+    connection.set_inheritable(False)
     reader, writer = connection.makefile("rb"), connection.makefile("wb")
     functions: dict[str, RewardFunction] = {}
     try:
         while True:
-            name, task = pickle.load(reader)
+            name, task, headers = pickle.load(reader)
             limit_s = LOAD_TIMEOUT_S if task is None else float(timeout_s)
             signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
-            reply = _load(functions, name) if task is None else _packed(_grade(functions[name], task))
+            reply = (
+                _load(functions, name, headers) if task is None else _values(_grade(functions[name], task))
+            )
             signal.setitimer(signal.ITIMER_REAL, 0)
-            pickle.dump(reply, writer)
+            writer.write(json.dumps(reply).encode() + b"\n")
             writer.flush()
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
@@ -336,10 +356,10 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
         pass  # nobody asks any more
 
 
-def _load(functions: dict[str, RewardFunction], name: str) -> str | None:
+def _load(functions: dict[str, RewardFunction], name: str, headers: Mapping[str, str]) -> str | None:
     try:
         load_inherited()
-        functions[name] = build(name)
+        functions[name] = build(name, headers)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:  # a user's file may raise anything
@@ -349,19 +369,21 @@ def _load(functions: dict[str, RewardFunction], name: str) -> str | None:
 
 def _grade(function: RewardFunction, arguments: tuple[Any, ...]) -> RewardResult:
     try:
-        result = function(*arguments)
-        if result.extracted is not None and len(result.extracted) > MAX_EXTRACTED_CHARS:
-            result = replace(result, extracted=result.extracted[:MAX_EXTRACTED_CHARS] + "…")
-        if result.detail is not None and len(result.detail) > MAX_DETAIL_CHARS:
-            result = replace(result, detail=result.detail[:MAX_DETAIL_CHARS])
-        return result
+        return to_result(function(*arguments))
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:  # becomes the outcome `error`, which is counted
         return _error(_describe(error))
 
 
+def _values(result: RewardResult) -> list[Any]:
+    return [result.score, result.outcome, result.extracted, result.detail, dict(result.metrics)]
+
+
 def _describe(error: BaseException) -> str:
     """What went wrong, and what notes say of it: where, and with which arguments."""
-    said = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
-    return "; ".join(text[:MAX_DETAIL_CHARS] for text in said)
+    try:
+        said = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+        return "; ".join(storable(text[:MAX_DETAIL_CHARS]) for text in said)
+    except Exception:  # an error of the user's own class may not even have a text
+        return type(error).__name__

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -87,13 +88,8 @@ class VerifierService:
         check_reward_functions(config)
         check_terms(config, max_response_tokens)
         self._outcomes: Counter[str] = Counter()
-        self._pool = Pool(
-            config.num_processes,
-            timeout_s=config.timeout_s,
-            memory_mb=config.memory_mb,
-            preload=sorted({config.function, *config.functions.values()}),
-            output=log_file,
-        )
+        preload = sorted({config.function, *config.functions.values()})
+        self._pool = Pool.of(config, preload=preload, output=log_file)
 
     async def grade(self, items: list[GradeItem]) -> list[RewardResult]:
         """The results of the items, in their order. Never raises for what an item holds."""
@@ -148,6 +144,10 @@ def check_reward_functions(config: RewardConfig) -> None:
             check_reward_function(reward_function)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
+    if unset := [name for name in config.environment if name not in os.environ]:
+        raise UserError(
+            f"reward.environment names {', '.join(unset)}, which is not set in the environment: set it, or take it out."
+        )
 
 
 def check_terms(config: RewardConfig, max_response_tokens: int) -> None:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 
+from hpt_ray.config.references import public
 from hpt_ray.config.schema import RewardConfig
 from hpt_ray.errors import UserError
 from hpt_ray.reward.functions.row import Row
@@ -35,12 +36,7 @@ def try_rewards(
     for i, prompt in enumerate(prompts):
         rows[reward_function_of(config, prompt.data_source)].append(i)
     results: dict[int, RewardResult] = {}
-    with Pool(
-        config.num_processes,
-        timeout_s=config.timeout_s,
-        memory_mb=config.memory_mb,
-        output=os.devnull,
-    ) as pool:
+    with Pool.of(config, output=os.devnull) as pool:
         first = {name: numbers[0] for name, numbers in rows.items()}
         tried = pool.grade([_task(name, prompts[i]) for name, i in first.items()])
         results |= zip(first.values(), tried, strict=True)
@@ -81,6 +77,6 @@ def _failed(
     elif any(words in str(result.detail) for words in NO_MEMORY):
         how = f"raise reward.memory_mb, which is {config.memory_mb}, if it needs more (torch alone may need 8000)"
     return UserError(
-        f"the reward function {name} failed on {rows} that it was tried on, the first of them {prompt.id}: "
+        f"the reward function {public(name)} failed on {rows} that it was tried on, the first of them {prompt.id}: "
         f"{result.detail}. Please {how}."
     )

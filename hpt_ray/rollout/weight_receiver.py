@@ -71,6 +71,7 @@ class BucketTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
 
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied_head(self.model)
+        _repack_experts(self.model)
 
     def shutdown(self) -> None:
         if self._group is not None:
@@ -111,6 +112,16 @@ def _repack_tied_head(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
             module.quant_method.process_weights_after_loading(module)
+
+
+def _repack_experts(model: torch.nn.Module) -> None:
+    """vLLM on CPUs packs the weights of experts at their first loading only: a reload leaves them as they came."""
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and isinstance(kernel.fused_experts, CPUUnquantizedExperts):
+            kernel.fused_experts.process_weights_after_loading(module)
 
 
 class WorkerExtension:

@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+from hpt_ray.text import printable
+
 REFLEX_S = 2.0
 # `nohup` has SIGHUP ignored, and means it.
 HANG_UP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
@@ -105,7 +107,7 @@ def say(text: str) -> None:
     """
     start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
     with suppress(OSError):
-        os.write(2, f"{start}{text}\n".encode())
+        os.write(2, f"{start}{printable(text)}\n".encode())
 
 
 class _State:

@@ -28,7 +28,8 @@ class PlainLearner:
             path, dtype=torch.float64, attn_implementation="eager"
         )
         self.temperature = temperature
-        self.max_grad_norm = config.max_grad_norm
+        self.max_grad_norm, self.base_pull = config.max_grad_norm, config.base_pull
+        self.base = self.parameters()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             betas=(config.betas[0], config.betas[1]),
@@ -69,6 +70,11 @@ class PlainLearner:
         if self.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.optimizer.step()
+        pulled = {
+            name: now - learning_rate * self.base_pull * (now - self.base[name])
+            for name, now in self.parameters().items()
+        }
+        self.set_parameters(pulled)
 
 
 def norm(tree: Mapping[str, np.ndarray]) -> float:

@@ -154,6 +154,24 @@ def test_without_a_clip_the_norm_is_still_reported(start, stage):
     pair.step(make_samples(pair.plain, MIXED, seed=16), hpt_loss)
 
 
+@pytest.mark.parametrize(
+    ("num_ranks", "stage", "offload"),
+    [(1, 0, False), (1, 1, False), (2, 2, True), (2, 3, False)]
+    + [
+        pytest.param(2, *layout, marks=pytest.mark.long)
+        for layout in ((0, False), (1, False), (2, False), (3, True))
+    ],
+)
+def test_the_pull_to_the_base_equals_plain_pytorch(start, num_ranks, stage, offload):
+    """θ − lr·κ·(θ − θ₀) after AdamW's step, here half the way back: far more than the step itself."""
+    pair = start(num_ranks, stage, offload_optimizer=offload, base_pull=0.5 / RATE)
+    for seed in (6, 7, 8):
+        result, _ = pair.step(make_samples(pair.plain, MIXED, seed=seed), hpt_loss)
+        away = distance(call(pair.ranks, "parameters")[0], pair.plain.base)
+        assert away > 0
+        assert result.metrics["optim/base_distance"] == pytest.approx(away / norm(pair.plain.base), rel=1e-4)
+
+
 # -- every algorithm of the table ------------------------------------------------------------------
 
 GOLDEN = load_golden()
@@ -373,17 +391,17 @@ def test_every_rank_says_when_it_was_busy(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "offload"),
+    ("stage", "offload", "base_pull"),
     [
-        pytest.param(0, False, marks=pytest.mark.long),
-        pytest.param(1, False, marks=pytest.mark.long),
-        (2, False),
-        pytest.param(3, False, marks=pytest.mark.long),
-        (3, True),
+        pytest.param(0, False, 0.0, marks=pytest.mark.long),
+        pytest.param(1, False, 0.0, marks=pytest.mark.long),
+        (2, False, 20.0),
+        pytest.param(3, False, 0.0, marks=pytest.mark.long),
+        (3, True, 20.0),
     ],
 )
-def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, offload):
-    first = start(2, stage, offload_optimizer=offload)
+def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, offload, base_pull):
+    first = start(2, stage, offload_optimizer=offload, base_pull=base_pull)
     for seed in (9, 10):
         first.step(make_samples(first.plain, MIXED, seed=seed), hpt_loss)
     (tmp_path / "state").mkdir()
@@ -391,7 +409,7 @@ def test_checkpoint_goes_on_bitwise_in_other_processes(start, tmp_path, stage, o
     later = [make_samples(first.plain, MIXED, seed=seed) for seed in (11, 12)]
     norms = [first.step(samples, hpt_loss)[0].metrics["optim/grad_norm"] for samples in later]
 
-    second = start(2, stage, offload_optimizer=offload, processes="second")
+    second = start(2, stage, offload_optimizer=offload, base_pull=base_pull, processes="second")
     call(second.ranks, "load", str(tmp_path / "state"))
     for samples, expected in zip(later, norms, strict=True):
         assert second.learn(samples).metrics["optim/grad_norm"] == expected

@@ -216,3 +216,19 @@ def test_new_ranks_go_on_from_a_copy_in_memory(start, tmp_path: Path, stage, off
         assert same(parameters(fresh), expected)
     finally:
         replicas.close()
+
+
+# -- disks that are full ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_ranks_that_cannot_write_meet_all_the_same_and_go_on(start, tmp_path: Path, small_disk, stage):
+    two = start(2, stage)
+    two.learn(make_samples(two.plain, FEW, seed=38))
+    full = small_disk(1, max_files=3)
+    for method in ("save", "export"):
+        unwritten = call(two.ranks, method, str(full))
+        assert any(unwritten), method
+    two.learn(make_samples(two.plain, FEW, seed=39))
+    (tmp_path / "room").mkdir()
+    assert call(two.ranks, "save", str(tmp_path / "room")) == [[], []]

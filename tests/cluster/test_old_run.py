@@ -99,7 +99,7 @@ def test_it_goes_on_as_version_0_1_went_on(old):
     kept = before.keys() - renewed
     assert "checkpoints/step-000002/state.json" in kept
     assert {name for name in kept if before[name] != after.get(name)} == set()
-    assert "checkpoints/step-000004/learner/random-0.pt" in after
+    assert "checkpoints/step-000004/learner/random-0.json" in after
 
 
 def test_a_step_of_it_has_the_same_gradient_today(old):

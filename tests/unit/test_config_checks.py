@@ -42,6 +42,22 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         ("learner.zero_stage=0", "learner.offload_optimizer=true"),
         "`learner.zero_stage` to 1",
     ),
+    "pull_ends_at_most_at_the_base": (
+        ("learner.base_pull=300", "learner.learning_rate=0.01"),
+        "every update would end at the base",
+    ),
+    "pull_has_a_base": (
+        ("learner.base_pull=1", "model.random_init=true"),
+        "`model.random_init` draws others",
+    ),
+    "pull_has_its_weights_in_memory": (
+        (
+            "learner.base_pull=1",
+            "learner.zero_stage=3",
+            "learner.deepspeed={zero_optimization: {offload_optimizer: {device: nvme}}}",
+        ),
+        "not to NVMe",
+    ),
     "rank_has_one_gpu": (("learner.num_gpus=2",), "`learner.num_ranks`"),
     "engine_has_its_gpus": (("rollout.tensor_parallel=4", "rollout.num_gpus=1"), "`rollout.num_gpus` to 4"),
     "pools_name_groups": (

@@ -86,6 +86,11 @@ def test_a_soft_gate_shows_both_sides_of_one_prompt(capsys: pytest.CaptureFixtur
     assert "α = 0.512909, β = 0.487091 (weighed)" in text  # 0 of 4: 1 − (7/8)^5
 
 
+def test_a_pull_to_the_base_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "learner.base_pull=20")
+    assert "base pull    θ ← θ − lr·κ·(θ − θ₀) after each update, κ = 20, θ₀ = mini:t" in text
+
+
 def test_a_falling_mu_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     _, text, _ = run(capsys, "--config", str(CONFIGS / "chord_mu.yaml"))
     assert "term 1 on rollouts, times 1 · (1 − μ)   [μ = 0.9 → 0.05 over 100 steps, half a cosine]" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpt_ray.algorithms import BatchShape, make_estimator
+from hpt_ray.algorithms import ALGORITHMS, BatchShape, make_estimator
 from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.driver.step_metrics import responses_of
 from hpt_ray.learner.scoring import weight_samples
@@ -57,6 +57,13 @@ def test_the_advantage_is_the_one_that_trains(name: str, decision: Decision) -> 
         assert estimator.needs_all_samples
     else:
         assert shown.advantage == pytest.approx(trained.advantages[term, 0])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_response_is_shown_whatever_the_algorithm(name: str) -> None:
+    for decision in (ROLLOUTS, BOTH, DEMO):
+        shown = [*responses_of(group(), decision, make_estimator(name))]
+        assert [one.rollout.text for one in shown] == [f"text {i}" for i in range(4)]
 
 
 def test_there_is_none_where_the_group_does_not_decide_it() -> None:

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "hpt_ray"
 # From the ground up; a room may use those before it. The same order is drawn in docs/architecture.md.
 FLOORS = (
-    ("errors", "types", "config", "utils"),
+    ("text", "errors", "types", "config", "utils"),
     ("data", "cluster", "algorithms", "observe"),
     ("reward", "weight_sync", "checkpoint"),
     ("learner", "rollout"),

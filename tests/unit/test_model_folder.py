@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from hpt_ray.cli.mini_base import with_reference
+from hpt_ray.config.load import QUICKSTART, load_config
 from hpt_ray.data.model_folder import check_folder
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
@@ -88,3 +92,15 @@ def test_a_model_that_is_not_here_costs_a_moment_where_the_hub_does_not_answer(
     assert time.perf_counter() - begin < 5, "asked more than once"
     assert f"model.path={name}: no " in str(caught.value)
     assert "such folder" in str(caught.value)
+
+
+def test_a_frozen_policy_of_the_small_task_is_found_where_it_is_asked_for() -> None:
+    def path_of(*choices: str) -> str | None:
+        config = load_config(QUICKSTART, ["reference.path=mini:t-fresh", *choices])
+        # An untrained model needs no cluster.
+        return asyncio.run(with_reference(config, None, Console())).reference.path  # type: ignore[arg-type]
+
+    teacher = path_of("algorithm.name=opd")
+    assert teacher is not None
+    assert Path(teacher, "config.json").is_file()
+    assert path_of("algorithm.name=grpo") == "mini:t-fresh"

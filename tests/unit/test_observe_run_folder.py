@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpt_ray.errors import UserError
+from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.observe.run_folder import RunFolder
 
 
@@ -90,3 +93,86 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
     with pytest.raises(TypeError):
         folder.write_summary({"wall_s": object()})
     assert json.loads(folder.summary.read_text()) == {"wall_s": 1.0}
+
+
+# -- names, clocks and other users -------------------------------------------------------------------
+
+
+def with_checkpoint(folder: Path, step: int = 1) -> RunFolder:
+    (folder / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    return RunFolder(folder)
+
+
+def test_names_are_in_utc_whatever_the_local_time_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-14")
+    time.tzset()
+    before = datetime.now(UTC)
+    made = RunFolder.create(tmp_path, "demo").root.name
+    monkeypatch.undo()
+    time.tzset()
+    assert f"demo-{before:%Y%m%d-%H%M%S}" <= made <= f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def test_a_clock_that_goes_back_does_not_make_the_older_run_the_newest(tmp_path: Path) -> None:
+    for name in ("demo-20990101-000000", "demo-20990101-000000-3", "demo-big-20991231-000000"):
+        with_checkpoint(tmp_path / name)
+    for number in (4, 5):
+        made = RunFolder.create(tmp_path, "demo")
+        assert made.root.name == f"demo-20990101-000000-{number}"
+        with_checkpoint(made.root)
+        assert RunFolder.newest(tmp_path, "demo") == made
+
+
+@pytest.mark.parametrize("name", ["step-3", "step-000003"])
+def test_a_file_is_no_checkpoint_of_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / "demo-20250101-000000" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "demo-20250101-000000" / "checkpoints" / name).write_text("x")
+    assert RunFolder.newest(tmp_path, "demo") is None
+
+
+@pytest.mark.parametrize("how", ["owner", "everybody", "checkpoints"])
+def test_what_another_user_may_have_planted_is_passed_over(tmp_path: Path, caplog, how: str) -> None:
+    planted = with_checkpoint(tmp_path / "demo-99991231-235959")
+    match how:
+        case "owner":
+            if os.getuid():
+                pytest.skip("only root can make a folder of another user")
+            os.chown(planted.root, 65534, 65534)
+        case "everybody":
+            planted.root.chmod(0o777)
+        case "checkpoints":
+            planted.checkpoints.chmod(0o777)
+    with pytest.raises(UserError, match="other user"):
+        RunFolder.newest(tmp_path, "demo")
+    mine = with_checkpoint(tmp_path / "demo-20250101-000000")
+    assert RunFolder.newest(tmp_path, "demo") == mine
+    assert str(planted.root) in caplog.text
+    if how != "checkpoints":  # nor does its time count
+        assert not RunFolder.create(tmp_path, "demo").root.name.startswith("demo-9999")
+
+
+def test_run_folders_are_ours_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        made = with_checkpoint(RunFolder.create(tmp_path, "demo").root)
+    finally:
+        os.umask(before)
+    assert RunFolder.newest(tmp_path, "demo") == made
+
+
+def test_lines_and_files_that_cannot_be_read_do_not_stop_a_resume(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "demo")
+    for text in ("[" * 100_000, "null", '{"step": ', '{"step": "1"}', "\0" * 100, '{"a": 1}'):
+        folder.append_metrics({"step": 1})
+        with folder.metrics.open("a") as file:
+            file.write(text + "\n")
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"step": 2, "\xff": 1}\n')
+    (folder.rollouts / "step-x.parquet").write_text("")
+    history = tmp_path / "prompt_history.jsonl"
+    history.write_text('{"step": 1, "prompt_id": "a"}\n{"step": 2, "pro')
+    assert [line["step"] for line in folder.read_metrics()] == [1] * 6
+    assert folder.cut_after(0) == 6
+    assert folder.metrics.read_text() == ""
+    PromptHistory(history).cut_after(1)
+    assert history.read_text() == '{"step": 1, "prompt_id": "a"}\n'

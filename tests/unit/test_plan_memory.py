@@ -40,7 +40,11 @@ ENGINES = [(0, 1, "float32"), (1, 1, "float32"), (2, 2, "bfloat16"), (3, 2, "bfl
 
 
 def learner(stage: int, world_size: int) -> LearnerConfig:
-    return LearnerConfig(num_ranks=world_size, zero_stage=stage, deepspeed={"zero_optimization": ZERO})
+    """With a pull to the base, but for the first of `ENGINES`."""
+    pull = float(stage > 0)
+    return LearnerConfig(
+        num_ranks=world_size, zero_stage=stage, base_pull=pull, deepspeed={"zero_optimization": ZERO}
+    )
 
 
 def live_bytes() -> int:

@@ -13,8 +13,26 @@ from hpt_ray.types import Outcome
 from hpt_ray.utils.plugins import VARIABLE
 
 BEHAVIOUR = """
-import os, signal, subprocess, time
+import gc, os, pickle, signal, socket, subprocess, sys, time
 from hpt_ray.types import Outcome, RewardResult
+
+class Attack:
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.system, (f"touch {self.path}",)
+
+def forge(argument):
+    (connection,) = [thing for thing in gc.get_objects() if isinstance(thing, socket.socket)]
+    kind, _, path = argument.partition(" ")
+    lines = {
+        "pickle": pickle.dumps(Attack(path)) + b"\\n",
+        "outcome": b'[1, "perfect"]\\n',
+        "huge": b"x" * 5_000_000,
+        "deep": b"[" * 100_000 + b"\\n",
+        "score": b'["1", "correct"]\\n',
+        "dict": b'{"score": 1}\\n',
+    }
+    connection.sendall(lines[kind])
+    time.sleep(600)
 
 def behave(response, truth):
     word, _, argument = response.partition(" ")
@@ -29,6 +47,16 @@ def behave(response, truth):
         child = subprocess.Popen(["sleep", "600"])
         open(argument, "w").write(str(child.pid))
         child.wait()
+    if word == "daemon":
+        code = (
+            "import os, time; os.setsid(); os.fork() and os._exit(0); "
+            f"open({argument!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+        )
+        subprocess.Popen([sys.executable, "-c", code], env={}).wait()
+        while not os.path.exists(argument): time.sleep(0.01)
+        if truth == "hang": time.sleep(600)
+        if truth == "die": os._exit(3)
+    if word == "forge": forge(argument)
     if word == "segfault": os.kill(os.getpid(), signal.SIGSEGV)
     if word == "exit": os._exit(3)
     if word == "leave": raise SystemExit(3)
@@ -48,13 +76,13 @@ def behave(tmp_path_factory):
 
 
 def children() -> list[psutil.Process]:
-    """The grading processes of this test."""
-    every = psutil.Process().children()
-    return [
+    """The grading processes of this test: the one child of each keeper."""
+    keepers = [
         child
-        for child in every
+        for child in psutil.Process().children()
         if child.pid not in OTHERS and "hpt_ray.reward.pool" in " ".join(child.cmdline())
     ]
+    return [child for keeper in keepers for child in keeper.children()]
 
 
 OTHERS: set[int] = set()  # those that tests before left, such as the pool of `hpt_ray.reward.grade`
@@ -63,7 +91,7 @@ OTHERS: set[int] = set()  # those that tests before left, such as the pool of `h
 @pytest.fixture(autouse=True)
 def _others():
     OTHERS.clear()
-    OTHERS.update(child.pid for child in children())
+    OTHERS.update(child.pid for child in psutil.Process().children())
 
 
 def test_results_come_in_the_order_of_the_tasks():
@@ -110,6 +138,46 @@ def test_a_killed_reward_function_takes_its_own_children_along(behave, tmp_path)
         while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def is_gone(pid: int) -> bool:
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("then", ["hang", "die", "go on"])
+def test_what_a_reward_function_sends_into_the_background_ends_with_it(behave, tmp_path, then):
+    note = tmp_path / "pid"
+    with Pool(1, timeout_s=5.0) as pool:
+        (result,) = pool.grade([Task(behave, f"daemon {note}", then)])
+        pid = int(note.read_text())
+        if then == "go on":
+            assert result.outcome is Outcome.WRONG
+            assert psutil.pid_exists(pid)  # it may be of use to the next response
+        else:
+            assert is_gone(pid)
+    assert is_gone(pid)
+
+
+def test_what_a_grading_process_sends_is_read_as_data(behave, tmp_path):
+    kinds = {
+        "pickle": "ended",
+        "outcome": "its outcome is 'perfect'",
+        "huge": "ended",
+        "deep": "ended",
+        "score": "its score is '1'",
+        "dict": "no result",
+    }
+    for kind, said in kinds.items():
+        with Pool(1, timeout_s=5.0) as pool:
+            (result,) = pool.grade([Task(behave, f"forge {kind} {tmp_path / 'owned'}", "")])
+        assert result.outcome is Outcome.ERROR, kind
+        assert said in result.detail, kind
+    assert not (tmp_path / "owned").exists()
 
 
 def test_failures_of_a_reward_function_are_values_with_a_reason(behave):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hpt_ray.learner.logprobs as logprob_module
 from hpt_ray.data.mini.model import model_config
@@ -164,19 +164,28 @@ def test_samples_do_not_see_each_other():
     assert (torch.cat(backwards[::-1]) - alone).abs().max() < 1e-6
 
 
-def test_soft_capped_logits():
-    config = Gemma2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        attn_logit_softcapping=None,
-        final_logit_softcapping=0.5,  # small, so that it bends these logits
-        tie_word_embeddings=True,
-    )
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "pad_token_id": 0,
+}
+# Large and small factors, so that they bend these logits.
+BENT = {
+    "gemma2": {"final_logit_softcapping": 0.5, "attn_logit_softcapping": None},
+    "granite": {"logits_scaling": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+    "cohere": {"logit_scale": 4.0},
+    "hyperclovax": {"logits_scaling": 4.0},
+}
+
+
+@pytest.mark.parametrize("architecture", BENT)
+def test_logits_that_the_model_bends_or_scales(architecture):
+    config = AutoConfig.for_model(architecture, **SMALL, **BENT[architecture])
     plain, model = (
         fill(
             AutoModelForCausalLM.from_config(
@@ -186,38 +195,48 @@ def test_soft_capped_logits():
         for name in ("eager", "segments")
     )
     samples = make_samples()
+    expected = full_logits(plain, samples)
     packed = ScorerInput.from_micro_batch(micro_batch_of(samples), temperature=TEMPERATURE, device="cpu")
-    logprob, _ = TokenScorer(model)(packed)
-    assert (logprob - full_logits(plain, samples)[0]).abs().max() < 2e-6
+    logprob, entropy = TokenScorer(model)(packed, entropy_grad=True)
+    assert (logprob - expected[0]).abs().max() < 2e-6
+    assert (entropy - expected[1]).abs().max() < 2e-6
+    assert relative(gradient(model, logprob, entropy), gradient(plain, *expected)) < 1e-6
 
 
-def test_an_output_layer_that_scales_its_logits_is_refused():
-    config = CohereConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        logit_scale=0.25,
-    )
-    with pytest.raises(UserError, match="logit_scale"):
+def test_an_output_layer_of_another_kind_is_called_and_its_logits_are_bent():
+    """Cap after scale, as `cap(s · z, c) / T = cap(z, c / s) / (T / s)` has it."""
+    scorer = TokenScorer(make_model("qwen2", tied=True))
+    scorer.model.lm_head.__class__ = OddLinear
+    scorer.head, scorer._scale, scorer._softcap = None, 3.0, 2.0 / 3.0
+    samples = make_samples()
+    packed = ScorerInput.from_micro_batch(micro_batch_of(samples), temperature=TEMPERATURE, device="cpu")
+    hidden = packed.hidden_before(scorer.model)
+    logits = 2.0 * torch.tanh(3.0 * scorer.model.lm_head(hidden) / 2.0) / packed.temperature[:, None]
+    expected = logits.log_softmax(-1).gather(1, packed.targets[:, None]).squeeze(1)
+    assert (scorer(packed)[0] - expected).abs().max() < 2e-6
+
+
+def test_windows_that_vllm_makes_wider_are_refused():
+    config = AutoConfig.for_model("cohere2", **SMALL)
+    with pytest.raises(UserError, match=r"cohere2 cannot be trained .sliding_window.: vLLM gives"):
         TokenScorer(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_type_that_is_in_no_table_is_searched_for_all_that_is_known_of_any():
-    for key in ("logit_scale", "logits_scaling"):
-        assert rule_of(SimpleNamespace(model_type="new")).check(SimpleNamespace(**{key: 1.0})) is None
-        with pytest.raises(UserError, match=f"new scales its logits .{key}."):
-            rule_of(SimpleNamespace(model_type="new")).check(SimpleNamespace(model_type="new", **{key: 0.5}))
+    rule = rule_of(SimpleNamespace(model_type="new"))
+    assert rule.scale_of(SimpleNamespace()) == 1.0
+    assert rule.scale_of(SimpleNamespace(logit_scale=0.5, logits_scaling=None)) == 0.5
+    assert rule.scale_of(SimpleNamespace(logits_scaling=8.0)) == 0.125
+    assert rule.softcap_of(SimpleNamespace(final_logit_softcapping=30.0)) == 30.0
 
 
 def test_a_rule_of_the_users_holds_for_its_type_alone(monkeypatch):
-    rule = ArchitectureRule(refused={"ring": "runs in a ring"}, softcap="cap", tied_head="model.head")
+    rule = ArchitectureRule(refused={"ring": "it runs in a ring"}, softcap="cap", tied_head="model.head")
     monkeypatch.setitem(ARCHITECTURES, "mine", rule)
     config = SimpleNamespace(model_type="mine", cap=30.0, logit_scale=0.5)
     assert rule_of(config) is rule
     rule.check(config)
     assert rule.softcap_of(config) == 30.0
     assert rule_of(SimpleNamespace(model_type="other")).softcap_of(config) is None
-    with pytest.raises(UserError, match="mine runs in a ring"):
+    with pytest.raises(UserError, match=r"mine cannot be trained .ring.: it runs in a ring"):
         rule.check(SimpleNamespace(model_type="mine", ring=4))

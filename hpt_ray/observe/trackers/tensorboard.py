@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trackers import Row
-from hpt_ray.utils.text import printable
+from hpt_ray.text import printable
 
 
 class TensorBoardTracker:

@@ -13,10 +13,11 @@ Reading this table imports no reward function's library: sympy is imported where
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hpt_ray.config.references import public
 from hpt_ray.errors import UserError
 from hpt_ray.reward.functions import choice, custom, gsm8k, math, remote, text
 from hpt_ray.reward.functions.extract import alternatives
@@ -40,10 +41,12 @@ class RewardFunctionKind:
 
     usage: str  # how it is written in a configuration
     doc: str  # what makes a response correct
-    make: Callable[[str], RewardFunction]  # of the argument
+    make: Callable[..., RewardFunction]  # of the argument
     check_ground_truth: Callable[[Any], object] = any_ground_truth
     check_argument: Callable[[str], object] = no_argument
     takes_row: bool = False  # the function has a third argument, the `Row` that the response answers
+    # `make` takes the headers of `reward.headers`, and the argument as messages may show it, too.
+    takes_headers: bool = False
 
 
 REWARD_FUNCTIONS: dict[str, RewardFunctionKind] = {
@@ -80,7 +83,12 @@ REWARD_FUNCTIONS: dict[str, RewardFunctionKind] = {
         takes_row=True,
     ),
     "http": RewardFunctionKind(
-        "http:URL", "your server", remote.make_http, check_argument=remote.check_http, takes_row=True
+        "http:URL",
+        "your server",
+        remote.make_http,
+        check_argument=remote.check_http,
+        takes_row=True,
+        takes_headers=True,
     ),
 }
 
@@ -106,10 +114,17 @@ def takes_row(spec: str) -> bool:
     return kind is not None and kind.takes_row
 
 
-def build(spec: str) -> RewardFunction:
+def takes_headers(spec: str) -> bool:
+    """Whether the function asks a server. False where there is no such function."""
+    kind = REWARD_FUNCTIONS.get(_split(spec)[0])
+    return kind is not None and kind.takes_headers
+
+
+def build(spec: str, headers: Mapping[str, str] | None = None) -> RewardFunction:
     """The reward function that `spec` names. Called inside the grading process."""
     kind, argument = _kind_and_argument(spec)
-    return kind.make(argument)
+    further = (headers or {}, _split(public(spec))[1]) if kind.takes_headers else ()
+    return kind.make(argument, *further)
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
@@ -132,12 +147,12 @@ def _kind_and_argument(spec: str) -> tuple[RewardFunctionKind, str]:
     if name not in REWARD_FUNCTIONS:
         of_file = f"Did you mean `python:{name}:{argument or 'FUNCTION'}`?"
         hint = of_file if name.endswith(".py") else suggestion(name, REWARD_FUNCTIONS)
-        raise UserError(f"Unknown reward function `{spec}`. {hint}")
+        raise UserError(f"Unknown reward function `{public(spec)}`. {hint}")
     kind = REWARD_FUNCTIONS[name]
     try:
         kind.check_argument(argument)
     except ValueError as error:
         raise UserError(
-            f"Reward function `{spec}`: {error}. Write it as `{kind.usage}` ({kind.doc})."
+            f"Reward function `{public(spec)}`: {error}. Write it as `{kind.usage}` ({kind.doc})."
         ) from error
     return kind, argument

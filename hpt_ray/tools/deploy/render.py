@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from hpt_ray.config.load import known_keys
+from hpt_ray.config.references import written
 from hpt_ray.config.schema import Config
 from hpt_ray.data import mini
 from hpt_ray.errors import UserError
@@ -147,7 +148,7 @@ def differences(config: Config) -> dict[str, Any]:
     """What of `config` differs from the defaults, as nested keys. Reading it gives the same configuration."""
     found: dict[str, Any] = {}
     for name, known in known_keys().items():
-        value = attrgetter(name)(config)
+        value = written(attrgetter(name)(config))
         if value != known.default:
             *sections, key = name.split(".")
             inner = found

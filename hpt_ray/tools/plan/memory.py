@@ -9,6 +9,7 @@ bytes of a number (`model.dtype`), P parameters, R ranks, T `max_tokens_per_micr
     weights       b·P; ZeRO 3: b·P/R, and at most 10⁹ gathered numbers
     optimizer     master weights and two moments, 12·P/R (float32 and ZeRO 0: 8·P); ZeRO 3: 16·P/R, its gradient
                   shard included
+    base          θ₀ with `learner.base_pull`, b·P/R (ZeRO 0: b·P), in `optimizer`
     gradients     4·P, for the micro-batches of a step add up in float32; ZeRO 2: 4·P/R; ZeRO 3 has them in `optimizer`
     activations   of T tokens as `layer_bytes` counts them, of attention `segments`
     logprobs      hidden states and their gradient, the gradient of the output layer, tiles of logits
@@ -161,6 +162,8 @@ def training_states(learner: LearnerConfig, dtype: str, size: int) -> dict[str, 
         live = min(size, int(zero.get("stage3_max_live_parameters", LIVE))) if learner.num_ranks > 1 else 0
         states |= {"weights": number * (share + live), "optimizer": 16 * share, "buffers": 4 * bucket}
         states |= {"gradients": 0, "buckets": 4 * filled}
+    if learner.base_pull:
+        states["optimizer"] += number * (size if stage == 0 else share)
     return states
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from hpt_ray.config.load import known_keys
+from hpt_ray.text import redacted
 from hpt_ray.tools.report.load import RunData, flat_keys
 from hpt_ray.tools.report.style import method_styles
 
@@ -89,10 +90,10 @@ def is_of_method(key: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value of a configuration as a person writes it; a dash where there is none."""
+    """A value of a configuration as a person writes it, without passwords in it; a dash where there is none."""
     if value in (None, [], {}, "", MISSING):
         return DASH
-    return value if isinstance(value, str) else _text(value)
+    return redacted(value if isinstance(value, str) else _text(value))
 
 
 def _identity(run: RunData) -> str:

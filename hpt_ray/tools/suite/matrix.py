@@ -15,7 +15,7 @@ import copy
 import fnmatch
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from operator import attrgetter
@@ -29,6 +29,7 @@ from omegaconf import OmegaConf
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import known_keys, load_as, load_config, steps_of_phases
 from hpt_ray.config.phases import phases_of
+from hpt_ray.config.references import written
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.setup import choices_of
 from hpt_ray.errors import UserError
@@ -226,7 +227,7 @@ def _part(path: Path) -> dict[str, Any]:
 def _recipe(path: Path) -> dict[str, Any]:
     """What a recipe sets that is not the schema's default."""
     config = load_config(path, [])
-    values = {name: attrgetter(name)(config) for name in known_keys()}
+    values = {name: written(attrgetter(name)(config)) for name in known_keys()}
     return nested({name: value for name, value in values.items() if value != known_keys()[name].default})
 
 
@@ -244,4 +245,4 @@ def nested(flat: Settings) -> dict[str, Any]:
 
 def flat(config: Config) -> dict[str, Any]:
     """Every key of a configuration by its full name."""
-    return flat_keys(asdict(config))
+    return flat_keys(written(config))

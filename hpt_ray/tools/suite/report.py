@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from hpt_ray.config.references import public
 from hpt_ray.evaluation.report import Comparison, as_json, compare, versions
 from hpt_ray.evaluation.results import read_results
 from hpt_ray.observe.run_folder import write_atomic
@@ -99,7 +100,7 @@ def results_json(
         "title": done.suite.keys.title,
         "versions": {**versions(), "deepspeed": _version("deepspeed")},
         "machine": machine(),
-        "suite": asdict(done.suite.keys),
+        "suite": public(done.suite.keys),
         "missing": done.missing,
         "failures_over_all_calls": done.journal.num_failures(),
         "run_again": {name: list(why) for name, why in done.changed.items()},

