@@ -154,25 +154,16 @@ class Engine(RolloutWorker):
 
 
 def start_wired(
-    path: Path,
-    *,
-    num_ranks: int,
-    stage: int,
-    num_workers: int,
-    bucket_mb: float,
-    tensor_parallel: int = 1,
-    dtype: str = "float32",
-    head: str | None = None,
+    path: Path, *, num_ranks: int, stage: int, num_workers: int, bucket_mb: float, tensor_parallel: int = 1
 ) -> Iterator[Wired]:
-    """Everything up; its room is given back in the end. `head`: the type of the engines' output layer."""
-    model = ModelConfig(path=str(path), dtype=dtype)
+    """Everything up; its room is given back in the end."""
+    model = ModelConfig(path=str(path))
     rollout = RolloutConfig(
         num_workers=num_workers,
         tensor_parallel=tensor_parallel,
         num_cpus=CPUS,
         kv_cache_gib=0.02,
         max_num_seqs=16,
-        engine={} if head is None else {"hf_overrides": {"head_dtype": head}},
     )
     engine = EngineSpec(model, str(path), rollout, max_model_len=96, seed=0)
     config = LearnerConfig(num_ranks=num_ranks, zero_stage=stage)
