@@ -21,6 +21,7 @@ COMMANDS = {
     "grade": ("hpt_ray.cli.grade", "grade a file of responses, and show at which stage each was decided"),
     "explain": ("hpt_ray.cli.explain", "an algorithm's parts, formulas and a worked example"),
     "replay": ("hpt_ray.cli.replay", "compute a step again and compare its gradient"),
+    "watch": ("hpt_ray.tools.watch.__main__", "a live page of runs: curves, the gate, rollouts"),
     "report": ("hpt_ray.tools.report.__main__", "a page about one run or several"),
     "suite": ("hpt_ray.tools.suite.__main__", "many methods, models and seeds, and one report"),
     "deploy": ("hpt_ray.tools.deploy.__main__", "Kubernetes manifests of a run"),

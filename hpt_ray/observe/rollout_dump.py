@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         ("data_source", pa.string()),
         ("prompt", pa.string()),
         ("reference", pa.string()),  # the ground truth; numbers and lists as JSON
+        ("demonstration", pa.string()),
         ("request_id", pa.string()),  # `prompt_id`, or `prompt_id#2` where the step has it twice
         ("sample", pa.int32()),
         ("text", pa.string()),
@@ -147,6 +148,7 @@ def _prompt_fields(group: Group) -> Line:
         "data_source": prompt.data_source,
         "prompt": prompt.text,
         "reference": truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False),
+        "demonstration": group.prompt.demonstration and group.prompt.demonstration.text,
     }
 
 
@@ -189,7 +191,7 @@ def _decision_fields(decision: Decision | None) -> Line:
 def _read(path: Path, prompts: Mapping[str, Prompt]) -> list[tuple[Group, Line]]:
     """Each group with its first line."""
     table = read_columns(path)
-    absent = set(SCHEMA.names) - set(table.column_names)
+    absent = set(SCHEMA.names) - set(table.column_names) - {"demonstration"}  # which comes from the data
     if absent:
         raise UserError(
             f"{path} was written by an older version of hpt_ray: it lacks {', '.join(sorted(absent))}, so "

@@ -7,7 +7,8 @@ are not in its environment, unless `reward.environment` names them.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hpt_ray
@@ -36,3 +37,12 @@ def clean_environment(further: Sequence[str]) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",  # each of its threads would reserve address space
         "PYTHONUNBUFFERED": "1",  # what is printed before a kill is not lost
     }
+
+
+def hint(detail: str, environment: Mapping[str, str]) -> str:
+    """What to say after an error that names a variable which is set here and was kept from a grading process."""
+    withheld = (os.environ.keys() - environment.keys()) & {*re.findall(r"\w+", detail)}
+    if not withheld:
+        return ""
+    names = ", ".join(sorted(withheld))
+    return f" (reward functions see no {names} of the environment unless reward.environment=[{names}])"

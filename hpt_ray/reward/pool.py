@@ -27,12 +27,12 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpt_ray.config.references import public
 from hpt_ray.config.schema import RewardConfig
-from hpt_ray.reward.environment import clean_environment
+from hpt_ray.reward.environment import clean_environment, hint
 from hpt_ray.reward.functions.returned import MAX_DETAIL_CHARS, to_result
 from hpt_ray.reward.functions.row import NO_ROW, Row
 from hpt_ray.reward.functions.table import RewardFunction, build, takes_headers, takes_row
@@ -232,8 +232,13 @@ class _Worker(threading.Thread):
                 if reason := self._load(task.reward_function):
                     return _error(
                         f"reward function {public(task.reward_function)} could not be loaded: {reason}"
+                        f"{hint(reason, self._pool.environment)}"
                     )
-                return to_result(RewardResult(*self._ask(request, self._pool.timeout_s)))
+                result = to_result(RewardResult(*self._ask(request, self._pool.timeout_s)))
+                detail = result.detail or ""
+                if result.outcome is Outcome.ERROR and (more := hint(detail, self._pool.environment)):
+                    return replace(result, detail=detail[: MAX_DETAIL_CHARS - len(more)] + more)
+                return result
             except (TypeError, ValueError) as error:
                 return _error(f"the grading process sent no result: {error}")
             except TimeoutError:

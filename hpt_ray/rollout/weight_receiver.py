@@ -71,7 +71,8 @@ class BucketTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
 
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied_head(self.model)
-        _repack_experts(self.model)
+        if self.device.type == "cpu":
+            _repack_experts(self.model)
 
     def shutdown(self) -> None:
         if self._group is not None:
@@ -116,6 +117,10 @@ def _repack_tied_head(model: torch.nn.Module) -> None:
 
 def _repack_experts(model: torch.nn.Module) -> None:
     """vLLM on CPUs packs the weights of experts at their first loading only: a reload leaves them as they came."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
     for module in model.modules():

@@ -150,6 +150,24 @@ def report(words: Words) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def watch(words: Words) -> argparse.Namespace:
+    parser = Parser(
+        "watch",
+        "A page that shows runs while they train: curves, the gate, rollouts. Only this machine can open it.",
+        """examples:
+  hpt_ray watch                           the runs in runs/
+  hpt_ray watch runs/latest
+
+How to read it: docs/watch.md.""",
+    )
+    help = "a run folder, or a folder of runs; default: runs"
+    parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], metavar="RUN", help=help)
+    parser.add_argument(
+        "--port", type=int, default=8420, metavar="N", help="default: 8420; 0: any that is free"
+    )
+    return parser.parse_args(words)
+
+
 def suite(words: Words) -> argparse.Namespace:
     parser = Parser(
         "suite", "Carry a suite of runs out and write one report.", "Keys of a suite: docs/reproduce.md."
@@ -227,6 +245,7 @@ READERS: dict[str, Callable[[Words], argparse.Namespace]] = {
     "grade": grade,
     "replay": replay,
     "report": report,
+    "watch": watch,
     "suite": suite,
     "mini-base": mini_base,
 }

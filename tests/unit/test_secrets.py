@@ -190,6 +190,21 @@ def test_a_grading_process_has_a_clean_environment(tmp_path, monkeypatch):
     assert not names & {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN_PATH"}
 
 
+def test_a_reward_function_that_misses_a_variable_is_told_which_key_gives_it(tmp_path, monkeypatch):
+    uses, loads = tmp_path / "uses.py", tmp_path / "loads.py"
+    uses.write_text("import os\ndef grade(response, truth):\n    return len(os.environ['JUDGE_KEY'])\n")
+    loads.write_text("import os\nKEY = os.environ['JUDGE_KEY']\ndef grade(response, truth):\n    return 1\n")
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    tasks = [Task(f"python:{file}:grade", "a", "a") for file in (uses, loads)]
+    with Pool() as pool:
+        details = [result.detail for result in pool.grade(tasks)]
+    for detail in details:
+        assert "KeyError" in detail
+        assert "see no JUDGE_KEY of the environment unless reward.environment=[JUDGE_KEY]" in detail
+    with Pool(environment=["JUDGE_KEY"]) as pool:
+        assert [result.score for result in pool.grade(tasks)] == [len(SECRET), 1]
+
+
 def test_a_variable_that_is_not_set_is_named_before_the_run(monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(UserError, match=r"reward\.environment names JUDGE_KEY, which is not set"):

@@ -1,5 +1,5 @@
 """A wheel holds what the commands read beside their code: configurations, the bases of rendered manifests, and the
-templates of the report. It is marked as typed."""
+templates of the report and the live page. It is marked as typed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parents[2]
-TEMPLATES = "hpt_ray/tools/report/templates"
+TEMPLATES, PAGE = "hpt_ray/tools/report/templates", "hpt_ray/tools/watch/page"
 PARTS = {"configs": "hpt_ray/configs", "deploy/kuberay": "hpt_ray/tools/deploy/kuberay"}
 
 
@@ -31,8 +31,9 @@ def test_a_wheel_has_every_configuration_and_base(tmp_path: Path) -> None:
         files = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if path.is_file()]
         assert len(files) > 20
         assert {f"{inside}/{file}" for file in files} <= names
-    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / TEMPLATES).iterdir()}
-    assert len(templates) >= 2
+    pages = [*(ROOT / TEMPLATES).iterdir(), *(ROOT / PAGE).rglob("*.*")]
+    templates = {path.relative_to(ROOT).as_posix() for path in pages}
+    assert len(templates) >= 10
     assert templates <= names
     assert "hpt_ray/py.typed" in names
     assert not [name for name in names if name.startswith(("configs", "deploy", "tests"))]

@@ -1,0 +1,261 @@
+// Curves of several runs over steps: one panel a topic, smoothed, linear or logarithmic, with marks at faults.
+
+import { ask, choice, css, el, number } from "./dom.js";
+import * as state from "./state.js";
+
+// A pattern with * stands for one line a match; with several runs, for one panel a match.
+const PANELS = [
+  ["Reward", "mean score of the graded rollouts", ["reward/mean"]],
+  ["Offline ratio", "share of prompts that trained on a demonstration", ["selection/demo_prompt_ratio"]],
+  ["Entropy", "nats per response token", ["policy/entropy"]],
+  ["Response length", "mean tokens of a rollout", ["rollout/length_mean"]],
+  ["Evaluation", "mean score by eval set", ["eval/*/mean"]],
+  ["Truncated responses", "share of rollouts", ["rollout/truncated_ratio"]],
+  ["Sampler against learner", "mean |Δ log π|, nats", ["policy/logprob_gap_mean"]],
+  ["Gradient norm", "before clipping", ["optim/grad_norm"]],
+  ["Loss on demonstrations", "nats per token", ["learner/demo_loss"]],
+  ["KL from the sampler", "nats per token", ["policy/kl_old"]],
+  ["Sampled tokens", "tokens per second", ["rollout/tokens_per_s"]],
+  ["Trained tokens", "tokens per second", ["learner/tokens_per_s"]],
+  ["Step", "seconds", ["time/step_s"]],
+  ["Engines busy", "share of the step", ["rollout/busy_share"]],
+  ["Learner busy", "share of the step", ["learner/busy_share"]],
+  ["Rewards that failed", "share of responses", ["reward/failure_share"]],
+];
+const MARKS = ["faults/*", "*/skipped_updates", "phase"];
+const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
+const LINE_COLORS = ["#0072b2", "#d55e00", "#009e73", "#b0558f", "#e09900", "#4faee5", "#8c6d46", "#7a7f87"];
+const WIDTHS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1000000];
+const MANY_RUNS = 12; // of which only means are drawn
+const HEIGHT = 190;
+
+let root, grid, meanings = new Map();
+const panels = new Map(); // key → {node, plot, signature}
+let cache = new Map(); // run → {key, answer}
+let asking = null;
+
+export function enter(into) {
+  root = into;
+  grid = el("div", { className: "panels" });
+  const filter = el("input", { type: "search", placeholder: "Find a metric: any name of metrics.jsonl", value: state.get("find"), ariaLabel: "Find a metric" });
+  filter.addEventListener("input", () => state.set({ find: filter.value }));
+  root.append(el("div", { className: "bar" }, filter,
+    choice("Smooth", [[1, "off"], ...[5, 10, 25, 50, 100, 250].map(n => [n, `${n} steps`])], state.get("smooth", 1), value => state.set({ smooth: value === "1" ? null : value })),
+    el("button", { id: "whole", textContent: "Whole run", hidden: true, onclick: () => state.set({ from: null, to: null }) })), grid);
+  ask("metrics").then(all => { meanings = new Map(all.map(one => [one.name, one])); });
+}
+
+export function leave() {
+  panels.forEach(panel => panel.plot?.destroy());
+  panels.clear();
+  cache = new Map();
+  asking?.abort();
+}
+
+export function recolor() {
+  panels.forEach(panel => { panel.signature = ""; });
+}
+
+// The buckets that all runs share: `first`, `width` in steps, `count`.
+function buckets(runs) {
+  const first = Number(state.get("from", 0));
+  const last = Number(state.get("to", Math.max(1, ...runs.map(run => run.step))));
+  const most = runs.length > 4 * MANY_RUNS ? 120 : runs.length > MANY_RUNS ? 240 : 500;
+  const width = WIDTHS.find(width => (last - first + 1) / width <= most) ?? 1e6;
+  return { first, width, count: Math.ceil((last - first + 1) / width) };
+}
+
+export async function show(runs) {
+  const query = { ...buckets(runs), smooth: Number(state.get("smooth", 1)) };
+  document.getElementById("whole").hidden = !state.get("to");
+  const patterns = [...PANELS.flatMap(panel => panel[2]), ...MARKS, ...(state.get("find") ? [`*${state.get("find")}*`] : [])];
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  draw(runs, query);
+  const waiting = [...runs];
+  const worker = async () => {
+    for (let run; (run = waiting.shift());) {
+      const key = JSON.stringify([query, run.version, patterns]);
+      if (cache.get(run.id)?.key === key) continue;
+      const answer = await ask("curves", { run: run.id, metrics: patterns.join(","), ...query }, signal);
+      cache.set(run.id, { key, answer, query });
+      if (waiting.length % 8 === 0) draw(runs, query);
+    }
+  };
+  await Promise.all([worker(), worker(), worker()]);
+  draw(runs, query);
+}
+
+function matcher(pattern) {
+  const expression = new RegExp(`^${pattern.split("*").map(part => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")).join("(.*)")}$`);
+  return name => expression.exec(name);
+}
+
+// The panels to draw: {key, title, unit, lines: [[label, metric]]}.
+function wanted(runs) {
+  const find = state.get("find").toLowerCase();
+  const names = new Set(runs.flatMap(run => Object.keys(cache.get(run.id)?.answer.curves ?? {})));
+  const found = [], used = new Set();
+  for (const [title, unit, patterns] of PANELS) {
+    const lines = patterns.flatMap(pattern => [...names].sort().map(name => [matcher(pattern)(name), name])
+      .filter(([match]) => match).map(([match, name]) => [match[1] ?? "", name]));
+    lines.forEach(([, name]) => used.add(name));
+    if (find && !title.toLowerCase().includes(find) && !lines.some(([, name]) => name.includes(find))) continue;
+    if (patterns[0].includes("*") && runs.length > 1)
+      for (const [label, name] of lines) found.push({ key: name, title: `${title}: ${label}`, unit: "mean score", lines: [["", name]] });
+    else if (lines.length) found.push({ key: title, title, unit, lines });
+  }
+  if (find)
+    for (const name of names)
+      if (!used.has(name) && name.toLowerCase().includes(find))
+        found.push({ key: name, title: name, unit: meaning(name)?.unit ?? "", lines: [["", name]] });
+  return found;
+}
+
+function meaning(name) {
+  if (meanings.has(name)) return meanings.get(name);
+  for (const [known, one] of meanings) if (known.includes("<") && matcher(known.replace(/<\w+>/g, "*"))(name)) return one;
+}
+
+function draw(runs, query) {
+  const ready = runs.filter(run => JSON.stringify(cache.get(run.id)?.query) === JSON.stringify(query));
+  const list = wanted(ready.length ? ready : []);
+  if (!ready.length && runs.length) return; // what is there stays until something new has come
+  const keys = new Set(list.map(panel => panel.key));
+  for (const [key, panel] of panels) if (!keys.has(key)) { panel.plot?.destroy(); panel.node.remove(); panels.delete(key); }
+  list.forEach((spec, i) => {
+    const panel = panels.get(spec.key) ?? newPanel(spec);
+    if (grid.children[i] !== panel.node) grid.insertBefore(panel.node, grid.children[i] ?? null);
+    fill(panel, spec, ready, query);
+  });
+  grid.querySelector(".empty")?.remove();
+  if (!list.length) grid.append(el("p", { className: "empty soft", textContent: runs.length ? "No step is done yet, or no metric is called so." : "Choose a run." }));
+}
+
+function newPanel(spec) {
+  const is = name => state.list(name).includes(spec.key);
+  const toggle = name => state.set({ [name]: is(name) ? state.list(name).filter(key => key !== spec.key) : [...state.list(name), spec.key] });
+  const panel = { signature: "" };
+  panel.log = el("button", { textContent: "log", title: "Logarithmic axis", onclick: () => toggle("log") });
+  panel.wide = el("button", { textContent: "⤢", title: "Wide", ariaLabel: "Wide", onclick: () => toggle("wide") });
+  panel.chart = el("div", { className: "chart" });
+  panel.legend = el("div", { className: "legend" });
+  panel.node = el("figure", { className: "panel" },
+    el("figcaption", {}, el("b", { textContent: spec.title, title: spec.lines.map(([, name]) => name).join("\n") }),
+      el("span", { className: "soft", textContent: spec.unit, title: meaning(spec.lines[0][1])?.meaning ?? "" }), panel.log, panel.wide),
+    panel.chart, panel.legend);
+  panels.set(spec.key, panel);
+  return panel;
+}
+
+function fill(panel, spec, runs, query) {
+  const isLog = state.list("log").includes(spec.key), isWide = state.list("wide").includes(spec.key);
+  panel.log.ariaPressed = String(isLog);
+  panel.wide.ariaPressed = String(isWide);
+  panel.node.classList.toggle("wide", isWide);
+  const x = Array.from({ length: query.count }, (_, i) => query.first + i * query.width + (query.width - 1) / 2);
+  const data = [x], series = [{}], bands = [], entries = [];
+  const several = runs.length > 1, few = runs.length <= MANY_RUNS;
+  for (const run of runs) {
+    spec.lines.forEach(([label, name], i) => {
+      const curve = cache.get(run.id).answer.curves[name];
+      if (!curve) return;
+      const color = several || spec.lines.length === 1 ? run.color : LINE_COLORS[i % LINE_COLORS.length];
+      const dash = DASHES[several ? i % DASHES.length : Math.floor(i / LINE_COLORS.length) % DASHES.length];
+      const positive = values => isLog ? values.map(value => value > 0 ? value : null) : values;
+      const add = (values, look) => { data.push(positive(values)); series.push({ spanGaps: true, points: { show: false }, ...look }); return data.length - 1; };
+      const main = curve.smooth ?? curve.mean;
+      if (few && curve.low) {
+        const high = add(curve.high, { stroke: "transparent", width: 0 }), low = add(curve.low, { stroke: "transparent", width: 0 });
+        bands.push({ series: [high, low], fill: `${color}30` });
+      } else if (few && curve.smooth) add(curve.mean, { stroke: `${color}55`, width: 1 });
+      const lonely = main.filter(value => value !== null).length < 40;
+      const index = add(main, { stroke: color, width: 1.75, dash, points: { show: lonely, size: 5, fill: color, stroke: color } });
+      entries.push({ index, color, text: [several ? run.id : "", label].filter(Boolean).join(" · ") || name, last: main.findLast(value => value !== null) });
+    });
+  }
+  const marks = few ? runs.flatMap(run => marksOf(run, query)) : [];
+  const signature = JSON.stringify([series.length, bands.length, series.map(one => [one.stroke, one.points?.show]), isLog, isWide, query.first, query.width, css("--ink")]);
+  panel.marks = marks;
+  panel.entries = entries;
+  if (panel.signature !== signature) {
+    panel.plot?.destroy();
+    panel.plot = new uPlot(options(panel, series, bands, isLog), data, panel.chart);
+    panel.signature = signature;
+  } else panel.plot.setData(data);
+  legend(panel, null, x);
+}
+
+function marksOf(run, query) {
+  const found = [];
+  for (const [name, curve] of Object.entries(cache.get(run.id).answer.curves)) {
+    const at = i => query.first + i * query.width;
+    if (name === "phase") curve.mean.forEach((value, i) => i && value !== null && curve.mean[i - 1] !== null && value !== curve.mean[i - 1] && found.push({ x: at(i), color: run.color, text: `phase ${value}`, line: true }));
+    else if (name.startsWith("faults/") || name.endsWith("/skipped_updates")) (curve.high ?? curve.mean).forEach((value, i) => value > 0 && found.push({ x: at(i) + (query.width - 1) / 2, color: run.color, text: `${name} ${number(value)}` }));
+  }
+  return found;
+}
+
+function options(panel, series, bands, isLog) {
+  const soft = css("--soft"), line = css("--line");
+  const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+  return {
+    width: panel.chart.clientWidth || 360, height: panel.node.classList.contains("wide") ? 2 * HEIGHT : HEIGHT,
+    series, bands, legend: { show: false }, padding: [8, 8, 0, 0],
+    scales: { x: { time: false }, y: isLog ? { distr: 3 } : { range: (_, low, high) => rangeOf(low, high) } },
+    axes: [{ ...axis, size: 26, grid: { show: false }, values: (_, ticks) => ticks.map(tick => Number.isInteger(tick) ? number(tick) : "") },
+      { ...axis, size: 52, values: (_, ticks) => ticks.map(tick => tick === null ? "" : number(tick)) }],
+    cursor: { sync: { key: "step" }, points: { size: 6 }, drag: { setScale: false }, bind: { dblclick: () => () => state.set({ from: null, to: null }) } },
+    hooks: {
+      setCursor: [plot => legend(panel, plot.cursor.idx, plot.data[0])],
+      setSelect: [plot => {
+        if (plot.select.width < 5) return;
+        const [from, to] = [plot.select.left, plot.select.left + plot.select.width].map(left => Math.round(plot.posToVal(left, "x")));
+        plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+        if (to > from) state.set({ from: Math.max(0, from), to }, false);
+      }],
+      draw: [plot => drawMarks(plot, panel.marks)],
+    },
+  };
+}
+
+// A little room above and below; a constant has its own height.
+function rangeOf(low, high) {
+  if (low === null) return [0, 1];
+  const room = high > low ? 0.05 * (high - low) : Math.abs(high) / 10 || 0.5;
+  return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
+}
+
+function drawMarks(plot, marks) {
+  const { ctx, bbox } = plot, size = 5 * devicePixelRatio;
+  for (const mark of marks) {
+    const x = plot.valToPos(mark.x, "x", true), bottom = bbox.top + bbox.height;
+    if (x < bbox.left || x > bbox.left + bbox.width) continue;
+    ctx.fillStyle = ctx.strokeStyle = mark.color;
+    ctx.beginPath();
+    if (mark.line) { ctx.setLineDash([3, 3]); ctx.moveTo(x, bbox.top); ctx.lineTo(x, bottom); ctx.stroke(); ctx.setLineDash([]); }
+    else { ctx.moveTo(x - size, bottom); ctx.lineTo(x + size, bottom); ctx.lineTo(x, bottom - 1.6 * size); ctx.fill(); }
+  }
+}
+
+// Values at the cursor, or the last ones.
+function legend(panel, index, x) {
+  const step = index === null || index === undefined ? null : x[index];
+  const rows = panel.entries.slice(0, MANY_RUNS).map(entry => el("span", { className: "entry", title: entry.text },
+    el("i", { className: "swatch", style: { background: entry.color } }), el("span", { className: "name", textContent: entry.text }),
+    el("b", { textContent: number(step === null ? entry.last : near(panel.plot.data[entry.index], index)) })));
+  const width = x.length > 1 ? x[1] - x[0] : 1;
+  const marks = step === null ? [] : panel.marks.filter(mark => Math.abs(mark.x - step) <= width / 2).map(mark => `▲ ${mark.text}`);
+  const more = panel.entries.length - MANY_RUNS;
+  const head = step === null ? "last" : width > 1 ? `steps ${number(step - (width - 1) / 2)}–${number(step + (width - 1) / 2)}` : `step ${step}`;
+  panel.legend.replaceChildren(el("span", { className: "soft", textContent: [head, ...marks].join(" · ") }), ...rows, ...(more > 0 ? [el("span", { className: "soft", textContent: `and ${more} more` })] : []));
+}
+
+// The value at a place, or the nearest before it: evaluations are not at every step.
+function near(values, index) {
+  for (let i = index; i >= 0; i--) if (values[i] !== null && values[i] !== undefined) return values[i];
+  return null;
+}
+
+addEventListener("resize", () => panels.forEach(panel => panel.plot?.setSize({ width: panel.chart.clientWidth, height: panel.plot.height })));

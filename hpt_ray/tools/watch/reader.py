@@ -1,0 +1,221 @@
+"""What the page asks of run folders: which runs there are, curves, configuration.
+
+In: folders. Out: plain lists and dicts for JSON. Only reads; a run may be done, going on or killed. A run is known by
+its path below the folder that was given, and no other path is ever opened.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from hpt_ray.config import renamed
+from hpt_ray.errors import UserError
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.tools.watch.lines import JsonLines, last_line
+
+DEPTH = 3  # folders below the one given in which a run is looked for
+DIGITS = 6  # of a value of a curve
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
+
+
+class Run:
+    """One run folder, read as far as it was asked for."""
+
+    def __init__(self, root: Path):
+        self.folder = RunFolder(root)
+        self.metrics = JsonLines(
+            self.folder.metrics, lambda names: list(renamed.metrics(dict.fromkeys(names)))
+        )
+        self.history = JsonLines(
+            self.folder.prompt_history, lambda names: list(renamed.fields(dict.fromkeys(names)))
+        )
+        self._config: tuple[float, dict[str, Any]] = (-1.0, {})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Nested, under today's names; empty where it cannot be read."""
+        changed = _changed(self.folder.config)
+        if changed != self._config[0]:
+            try:
+                content = yaml.load(self.folder.config.read_text("utf-8"), _LOADER)
+                self._config = (changed, renamed.config(content))
+            except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+                return {}
+        return self._config[1]
+
+    def facts(self) -> dict[str, Any]:
+        """What the list of runs shows. `version` changes with every line that is written."""
+        line = renamed.metrics(_json(last_line(self.folder.metrics)))
+        config = self.config
+        summary = _json(_bytes(self.folder.summary))
+        step, total = line.get("step") or 0, config.get("run", {}).get("steps")
+        return {
+            "name": self.folder.root.name,
+            "step": step,
+            "total": total,
+            "reward": line.get("reward/mean"),
+            "algorithm": config.get("algorithm", {}).get("name"),
+            "model": config.get("model", {}).get("path"),
+            "seed": config.get("run", {}).get("seed"),
+            "done": bool(summary) and (not isinstance(total, int) or step >= total),
+            "changed": max(_changed(self.folder.metrics), _changed(self.folder.config)),
+            "version": f"{_changed(self.folder.metrics)}",
+            "unreadable": self.metrics.num_unreadable + self.history.num_unreadable,
+        }
+
+    def tokenizer_files(self) -> Iterator[Path]:
+        """Where the tokenizer's file may be: the newest checkpoint, the model's folder, the Hub's cache."""
+        yield from sorted(self.folder.checkpoints.glob("step-*/hf/tokenizer.json"), reverse=True)
+        model = str(self.config.get("model", {}).get("path") or "")
+        yield Path(model).expanduser() / "tokenizer.json"
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            cached = try_to_load_from_cache(model, "tokenizer.json")
+        except HFValidationError:  # a folder, or a model of the small task
+            return
+        if isinstance(cached, str):
+            yield Path(cached)
+
+
+class Runs:
+    """The runs in `folders`, each of which is a run or holds runs. New ones are found at every look."""
+
+    def __init__(self, folders: Sequence[Path]):
+        for folder in folders:
+            if not folder.is_dir():
+                raise UserError(f"{folder}: no such folder. Give a run folder, or a folder of runs.")
+        self._folders = [folder.resolve() for folder in folders]
+        self._known: dict[str, Run] = {}
+
+    def all(self) -> dict[str, Run]:
+        """By id, in the order of their ids."""
+        found = dict(sorted((name, path) for folder in self._folders for name, path in _found(folder)))
+        known = self._known
+        self._known = {
+            name: known[name] if name in known and known[name].folder.root == path else Run(path)
+            for name, path in found.items()
+        }
+        return self._known
+
+    def __getitem__(self, name: str) -> Run:
+        """Raises `KeyError` for what is not one of the runs."""
+        return self._known[name] if name in self._known else self.all()[name]
+
+
+def _found(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path, inner, files in os.walk(folder):
+        here = Path(path)
+        if "config.yaml" in files and "rollouts" in inner:
+            yield here.relative_to(folder).as_posix() if here != folder else here.name, here
+            inner.clear()
+        elif len(here.relative_to(folder).parts) >= DEPTH:
+            inner.clear()
+
+
+# -- curves ----------------------------------------------------------------------------------------
+
+
+def curves(
+    run: Run, patterns: Sequence[str], *, first: int, width: int, count: int, smooth: int = 1
+) -> dict[str, Any]:
+    """The metrics that match, in `count` buckets of `width` steps from step `first`.
+
+    `curves`: by metric, the bucket's `mean`; `low` and `high` where a bucket is more than one step; `smooth`, the
+    mean over the last `smooth` values, where that is more than one. None where a bucket has no value. `names`: all
+    metrics of the run.
+    """
+    table = run.metrics.table()
+    names = [name for name in table.column_names if name != "step"]
+    wanted = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    steps = _numbers(table, "step")
+    found = {name: _curve(steps, _numbers(table, name), first, width, count, smooth) for name in wanted}
+    return {"names": names, "curves": {name: curve for name, curve in found.items() if curve}}
+
+
+def _curve(
+    steps: np.ndarray, values: np.ndarray, first: int, width: int, count: int, smooth: int
+) -> dict[str, list[float | None]]:
+    there = np.isfinite(values) & np.isfinite(steps)
+    steps, values = steps[there], values[there]
+    smoothed = rolling_mean(values, smooth) if smooth > 1 else None
+    bucket = (steps.astype(int) - first) // width
+    inside = (bucket >= 0) & (bucket < count)
+    bucket, values = bucket[inside], values[inside]
+    if not len(values):
+        return {}
+    num = np.bincount(bucket, minlength=count)
+    empty = num == 0
+    num = np.maximum(num, 1)
+
+    def of(sums: np.ndarray) -> list[float | None]:
+        return rounded(np.where(empty, np.nan, sums))
+
+    curve = {"mean": of(np.bincount(bucket, values, count) / num)}
+    if width > 1:
+        low, high = np.full(count, np.inf), np.full(count, -np.inf)
+        np.minimum.at(low, bucket, values)
+        np.maximum.at(high, bucket, values)
+        curve |= {"low": of(low), "high": of(high)}
+    if smoothed is not None:
+        curve["smooth"] = of(np.bincount(bucket, smoothed[inside], count) / num)
+    return curve
+
+
+def rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` values, of fewer at the beginning. Example: `[1, 3, 5], 2` gives `[1, 2, 4]`."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(0, ends - window)
+    return (sums[ends] - sums[begins]) / (ends - begins)
+
+
+def rounded(values: np.ndarray) -> list[float | None]:
+    """To `DIGITS` significant digits; None for NaN."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        size = np.floor(np.log10(np.abs(values)))
+        factor = 10.0 ** (DIGITS - 1 - np.where(np.isfinite(size), size, 0))
+        short = np.round(values * factor) / factor
+    short = np.where(
+        np.isfinite(short) | np.isnan(values), short, values
+    )  # too small or large for the factor
+    return [None if value != value else value for value in short.tolist()]
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    """A column as floats, NaN where it has no value; all NaN where it holds no numbers."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    try:
+        return table[name].cast(pa.float64()).to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return np.full(len(table), np.nan)
+
+
+def _json(text: bytes) -> Mapping[str, Any]:
+    try:
+        content = json.loads(text or b"{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
