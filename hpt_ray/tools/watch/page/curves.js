@@ -9,7 +9,7 @@ const PANELS = [
   ["Offline ratio", "share of prompts that trained on a demonstration", ["selection/demo_prompt_ratio"]],
   ["Entropy", "nats per response token", ["policy/entropy"]],
   ["Response length", "mean tokens of a rollout", ["rollout/length_mean"]],
-  ["Evaluation", "mean score by eval set", ["eval/*/mean"]],
+  ["Evaluation", "mean score", ["eval/*/mean"]],
   ["Truncated responses", "share of rollouts", ["rollout/truncated_ratio"]],
   ["Sampler against learner", "mean |Δ log π|, nats", ["policy/logprob_gap_mean"]],
   ["Gradient norm", "before clipping", ["optim/grad_norm"]],
@@ -20,6 +20,7 @@ const PANELS = [
   ["Step", "seconds", ["time/step_s"]],
   ["Engines busy", "share of the step", ["rollout/busy_share"]],
   ["Learner busy", "share of the step", ["learner/busy_share"]],
+  ["Memory", "MiB of the largest process of its kind", ["memory/*_mb"]],
   ["Rewards that failed", "share of responses", ["reward/failure_share"]],
 ];
 const MARKS = ["faults/*", "*/skipped_updates", "phase"];
@@ -103,7 +104,7 @@ function wanted(runs) {
     lines.forEach(([, name]) => used.add(name));
     if (find && !title.toLowerCase().includes(find) && !lines.some(([, name]) => name.includes(find))) continue;
     if (patterns[0].includes("*") && runs.length > 1)
-      for (const [label, name] of lines) found.push({ key: name, title: `${title}: ${label}`, unit: "mean score", lines: [["", name]] });
+      for (const [label, name] of lines) found.push({ key: name, title: `${title}: ${label}`, unit, lines: [["", name]] });
     else if (lines.length) found.push({ key: title, title, unit, lines });
   }
   if (find)
