@@ -75,13 +75,16 @@ export async function show(runs) {
   const { signal } = asking;
   draw(runs, query);
   const waiting = [...runs];
+  let ready = 0, next = 4; // of many runs, what has come is drawn each time that it is twice as much
   const worker = async () => {
     for (let run; (run = waiting.shift());) {
       const key = JSON.stringify([query, run.version, patterns]);
       if (cache.get(run.id)?.key === key) continue;
       const answer = await ask("curves", { run: run.id, metrics: patterns.join(","), ...query }, signal);
       cache.set(run.id, { key, answer, query });
-      if (waiting.length % 8 === 0) draw(runs, query);
+      if (++ready < next) continue;
+      next *= 2;
+      draw(runs, query);
     }
   };
   await Promise.all([worker(), worker(), worker()]);
