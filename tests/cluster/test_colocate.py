@@ -159,7 +159,7 @@ def test_nobody_generates_while_the_learner_has_the_gpus(folders):
 DEAL = """
 import asyncio, os
 from hpt_ray.cluster.process import prepare_process
-from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.driver.actors import resource_requests
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig
