@@ -33,7 +33,6 @@ def main(words: list[str] | None = None) -> int:
 
         from hpt_ray.cli import train
         from hpt_ray.data.mini.base import tokenizer_path
-        from hpt_ray.driver.data_card import make_card
         from hpt_ray.driver.setup import prepare
         from hpt_ray.observe.console import CommandConsole
         from hpt_ray.observe.run_folder import RunFolder
@@ -48,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
             print(why)
             return 0
         prepared = prepare(config, tokenizer_path(config.model.path))
-        card = make_card(config, prepared)
+        card = train.accepted_card(config, prepared, console)
         with ExitStack() as stack:
             if folder is not None:
                 stack.enter_context(train.holding(folder, console))

@@ -69,11 +69,20 @@ def show_plan(config: Config, console: Console) -> None:
     from hpt_ray.tools.plan.show import not_checked
 
     found, absent = survey(config)
-    card = make_card(config, found) if found else None
+    card = accepted_card(config, found, console) if found else None
     folder_name = Path(config.run.dir) / f"{config.run.name}-TIME"
     console.print(start_tables(config, found, card, plan_run(config, found), folder_name))
     console.print(not_checked(absent, seen_at_start(config)))
     show_warnings(card, console)
+
+
+def accepted_card(config: Config, prepared: Prepared, console: Console) -> DataCard:
+    """The data card. Where a set is refused, it is shown as far as it goes, and `UserError` says why."""
+    card = make_card(config, prepared)
+    if card.refusal is not None:
+        console.print(card_tables(card))
+        raise UserError(card.refusal)
+    return card
 
 
 def show_warnings(card: DataCard | None, console: Console) -> None:

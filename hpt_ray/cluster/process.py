@@ -1,7 +1,8 @@
 """What every actor process does first: environment, threads, log file, the user's plugins.
 
 Called at the top of an actor's `__init__`, before torch, vLLM or DeepSpeed are imported, because
-they read these variables at import. Variables that are already set are kept: the user knows better.
+they read these variables at import. Variables that are already set are kept, for the user knows better; only which
+GPUs an actor sees is the run's to say.
 """
 
 from __future__ import annotations
@@ -30,13 +31,19 @@ QUIET = {
 
 
 def prepare_process(
-    *, threads: float, log_file: str | None = None, environment: dict[str, str] | None = None
+    *,
+    threads: float,
+    log_file: str | None = None,
+    environment: dict[str, str] | None = None,
+    gpus: str | None = None,
 ) -> None:
     """Set this actor's process up for real work.
 
     `threads` CPU threads for numeric libraries (at least one); `log_file` takes all output of this
-    process where its folder can be reached. Collectives bind this node's address as Ray knows it.
+    process where its folder can be reached. It sees `gpus`, else those that it reserved. Collectives bind this
+    node's address as Ray knows it.
     """
+    see_gpus(reserved_gpus() if gpus is None else gpus)
     # Ray sets OMP_NUM_THREADS from the reserved CPUs, rounding fractions up; the same rule holds here.
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(threads)))
     for name, value in {**QUIET, **(environment or {})}.items():
@@ -53,6 +60,20 @@ def prepare_process(
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     load_inherited()
+
+
+def reserved_gpus() -> str:
+    """Those that Ray reserved for this actor, as CUDA names them; empty for none."""
+    return ",".join(sorted(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())))
+
+
+def see_gpus(gpus: str) -> None:
+    """Let this process see these GPUs alone. Before CUDA starts.
+
+    Ray leaves an actor that asks for none with all of them, and every actor where it was told not to care
+    (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES).
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.cluster.private_folder import session_folder
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.errors import UserError, WaitExpired
 from hpt_ray.utils import signals
@@ -307,7 +308,13 @@ def _start_here(options: dict[str, Any]) -> None:
     for is_last in (False, True):
         try:
             with _signals_are_ours():
-                ray.init(address="local", include_dashboard=False, configure_logging=False, **options)
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    configure_logging=False,
+                    _temp_dir=str(session_folder()),
+                    **options,
+                )
             return
         except Exception as error:
             if "timed out during startup" not in str(error):

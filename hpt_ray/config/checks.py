@@ -187,6 +187,16 @@ def placement(config: Config) -> Iterator[str]:
     yield from wrong_pools(config.cluster)
 
 
+def weights(config: Config) -> Iterator[str]:
+    """What the learner sends is what the engine holds."""
+    for name in ("quantization", "quantization_config"):
+        if (value := config.rollout.engine.get(name)) is not None:
+            yield (
+                f"`rollout.engine.{name}` is {value!r}, but an engine in training takes the learner's weights as they "
+                "are, and has none to put into its scales: remove it. Evaluations of a folder may use it."
+            )
+
+
 def colocation(config: Config) -> Iterator[str]:
     """Engine i stands on the GPUs of the ranks from i · tensor_parallel on, and they take turns."""
     if config.cluster.colocate and (missing := list(_colocation_needs(config))):
@@ -229,5 +239,6 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     evaluation,
     optimizer,
     placement,
+    weights,
     colocation,
 )

@@ -8,6 +8,7 @@ in a review.
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
 import sys
 import textwrap
@@ -38,7 +39,7 @@ def render_configuration() -> str:
     parts = [INTRODUCTION]
     sections = typing.get_type_hints(Config)
     for name, keys in itertools.groupby(known_keys().values(), lambda known: known.name.rpartition(".")[0]):
-        parts.append(f"## {name or 'Top level'}\n\n{sections.get(name, Config).__doc__}\n")
+        parts.append(f"## {name or 'Top level'}\n\n{inspect.getdoc(sections.get(name, Config))}\n")
         parts.append(_table(keys))
     return "\n".join(parts)
 

@@ -143,7 +143,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "torch_dtype": ("model.dtype", ""),
     "param_dtype": ("model.dtype", ""),
     "attn_implementation": ("model.attention", ""),
-    "flash_attn": ("model.attention", "write model.attention=flash_attention_2"),
+    "flash_attn": ("model.attention", "leave it out: `segments`, the default, needs no further package"),
     "trust_remote_code": ("model.trust_remote_code", ""),
     "rope_scaling": ("model.config_overrides", "as model.config_overrides.rope_parameters={…}"),
     # data

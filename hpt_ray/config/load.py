@@ -208,7 +208,9 @@ def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f":{mark.line + 1}"
         raise UserError(f"{path}{line}: not valid YAML: {_reason_of(error)}.") from error
-    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deeply for a configuration.") from error
+    except (OSError, ValueError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: cannot be read as a configuration: {error}.") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path}: must hold `key: value` lines, as in `run: {{steps: 20}}`; found a list.")
@@ -226,7 +228,9 @@ def _parse_word(root: type, word: str) -> dict:
         return _nested(name, text)
     try:
         return typing.cast(dict, OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except RecursionError as error:
+        raise UserError(f"{COMMAND_LINE}: the value of `{name}` is nested too deeply.") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         split = (
             " A value with spaces needs quotes: 'data.train=[a.jsonl, b.jsonl]'."
             if text.startswith(("[", "{"))

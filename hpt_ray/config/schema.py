@@ -43,7 +43,7 @@ class ModelConfig:
     dtype: str = key("float32", "Training and sampling precision.", choices=("float32", "bfloat16"))
     attention: str = key(
         "segments",
-        "`segments` (exact packed attention on any device), or transformers' `flash_attention_2` and others.",
+        "`segments` (exact packed attention on any device), or one of transformers' own that is installed.",
     )
     config_overrides: dict[str, Any] = key({}, "Keys of the model's config.json to replace.")
     trust_remote_code: bool = key(False, "Run Python code that comes with the model.")

@@ -148,6 +148,11 @@ class Intake:
         return True
 
     def _render(self, row: SourceRow) -> _Candidate:
+        for what, text in (("data source", row.data_source), ("id", row.published_id or "")):
+            _check_text(row, what, text)
+        for message in row.messages:
+            _check_text(row, "prompt", message["content"])
+        _check_text(row, "demonstration", row.demonstration or "")
         try:
             prompt = self._template.render(row.messages)
         except UserError as error:
@@ -244,6 +249,17 @@ class Intake:
                 self.tally.demonstrations += 1
                 self.tally.demonstration_tokens += length
                 self.tally.demonstration_tokens_max = max(self.tally.demonstration_tokens_max, length)
+
+
+def _check_text(row: SourceRow, what: str, text: str) -> None:
+    """Raises UserError for what JSON can hold and UTF-8, and so every tokenizer, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{row.where}: the {what} has half of a character, \\u{ord(text[error.start]):x}, at position "
+            f"{error.start + 1}. Write the whole character, or take it out."
+        ) from error
 
 
 def _count_one(counts: dict[str, int], reason: str) -> None:

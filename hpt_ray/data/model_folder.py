@@ -45,10 +45,15 @@ def check_folder(path: str, *, key: str = "model.path", random_init: bool = Fals
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not {"model_type", "auto_map"} & content.keys():
             raise ValueError("it names no model_type")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{key}={path}: its config.json cannot be read ({error}). Copy or download the model again."
         ) from error
+    if content.get("quantization_config") and key != "model":  # a model that is evaluated may be
+        raise UserError(
+            f"{key}={path}: its weights are quantised (quantization_config in its config.json), and a run trains and "
+            "sends whole ones. Name the model that it was made from."
+        )
     if not random_init and not any(name.endswith(".safetensors") for name in names):
         raise no_weights(path, "no file *.safetensors in the folder")
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from hpt_ray.config.schema import DataConfig
 from hpt_ray.data.token_bound import exceeds, longest_token
 from hpt_ray.data.turn import Turn, find_turn, makers_stop_ids, stop_ids
-from hpt_ray.errors import UserError
+from hpt_ray.errors import UserError, in_one_line
 
 # Some chat templates open the response for the model; published demonstrations may open it again.
 OPENINGS = ("<think>\n", "<think>")
@@ -104,6 +104,9 @@ class Template:
                 return cast(str, rendered)
             except TemplateError as error:
                 raise UserError(f"the chat template refuses these messages: {error}") from error
+            except Exception as error:  # the template is a program, and fails as one
+                name = self._tokenizer.name_or_path
+                raise UserError(f"the chat template of {name} fails: {in_one_line(error)}") from error
         roles = [message["role"] for message in messages]
         if roles not in (["user"], ["system", "user"]):
             raise UserError(

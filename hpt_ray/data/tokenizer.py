@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from hpt_ray.data.model_folder import ask_hub, is_path
-from hpt_ray.errors import UserError
+from hpt_ray.errors import UserError, in_one_line
 
 # A folder that names one of these says: tokenizer.json is all there is to know.
 GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
@@ -37,13 +37,17 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         if folder.is_dir() and not any(folder.glob("tokenizer*")):
             raise OSError("no file tokenizer* in the folder")
         settings = folder / "tokenizer_config.json"
-        if settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in GENERIC_CLASSES:
+        known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        if not isinstance(known, dict):
+            raise ValueError(f"{settings.name} holds a {type(known).__name__} in place of an object")
+        if known.get("tokenizer_class") in GENERIC_CLASSES:
             return PreTrainedTokenizerFast.from_pretrained(folder)
         from transformers import AutoTokenizer  # which imports torch and every kind of model: seconds
 
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except Exception as error:  # transformers and tokenizers raise anything for files that they do not expect
+        said = str(error).strip() if isinstance(error, OSError | ValueError) else ""
+        reason = (said or in_one_line(error)).splitlines()[0].rstrip(".")
         if folder.is_dir():
             hint = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model's."
         else:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 GENERATION_CONFIG = "generation_config.json"
@@ -42,7 +41,9 @@ def find_turn(tokenizer: PreTrainedTokenizerFast, makers_stop_ids: Sequence[int]
                 list(messages), add_generation_prompt=generate, tokenize=False
             )
             return str(text)
-        except (TemplateError, TypeError, ValueError):  # what it cannot render says nothing of the others
+        except (
+            Exception
+        ):  # the template is a program, and may fail as one; what it cannot render says nothing of the others
             return None
 
     takes_system = RULE in (render({"role": "system", "content": RULE}, USER, generate=True) or "")
@@ -109,7 +110,7 @@ def name_stop_ids(folder: Path, ids: Iterable[int]) -> None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -30,7 +30,7 @@ LOST_ON_THE_WAY = ("demonstration_too_long", "demonstration_past_end")  # demons
 
 
 def make_card(config: Config, prepared: Prepared) -> DataCard:
-    """Raises `UserError` for a reward function that fails on the rows it is tried on."""
+    """A reward function that fails on the rows it is tried on is the card's `refusal`."""
     reports = prepared.eval_reports.items()
     return DataCard(
         tuple(_training_set(config, prepared, phase) for phase in prepared.phases),
@@ -49,7 +49,11 @@ def _training_set(config: Config, prepared: Prepared, phase: PreparedPhase) -> T
         for reason in LOST_ON_THE_WAY
     }
     sample = prompts.sample(NUM_GRADED if tally.demonstrations else NUM_TRIED)
-    grader = _grade(config, phase, sample)
+    grader, refusal = None, None
+    try:
+        grader = _grade(config, phase, sample)
+    except UserError as error:
+        refusal = str(error)
     prompt_tokens, demonstration_tokens = prompts.lengths()
     example = next((prompt for prompt in sample if prompt.demonstration), sample[0])
     return TrainingSet(
@@ -67,6 +71,7 @@ def _training_set(config: Config, prepared: Prepared, phase: PreparedPhase) -> T
         example=_example(prepared, example),
         grader=grader,
         warnings=tuple(_warnings(phase, lost, grader)),
+        refusal=refusal,
     )
 
 

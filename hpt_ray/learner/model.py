@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,7 +27,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data.model_folder import no_weights
-from hpt_ray.errors import UserError
+from hpt_ray.errors import UserError, in_one_line
 from hpt_ray.learner.logprobs import ScorerInput  # which registers attention `segments`
 
 # Everything of a model folder that is not weights travels to its exports as it is.
@@ -51,8 +52,8 @@ def load_policy(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel
         return AutoModelForCausalLM.from_pretrained(
             path, config=hf_config, use_safetensors=True, **options, **trust
         )
-    except OSError as error:
-        raise no_weights(path, error) from error
+    except (OSError, SafetensorError) as error:  # the latter where a file is cut off, or is none
+        raise no_weights(path, in_one_line(error)) from error
 
 
 def load_model_config(config: ModelConfig, path: str) -> PreTrainedConfig:

@@ -80,7 +80,8 @@ class Grader:
 class TrainingSet:
     """The training files of one phase. `demonstrations` is None where they are not used.
 
-    `grader` is None where nothing is graded. `warnings` are sentences that nobody must overlook.
+    `grader` is None where nothing is graded. `warnings` are sentences that nobody must overlook; `refusal` says why
+    a run cannot train on the set.
     """
 
     title: str
@@ -95,6 +96,7 @@ class TrainingSet:
     example: Example
     grader: Grader | None
     warnings: tuple[str, ...]
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,11 @@ class DataCard:
     def warnings(self) -> list[str]:
         """Those of all sets, each once."""
         return list(dict.fromkeys(text for one in self.training for text in one.warnings))
+
+    @property
+    def refusal(self) -> str | None:
+        """The first set's that has one."""
+        return next((one.refusal for one in self.training if one.refusal), None)
 
 
 def card_tables(card: DataCard) -> RenderableType:
@@ -149,10 +156,8 @@ def _facts(one: TrainingSet) -> RenderableType:
     else:
         demonstrations = f"{one.demonstrations:,}; dropped: {dropped_in_words(one.demonstrations_dropped)}"
     table.add_row("demonstrations", demonstrations)
-    table.add_row(
-        "grader",
-        Text(one.grader.in_words if one.grader else "not run: no ground truth, and nothing is graded"),
-    )
+    without = "failed" if one.refusal else "not run: no ground truth, and nothing is graded"
+    table.add_row("grader", Text(one.grader.in_words if one.grader else without))
     return table
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+BATCHED_TOKENS = {True: 8192, False: 16384}  # of one step, on a GPU or not
 CPU_ENVIRONMENT = {
     # vLLM compiles a small logprob helper on first use, even in eager mode: 10 s for nothing here.
     "TORCHDYNAMO_DISABLE": "1",
@@ -69,6 +71,8 @@ class VllmEngine:
         """Raises `UserError` where the engine does not start beside a torch that vLLM was not built for."""
         try:
             self._engine = make_engine(spec)
+        except UserError:
+            raise
         except Exception as error:
             if (explained := wrong_torch(error)) is not None:
                 raise explained from error
@@ -188,13 +192,20 @@ class VllmEngine:
 
 
 def make_engine(spec: EngineSpec) -> Any:
-    """vLLM's engine, up and with its memory taken."""
+    """vLLM's engine, up and with its memory taken.
+
+    Raises `UserError`, before the model is loaded, where what is installed cannot run it.
+    """
     with importing():
         from vllm import EngineArgs, LLMEngine
         from vllm.config.weight_transfer import WeightTransferConfig
+        from vllm.platforms import current_platform
 
         from hpt_ray.rollout.weight_receiver import BACKEND
 
+    has_flashinfer = find_spec("flashinfer") is not None
+    if wrong := wrong_stack(spec.rollout.num_gpus, current_platform.device_type, has_flashinfer):
+        raise wrong
     transfer = WeightTransferConfig(backend=BACKEND)
     return LLMEngine.from_engine_args(EngineArgs(weight_transfer_config=transfer, **engine_arguments(spec)))
 
@@ -202,13 +213,17 @@ def make_engine(spec: EngineSpec) -> Any:
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     """The vLLM engine arguments that a run's configuration comes to; `rollout.engine` has the last word."""
     rollout = spec.rollout
+    engine = dict(rollout.engine)
+    overrides = {**spec.model.config_overrides, **engine.pop("hf_overrides", {})}
+    if spec.model.dtype != "float32":  # the learner computes logits in float32
+        overrides.setdefault("head_dtype", "float32")
     arguments: dict[str, Any] = {
         "model": spec.model_path,
         "dtype": spec.model.dtype,
         "trust_remote_code": spec.model.trust_remote_code,
         # In training, weights come from the learner before the first request, also after a restart.
         "load_format": "safetensors" if spec.load_weights else "dummy",
-        "hf_overrides": dict(spec.model.config_overrides),
+        "hf_overrides": overrides,
         "tensor_parallel_size": rollout.tensor_parallel,
         "max_model_len": spec.max_model_len,
         "max_num_seqs": rollout.max_num_seqs,
@@ -232,12 +247,13 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
             "block_size": 32,  # CPU default 128: short prompts would never share a block
             # A seeded request whose prefill is split kills the CPU engine, so prefills stay whole.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(spec.max_model_len, 16384),
+            "max_num_batched_tokens": max(spec.max_model_len, BATCHED_TOKENS[False]),
         }
     else:
+        arguments["max_num_batched_tokens"] = BATCHED_TOKENS[True]
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         arguments["enable_sleep_mode"] = spec.sleeps
-    return arguments | dict(rollout.engine)
+    return arguments | engine
 
 
 def environment(rollout: RolloutConfig) -> dict[str, str]:
@@ -246,6 +262,27 @@ def environment(rollout: RolloutConfig) -> dict[str, str]:
 
 
 # -- an engine that does not start -----------------------------------------------------------------
+
+
+def wrong_stack(num_gpus: float, device: str, has_flashinfer: bool) -> UserError | None:
+    """What keeps a vLLM that is built for `device` (as it calls it: cpu, cuda, …) from serving on `num_gpus` GPUs."""
+    if device == "cpu" and num_gpus > 0:
+        return UserError(
+            f"the installed vLLM is built for CPUs, but `rollout.num_gpus` is {num_gpus:g}: set rollout.num_gpus=0, or "
+            "install the stack for GPUs (docs/gpu.md)."
+        )
+    if device != "cpu" and num_gpus == 0:
+        return UserError(
+            "the installed vLLM is built for GPUs, but `rollout.num_gpus` is 0: set rollout.num_gpus=1 (where there "
+            "is one GPU for all, also cluster.colocate=true and learner.num_gpus=1), or install the stack for CPUs: "
+            "make install"
+        )
+    if device == "cuda" and not has_flashinfer:
+        return UserError(
+            "vLLM samples with flashinfer's Python package on a GPU, which is not installed: "
+            "pip install -c requirements/gpu.lock flashinfer-python"
+        )
+    return None
 
 
 def wrong_torch(error: Exception, installed: str | None = None) -> UserError | None:

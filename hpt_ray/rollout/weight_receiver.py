@@ -139,7 +139,7 @@ class WorkerExtension:
         parameter is an error; it costs a scan of the model per name.
         """
         self._weight_update_active = False  # one that broke off after this worker had received it all
-        model = self.model_runner.model
+        model = self.model_runner.get_model()
         if not hasattr(self, "_load_weights"):
             self._load_weights = model.load_weights
             self._expected = {name for name, _ in model.named_parameters()}
@@ -160,7 +160,7 @@ class WorkerExtension:
 
     def loaded_names(self) -> list[str]:
         """The names received since `watch_loading`. Raises where a parameter of vLLM's got no weight."""
-        model = self.model_runner.model
+        model = self.model_runner.get_model()
         model.load_weights = self._load_weights
         tied = getattr(model.config, "tie_word_embeddings", False)
         head = rule_of(model.config).tied_head

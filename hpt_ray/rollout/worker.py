@@ -10,7 +10,6 @@ beginning of a weight update and its commit nothing is decoded.
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
@@ -39,10 +38,11 @@ class RolloutWorker:
     """Serves rollouts of the weights it last committed."""
 
     def __init__(self, spec: EngineSpec, log_file: str | None):
-        if spec.gpus is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = spec.gpus  # Ray, asked for none, shows none
         prepare_process(
-            threads=spec.rollout.num_cpus, log_file=log_file, environment=environment(spec.rollout)
+            threads=spec.rollout.num_cpus,
+            log_file=log_file,
+            environment=environment(spec.rollout),
+            gpus=spec.gpus,
         )
         self._spec = spec
         self._commands: queue.SimpleQueue[tuple[Callable[[VllmEngine], Any], Future]] = queue.SimpleQueue()

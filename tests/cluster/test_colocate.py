@@ -158,15 +158,19 @@ def test_nobody_generates_while_the_learner_has_the_gpus(folders):
 
 DEAL = """
 import asyncio, os
-from hpt_ray.cluster.runtime import Cluster, Need
+from hpt_ray.cluster.process import prepare_process
+from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.driver.actors import resource_requests
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig
 from hpt_ray.driver.setup import roles_of
 
-class Rank:
+class Actor:
+    def __init__(self):
+        prepare_process(threads=1)
+
     def visible_gpus(self):
-        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return os.environ["CUDA_VISIBLE_DEVICES"]
 
 config = load_config(None, [
     "model.path=m", "data.train=[a.parquet]", "cluster.colocate=true", "rollout.num_workers=2",
@@ -177,20 +181,23 @@ cluster = Cluster.connect(ClusterConfig(address="local"))
 asked = resource_requests(config, roles_of(config))
 asyncio.run(cluster.reserve(asked, timeout_s=20, name="t"))
 from hpt_ray.driver.actors import gpus_of_engines
-ranks = cluster.create("learner", Rank, [()] * 4)
-engines = cluster.create("rollout", Rank, [()] * 2)
+ranks = cluster.create("learner", Actor, [()] * 4)
+engines = cluster.create("rollout", Actor, [()] * 2)
 print("GPUS", *asyncio.run(gpus_of_engines(config, ranks)))
-print("ENGINES", len(asyncio.run(engines.call("visible_gpus", timeout_s=20))))
+print("ENGINES", asyncio.run(engines.call("visible_gpus", timeout_s=20)))
 cluster.close()
 """
 
 
-def test_an_engine_gets_the_gpus_of_the_ranks_in_its_bundle():
-    """Four GPUs that Ray believes in: bundles of two, each for two ranks and one engine."""
+@pytest.mark.parametrize(
+    "told", [{}, {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}], ids=["", "noset"]
+)
+def test_an_engine_gets_the_gpus_of_the_ranks_in_its_bundle(told):
+    """Four GPUs that Ray believes in: bundles of two, each for two ranks and one engine, which reserves none."""
     finished = subprocess.run(
         [sys.executable, "-c", DEAL],
         cwd=ROOT,
-        env=child_environment(RAY_OVERRIDE_RESOURCES='{"CPU": 4, "GPU": 4}'),
+        env=child_environment(RAY_OVERRIDE_RESOURCES='{"CPU": 4, "GPU": 4}', **told),
         capture_output=True,
         text=True,
         timeout=120,
@@ -200,4 +207,4 @@ def test_an_engine_gets_the_gpus_of_the_ranks_in_its_bundle():
     gpus = [engine.split(",") for engine in lines["GPUS"].split()]
     assert [len(engine) for engine in gpus] == [2, 2]
     assert sorted(gpus[0] + gpus[1]) == ["0", "1", "2", "3"]
-    assert lines["ENGINES"] == "2"
+    assert lines["ENGINES"] == "['', '']"

@@ -41,7 +41,6 @@ def test_damaged_checkpoints_are_set_aside_and_where_none_is_whole_the_run_stops
     flip(folder.checkpoints / "step-000002")  # whole again
     resumed = run_main([*words, "run.steps=5", "checkpoint.keep=1"])
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "set aside as damaged-step-000003" in " ".join(resumed.stdout.split())
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
         "damaged-step-000003",
         "step-000005",

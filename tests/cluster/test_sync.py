@@ -49,6 +49,19 @@ def test_sampler_and_learner_agree_after_every_sync(wired, capsys):
             assert gap < 1e-5
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_in_bfloat16_the_gap_is_that_of_rounding(ray_cluster, tiny_model, tied, capsys):
+    """The engine's output layer is in float32 then; it must follow the sync like the others."""
+    for wired in start_wired(
+        tiny_model("qwen2", tied), num_ranks=1, stage=1, num_workers=1, bucket_mb=64, dtype="bfloat16"
+    ):
+        asyncio.run(wired.sync().push(1, wired.workers))
+        gap = wired.gap(1, 1.0)
+        with capsys.disabled():
+            print(f"\nlargest gap in bfloat16: {gap:.1e}")
+        assert gap < 0.06
+
+
 @pytest.mark.parametrize(
     ("sent_as", "message"),
     [

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import ROOT, child_environment
+from command import MAIN, ROOT, TINY, child_environment, write_reward_function
 
 from hpt_ray.observe.rollout_dump import SCHEMA, dump_of
 from hpt_ray.observe.run_folder import RunFolder
@@ -205,6 +205,38 @@ def test_from_a_cell_of_the_gate_map_to_its_rollouts_and_a_filter(
     opened.close()
 
 
+def test_a_real_run_appears_and_is_followed_to_its_end(browser: Any, served: Any, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    opened = Page(browser, served(runs))
+    page = opened.page
+    page.set_default_timeout(150_000)
+    words = [f"run.dir={runs}", "run.steps=3", f"reward.function={write_reward_function(tmp_path)}"]
+    with (tmp_path / "log").open("w") as log:
+        training = subprocess.Popen(
+            [*MAIN, *TINY, *words], cwd=ROOT, env=child_environment(), stdout=log, stderr=log
+        )
+    try:
+        page.locator(".run .facts", has_text="step 3 of 3").wait_for()
+        assert training.wait(60) == 0, (tmp_path / "log").read_text()
+    finally:
+        training.terminate()
+        training.wait(60)
+    page.locator(".run .facts", has_text="done").wait_for()
+    for title in ("Reward", "Entropy", "Sampler against learner", "Sampled tokens"):
+        page.locator("figure", has=page.get_by_text(title, exact=True)).locator(".entry").wait_for()
+    page.get_by_role("tab", name="Time").click()
+    page.locator("figure .entry", has_text="sampling").wait_for()
+    page.get_by_role("tab", name="Gate").click()
+    page.locator("canvas[data-cells]").wait_for()
+    page.get_by_role("tab", name="Rollouts").click()
+    page.locator(".hit").first.click()
+    page.locator(".detail h2").wait_for()
+    page.get_by_role("button", name="log-probs").first.click()
+    page.locator(".detail pre span").first.wait_for()
+    opened.close()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
 def test_hostile_text_is_only_text(
     browser: Any, served: Any, tmp_path: Path, width: int, scheme: str
@@ -221,7 +253,7 @@ def test_hostile_text_is_only_text(
     assert len(text) > 100_000
     page.locator(".hit .preview").first.wait_for()
     assert page.evaluate("document.querySelectorAll('img, #view script').length") == 0
-    for view in ("Curves", "Gate", "Rollouts", "Configuration"):
+    for view in ("Curves", "Gate", "Rollouts", "Time", "Configuration"):
         page.get_by_role("tab", name=view).click()
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") == width

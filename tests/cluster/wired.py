@@ -154,10 +154,17 @@ class Engine(RolloutWorker):
 
 
 def start_wired(
-    path: Path, *, num_ranks: int, stage: int, num_workers: int, bucket_mb: float, tensor_parallel: int = 1
+    path: Path,
+    *,
+    num_ranks: int,
+    stage: int,
+    num_workers: int,
+    bucket_mb: float,
+    tensor_parallel: int = 1,
+    dtype: str = "float32",
 ) -> Iterator[Wired]:
     """Everything up; its room is given back in the end."""
-    model = ModelConfig(path=str(path))
+    model = ModelConfig(path=str(path), dtype=dtype)
     rollout = RolloutConfig(
         num_workers=num_workers,
         tensor_parallel=tensor_parallel,

@@ -69,6 +69,10 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         ("rollout.engine.pipeline_parallel_size=2",),
         "`rollout.engine.pipeline_parallel_size` is 2",
     ),
+    "engine_takes_the_weights_as_they_are": (
+        ("rollout.engine.quantization=fp8",),
+        "`rollout.engine.quantization` is 'fp8'",
+    ),
     "colocated_groups_match": (
         ("cluster.colocate=true", "rollout.num_workers=2", "learner.zero_stage=0"),
         "`learner.num_ranks` (1) to be 2, `rollout.num_workers` times `rollout.tensor_parallel`; "

@@ -390,6 +390,18 @@ def test_cases_that_are_shown(plan: Plan) -> None:
     assert "Look at your data" not in said
 
 
+def test_a_set_whose_reward_function_fails_is_shown_before_it_is_refused(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def grade(response, ground_truth):\n    return 1 / 0\n")
+    file = write(tmp_path / "a.jsonl", [row(i) for i in range(8)])
+    code, said = plan(file, f"reward.function=python:{tmp_path / 'mine.py'}:grade")
+    assert code == 2
+    shown, _, refusal = said.partition("failed on each of the 8 rows")
+    assert "8 read, 8 kept" in shown
+    assert "the model sees" in shown
+    assert "grader failed" in shown
+    assert "ZeroDivisionError" in refusal
+
+
 def test_a_later_phase_is_looked_at_too(model: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"prompt": f"{i} + 1?", "answer": "1"} for i in range(8)])
     with pytest.raises(UserError, match="trains on demonstrations, and there is none left for the 8 prompts"):

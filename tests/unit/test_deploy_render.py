@@ -25,6 +25,7 @@ from hpt_ray.driver.setup import roles_of
 from hpt_ray.errors import UserError
 from hpt_ray.tools.deploy.__main__ import main
 from hpt_ray.tools.deploy.drain import actors, drain
+from hpt_ray.tools.deploy.pod_fields import read_fields
 from hpt_ray.tools.deploy.pods import HEAD, NodeSize, Pods, plan_pods
 from hpt_ray.tools.deploy.render import Target, differences, image_parts, object_name, on_the_volume, render
 
@@ -295,6 +296,10 @@ def test_a_runs_name_becomes_one_of_kubernetes() -> None:
         (["rollout.num_wrokers=1"], "Did you mean `rollout.num_workers`"),
         (["--with", "kue"], "components are internet, kueue"),
         (["--with", "object-store"], "checkpoint.mirror"),
+        (["run.name=../../x"], "`run.name` is '../../x'"),
+        (["run.name='a\"b'"], "`run.name` is 'a\"b'"),
+        (["run.name=a\nb"], "`run.name` is 'a\\nb'"),
+        (["--pods", "no-such.yaml"], "--pods no-such.yaml: cannot be read"),
     ],
 )
 def test_mistakes_are_named(
@@ -304,6 +309,59 @@ def test_mistakes_are_named(
     assert main(["render", "--config", recipe, "--image", "x", "--out", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+POD_FIELDS = """
+serviceAccountName: trainer
+imagePullSecrets: [{name: registry}]
+nodeSelector: {pool: h100}
+tolerations: [{key: reserved, operator: Exists, effect: NoSchedule}]
+priorityClassName: research
+volumes: [{name: models, persistentVolumeClaim: {claimName: models, readOnly: true}}]
+volumeMounts: [{name: models, mountPath: /models, readOnly: true}]
+"""
+
+
+def test_every_pod_gets_what_its_cluster_wants(tmp_path: Path) -> None:
+    (tmp_path / "fields.yml").write_text(POD_FIELDS, encoding="utf-8")
+    out = tmp_path / "out"
+    words = ["--pods", str(tmp_path / "fields.yml"), "--namespace", "team", "--deadline", "86400"]
+    recipe = str(ROOT / "deploy" / "kuberay" / "overlays" / "several-nodes" / "run.yaml")
+    assert main(["render", "--config", recipe, "--image", "x:1", "--out", str(out), *words]) == 0
+    objects = build(out)
+    (job,) = [item for item in objects if item["kind"] == "RayJob"]
+    check(job)
+    assert {item["metadata"]["namespace"] for item in objects} == {"team"}
+    assert job["spec"]["activeDeadlineSeconds"] == 86400
+    cluster = job["spec"]["rayClusterSpec"]
+    specs = [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    assert len(specs) > 2
+    for spec in (*specs, job["spec"]["submitterPodTemplate"]["spec"]):
+        assert (spec["serviceAccountName"], spec["priorityClassName"]) == ("trainer", "research")
+        assert (spec["imagePullSecrets"], spec["nodeSelector"]) == ([{"name": "registry"}], {"pool": "h100"})
+        assert "reserved" in [toleration["key"] for toleration in spec["tolerations"]]
+    for spec in specs:
+        (container,) = spec["containers"]
+        assert spec["volumes"][-1]["name"] == container["volumeMounts"][-1]["name"] == "models"
+        assert len(spec["volumes"]) == 6
+        for kind in ("requests", "limits"):
+            assert container["resources"][kind]["ephemeral-storage"]
+        if "nvidia.com/gpu" in container["resources"]["limits"]:
+            assert "nvidia.com/gpu" in [toleration["key"] for toleration in spec["tolerations"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("securityContext: {runAsUser: 0}", "found securityContext; a pod's fields are serviceAccountName"),
+        ("- 1", "found no fields"),
+        ("nodeSelector: [a]", "`nodeSelector` must be a dict"),
+    ],
+)
+def test_what_is_no_field_of_a_pod_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "fields.yml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_fields(tmp_path / "fields.yml")
 
 
 # -- the end of a pod ------------------------------------------------------------------------------------------

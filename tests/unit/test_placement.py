@@ -8,7 +8,7 @@ from hpt_ray.config.load import load_config
 from hpt_ray.driver.actors import resource_requests, with_one_thread
 from hpt_ray.driver.setup import Roles
 from hpt_ray.errors import UserError
-from hpt_ray.rollout.engine import EngineSpec, engine_arguments
+from hpt_ray.rollout.engine import BATCHED_TOKENS, EngineSpec, engine_arguments, wrong_stack
 from hpt_ray.weight_sync.backends import BACKENDS, Backend, backend_of
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
@@ -148,6 +148,44 @@ def test_only_on_gpus_is_there_memory_to_give_up() -> None:
     assert arguments_of("rollout.num_gpus=1", sleeps=True)["enable_sleep_mode"] is True
     assert arguments_of("rollout.num_gpus=1")["enable_sleep_mode"] is False
     assert "enable_sleep_mode" not in arguments_of(sleeps=True)
+
+
+def test_what_is_overridden_for_the_engine_alone_is_added_to_what_holds_for_both() -> None:
+    both = ("model.config_overrides={rope_theta: 5000.0, sliding_window: 64}",)
+    alone = ("rollout.engine={hf_overrides: {sliding_window: 32}}",)
+    assert arguments_of(*both)["hf_overrides"] == {"rope_theta": 5000.0, "sliding_window": 64}
+    assert arguments_of(*both, *alone)["hf_overrides"] == {"rope_theta": 5000.0, "sliding_window": 32}
+
+
+def test_the_output_layer_computes_in_float32_whatever_the_rest_does() -> None:
+    assert "head_dtype" not in arguments_of()["hf_overrides"]
+    assert arguments_of("model.dtype=bfloat16")["hf_overrides"] == {"head_dtype": "float32"}
+    short = "rollout.engine={hf_overrides: {head_dtype: model}}"
+    assert arguments_of("model.dtype=bfloat16", short)["hf_overrides"] == {"head_dtype": "model"}
+
+
+def test_an_engine_takes_as_many_tokens_at_a_time_as_the_plan_reckons_with() -> None:
+    assert arguments_of("rollout.num_gpus=1")["max_num_batched_tokens"] == BATCHED_TOKENS[True]
+    more = ("rollout.num_gpus=1", "rollout.engine={max_num_batched_tokens: 16384}")
+    assert arguments_of(*more)["max_num_batched_tokens"] == 16384
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "device", "has_flashinfer", "line"),
+    [
+        (1, "cpu", False, "set rollout.num_gpus=0"),
+        (0, "cuda", True, "set rollout.num_gpus=1"),
+        (1, "cuda", False, "pip install -c requirements/gpu.lock flashinfer-python"),
+        (0, "cpu", False, None),
+        (2, "cuda", True, None),
+    ],
+)
+def test_a_stack_that_cannot_serve_is_refused_with_the_line_to_write(
+    num_gpus: float, device: str, has_flashinfer: bool, line: str | None
+) -> None:
+    refusal = wrong_stack(num_gpus, device, has_flashinfer)
+    assert (refusal is None) == (line is None)
+    assert line is None or line in str(refusal)
 
 
 def test_actors_of_a_deterministic_run_compute_with_one_thread_and_reserve_what_they_reserve() -> None:

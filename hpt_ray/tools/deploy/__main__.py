@@ -31,6 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--gpus-per-node", type=int, default=8, help="GPUs of a node (8)")
     command.add_argument("--cpus-per-node", type=int, default=96, help="CPU cores of a node (96)")
     command.add_argument("--gpu-resource", default="nvidia.com/gpu", help="what Kubernetes calls a GPU")
+    command.add_argument("--namespace", default="hpt-ray", help="of all objects (hpt-ray)")
+    command.add_argument("--deadline", type=int, metavar="SECONDS", help="a RayJob ends after this long")
+    command.add_argument(
+        "--pods",
+        type=Path,
+        metavar="FILE",
+        help="YAML with what every pod gets: account, pull secrets, node selector, volumes, … (docs/cluster.md)",
+    )
     command.add_argument(
         "--with",
         dest="components",
@@ -57,6 +65,7 @@ def _render(options: argparse.Namespace) -> int:
     # Not above: `drain` must come up fast, and the run's modules import torch.
     from hpt_ray.config.checks import check_config
     from hpt_ray.config.load import load_config
+    from hpt_ray.tools.deploy.pod_fields import read_fields
     from hpt_ray.tools.deploy.pods import NodeSize
     from hpt_ray.tools.deploy.render import Target, object_name, render
     from hpt_ray.utils import plugins
@@ -66,7 +75,16 @@ def _render(options: argparse.Namespace) -> int:
     check_config(config)
     out = options.out or Path("build", "kuberay", object_name(config.run.name))
     node = NodeSize(options.cpus_per_node, options.gpus_per_node)
-    target = Target(options.image, options.kind, node, options.gpu_resource, tuple(options.components))
+    target = Target(
+        options.image,
+        options.kind,
+        node,
+        options.gpu_resource,
+        tuple(options.components),
+        options.namespace,
+        options.deadline,
+        read_fields(options.pods) if options.pods else {},
+    )
     files = render(config, target, out)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hpt_ray.config.schema import Config
 from hpt_ray.data import mini
 from hpt_ray.errors import UserError
 from hpt_ray.tools.deploy.memory import pod_memory_gib, shared_memory_gib
+from hpt_ray.tools.deploy.pod_fields import OF_THE_CONTAINER, field_operations
 from hpt_ray.tools.deploy.pods import RAY_CPUS, NodeSize, PodGroup, Pods, plan_pods
 
 BASES = (Path(__file__).parent / "kuberay").resolve()
@@ -39,6 +40,9 @@ HEADER = """\
 # KubeRay's limit of 47 for the name of a RayJob, less `hpt-ray-`.
 NAME_LENGTH = 39
 
+
+# A pod's own disk: logs, and the emptyDir at /tmp, which may grow to 32 GiB. Without it one run can fill a node's disk.
+DISK = ("8Gi", "40Gi")  # asked for, and at most
 
 # KubeRay's objects: the base of each, and where in it the cluster is.
 KINDS = {"RayJob": ("job", "/spec/rayClusterSpec"), "RayCluster": ("cluster", "/spec")}
@@ -53,6 +57,9 @@ class Target:
     node: NodeSize = NodeSize(cpus=96, gpus=8)
     gpu_resource: str = "nvidia.com/gpu"
     components: tuple[str, ...] = ()  # folders of deploy/kuberay/components
+    namespace: str = "hpt-ray"
+    deadline_s: int | None = None  # of a RayJob
+    pod_fields: Mapping[str, Any] = field(default_factory=dict)  # see `pod_fields.py`
 
 
 def render(config: Config, target: Target, out: Path) -> dict[str, str]:
@@ -75,7 +82,7 @@ def render(config: Config, target: Target, out: Path) -> dict[str, str]:
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "namespace": "hpt-ray",
+        "namespace": target.namespace,
         "nameSuffix": f"-{name}",
         "resources": [at(base)],
         "components": [at(f"components/{component}") for component in target.components],
@@ -163,6 +170,11 @@ def patch(pods: Pods, target: Target) -> list[dict[str, Any]]:
     _, root = KINDS[target.kind]
     memory, workers = pod_memory_gib(pods), f"{root}/workerGroupSpecs"
     operations = _pod_operations(f"{root}/headGroupSpec", pods.head, memory, target)
+    if target.kind == "RayJob":
+        if target.deadline_s is not None:
+            operations.append(_put("add", "/spec/activeDeadlineSeconds", target.deadline_s))
+        fields = {name: target.pod_fields[name] for name in target.pod_fields if name not in OF_THE_CONTAINER}
+        operations += field_operations(fields, "/spec/submitterPodTemplate/spec", {})
     if not pods.workers:
         return [*operations, {"op": "remove", "path": workers}]
     operations += [{"op": "copy", "from": f"{workers}/0", "path": f"{workers}/-"} for _ in pods.workers[1:]]
@@ -183,17 +195,20 @@ def _pod_operations(
     path: str, group: PodGroup, memory_gib: Mapping[str, int], target: Target
 ) -> list[dict[str, Any]]:
     spec = f"{path}/template/spec"
-    limits = {"memory": f"{memory_gib[group.name]}Gi"}
-    requests = {"cpu": str(group.cpus + RAY_CPUS), **limits}
+    memory = {"memory": f"{memory_gib[group.name]}Gi"}
+    limits = {**memory, "ephemeral-storage": DISK[1]}
+    requests = {"cpu": str(group.cpus + RAY_CPUS), **memory, "ephemeral-storage": DISK[0]}
     start = {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)}
     if group.pool is not None:
         # KubeRay puts this into a shell's command line as it is.
         start["resources"] = f"'{{\"{group.pool}\": 1}}'"
     operations = [_put("add", f"{path}/rayStartParams/{key}", value) for key, value in start.items()]
+    own: dict[str, list[Any]] = {}
     if group.gpus:
         requests[target.gpu_resource] = limits[target.gpu_resource] = str(group.gpus)
         toleration = {"key": target.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
-        operations.append(_put("add", f"{spec}/tolerations", [toleration]))
+        own["tolerations"] = [toleration]
+    operations += field_operations(target.pod_fields, spec, own)
     resources = {"requests": requests, "limits": limits}
     return [
         *operations,

@@ -32,6 +32,7 @@ from typing import Any
 from hpt_ray.config.schema import Config, LearnerConfig
 from hpt_ray.learner.critic import optimizer_of
 from hpt_ray.learner.deepspeed import deepspeed_config
+from hpt_ray.rollout.engine import BATCHED_TOKENS
 from hpt_ray.tools.plan.shape import ModelShape
 
 GIB = 2.0**30
@@ -42,7 +43,6 @@ ASLEEP = 1.5  # GiB that a sleeping engine keeps on the GPU it shares
 BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers
 LIVE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 TILE_BYTES = {True: 96 << 20, False: 12 << 20}  # float32 tiles of `learner.logprobs`, on a GPU or not
-ENGINE_TOKENS = {True: 8192, False: 16384}  # vLLM's max_num_batched_tokens, on a GPU or not
 WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a number
 # A rank is fullest while it goes back through a micro-batch, while it reduces, or while it steps.
 MOMENTS = ("backward", "reduce", "step")
@@ -192,7 +192,7 @@ def rollout_memory(config: Config, shape: ModelShape) -> GroupMemory:
     rollout, number, parts = config.rollout, width_of(config), config.rollout.tensor_parallel
     on_gpu = rollout.num_gpus > 0
     weights = number * shape.num_parameters / parts
-    tokens = int(rollout.engine.get("max_num_batched_tokens", ENGINE_TOKENS[on_gpu]))
+    tokens = int(rollout.engine.get("max_num_batched_tokens", BATCHED_TOKENS[on_gpu]))
     logits = 3 * 4 * rollout.max_num_seqs * shape.vocabulary
     work = tokens * number * 4 * (shape.mlp_width + shape.width) / parts + logits
     sample = (

@@ -39,6 +39,7 @@ class Run:
             self.folder.prompt_history, lambda names: list(renamed.fields(dict.fromkeys(names)))
         )
         self._config: tuple[float, dict[str, Any]] = (-1.0, {})
+        self._facts: tuple[tuple[float, ...], dict[str, Any]] = ((), {})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -54,6 +55,13 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """What the list of runs shows. `version` changes with every line that is written."""
+        files = self.folder.metrics, self.folder.config, self.folder.summary
+        changed = tuple(map(_changed, files))
+        if changed != self._facts[0]:
+            self._facts = (changed, self._read_facts(changed))
+        return self._facts[1] | {"unreadable": self.metrics.num_unreadable + self.history.num_unreadable}
+
+    def _read_facts(self, changed: tuple[float, ...]) -> dict[str, Any]:
         line = renamed.metrics(_json(last_line(self.folder.metrics)))
         config = self.config
         summary = _json(_bytes(self.folder.summary))
@@ -67,9 +75,8 @@ class Run:
             "model": config.get("model", {}).get("path"),
             "seed": config.get("run", {}).get("seed"),
             "done": bool(summary) and (not isinstance(total, int) or step >= total),
-            "changed": max(_changed(self.folder.metrics), _changed(self.folder.config)),
-            "version": f"{_changed(self.folder.metrics)}",
-            "unreadable": self.metrics.num_unreadable + self.history.num_unreadable,
+            "changed": max(changed[:2]),
+            "version": str(changed[0]),
         }
 
     def tokenizer_files(self) -> Iterator[Path]:

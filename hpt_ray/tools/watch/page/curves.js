@@ -9,7 +9,7 @@ const PANELS = [
   ["Offline ratio", "share of prompts that trained on a demonstration", ["selection/demo_prompt_ratio"]],
   ["Entropy", "nats per response token", ["policy/entropy"]],
   ["Response length", "mean tokens of a rollout", ["rollout/length_mean"]],
-  ["Evaluation", "mean score by eval set", ["eval/*/mean"]],
+  ["Evaluation", "mean score", ["eval/*/mean"]],
   ["Truncated responses", "share of rollouts", ["rollout/truncated_ratio"]],
   ["Sampler against learner", "mean |Δ log π|, nats", ["policy/logprob_gap_mean"]],
   ["Gradient norm", "before clipping", ["optim/grad_norm"]],
@@ -20,6 +20,7 @@ const PANELS = [
   ["Step", "seconds", ["time/step_s"]],
   ["Engines busy", "share of the step", ["rollout/busy_share"]],
   ["Learner busy", "share of the step", ["learner/busy_share"]],
+  ["Memory", "MiB of the largest process of its kind", ["memory/*_mb"]],
   ["Rewards that failed", "share of responses", ["reward/failure_share"]],
 ];
 const MARKS = ["faults/*", "*/skipped_updates", "phase"];
@@ -74,13 +75,16 @@ export async function show(runs) {
   const { signal } = asking;
   draw(runs, query);
   const waiting = [...runs];
+  let ready = 0, next = 4; // of many runs, what has come is drawn each time that it is twice as much
   const worker = async () => {
     for (let run; (run = waiting.shift());) {
       const key = JSON.stringify([query, run.version, patterns]);
       if (cache.get(run.id)?.key === key) continue;
       const answer = await ask("curves", { run: run.id, metrics: patterns.join(","), ...query }, signal);
       cache.set(run.id, { key, answer, query });
-      if (waiting.length % 8 === 0) draw(runs, query);
+      if (++ready < next) continue;
+      next *= 2;
+      draw(runs, query);
     }
   };
   await Promise.all([worker(), worker(), worker()]);
@@ -103,7 +107,7 @@ function wanted(runs) {
     lines.forEach(([, name]) => used.add(name));
     if (find && !title.toLowerCase().includes(find) && !lines.some(([, name]) => name.includes(find))) continue;
     if (patterns[0].includes("*") && runs.length > 1)
-      for (const [label, name] of lines) found.push({ key: name, title: `${title}: ${label}`, unit: "mean score", lines: [["", name]] });
+      for (const [label, name] of lines) found.push({ key: name, title: `${title}: ${label}`, unit, lines: [["", name]] });
     else if (lines.length) found.push({ key: title, title, unit, lines });
   }
   if (find)

@@ -5,14 +5,15 @@ const listeners = [];
 
 export const get = (name, fallback = "") => params.get(name) ?? fallback;
 
-// Runs are joined by a comma, which no folder of a run has in its name.
-export const list = name => get(name).split(",").filter(Boolean);
+// Several values are joined by commas; one that is in a value is written as %2C.
+export const list = name => get(name).split(",").filter(Boolean).map(one => one.replaceAll("%2C", ",").replaceAll("%25", "%"));
+const joined = values => values.map(one => String(one).replaceAll("%", "%25").replaceAll(",", "%2C")).join(",");
 
 // Change some of it, null to forget; `quiet` replaces the address instead of adding to the browser's history.
 export function set(changes, quiet = true) {
   for (const [name, value] of Object.entries(changes)) {
     if (value === null || value === "" || (Array.isArray(value) && !value.length)) params.delete(name);
-    else params.set(name, Array.isArray(value) ? value.join(",") : value);
+    else params.set(name, Array.isArray(value) ? joined(value) : value);
   }
   const hash = `#${params.toString().replaceAll("%2F", "/").replaceAll("%2C", ",")}`;
   if (quiet) history.replaceState(null, "", hash); else history.pushState(null, "", hash);
