@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -31,3 +33,12 @@ class CommandConsole(Console):
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         signals.ask_to_stop()
+
+    def _write_buffer(self) -> None:
+        """A terminal that was closed may be noticed here before its SIGHUP is."""
+        try:
+            super()._write_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO or not signals.is_command():
+                raise
+            signals.ask_to_stop(signal.SIGHUP)

@@ -71,8 +71,7 @@ class BucketTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
 
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied_head(self.model)
-        if self.device.type == "cpu":
-            _repack_experts(self.model)
+        _repack_experts(self.model)
 
     def shutdown(self) -> None:
         if self._group is not None:

@@ -94,10 +94,10 @@ def is_command() -> bool:
     return _state.is_command
 
 
-def ask_to_stop() -> None:
-    """As SIGTERM does, unless a signal has asked already."""
+def ask_to_stop(number: int = signal.SIGTERM) -> None:
+    """As this signal does, unless one has asked already."""
     if _state.first is None:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
 
 def say(text: str) -> None:

@@ -108,7 +108,7 @@ def test_trains(model, tmp_path, file, algorithm, function, more):
     shares = [line["reward/failure_share"] for line in lines if "reward/failure_share" in line]
     if function.startswith("raises_sometimes"):
         assert max(shares) > 0
-        assert "ValueError: odd answer" in " ".join(ended.stderr.split())
+        assert "rewards failed" in ended.stdout
     else:
         assert not any(shares)
     if function.startswith("verl_dict"):

@@ -39,6 +39,7 @@ MOMENTS = {
     "reports": STOP,
     "evaluates": STOP,
 }
+QUICK = ("begins", "sums up")  # of the others, `make test-all` tries each
 
 
 class StoppedDriver(Driver):
@@ -130,7 +131,9 @@ def whole(ray_cluster: Cluster, words: list[str], tmp_path_factory: pytest.TempP
     return train(tmp_path_factory.mktemp("whole"), words)[0]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in MOMENTS]
+)
 def test_a_stop_loses_nothing(moment: str, words: list[str], whole: RunFolder, tmp_path: Path) -> None:
     done = MOMENTS[moment]
     folder, driver = train(tmp_path, words, moment)

@@ -220,8 +220,7 @@ asked, said = [], open("said", "w", buffering=1)
 with signals.answered_by(lambda: asked.append(1)):
     print("ready", file=said)
     while not asked:
-        CommandConsole().print("step 1")
-        time.sleep(0.05)
+        CommandConsole().print("step 1")  # until the terminal is full: then it waits in the middle of a write
 CommandConsole().print("step 2")
 signals.say("saved")
 print("saved", file=said)
@@ -245,6 +244,31 @@ def test_a_terminal_that_is_closed_is_a_request_to_stop(tmp_path: Path) -> None:
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     assert said.read_text().split() == ["ready", "saved"]
+
+
+NOTICED = """
+import errno, sys
+from hpt_ray.observe.console import CommandConsole
+from hpt_ray.utils import signals
+class Gone:
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+    flush = isatty = lambda self: False
+signals.watch()
+asked = []
+with signals.answered_by(lambda: asked.append(1)):
+    CommandConsole(file=Gone()).print("step 1")
+    CommandConsole(file=Gone()).print("step 2")
+print("saved", len(asked))
+sys.exit(signals.exit_code())
+"""
+
+
+def test_a_closed_terminal_that_is_noticed_before_its_signal_is_the_same_request() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", NOTICED]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGHUP, "saved 1\n"), ended.stderr
 
 
 def test_nohup_keeps_a_command_running(tmp_path: Path) -> None:
