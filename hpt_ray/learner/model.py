@@ -94,7 +94,7 @@ _SCALED = ("default", "yarn", "longrope", "su", "llama3")
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
-    """The longest sequence as vLLM reckons it, which does not start beyond; None: no limit. Sliding windows are none."""
+    """The longest sequence, beyond which vLLM does not start; None: no limit. Sliding windows are none."""
     positions = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [
