@@ -51,7 +51,7 @@ FAULTS = {
     "engine": Fault("ray::RolloutWorker", 8),
     "learner": Fault("ray::LearnerWorker", 4),
     "reference": Fault("ray::ReferenceWorker", 2),
-    "verifier": Fault("ray::VerifierService", 2),
+    "verifier": Fault("ray::Verifier", 2),
     "reward_function": Fault("hpt_ray.reward.pool", 4),
     "driver": Fault("", 2),
     "frozen engine": Fault("ray::RolloutWorker", 1, signal.SIGSTOP),

@@ -41,7 +41,7 @@ KINDS = {
     "ray::RolloutWorker": "rollout",
     "ray::LearnerWorker": "learner",
     "ray::ReferenceWorker": "reference",
-    "ray::VerifierService": "verifier",
+    "ray::Verifier": "verifier",
     "hpt_ray.reward.pool": "reward_function",
     "ray::IDLE": "idle",
 }

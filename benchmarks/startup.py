@@ -40,7 +40,7 @@ OVERRIDES = ["run.steps=1", "model.path=mini:t-fresh", "evaluation.every=0", "ev
 PROCESSES = {
     "ray::RolloutWorker": "rollout",
     "ray::LearnerWorker": "learner",
-    "ray::VerifierService": "verifier",
+    "ray::Verifier": "verifier",
     "hpt_ray.reward": "verifier",
     "hpt_ray.main": "driver",
 }

@@ -28,7 +28,7 @@ from hpt_ray.evaluation.journal import Key
 from hpt_ray.evaluation.model import ModelSource, locate_model, settings_of
 from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
 from hpt_ray.evaluation.statistics import check_ks, default_ks
-from hpt_ray.learner.model import load_model_config
+from hpt_ray.learner.model import load_model_config, positions_of
 from hpt_ray.reward import check_ground_truth
 from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.rollout.requests import Sampling
@@ -123,17 +123,37 @@ def make_plan(config: EvaluateConfig) -> Plan:
     """Read every prompt and check it. Raises `UserError` for what the user must change."""
     model = locate_model(config.model)
     tokenizer = load_tokenizer(tokenizer_path(model.path), trust_remote_code=config.trust_remote_code)
+    positions = None
     if not mini.is_mini(model.path):
-        load_model_config(model_section(config, model.path), model.path)
+        positions = positions_of(
+            load_model_config(model_section(config, model.path), model.path).get_text_config()
+        )
     template = Template(config.data, tokenizer)
     check_reward_functions(config.reward)
     names = expand(config.benchmarks)
     rows = [BENCHMARKS[name] for name in names]
     rows += [BENCHMARKS.get(name, Benchmark(name, name)) for name in config.sets if name not in names]
     tasks = [_task(config, row, template) for row in rows]
+    for task in tasks:
+        _check_context(task, model.path, positions)
     functions = {source: function for task in tasks for source, function in task.reward_functions.items()}
     out = Path(config.out) if config.out else Path("evaluations") / model.name
     return Plan(config, model, tasks, functions, _in_training(model, functions), out)
+
+
+def _check_context(task: Task, path: str, positions: int | None) -> None:
+    prompt, response = task.max_prompt_tokens, task.sampling.max_tokens
+    if positions is None or prompt + response <= positions:
+        return
+    mend = (
+        f"max_response_tokens={positions - prompt} or less"
+        if prompt < positions
+        else "a model for longer texts"
+    )
+    raise UserError(
+        f"{task.name}: prompt and response may have {prompt} + {response} tokens (max_response_tokens), but {path} has "
+        f"{positions} positions: take {mend}."
+    )
 
 
 def model_section(config: EvaluateConfig, path: str) -> ModelConfig:

@@ -89,6 +89,22 @@ def override(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> None:
         setattr(config, name, value)
 
 
+# Kinds of RoPE whose `max_position_embeddings` is the scaled length already; of others it is before scaling.
+_SCALED = ("default", "yarn", "longrope", "su", "llama3")
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """The longest sequence, beyond which vLLM does not start; None: no limit. Sliding windows are none."""
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [
+        rope,
+        *(part for part in rope.values() if isinstance(part, dict)),
+    ]  # some have one for a kind of layer
+    factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type", "default") not in _SCALED]
+    return positions and int(positions * max(factors, default=1))
+
+
 class Published:
     """Parameters of `model` under the names, and in the parts, that its checkpoints have and vLLM reads.
 

@@ -357,7 +357,7 @@ def test_a_run_of_ppo(ray_cluster: Cluster, tmp_path: Path) -> None:
     assert lines[3]["critic/value_mean"] > 0  # a new critic would say 0
 
 
-@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+@pytest.mark.parametrize("kl_in", [pytest.param("loss", marks=pytest.mark.long), "reward"])
 def test_a_run_of_grpo_with_kl(ray_cluster: Cluster, tmp_path: Path, kl_in: str) -> None:
     lines, classes, _ = train(
         tmp_path,

@@ -9,7 +9,7 @@ from command import TINY, run_main
 
 from hpt_ray.observe.run_folder import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(400)]
 
 
 def flip(checkpoint: Path) -> None:

@@ -26,7 +26,7 @@ LIMIT_S = 300
 
 ENGINE, LEARNER, REFERENCE = "ray::RolloutWorker", "ray::LearnerWorker", "ray::ReferenceWorker"
 REPLICA = "ray::StateReplica"
-VERIFIER, REWARD = "ray::VerifierService", "hpt_ray.reward.pool"
+VERIFIER, REWARD = "ray::Verifier", "hpt_ray.reward.pool"
 
 
 @pytest.fixture(scope="module")

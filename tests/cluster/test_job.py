@@ -117,7 +117,7 @@ def test_a_job_on_two_nodes_is_seen_stopped_and_resumed(nodes, tmp_path):
     assert steps_done() >= 2, printed.read_text()
     head, rollout, learner = nodes.processes
     assert actors_on(head) == set()
-    assert actors_on(rollout) == {"RolloutWorker", "VerifierService"}
+    assert actors_on(rollout) == {"RolloutWorker", "Verifier"}
     assert actors_on(learner) == {"LearnerWorker"}
     assert "is currently running" in ray_job(nodes, "status", "first").stdout
 

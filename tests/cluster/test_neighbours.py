@@ -4,15 +4,14 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-import ray
+from command import ROOT, child_environment
 
 from hpt_ray.cluster.private_folder import session_folder
-from hpt_ray.cluster.runtime import Cluster
-from hpt_ray.config.schema import ClusterConfig
 
 NOBODY = 65534
 pytestmark = [
@@ -37,12 +36,31 @@ def short(tmp_path_factory):
     shutil.rmtree(folder)
 
 
+# A process of its own, since this one may have a Ray already. It says where, and ends with its input.
+LOCAL_RAY = """
+import sys
+import ray
+from hpt_ray.cluster.runtime import Cluster
+from hpt_ray.config.schema import ClusterConfig
+cluster = Cluster.connect(ClusterConfig(address="local"))
+print("session", ray._private.worker._global_node.get_session_dir_path(), flush=True)
+sys.stdin.read()
+cluster.close()
+"""
+
+
 @pytest.mark.timeout(180)
-def test_another_user_sees_nothing_of_a_local_ray(short, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", str(short))
-    cluster = Cluster.connect(ClusterConfig(address="local"))
+def test_another_user_sees_nothing_of_a_local_ray(short):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCAL_RAY],
+        cwd=ROOT,
+        env=child_environment(RAY_TMPDIR=str(short)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
-        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        session = next(Path(line.split()[1]) for line in process.stdout if line.startswith("session "))
         assert session.is_relative_to(short)
         assert list(session.glob("sockets/*"))
         assert list(session.glob("logs/*"))
@@ -50,7 +68,8 @@ def test_another_user_sees_nothing_of_a_local_ray(short, monkeypatch):
         assert seen_by_another(short) == [str(short), str(short / f"ray-{os.getuid()}")]  # and nothing in it
         assert seen_by_another(session) == []
     finally:
-        cluster.close()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def test_a_folder_that_another_user_has_made_is_not_used(short, monkeypatch):

@@ -108,6 +108,7 @@ def test_a_missing_dump_is_named_with_the_steps_that_can_be_replayed(hpt):
     assert finished.stderr.endswith("Steps that can be replayed: 3.\n")
 
 
+@pytest.mark.long
 def test_a_supervised_step_comes_out_the_same(tmp_path):
     run = train(tmp_path, "algorithm.name=sft", "group_size=0")
     finished = replay(run.root, "step=3")

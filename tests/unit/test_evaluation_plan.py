@@ -201,6 +201,21 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     )
 
 
+def test_responses_that_the_model_has_no_positions_for_are_refused(tmp_path):
+    folder = make_run(tmp_path / "run", function="boxed")
+    prompts = write_prompts(tmp_path / "own.parquet", ["6"])
+    positions = model_config("t", "qwen2").max_position_embeddings
+    words = [f"model={folder}", f"sets={{own: {prompts}}}"]
+    with pytest.raises(
+        UserError, match=rf"own: prompt and response may have (\d+) \+ 8192 .* {positions} positions"
+    ):
+        plan(*words, "max_response_tokens=8192")
+    longest = plan(*words, "max_response_tokens=8").tasks[0].max_prompt_tokens
+    plan(*words, f"max_response_tokens={positions - longest}")
+    with pytest.raises(UserError, match=f"take max_response_tokens={positions - longest} or less"):
+        plan(*words, f"max_response_tokens={positions - longest + 1}")
+
+
 def test_an_override_that_nothing_reads_is_refused(tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError, match=r"config_overrides\.rope_theta.*rope_parameters"):
@@ -255,6 +270,7 @@ def test_results_say_what_graded_and_average_in_two_ways(tmp_path):
     run = make_run(tmp_path / "run", function="boxed")
     made = plan(
         f"model={run}",
+        "max_response_tokens=64",
         "benchmarks=[mini-geo]",
         f"sets={{own: {small}}}",
         "samples=4",

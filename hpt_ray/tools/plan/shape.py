@@ -21,7 +21,7 @@ from hpt_ray.data import mini
 from hpt_ray.data.mini.base import parse_name
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.learner.architectures import rule_of
-from hpt_ray.learner.model import load_model_config, override
+from hpt_ray.learner.model import load_model_config, override, positions_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +130,5 @@ def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
         query_width=heads * head_size,
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=text.vocab_size,
-        positions=_positions(text),
+        positions=positions_of(text),
     )
-
-
-# Kinds of RoPE whose `max_position_embeddings` is the scaled length already; of others it is before scaling.
-_SCALED = ("default", "yarn", "longrope", "su", "llama3")
-
-
-def _positions(config: PreTrainedConfig) -> int | None:
-    """As vLLM reckons it, which does not start beyond. Sliding windows are no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [
-        rope,
-        *(part for part in rope.values() if isinstance(part, dict)),
-    ]  # some have one for a kind of layer
-    factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type", "default") not in _SCALED]
-    return positions and int(positions * max(factors, default=1))
