@@ -27,7 +27,7 @@ import os
 import pstats
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -205,8 +205,8 @@ class StepClock(Progress):
         super().__init__(total, console=Console(file=open(os.devnull, "w")))  # noqa: SIM115
         self.ends: list[tuple[float, float]] = []
 
-    def finish_step(self, step: int, **numbers: Any) -> None:
-        super().finish_step(step, **numbers)
+    def finish_step(self, step: int, metrics: Mapping[str, Any], *, keep: bool = False) -> None:
+        super().finish_step(step, metrics, keep=keep)
         self.ends.append((time.process_time(), time.perf_counter()))
 
 

@@ -204,7 +204,7 @@ def connected(config: Config, prepared: Prepared) -> Iterator[tuple[Cluster, Pla
 
 
 def planned(config: Config, prepared: Prepared) -> Plan:
-    from hpt_ray.tools.plan import plan_run
+    from hpt_ray.tools.plan import plan_run, show  # noqa: F401  (which shows it once Ray is connected)
 
     return plan_run(config, prepared)
 
