@@ -173,12 +173,14 @@ class RecordedUpdates:
     def send_weights(self, bucket_bytes: int, keep: bool) -> None:
         pass
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str) -> list[str]:
         (Path(folder) / "state").write_text("recorded")
+        return []
 
-    def export(self, folder: str) -> None:
+    def export(self, folder: str) -> list[str]:
         Path(folder).mkdir(exist_ok=True)  # by every rank
         (Path(folder) / "config.json").write_text("{}")
+        return []
 
 
 class RecordedCluster(Cluster):
