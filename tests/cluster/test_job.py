@@ -72,7 +72,7 @@ def actors_on(node: psutil.Popen) -> set[str]:
             title = " ".join(process.cmdline())
         except psutil.Error:  # it ended just now
             continue
-        if found := re.match(r"ray::(\w+(?:Worker|Service))", title):
+        if found := re.match(r"ray::(\w*(?:Worker|Verifier))", title):
             names.add(found[1])
     return names
 
