@@ -99,6 +99,7 @@ class SuiteKeys:
     )
     parallel: int = key(1, "Runs at the same time.", minimum=1)
     timeout_s: float = key(86400.0, "Limit for one run; then it counts as failed.", minimum=1)
+    gpu_hour_price: float = key(2.0, "Dollars for an hour of one GPU, for what `--dry-run` says.", minimum=0)
     matrix: MatrixKeys = section(MatrixKeys)
     sets: SetKeys = section(SetKeys)
     sweep: SweepKeys = section(SweepKeys)
