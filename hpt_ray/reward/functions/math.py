@@ -10,7 +10,7 @@ The reference may be a string (plain, in `$…$` or in a `\boxed{…}`), a numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -75,7 +75,7 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
     equivalence.load()
 
     def grade(response: str, ground_truth: Any) -> RewardResult:
-        right = references(ground_truth)
+        right = tuple(references(ground_truth))
         said = after_thinking(response)
         parts = boxed_answer(said)
         if parts is None and lenient:
@@ -91,13 +91,14 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
     return grade
 
 
-def compare(answer: str, right: list[str]) -> RewardResult:
+@lru_cache(maxsize=4096)  # the n rollouts of a prompt often agree
+def compare(answer: str, right: tuple[str, ...]) -> RewardResult:
     """The result on an extracted answer, against normalised references."""
     decided = _without_algebra(answer, right)
     return decided if isinstance(decided, RewardResult) else _by_algebra(decided, answer)
 
 
-def _without_algebra(answer: str, right: list[str]) -> RewardResult | list[tuple[str, str]]:
+def _without_algebra(answer: str, right: Sequence[str]) -> RewardResult | list[tuple[str, str]]:
     """The result where reading decides; else the pairs of answer and reference that only algebra can."""
     normal = normalise(answer)
     if normal in right or any(_same_text(normal, text) for text in right):
@@ -141,7 +142,7 @@ def _verify(pairs: list[tuple[list[Any], str]], answer: str) -> RewardResult:
     return answered(answer, False, "math-verify")
 
 
-def _grade_unboxed(response: str, right: list[str]) -> RewardResult:
+def _grade_unboxed(response: str, right: Sequence[str]) -> RewardResult:
     parsed = equivalence.parse_end(response[-LENIENT_TAIL_CHARS:])
     texts = [value for value in parsed if isinstance(value, str)]
     if not parsed:
