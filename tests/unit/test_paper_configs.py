@@ -271,7 +271,12 @@ def test_the_weight_of_sft_does_not_scale_off_policy_rl(method: str | None) -> N
     terms = estimator_from_config(config.algorithm).terms
     found = [(t.shaping, t.loss_aggregation, t.coef) for t in terms if t.stream == "demonstrations"]
     assert found == BRANCHES[method]
-    suite = load_suite(PAPER / "suite.yaml", [f"matrix.methods=[hpt,{method or 'grpo'}]"])
+    names = [
+        f"matrix.methods=[hpt,{method or 'grpo'}]",
+        "matrix.models=[qwen2.5-math-1.5b]",
+        "pass_at_k.methods=[hpt]",
+    ]
+    suite = load_suite(PAPER / "suite.yaml", names)
     runs = reported_runs(suite, untuned(suite))
     (run,) = (run for run in runs if run.id == f"qwen2.5-math-1.5b.{method or 'hpt'}.s1")
     assert run.config.algorithm == config.algorithm, "the suite runs what the files say"
