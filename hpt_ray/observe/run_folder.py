@@ -2,8 +2,9 @@
 
     runs/NAME-YYYYmmdd-HHMMSS/
       config.yaml  data_card.json  metrics.jsonl  summary.json  trace.json
-      rollouts/  checkpoints/  tensorboard/  logs/
+      rollouts/  checkpoints/  logs/
     runs/latest -> the folder that was made last
+    runs/tensorboard/NAME-YYYYmmdd-HHMMSS/
 
 The time is UTC. It never goes back: where the clock does, the time of the newest run stays and a number follows it,
 so names are in the order in which runs were made. Everything a person looks at is drawn from here. What goes into
@@ -75,7 +76,9 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
+        return (
+            self.root.parent / "tensorboard" / self.root.name
+        )  # not in it: TensorBoard would find it in `latest` too
 
     @property
     def logs(self) -> Path:
@@ -169,8 +172,8 @@ class RunFolder:
         lines = self.read_metrics()
         kept = [line for line in lines if line["step"] <= step]
         self._write_metrics(kept)
-        for path in self.rollouts.glob("step-*.parquet"):
-            number = path.stem.removeprefix("step-")
+        for path in self.rollouts.glob("*-*.parquet"):
+            number = path.stem.partition("-")[2]
             if number.isdecimal() and int(number) > step:
                 path.unlink()
         return len(lines) - len(kept)
@@ -193,7 +196,7 @@ class RunFolder:
         aside.replace(link)
 
     def _make_parts(self) -> None:
-        for part in (self.rollouts, self.checkpoints, self.tensorboard, self.logs):
+        for part in (self.rollouts, self.checkpoints, self.logs):
             part.mkdir(mode=MODE, exist_ok=True)
 
 
