@@ -189,7 +189,7 @@ class Driver:
         pairs: Pairs = []
         updates: list[UpdateResult] = []
         self.learner.begin_step(self.step - self.phase.before)
-        with self.timeline.phase("rollout"):
+        with self.timeline.phase("rollout", batch.step):
             # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
             async for group in self.actors.turns.groups(batch.groups()):
                 # 4: the gate decides what this prompt trains on.

@@ -44,6 +44,7 @@ class Reporter:
         self._config, self._folder, self._progress, self._report = config, folder, progress, report
         self._history = PromptHistory(folder.root / "prompt_history.jsonl")
         self._trackers: TrackerGroup | None = None
+        self._goes_on = False  # the next line is the first after a resume or a restart
         self._evaluated: dict[str, float] = {}  # the newest mean of each set
         recurring = {
             "time/evaluation_s": config.evaluation.every,
@@ -56,6 +57,7 @@ class Reporter:
         """What follows is the line after `step`; what was written of later steps is taken back."""
         self._folder.cut_after(step)
         self._history.cut_after(step)
+        self._goes_on = step >= 0
         evaluations = summarize_evaluations(self._folder.read_metrics())
         self._evaluated = {name: points["last"]["mean"] for name, points in evaluations.items()}
         self.close()
@@ -76,6 +78,8 @@ class Reporter:
         new = faults - self.faults
         self.faults = Counter(faults)
         metrics |= {f"faults/{kind}": count for kind, count in new.items()}
+        if self._goes_on:
+            metrics["run/resumed"], self._goes_on = 1, False
         metrics |= {"step": step, "observe/trackers_disabled": len(self._trackers.failures)}
         written = self._folder.append_metrics(metrics)
         self._trackers.log(step, written)

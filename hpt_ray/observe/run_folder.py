@@ -59,6 +59,11 @@ class RunFolder:
         return self.root / "summary.json"
 
     @property
+    def plan(self) -> Path:
+        """What `memory/…` of metrics.jsonl was planned to be at most, as JSON."""
+        return self.root / "plan.json"
+
+    @property
     def trace(self) -> Path:
         return self.root / "trace.json"
 
@@ -184,6 +189,9 @@ class RunFolder:
     def write_data_card(self, card: Mapping[str, Any]) -> None:
         """What the files of the run hold, and what was dropped: a `DataCard` as a dict."""
         write_atomic(self.data_card, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+    def write_plan(self, memory_mb: Mapping[str, float]) -> None:
+        write_atomic(self.plan, json.dumps(memory_mb) + "\n")
 
     def point_latest(self) -> None:
         """Let `latest` beside this folder name it. Replaced at once, so it is never missing in between."""

@@ -27,6 +27,7 @@ from hpt_ray.observe.metrics import METRICS
 from hpt_ray.tools.watch import rollouts
 from hpt_ray.tools.watch.gate import gate_map
 from hpt_ray.tools.watch.reader import Runs, curves
+from hpt_ray.tools.watch.timeline import timeline
 
 PAGE = Path(__file__).parent / "page"
 HEADERS = {
@@ -135,6 +136,10 @@ def _tokens(runs: Runs, asked: Mapping[str, str]) -> Any:
     return rollouts.tokens(run.folder, *place, run.tokenizer_files(), rollouts.kind_of(asked))
 
 
+def _timeline(runs: Runs, asked: Mapping[str, str]) -> Any:
+    return timeline(runs[asked["run"]].folder.trace, int(asked["step"]))
+
+
 def _span(text: str) -> tuple[int, int]:
     """Example: `"3,10"`; empty is everything."""
     first, _, last = (text or "0,1000000000").partition(",")
@@ -158,4 +163,5 @@ ANSWERS: dict[str, Answer] = {
     "choices": _choices,
     "group": _group,
     "tokens": _tokens,
+    "timeline": _timeline,
 }

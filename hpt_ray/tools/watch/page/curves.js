@@ -20,10 +20,10 @@ const PANELS = [
   ["Step", "seconds", ["time/step_s"]],
   ["Engines busy", "share of the step", ["rollout/busy_share"]],
   ["Learner busy", "share of the step", ["learner/busy_share"]],
-  ["Memory", "MiB of the largest process of its kind", ["memory/*_mb"]],
+  ["Memory", "MiB of the largest process of its kind; dotted: planned", ["memory/*_mb"]],
   ["Rewards that failed", "share of responses", ["reward/failure_share"]],
 ];
-const MARKS = ["faults/*", "*/skipped_updates", "phase"];
+const MARKS = ["faults/*", "*/skipped_updates", "run/resumed", "phase"];
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
 const LINE_COLORS = ["#0072b2", "#d55e00", "#009e73", "#b0558f", "#e09900", "#4faee5", "#8c6d46", "#7a7f87"];
 const WIDTHS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1000000];
@@ -176,7 +176,9 @@ function fill(panel, spec, runs, query) {
       } else if (few && curve.smooth) add(curve.mean, { stroke: `${color}55`, width: 1 });
       const lonely = main.filter(value => value !== null).length < 40;
       const index = add(main, { stroke: color, width: 1.75, dash, points: { show: lonely, size: 5, fill: color, stroke: color } });
-      entries.push({ index, color, text: [several ? run.id : "", label].filter(Boolean).join(" · ") || name, last: main.findLast(value => value !== null) });
+      const planned = cache.get(run.id).answer.planned[name];
+      if (few && planned) add(x.map(() => planned), { stroke: color, width: 1, dash: [1, 4] });
+      entries.push({ index, color, planned, text: [several ? run.id : "", label].filter(Boolean).join(" · ") || name, last: main.findLast(value => value !== null) });
     });
   }
   const marks = few ? runs.flatMap(run => marksOf(run, query)) : [];
@@ -196,7 +198,7 @@ function marksOf(run, query) {
   for (const [name, curve] of Object.entries(cache.get(run.id).answer.curves)) {
     const at = i => query.first + i * query.width;
     if (name === "phase") curve.mean.forEach((value, i) => i && value !== null && curve.mean[i - 1] !== null && value !== curve.mean[i - 1] && found.push({ x: at(i), color: run.color, text: `phase ${value}`, line: true }));
-    else if (name.startsWith("faults/") || name.endsWith("/skipped_updates")) (curve.high ?? curve.mean).forEach((value, i) => value > 0 && found.push({ x: at(i) + (query.width - 1) / 2, color: run.color, text: `${name} ${number(value)}` }));
+    else if (name === "run/resumed" || name.startsWith("faults/") || name.endsWith("/skipped_updates")) (curve.high ?? curve.mean).forEach((value, i) => value > 0 && found.push({ x: at(i) + (query.width - 1) / 2, color: run.color, text: `${name} ${number(value)}` }));
   }
   return found;
 }
@@ -248,7 +250,7 @@ function legend(panel, index, x) {
   const step = index === null || index === undefined ? null : x[index];
   const rows = panel.entries.slice(0, MANY_RUNS).map(entry => el("span", { className: "entry", title: entry.text },
     el("i", { className: "swatch", style: { background: entry.color } }), el("span", { className: "name", textContent: entry.text }),
-    el("b", { textContent: number(step === null ? entry.last : near(panel.plot.data[entry.index], index)) })));
+    el("b", { textContent: number(step === null ? entry.last : near(panel.plot.data[entry.index], index)) }), entry.planned ? el("span", { className: "soft planned", textContent: `of ${number(entry.planned)} planned` }) : null));
   const width = x.length > 1 ? x[1] - x[0] : 1;
   const marks = step === null ? [] : panel.marks.filter(mark => Math.abs(mark.x - step) <= width / 2).map(mark => `▲ ${mark.text}`);
   const more = panel.entries.length - MANY_RUNS;
