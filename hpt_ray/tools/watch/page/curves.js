@@ -1,4 +1,5 @@
-// Curves of several runs over steps: one panel a topic, smoothed, linear or logarithmic, with marks at faults.
+// Curves of several runs over steps: one panel a topic, smoothed, linear or logarithmic, with marks at faults. Only
+// what is in sight is drawn.
 
 import { ask, choice, css, el, number } from "./dom.js";
 import * as state from "./state.js";
@@ -31,7 +32,15 @@ const MANY_RUNS = 12; // of which only means are drawn
 const HEIGHT = 190;
 
 let root, grid, meanings = new Map();
-const panels = new Map(); // key → {node, plot, signature}
+const panels = new Map(); // key → {node, plot, signature, visible, late: what to draw once it is in sight}
+const sight = new IntersectionObserver(entries => {
+  for (const entry of entries) {
+    const panel = [...panels.values()].find(one => one.node === entry.target);
+    if (!panel) continue;
+    panel.visible = entry.isIntersecting;
+    if (panel.visible) { panel.late?.(); panel.late = null; }
+  }
+}, { rootMargin: "200px" });
 let cache = new Map(); // run → {key, answer}
 let asking = null;
 
@@ -48,6 +57,7 @@ export function enter(into) {
 
 export function leave() {
   panels.forEach(panel => panel.plot?.destroy());
+  sight.disconnect();
   panels.clear();
   cache = new Map();
   asking?.abort();
@@ -61,7 +71,7 @@ export function recolor() {
 function buckets(runs) {
   const first = Number(state.get("from", 0));
   const last = Number(state.get("to", Math.max(1, ...runs.map(run => run.step))));
-  const most = runs.length > 4 * MANY_RUNS ? 120 : runs.length > MANY_RUNS ? 240 : 500;
+  const most = runs.length > 4 * MANY_RUNS ? 120 : runs.length > MANY_RUNS ? 240 : 400;
   const width = WIDTHS.find(width => (last - first + 1) / width <= most) ?? 1e6;
   return { first, width, count: Math.ceil((last - first + 1) / width) };
 }
@@ -127,11 +137,12 @@ function draw(runs, query) {
   const list = wanted(ready.length ? ready : []);
   if (!ready.length && runs.length) return; // what is there stays until something new has come
   const keys = new Set(list.map(panel => panel.key));
-  for (const [key, panel] of panels) if (!keys.has(key)) { panel.plot?.destroy(); panel.node.remove(); panels.delete(key); }
+  for (const [key, panel] of panels) if (!keys.has(key)) { panel.plot?.destroy(); sight.unobserve(panel.node); panel.node.remove(); panels.delete(key); }
   list.forEach((spec, i) => {
     const panel = panels.get(spec.key) ?? newPanel(spec);
     if (grid.children[i] !== panel.node) grid.insertBefore(panel.node, grid.children[i] ?? null);
-    fill(panel, spec, ready, query);
+    if (panel.visible) fill(panel, spec, ready, query);
+    else panel.late = () => fill(panel, spec, ready, query);
   });
   grid.querySelector(".empty")?.remove();
   if (!list.length) grid.append(el("p", { className: "empty soft", textContent: runs.length ? "No step is done yet, or no metric is called so." : "Choose a run." }));
@@ -150,6 +161,7 @@ function newPanel(spec) {
       el("span", { className: "soft", textContent: spec.unit, title: meaning(spec.lines[0][1])?.meaning ?? "" }), panel.log, panel.wide),
     panel.chart, panel.legend);
   panels.set(spec.key, panel);
+  sight.observe(panel.node);
   return panel;
 }
 
