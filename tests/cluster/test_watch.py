@@ -234,9 +234,16 @@ def test_a_real_run_appears_and_is_followed_to_its_end(browser: Any, served: Any
         training.wait(60)
     page.locator(".run .facts", has_text="done").wait_for()
     for title in ("Reward", "Entropy", "Sampler against learner", "Sampled tokens"):
-        page.locator("figure", has=page.get_by_text(title, exact=True)).locator(".entry").wait_for()
+        figure = page.locator("figure", has=page.get_by_text(title, exact=True))
+        figure.scroll_into_view_if_needed()  # what is not in sight is not drawn
+        figure.locator(".entry").wait_for()
+    figure = page.locator("figure", has=page.get_by_text("Memory", exact=True))
+    figure.scroll_into_view_if_needed()
+    figure.locator(".planned").first.wait_for()
     page.get_by_role("tab", name="Time").click()
     page.locator("figure .entry", has_text="sampling").wait_for()
+    page.locator(".timeline th", has_text="waited for").first.wait_for()
+    assert {"learner-0", "rollout-0"} <= {*page.locator(".timeline tbody th").all_text_contents()}
     page.get_by_role("tab", name="Gate").click()
     page.locator("canvas[data-cells]").wait_for()
     page.get_by_role("tab", name="Rollouts").click()

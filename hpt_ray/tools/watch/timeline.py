@@ -42,7 +42,8 @@ def _within(span: Span, begin: float, end: float) -> list[float]:
 
 
 def _waits(actor: str, workers: dict[str, list[Span]], begin: float, end: float) -> dict[str, float]:
-    own, by_kind = workers[actor], defaultdict(list)
+    own = workers[actor]
+    by_kind: defaultdict[str, list[Span]] = defaultdict(list)
     for other, spans in workers.items():
         if other != actor:
             by_kind[_kind(other)] += spans

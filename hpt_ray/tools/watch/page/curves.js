@@ -220,7 +220,7 @@ function options(panel, series, bands, isLog) {
   const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   return {
     width: panel.chart.clientWidth || 360, height: panel.node.classList.contains("wide") ? 2 * HEIGHT : HEIGHT,
-    series, bands, legend: { show: false }, padding: [8, 8, 0, 0],
+    series, bands, legend: { show: false }, padding: [8, 14, 0, 0],
     scales: { x: { time: false }, y: isLog ? { distr: 3 } : { range: (_, low, high) => rangeOf(low, high) } },
     axes: [{ ...axis, size: 26, grid: { show: false }, values: (_, ticks) => ticks.map(tick => Number.isInteger(tick) ? number(tick) : "") },
       { ...axis, size: 52, values: (_, ticks) => ticks.map(tick => tick === null ? "" : number(tick)) }],

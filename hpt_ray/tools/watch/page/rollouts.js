@@ -6,7 +6,7 @@ import * as state from "./state.js";
 
 // [name in the question and the address, what it is called, kind]
 const FILTERS = [
-  ["text", "Text in prompt or response", "search"], ["prompt", "Prompt id", "search"],
+  ["text", "Text of prompt or response", "search"], ["prompt", "Prompt id", "search"],
   ["set", "Set", "choice"], ["outcome", "Outcome", "choice"], ["branch", "Trained on", "choice"], ["finish", "Ended by", "choice"],
   ["score", "Reward", "range"], ["advantage", "Advantage", "range"], ["tokens", "Tokens", "range"], ["step", "Step", "range"],
 ];
@@ -153,7 +153,7 @@ async function showGroup(run, runs) {
     el("div", { className: "bar" }, isEval ? compared(evaluated, against) : null,
       choice("Colour tokens by", [["", "nothing"], ...Object.entries(COLORS).filter(([name]) => !isEval || name === "logprob").map(([name, [title]]) => [name, title])], state.get("color"), color => state.set({ color })),
       el("span", { className: "soft", textContent: COLORS[state.get("color")]?.[1] ?? "" })),
-    other ? el("div", { className: "pairs" }, head(`step ${found.step}`, found), head(other.id === run.id ? `step ${other.step}` : `step ${other.step} · ${other.id}`, other),
+    other ? el("div", { className: "pairs" }, ...[[run.id, found], [other.id, other]].map(([id, of]) => head(other.id === run.id ? `step ${of.step}` : `step ${of.step} · ${id}`, of)),
       ...Array.from({ length: Math.max(responses.length, other.responses.length) }, (_, i) => [[here, responses[i]], [there, other.responses[i]]]).flat()
         .map(([where, one]) => one ? card(where, one) : el("span")))
       : el("div", { className: "columns" }, ...(found.demonstration ? [demonstration(found)] : []), ...responses.map(one => card(here, one))));

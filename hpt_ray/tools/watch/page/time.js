@@ -9,14 +9,14 @@ const METRICS = ["time/*", "rollout/busy_share", "learner/busy_share"];
 const MOST = 240;
 const SPANS = { generate: "#4faee5", backward: "#e09900", learn: "#e09900", step: "#8c6d46", score: "#009e73", evaluate: "#009e73", save: "#8c6d46", rollout: "#4faee5" };
 const spanColor = name => SPANS[name] ?? (/weights|sync/.test(name) ? "#b0558f" : "#7a7f87");
-const ROW = 20, LABEL = 130;
+const ROW = 20;
 
 let grid, card, line = null, shownStep = "";
 const figures = new Map(); // run → {node, chart, legend, plot, key}
 
 export function enter(root) {
   grid = el("div", { className: "panels" });
-  root.append(el("p", { className: "soft note", textContent: "Seconds of a step by phase. Sampling includes grading and the training that goes on beside it. Click a step for its timeline." }), grid, card = el("div", { className: "card", hidden: true }));
+  root.append(el("p", { className: "soft note", textContent: "Seconds of a step by phase. Sampling includes grading and the training that goes on beside it. Click a step for its timeline." }), grid, card = el("div", { className: "card timeline", hidden: true }));
   addEventListener("resize", paint);
 }
 
@@ -45,6 +45,8 @@ export async function show(runs) {
   if (runs.length) await showStep(runs.find(one => one.id === state.get("run")) ?? runs[0]);
 }
 
+const seconds = value => value.toLocaleString("en", { maximumSignificantDigits: 3 });
+
 // The timeline of one step, of the newest where none was chosen.
 async function showStep(run) {
   const step = Number(state.get("at")) || run.step;
@@ -55,20 +57,20 @@ async function showStep(run) {
   line = { ...found, newest: step === run.step };
   shownStep = JSON.stringify([run.id, step, line.newest ? run.version : ""]);
   const go = by => el("button", { textContent: by < 0 ? "‹" : "›", ariaLabel: by < 0 ? "Step before" : "Next step", disabled: step + by < 1 || step + by > run.step, onclick: () => state.set({ run: run.id, at: step + by }) });
-  const kinds = [...new Set(line.tracks.flatMap(track => Object.keys(track.waits)))];
+  const kinds = [...new Set(line.tracks.flatMap(track => Object.keys(track.waits)))].sort((a, b) => (a === "nobody") - (b === "nobody"));
   const names = [...new Set(line.tracks.flatMap(track => track.spans.map(([name]) => name)))];
   line.canvas = el("canvas", { ariaLabel: `Timeline of step ${step}: what each actor did when` });
   line.tip = el("p", { className: "tip soft" });
   line.canvas.addEventListener("pointermove", hover);
-  card.replaceChildren(el("div", { className: "bar" }, go(-1), go(1), el("b", { textContent: `Step ${step}` }), el("span", { className: "soft", textContent: `of ${run.id}${line.seconds ? `: ${number(line.seconds)} s to the next step` : ""}` })),
+  card.replaceChildren(el("div", { className: "bar" }, go(-1), go(1), el("b", { textContent: `Step ${step}` }), el("span", { className: "soft", textContent: `of ${run.id}${line.seconds ? `: ${seconds(line.seconds)} s to the next step` : ""}` })),
     ...(line.error ? [el("p", { className: "soft", textContent: `No timeline: ${line.error}.` })] : [
       el("p", { className: "legend-row soft" }, ...names.map(name => el("span", {}, el("i", { className: "swatch", style: { background: spanColor(name) } }), name))), line.canvas, line.tip,
-      el("div", { className: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...["actor", "busy", ...kinds.map(kind => kind === "nobody" ? "idle with all others" : `waited for ${kind}`)].map(text => el("th", { textContent: text })))),
-        el("tbody", {}, ...line.tracks.filter(track => track.actor !== "driver").map(track => el("tr", {}, el("th", { textContent: track.actor }), el("td", { textContent: `${number(track.busy_s)} s` }), ...kinds.map(kind => el("td", { textContent: track.waits[kind] ? `${number(track.waits[kind])} s` : "–" })))))))]));
+      el("div", { className: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...["actor", "busy", ...kinds.map(kind => kind === "nobody" ? "all idle" : `waited for ${kind}`)].map(text => el("th", { textContent: text })))),
+        el("tbody", {}, ...line.tracks.filter(track => track.actor !== "driver").map(track => el("tr", {}, el("th", { textContent: track.actor }), el("td", { textContent: `${seconds(track.busy_s)} s` }), ...kinds.map(kind => el("td", { textContent: track.waits[kind] ? `${seconds(track.waits[kind])} s` : "–" })))))))]));
   paint();
 }
 
-const scaleOf = () => { const left = line.canvas.clientWidth > 500 ? LABEL : 0; return { left, dx: (line.canvas.clientWidth - left - 4) / line.seconds }; };
+const scaleOf = () => { const left = line.canvas.clientWidth > 500 ? 110 : 64; return { left, dx: (line.canvas.clientWidth - left - 4) / line.seconds }; };
 
 function paint() {
   if (!line?.canvas?.isConnected || !line.tracks.length) return;
@@ -89,11 +91,11 @@ function paint() {
     }
     pen.globalAlpha = 1;
     pen.fillStyle = css("--soft");
-    if (left) pen.fillText(track.actor, 0, i * ROW + 13, LABEL - 8);
+    pen.fillText(track.actor, 0, i * ROW + 13, left - 8);
   });
   for (let i = 0; i <= 4; i++) {
     pen.textAlign = i === 4 ? "right" : i ? "center" : "left";
-    pen.fillText(`${number(line.seconds * i / 4)} s`, left + dx * line.seconds * i / 4, height - 3);
+    pen.fillText(`${seconds(line.seconds * i / 4)} s`, left + dx * line.seconds * i / 4, height - 3);
   }
 }
 
@@ -101,7 +103,7 @@ function hover(event) {
   const box = line.canvas.getBoundingClientRect(), { left, dx } = scaleOf();
   const track = line.tracks[Math.floor((event.clientY - box.top) / ROW)], at = (event.clientX - box.left - left) / dx;
   const here = track?.spans.filter(([, begin, end]) => begin <= at && at <= end) ?? [];
-  line.tip.textContent = track ? `${track.actor}: ${here.map(([name, begin, end]) => `${name}, ${number(end - begin)} s from ${number(begin)} s`).join("; ") || "idle"}` : "";
+  line.tip.textContent = track ? `${track.actor}: ${here.map(([name, begin, end]) => `${name}, ${seconds(end - begin)} s from ${seconds(begin)} s`).join("; ") || "idle"}` : "";
 }
 
 function newFigure(run) {
@@ -136,7 +138,7 @@ function draw(figure, curves, width) {
   // The highest sum is drawn first, so that each phase shows its own part of the column.
   const order = [...PHASES.keys()].reverse();
   figure.plot = new uPlot({
-    width: figure.chart.clientWidth || 360, height: 220, legend: { show: false }, padding: [8, 8, 0, 0],
+    width: figure.chart.clientWidth || 360, height: 220, legend: { show: false }, padding: [8, 14, 0, 0],
     scales: { x: { time: false, range: (_, low, high) => [low - width / 2, high + width / 2] }, y: { range: (_, low, high) => [0, 1.05 * high || 1] } },
     axes: [{ ...axis, size: 26, grid: { show: false }, values: (_, ticks) => ticks.map(tick => Number.isInteger(tick) ? number(tick) : "") }, { ...axis, size: 52 }],
     series: [{}, ...order.map(k => ({ stroke: PHASES[k][1], fill: PHASES[k][1], width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.9, 60], align: 0 }) }))],
