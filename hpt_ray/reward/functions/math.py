@@ -33,14 +33,21 @@ LENIENT_TAIL_CHARS = 1000  # where an answer without a box is looked for
 _INTEGER = re.compile(r"[-+]?\d{1,1000}")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,234: a number, or a list of two
 _NAME = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*")  # x = 5
-_TEXT = re.compile(r"\\(?:text|mathrm)\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
+_LABEL = re.compile(r"\((\w)\)|(?:\\text\{ ?\(([A-J])\) ?\}|\(([A-J])\) ).*")  # (b), or (B) 12 apples
+_WORD = re.compile(r"[A-Z]?[a-z]{2,}|DNE")
+_COLUMN = re.compile(r"\\begin\{pmatrix\}([^&]+)\\end\{pmatrix\}")
 
 
 def _readings(answer: str) -> set[str]:
     """Spellings of a normalised answer that another spelling of it shares: for comparing only."""
     text = "".join(_TEXT.sub(r"\1", answer).split()).removesuffix("%")
-    if len(text) == 3 and text[0] == "(" and text[-1] == ")":  # the label of a choice
-        text = text[1:-1]
+    if label := _LABEL.fullmatch(answer):  # of a choice, alone or with its text
+        return {text, label[1] or label[2] or label[3]}
+    if _WORD.fullmatch(text):
+        return {"doesnotexist" if text == "DNE" else text.lower()}
+    if column := _COLUMN.fullmatch(text):  # a vector is written like a point as well
+        return {text, "(" + column[1].replace("\\\\", ",") + ")"}
     return {text, text.replace(",", "")} if _GROUPED.fullmatch(answer) else {text}
 
 
