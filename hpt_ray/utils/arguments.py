@@ -129,9 +129,9 @@ How to read it: docs/meter.md.""",
     parser.add_argument("--method", action="append", default=[], metavar="NAME", help=help)
     parser.add_argument("--parts", metavar="NAME", help="this algorithm, and each of its parts switched")
     sizes = {
-        "prompts": (128, "prompts, drawn at random"),
-        "draws": (2, "groups of rollouts a prompt"),
-        "reference": (256, "further rollouts a prompt, for the true gradient"),
+        "prompts": (512, "prompts, drawn at random"),
+        "draws": (1, "groups of rollouts a prompt"),
+        "reference": (128, "further rollouts a prompt, for the true gradient"),
         "dimensions": (16384, "numbers of a projected gradient"),
     }
     for name, (default, what) in sizes.items():
