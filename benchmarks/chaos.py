@@ -2,8 +2,8 @@
 
     python benchmarks/chaos.py --minutes 60 --out benchmarks/results/chaos.json
 
-Faults happen to a run on two Ray nodes of this machine, in rounds of every kind once, in an order drawn from the seed;
-those that last overlap with the next ones. A driver that ends is started again with `resume=auto`. Then the same run
+Faults happen to a run on two Ray nodes of this machine, in rounds of every kind once, in an order drawn from the seed,
+one or two at once; those that last overlap with the next ones. A driver that ends is started again with `resume=auto`. Then the same run
 goes undisturbed to the same step. Read from the run folders: steps, what was counted as mended, and for each fault the
 time to recover: from the fault until a step is written that was not there before. "Twice" are steps that were written
 and, after a fault, computed again; the one under way at the fault is not among them. "Lost" are steps that are missing
@@ -50,9 +50,10 @@ ENVIRONMENT = {
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
-PAUSE_S = (2.0, 10.0)  # between a recovery and the next fault
+PAUSE_S = (2.0, 10.0)  # between a recovery and the next faults
+TOGETHER = (1, 2)  # faults at once
 LIMIT_S = 600.0  # for a recovery
-PROMPTS = 16
+PROMPTS = 8
 DISK, SHM_SIZE = "128m", "512m"
 STORE = "--object-store-memory=100000000"
 
@@ -76,6 +77,7 @@ def main() -> None:
         "settings": {
             "overrides": words(),
             "pause_s": PAUSE_S,
+            "together": TOGETHER,
             "environment": ENVIRONMENT,
             "disk": DISK,
             "shm": SHM_SIZE,
@@ -87,7 +89,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         disk(SHM, SHM_SIZE),
         disk(Path(folder, "runs"), DISK) as runs,
-        cluster(3, STORE, **ENVIRONMENT) as nodes,
+        cluster(3, STORE, "--include-dashboard=false", **ENVIRONMENT) as nodes,
     ):
         disturbed = Disturbed(runs, nodes, random.Random(arguments.seed), arguments.only)
         try:
@@ -114,6 +116,7 @@ def words() -> list[str]:
         "run.steps=100000",
         "run.deterministic=true",
         f"prompts_per_step={PROMPTS}",
+        "group_size=4",
         "algorithm.kl_coef=0.001",
         "rollout.num_workers=2",
         "rollout.num_cpus=0.5",
@@ -158,6 +161,7 @@ class Disturbed:
         self._undo: list[tuple[float, Undo]] = []
         self._faults: list[dict[str, Any]] = []
         self._ends: list[dict[str, Any]] = []  # of drivers, by themselves
+        self._twice = 0
         self._seconds = 0.0
 
     def go_on(self, seconds: float) -> None:
@@ -167,7 +171,8 @@ class Disturbed:
         try:
             while time.monotonic() - begin < seconds:
                 deck = deck or self._random.sample(self._kinds, len(self._kinds))
-                self._strike(deck.pop())
+                together = [deck.pop() for _ in range(min(len(deck), self._random.choice(TOGETHER)))]
+                self._strike([kind for kind in FAULTS if kind in together])
                 until = time.monotonic() + self._random.uniform(*PAUSE_S)
                 while time.monotonic() < until:
                     self._look_after()
@@ -181,21 +186,25 @@ class Disturbed:
                 self.target.driver.wait(timeout=LIMIT_S)
             self.target.driver.kill()
 
-    def _strike(self, kind: str) -> None:
-        """One fault, and the time until a step is written that was not there before."""
-        fault, step, begin = FAULTS[kind], self.last_step, time.monotonic()
-        record: dict[str, Any] = {"kind": kind, "step": step, "load_1min": round(os.getloadavg()[0], 1)}
-        self._faults.append(record)
-        try:
-            undo = fault.do(self.target)
-        except psutil.NoSuchProcess:  # another fault has it
-            record["missed"] = True
-            return
-        if undo is not None:
-            self._undo.append((begin + fault.lasts_s, undo))
+    def _strike(self, kinds: list[str]) -> None:
+        """Faults at once, and the time until a step is written that was not there before."""
+        step, begin, records = self.last_step, time.monotonic(), []
+        for kind in kinds:
+            record = {"kind": kind, "step": step, "load_1min": round(os.getloadavg()[0], 1)}
+            self._faults.append(record)
+            try:
+                undo = FAULTS[kind].do(self.target)
+            except psutil.NoSuchProcess:  # another fault has it
+                record["missed"] = True
+                continue
+            records.append(record)
+            if undo is not None:
+                self._undo.append((time.monotonic() + FAULTS[kind].lasts_s, undo))
         went_back_to = self._wait_for_step(step)
-        record |= {"recovered_s": time.monotonic() - begin, "steps_twice": step - went_back_to}
-        print(json.dumps(record), flush=True)
+        for record in records:
+            record |= {"recovered_s": time.monotonic() - begin, "together": len(records)}
+        self._twice += step - went_back_to
+        print(json.dumps(records), flush=True)
 
     def _look_after(self) -> None:
         """Undo what is due; start an ended driver again, after what made it end is undone."""
@@ -240,6 +249,7 @@ class Disturbed:
         return {
             "seconds": self._seconds,
             **counted(self.target.folder),
+            "steps_twice": self._twice,
             "faults": self._faults,
             "ended_by_themselves": self._ends,
         }
@@ -289,7 +299,7 @@ def result(raw: dict[str, Any]) -> dict[str, Any]:
     }
     found = {
         "steps": disturbed["steps"],
-        "steps_computed_twice": sum(fault["steps_twice"] for fault in done),
+        "steps_computed_twice": disturbed["steps_twice"],
         "faults": {kind: len(each) for kind, each in by_kind.items()},
         "mean_seconds_to_recover": {kind: fmean(each) for kind, each in by_kind.items()},
         "longest_seconds_to_recover": {kind: max(each) for kind, each in by_kind.items()},

@@ -129,6 +129,8 @@ def clock_back(target: Target) -> None:
 
 def two_runs(target: Target) -> None:
     """A second driver of the same name waits for the first, which is then killed: the second takes over."""
+    if target.driver.poll() is not None:
+        raise psutil.NoSuchProcess(target.driver.pid)
     second, said = target.start()
     wait_for(lambda: second.poll() is not None or "Another process trains" in said.read_text(), LIMIT_S)
     assert second.poll() is None, said.read_text()
@@ -168,22 +170,23 @@ class Fault:
     lasts_s: float = 0.0
 
 
+# Those that kill the driver come last of several at once.
 FAULTS = {
     "engine killed": Fault(killed(ENGINE)),
     "learner rank killed": Fault(killed(LEARNER)),
     "reference killed": Fault(killed(REFERENCE)),
     "verifier killed": Fault(killed(VERIFIER)),
     "grading process killed": Fault(killed(REWARD)),
-    "driver killed": Fault(driver_killed),
     "frozen for 60 s": Fault(frozen, 60.0),
     "disk full but for 256 KiB": Fault(filled(lambda target: target.runs, 2**18), 20.0),
     "disk full": Fault(filled(lambda target: target.runs, 0), 20.0),
     "/dev/shm full but for 16 MiB": Fault(filled(lambda target: SHM, 2**24), 20.0),
     "few file handles": Fault(few_file_handles, 20.0),
-    "clock back": Fault(clock_back),
-    "two runs of one name": Fault(two_runs),
     "node lost during a save": Fault(node_lost),
     "newest checkpoint damaged": Fault(damaged),
+    "two runs of one name": Fault(two_runs),
+    "clock back": Fault(clock_back),
+    "driver killed": Fault(driver_killed),
 }
 
 
