@@ -3,12 +3,12 @@
     python benchmarks/chaos.py --minutes 60 --out benchmarks/results/chaos.json
 
 Faults happen to a run on two Ray nodes of this machine, in rounds of every kind once, in an order drawn from the seed,
-one or two at once; those that last overlap with the next ones. A driver that ends is started again with `resume=auto`. Then the same run
-goes undisturbed to the same step. Read from the run folders: steps, what was counted as mended, and for each fault the
-time to recover: from the fault until a step is written that was not there before. "Twice" are steps that were written
-and, after a fault, computed again; the one under way at the fault is not among them. "Lost" are steps that are missing
-from the metrics or there twice in the end, and prompts of a step that were not visited exactly once. The parameters at
-the end are compared with those of the undisturbed run.
+one or two at once; those that last overlap with the next ones. A driver that ends is started again with `resume=auto`.
+Then the same run goes undisturbed to the same step. Read from the run folders: steps, what was counted as mended, and
+for each fault the time to recover: from the fault until a step is written that was not there before. "Twice" are steps
+that were written and, after a fault, computed again; the one under way at the fault is not among them. "Lost" are steps
+that are missing from the metrics or there twice in the end, and prompts of a step that were not visited exactly once.
+The parameters at the end are compared with those of the undisturbed run.
 
 All of it sees a run folder and a /dev/shm of its own, small disks in memory, so Linux and `unshare` are needed.
 """
