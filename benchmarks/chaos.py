@@ -52,7 +52,7 @@ ENVIRONMENT = {
 }
 PAUSE_S = (2.0, 10.0)  # between a recovery and the next faults
 TOGETHER = (1, 2)  # faults at once
-LIMIT_S = 600.0  # for a recovery
+LIMIT_S = 900.0  # for a recovery
 PROMPTS = 8
 DISK, SHM_SIZE = "128m", "512m"
 STORE = "--object-store-memory=100000000"
@@ -92,16 +92,18 @@ def main() -> None:
         cluster(3, STORE, "--include-dashboard=false", **ENVIRONMENT) as nodes,
     ):
         disturbed = Disturbed(runs, nodes, random.Random(arguments.seed), arguments.only)
+        raw: dict[str, Any] = {}
         try:
-            disturbed.go_on(arguments.minutes * 60)
+            try:
+                disturbed.go_on(arguments.minutes * 60)
+            finally:
+                raw["disturbed"] = disturbed.figures()
+            quiet = Path(folder, "undisturbed")
+            raw["undisturbed"] = undisturbed(quiet, nodes, disturbed.last_step)
+            raw["distance"] = distance(runs, quiet, disturbed.last_step)
         except Exception as error:  # a run that a fault has ended is a result too
             report["failed"] = f"{type(error).__name__}: {error}"
-        report["raw"] = {"disturbed": disturbed.figures()}
-        if "failed" not in report:
-            quiet = Path(folder, "undisturbed")
-            report["raw"]["undisturbed"] = undisturbed(quiet, nodes, disturbed.last_step)
-            report["raw"]["distance"] = distance(runs, quiet, disturbed.last_step)
-    report["result"] = result(report["raw"])
+    report |= {"raw": raw, "result": result(raw)}
     write(arguments.out, report)
     sys.exit(report.get("failed"))
 
@@ -120,6 +122,7 @@ def words() -> list[str]:
         "algorithm.kl_coef=0.001",
         "rollout.num_workers=2",
         "rollout.num_cpus=0.5",
+        "rollout.start_timeout_s=900",
         "reference.num_cpus=0",
         "learner.num_ranks=2",
         "learner.num_cpus=2",
@@ -190,12 +193,12 @@ class Disturbed:
         """Faults at once, and the time until a step is written that was not there before."""
         step, begin, records = self.last_step, time.monotonic(), []
         for kind in kinds:
-            record = {"kind": kind, "step": step, "load_1min": round(os.getloadavg()[0], 1)}
+            record: dict[str, Any] = {"kind": kind, "step": step, "load_1min": round(os.getloadavg()[0], 1)}
             self._faults.append(record)
             try:
                 undo = FAULTS[kind].do(self.target)
-            except psutil.NoSuchProcess:  # another fault has it
-                record["missed"] = True
+            except (psutil.NoSuchProcess, OSError) as error:  # another fault has it
+                record["missed"] = f"{error}"
                 continue
             records.append(record)
             if undo is not None:
@@ -291,7 +294,7 @@ def counted(folder: RunFolder) -> dict[str, Any]:
 
 
 def result(raw: dict[str, Any]) -> dict[str, Any]:
-    disturbed, undisturbed = raw["disturbed"], raw.get("undisturbed")
+    disturbed = raw["disturbed"]
     done = [fault for fault in disturbed["faults"] if "recovered_s" in fault]
     by_kind = {
         kind: [fault["recovered_s"] for fault in done if fault["kind"] == kind]
@@ -310,7 +313,8 @@ def result(raw: dict[str, Any]) -> dict[str, Any]:
             disturbed["steps_missing_or_twice"] or disturbed["steps_with_other_than_all_prompts"]
         ),
     }
-    if undisturbed is not None:
+    if "distance" in raw:
+        undisturbed = raw["undisturbed"]
         rate = undisturbed["steps"] / undisturbed["seconds"]
         found |= {
             "steps_over_undisturbed": disturbed["steps"] / disturbed["seconds"] / rate,

@@ -27,7 +27,7 @@ from hpt_ray.utils.cache import cache_dir
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HOST = "127.0.0.2"  # Ray would replace 127.0.0.1 by the address of a network card
-START_LIMIT_S = 120
+START_LIMIT_S = 240
 STARTED = "Ray runtime started"
 # Below those that the system gives to whoever asks for any port, above those of Ray's workers.
 PORTS = range(20_000, 32_000)
