@@ -161,7 +161,7 @@ class Disturbed:
 
         second = nodes.start(2, f"--address={nodes.address}", STORE)
         self.target = Target(runs, nodes, second, rng, one_more)
-        self._undo: list[tuple[float, Undo]] = []
+        self._undo: list[tuple[float, str, Undo]] = []  # when it is due, of which fault
         self._faults: list[dict[str, Any]] = []
         self._ends: list[dict[str, Any]] = []  # of drivers, by themselves
         self._twice = 0
@@ -202,7 +202,8 @@ class Disturbed:
                 continue
             records.append(record)
             if undo is not None:
-                self._undo.append((time.monotonic() + FAULTS[kind].lasts_s, undo))
+                self._undo.append((time.monotonic() + FAULTS[kind].lasts_s, kind, undo))
+        step = max(step, self.last_step)  # the run may have gone on before it came to that
         went_back_to = self._wait_for_step(step)
         for record in records:
             record |= {"recovered_s": time.monotonic() - begin, "together": len(records)}
@@ -211,10 +212,9 @@ class Disturbed:
 
     def _look_after(self) -> None:
         """Undo what is due; start an ended driver again, after what made it end is undone."""
-        due = [(at, undo) for at, undo in self._undo if at <= time.monotonic()]
-        for each in due:
+        for each in [each for each in self._undo if each[0] <= time.monotonic()]:
             self._undo.remove(each)
-            each[1]()
+            each[-1]()
         if (code := self.target.driver.poll()) is not None:
             if code >= 0:
                 self._by_itself(code)
@@ -224,15 +224,15 @@ class Disturbed:
 
     def _by_itself(self, code: int) -> None:
         said = max(self._said.iterdir(), key=lambda path: path.stat().st_mtime).read_text()[-2000:]
-        kind = self._faults[-1]["kind"] if self._faults else None
-        self._ends.append({"code": code, "after": kind, "step": self.last_step, "said": said})
+        during = [kind for _, kind, _ in self._undo] or [fault["kind"] for fault in self._faults[-1:]]
+        self._ends.append({"code": code, "during": during, "step": self.last_step, "said": said})
         print(json.dumps(self._ends[-1]), flush=True)
         if [end["step"] for end in self._ends[-4:]] == 4 * [self.last_step]:
             raise RuntimeError(f"the run ends again and again: {said}")
 
     def _undo_all(self) -> None:
         while self._undo:
-            self._undo.pop()[1]()
+            self._undo.pop()[-1]()
 
     def _wait_for_step(self, before: int) -> int:
         """Until a step after `before` is written; the step from which the run went on."""
@@ -306,9 +306,7 @@ def result(raw: dict[str, Any]) -> dict[str, Any]:
         "faults": {kind: len(each) for kind, each in by_kind.items()},
         "mean_seconds_to_recover": {kind: fmean(each) for kind, each in by_kind.items()},
         "longest_seconds_to_recover": {kind: max(each) for kind, each in by_kind.items()},
-        "drivers_ended_by_themselves": dict(
-            Counter(end["after"] for end in disturbed["ended_by_themselves"])
-        ),
+        "drivers_ended_by_themselves": len(disturbed["ended_by_themselves"]),
         "nothing_lost": not (
             disturbed["steps_missing_or_twice"] or disturbed["steps_with_other_than_all_prompts"]
         ),
