@@ -323,7 +323,7 @@ async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> L
         ),
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         timeout_s=limit,
-        reference=actors.reference if phase.estimator.needs_reference else None,
+        reference=(actors.reference or actors.learners) if phase.estimator.needs_reference else None,
         critic=actors.critic if phase.estimator.needs_values else None,
         updates_per_step=config.updates_per_step,
         recompute_old_logprobs=config.learner.recompute_old_logprobs,

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -110,6 +109,7 @@ class RankWorker(Generic[Spec]):
             import hpt_ray.learner.model  # noqa: F401  (which `_module` needs)
             from hpt_ray.learner import random_state
             from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
+            from hpt_ray.learner.lora import add_adapters
 
         spec = self._spec
         torch.set_num_threads(max(1, int(spec.learner.num_cpus)))
@@ -124,6 +124,8 @@ class RankWorker(Generic[Spec]):
             listener=self._listener,
         )
         module = self._module()
+        if spec.learner.lora.rank:
+            add_adapters(module.model, spec.learner.lora, seed=spec.seed)
         if spec.learner.gradient_checkpointing:
             module.model.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
@@ -176,17 +178,24 @@ class RankWorker(Generic[Spec]):
 
     def export(self, folder: str) -> list[str]:
         """Write the Hugging Face folder (rank 0); what could not be written, and why. Collective."""
-        from hpt_ray.learner.model import export_policy
+        from hpt_ray.learner.lora import merged
 
         with self._span("export"):
-            state = {}
-            for name, tensor in self._engine.full_parameters():
+            state: dict[str, Any] = {}
+            adapters: dict[str, Any] = {}
+            for name, tensor in merged(self._engine.full_parameters(), self._spec.learner.lora, adapters):
                 if self._rank == 0:
                     state[hf_name(name)] = tensor.to("cpu", copy=True)
             if self._rank > 0:
                 return []
-            write = partial(export_policy, self._engine.module.model, state, self._spec.model_path)
-            return failures_of(lambda: write(Path(folder)))
+            adapters = {hf_name(name): tensor for name, tensor in adapters.items()}
+            return failures_of(lambda: self._write_model(Path(folder), state, adapters))
+
+    def _write_model(self, folder: Path, state: dict[str, Any], adapters: dict[str, Any]) -> None:
+        """The whole weights as a Hugging Face folder; `adapters` are in them already."""
+        from hpt_ray.learner.model import export_policy
+
+        export_policy(self._engine.module.model, state, self._spec.model_path, folder)
 
     def save(self, folder: str) -> list[str]:
         """Weights, optimizer state and random state of every rank; what could not be written, and why.

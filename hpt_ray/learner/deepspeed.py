@@ -30,6 +30,8 @@ from hpt_ray.learner.deepspeed_state import (
     Layout,
     LocalState,
     converted,
+    described,
+    drop_frozen,
     masters_of,
     offload,
     reload,
@@ -108,6 +110,10 @@ class DeepSpeedEngine:
 
         self._config = config
         self._world_size = world_size
+        frozen = [p for p in module.parameters() if not p.requires_grad]
+        self._layout = Layout(world_size, config.zero_stage, adapters=described(config.lora, frozen))
+        if frozen:
+            module.register_state_dict_post_hook(drop_frozen)
         self._optimizer = AdamW(
             [p for p in module.parameters() if p.requires_grad],
             lr=0.0,  # each step brings its own; DeepSpeed may step once while it starts
@@ -120,7 +126,7 @@ class DeepSpeedEngine:
         sums_short = settings.get("data_types", {}).get("grad_accum_dtype") == "bf16"
         if dtype == "bfloat16" and config.zero_stage < 2 and not sums_short:
             # The micro-batches of a step add up in float32: in bfloat16 the error grows with their number.
-            for parameter in module.parameters():
+            for parameter in self._optimizer.param_groups[0]["params"]:
                 parameter.grad_dtype = torch.float32
         masters = masters_of(self._engine, self._optimizer, zero_stage=config.zero_stage)
         self._optimizer.remember_base(masters, getattr(torch, dtype))
@@ -236,7 +242,9 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_grad
 
         return {
-            name: safe_get_full_grad(p).detach().cpu().clone() for name, p in self.module.named_parameters()
+            name: safe_get_full_grad(p).detach().cpu().clone()
+            for name, p in self.module.named_parameters()
+            if p.requires_grad
         }
 
     def full_parameters(self, gather_bytes: int = GATHER_BYTES) -> Iterator[tuple[str, torch.Tensor]]:
@@ -278,7 +286,12 @@ class DeepSpeedEngine:
     def save(self, folder: Path) -> list[str]:
         """Optimizer and partitioned weights, one file a rank; what could not be written, and why. Collective."""
         self._unwritten = []
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder),
+            tag="state",
+            save_latest=False,
+            exclude_frozen_parameters=bool(self._layout.adapters),
+        )
         if dist.get_rank() == 0:
             self._write(self._layout.write, folder)
         return self._unwritten
@@ -318,12 +331,9 @@ class DeepSpeedEngine:
         if is_cut:
             self._engine.optimizer.checkpoint_event_epilogue()
 
-    @property
-    def _layout(self) -> Layout:
-        return Layout(num_ranks=self._world_size, zero_stage=self._config.zero_stage)
-
     def _load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag="state")
+        is_whole = not self._layout.adapters  # frozen weights are not in a checkpoint
+        path, _ = self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=is_whole)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no state in {folder}")
 
