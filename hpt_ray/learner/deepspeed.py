@@ -126,8 +126,9 @@ class DeepSpeedEngine:
         sums_short = settings.get("data_types", {}).get("grad_accum_dtype") == "bf16"
         if dtype == "bfloat16" and config.zero_stage < 2 and not sums_short:
             # The micro-batches of a step add up in float32: in bfloat16 the error grows with their number.
-            for parameter in self._optimizer.param_groups[0]["params"]:
-                parameter.grad_dtype = torch.float32
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.grad_dtype = torch.float32
         masters = masters_of(self._engine, self._optimizer, zero_stage=config.zero_stage)
         self._optimizer.remember_base(masters, getattr(torch, dtype))
         self._accumulation: contextlib.ExitStack | None = None  # open while micro-batches add up

@@ -13,11 +13,12 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hpt_ray.config.lora import LoRAConfig
+from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data.mini.model import create_model
 from hpt_ray.errors import UserError
 from hpt_ray.learner.logprobs import TokenScorer
 from hpt_ray.learner.lora import adapters_off, add_adapters, linear_layers, merged, targets, write_adapter
-from hpt_ray.learner.model import export_policy
+from hpt_ray.learner.model import export_policy, load_critic
 from hpt_ray.tools.plan.shape import shape_of
 
 CONFIG = LoRAConfig(rank=3, alpha=6.0)
@@ -137,6 +138,15 @@ def test_an_export_is_the_merged_model_and_an_adapter_for_peft(tmp_path: Path) -
     }
     again = written_out(base, read)
     assert all(torch.allclose(p, again[name], atol=1e-6) for name, p in loaded.named_parameters())
+
+
+def test_a_critic_trains_its_adapters_and_the_whole_head(tmp_path: Path) -> None:
+    create_model("t", seed=3).save_pretrained(tmp_path)
+    critic = load_critic(ModelConfig(path=str(tmp_path)), str(tmp_path), seed=0)
+    add_adapters(critic, CONFIG, seed=1)
+    trained = {name for name, p in critic.named_parameters() if p.requires_grad}
+    assert {name for name in trained if "lora_" not in name} == {"score.weight", "score.bias"}
+    assert len(trained) == 2 + 2 * len(linear_layers(create_model("t", seed=3)))
 
 
 def test_targets_are_ends_of_names_and_a_wrong_one_is_told_what_there_is() -> None:
