@@ -2,7 +2,7 @@
 
 A `Finding` is made from numbers by a fixed rule and says the numbers. "holds": for every seed, or with an
 interval without 0; where methods are compared, with a corrected p below 0.05. "does not hold": the reverse.
-"open": the runs do not decide it, as one seed never does. Nothing here is tuned to come out one way; a claim of
+"open": the runs do not decide it. Nothing here is tuned to come out one way; a claim of
 which the runs are missing is left out.
 """
 
