@@ -214,9 +214,8 @@ def suite(words: Words) -> argparse.Namespace:
         metavar="PATTERN",
         help="runs by name, as in 't.hpt.*'; may be repeated",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, show what is missing and stop"
-    )
+    help = "check everything, show what is missing, and its GPU hours, cost and wall time, and stop"
+    parser.add_argument("--dry-run", "--plan", action="store_true", help=help)
     parser.add_argument("--report", action="store_true", help="start nothing; report about what is there")
     parser.add_argument(
         "--jobs", choices=("local", "ray"), default="local", help="processes here, or Ray jobs"

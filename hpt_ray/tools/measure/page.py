@@ -47,15 +47,14 @@ def plane_figure(stages: Sequence[Found], set_name: str) -> Figure:
     """Bias to the right, noise upwards, a path a method over the models. Names stand at the right."""
     methods = list(stages[0]["sets"]["all"]["methods"])
     sizes = " → ".join(str(found["sets"][set_name]["prompts"]) for found in stages)
-    subtitle = f"{sizes} prompts; variance/|mean|² of one prompt, upwards, over bias 1 − cos²"
+    subtitle = f"{sizes} prompts; noise variance/|m|² over bias 1 − cos²"
     figure, axes = style.panel(f"{set_name} prompts".capitalize(), subtitle, height=HEIGHT)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(style.short)
     axes.set_xlim(-0.05, 1.05)
     axes.set_xlabel("bias", **style.plain(color=style.SOFT))
     ends = []
-    for name, (color, dash) in zip(
-        methods, style.method_styles([m.split(",")[0] for m in methods]), strict=True
-    ):
+    for name, (color, dash) in zip(methods, style.method_styles(methods), strict=True):
         path = [
             (bias, noise)
             for found in stages
@@ -86,20 +85,26 @@ def _draw(axes: Axes, path: Sequence[tuple[Interval, Interval]], color: str, mar
 def _label(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names in a column at the right, each joined to its last point."""
     box = axes.get_position()
-    axes.set_position((box.x0, box.y0, 0.52, box.height))
+    axes.set_position((box.x0, box.y0, 0.48, box.height))
     ordered = sorted(ends, key=lambda end: end[1])
     to_axes = axes.transAxes.inverted()
     heights = to_axes.transform(axes.transData.transform([end[:2] for end in ordered]))[:, 1]
     line = 1.2 * style.TEXT_PT / 72 / (HEIGHT * box.height)
     line = min(line, 1.05 / len(ordered))
-    for height, (x, y, name, color) in zip(style.move_apart(heights, line, 1.0 + line), ordered, strict=True):
+    for height, (x, y, name, color) in zip(style.move_apart(heights, line, 1.0), ordered, strict=True):
         axes.annotate(
-            style.abbreviated(name, 34),
+            style.abbreviated(name, 26),
             (x, y),
             (1.04, height),
             textcoords="axes fraction",
             va="center",
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4, "alpha": 0.6},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "linewidth": 0.4,
+                "alpha": 0.6,
+                "relpos": (0, 0.5),
+            },
             annotation_clip=False,
             **style.plain(color=style.INK),
         )
