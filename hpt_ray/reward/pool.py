@@ -47,6 +47,7 @@ ORPHAN_GRACE_S = 5.0  # the parent's kill comes first
 OUT_OF_MEMORY = 77  # exit code
 END_S = 5.0  # for a keeper to end all that is below it
 MAX_REPLY_BYTES = 1_000_000
+BUFFER_BYTES = 2**18  # a long response is then read at once
 
 _CHILD = "import sys; from hpt_ray.reward.pool import main; main(*sys.argv[1:])"
 
@@ -342,7 +343,7 @@ def main(descriptor: str, timeout_s: str, memory_mb: str) -> None:
     sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)  # type: ignore[assignment]
     connection = socket.socket(fileno=int(descriptor))
     connection.set_inheritable(False)
-    reader, writer = connection.makefile("rb"), connection.makefile("wb")
+    reader, writer = connection.makefile("rb", BUFFER_BYTES), connection.makefile("wb")
     functions: dict[str, RewardFunction] = {}
     try:
         while True:

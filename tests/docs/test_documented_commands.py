@@ -96,14 +96,15 @@ def configurations() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the reader stands: the repository's files, and README's configuration as my_run.yaml."""
+    """Where the reader stands: the repository's files, and README's configuration and reward function."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name in ("configs", "deploy"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (configuration,) = blocks(ROOT / "README.md", "yaml")
-    (tmp_path / "my_run.yaml").write_text(configuration, encoding="utf-8")
+    for language, name in [("yaml", "my_run.yaml"), ("python", "my_reward.py")]:
+        (content,) = blocks(ROOT / "README.md", language)
+        (tmp_path / name).write_text(content, encoding="utf-8")
     return tmp_path
 
 

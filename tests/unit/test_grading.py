@@ -122,6 +122,35 @@ def test_boxes_that_all_hold_the_reference_are_right_and_a_list_of_guesses_is_no
 # -- what is equal ---------------------------------------------------------------------------------
 
 KINDS = {
+    "repeating decimals": [
+        (r"\frac13", r"0.\overline{3}", RIGHT),
+        (r"-\frac16", r"-0.1\overline{6}", RIGHT),
+        (r"\frac73", r"2.\dot{3}", RIGHT),
+        (r"0.3", r"0.\overline{3}", WRONG),
+        (r"\frac13", r"0.3", WRONG),
+        (r"\frac13", r"x.\overline{3}", WRONG),
+    ],
+    "words": [
+        ("true", r"\text{True}", RIGHT),
+        (r"\text{Monday}", "monday", RIGHT),
+        (r"\text{does not exist}", r"\text{DNE}", RIGHT),
+        ("yes", "no", WRONG),
+    ],
+    "labels of choices": [
+        ("C", r"\textbf{(C) } 5", RIGHT),
+        ("C", r"\text{(C) }5", RIGHT),
+        ("C", r"(C) 5", RIGHT),
+        ("D", r"(C) 5", WRONG),
+        ("a", "(a)b", WRONG),
+        ("2", "(2)3", WRONG),
+    ],
+    "vectors": [
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)", RIGHT),
+        ("(1,2,3)", r"\begin{bmatrix}1\\2\\3\end{bmatrix}", RIGHT),
+        ("(1,2,3)", r"\begin{pmatrix}1\\3\\2\end{pmatrix}", WRONG),
+        ("(1,2)", r"\begin{pmatrix}1&2\\2&1\end{pmatrix}", WRONG),
+    ],
+    "bold": [("5", r"\boldsymbol{5}", RIGHT), (r"\frac12", r"\bm{\frac{1}{2}}", RIGHT)],
     "number bases": [
         ("101_2", r"101_{2}", RIGHT),
         ("101_2", r"101_{\text{two}}", RIGHT),

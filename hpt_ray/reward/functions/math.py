@@ -10,7 +10,7 @@ The reference may be a string (plain, in `$…$` or in a `\boxed{…}`), a numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -33,14 +33,21 @@ LENIENT_TAIL_CHARS = 1000  # where an answer without a box is looked for
 _INTEGER = re.compile(r"[-+]?\d{1,1000}")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,234: a number, or a list of two
 _NAME = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*")  # x = 5
-_TEXT = re.compile(r"\\(?:text|mathrm)\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
+_LABEL = re.compile(r"\((\w)\)|(?:\\text\{ ?\(([A-J])\) ?\}|\(([A-J])\) ).*")  # (b), or (B) 12 apples
+_WORD = re.compile(r"[A-Z]?[a-z]{2,}|DNE")
+_COLUMN = re.compile(r"\\begin\{pmatrix\}([^&]+)\\end\{pmatrix\}")
 
 
 def _readings(answer: str) -> set[str]:
     """Spellings of a normalised answer that another spelling of it shares: for comparing only."""
     text = "".join(_TEXT.sub(r"\1", answer).split()).removesuffix("%")
-    if len(text) == 3 and text[0] == "(" and text[-1] == ")":  # the label of a choice
-        text = text[1:-1]
+    if label := _LABEL.fullmatch(answer):  # of a choice, alone or with its text
+        return {text, label[1] or label[2] or label[3]}
+    if _WORD.fullmatch(text):
+        return {"doesnotexist" if text == "DNE" else text.lower()}
+    if column := _COLUMN.fullmatch(text):  # a vector is written like a point as well
+        return {text, "(" + column[1].replace("\\\\", ",") + ")"}
     return {text, text.replace(",", "")} if _GROUPED.fullmatch(answer) else {text}
 
 
@@ -75,7 +82,7 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
     equivalence.load()
 
     def grade(response: str, ground_truth: Any) -> RewardResult:
-        right = references(ground_truth)
+        right = tuple(references(ground_truth))
         said = after_thinking(response)
         parts = boxed_answer(said)
         if parts is None and lenient:
@@ -91,13 +98,14 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
     return grade
 
 
-def compare(answer: str, right: list[str]) -> RewardResult:
+@lru_cache(maxsize=4096)  # the n rollouts of a prompt often agree
+def compare(answer: str, right: tuple[str, ...]) -> RewardResult:
     """The result on an extracted answer, against normalised references."""
     decided = _without_algebra(answer, right)
     return decided if isinstance(decided, RewardResult) else _by_algebra(decided, answer)
 
 
-def _without_algebra(answer: str, right: list[str]) -> RewardResult | list[tuple[str, str]]:
+def _without_algebra(answer: str, right: Sequence[str]) -> RewardResult | list[tuple[str, str]]:
     """The result where reading decides; else the pairs of answer and reference that only algebra can."""
     normal = normalise(answer)
     if normal in right or any(_same_text(normal, text) for text in right):
@@ -141,7 +149,7 @@ def _verify(pairs: list[tuple[list[Any], str]], answer: str) -> RewardResult:
     return answered(answer, False, "math-verify")
 
 
-def _grade_unboxed(response: str, right: list[str]) -> RewardResult:
+def _grade_unboxed(response: str, right: Sequence[str]) -> RewardResult:
     parsed = equivalence.parse_end(response[-LENIENT_TAIL_CHARS:])
     texts = [value for value in parsed if isinstance(value, str)]
     if not parsed:

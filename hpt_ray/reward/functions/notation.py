@@ -69,6 +69,15 @@ _SPELLED = {
 _UNIT = (
     r"(?<=[\d}]) ?\\%s\{(?! ?[aApP]\.? ?[mM]\.? ?\}| ?(?:and|or)\b)(?=[^{}]*[a-zA-Z])[^{}]*\}(?:\^\{?\d\}?)?$"
 )
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` is `\frac{15}{90}`."""
+    before, repeated = (match[1] or "") + match[2], match[3]
+    above = int(before + repeated) - int(before or 0)
+    return f"\\frac{{{above}}}{{{'9' * len(repeated) + '0' * len(match[2])}}}"
+
+
 # The rest, with something that must stand in the answer for the pattern to match: most answers need none of them.
 _REWRITES = [
     (needle, re.compile(pattern), new)
@@ -78,7 +87,9 @@ _REWRITES = [
         ("p", r"(?<=[\d}]) ?(?:\\text\{ ?)?(?:percent|percentage|pct) ?\}?$", "%"),
         ("\\{", r"^\\\{ ?\\\}$", r"\\emptyset "),
         ("\\mathbb", r"\\mathbb ?(?:([A-Z])|\{ ?([A-Z]) ?\})", r"\\mathbb{\1\2}"),
-        ("{", r"\\(?:mathrm|mathbf|mathit|boldsymbol|operatorname)\{ ?([ei]) ?\}", r"\1"),
+        ("{", r"\\(?:mathrm|mathbf|mathit|operatorname)\{ ?([ei]) ?\}", r"\1"),
+        ("\\b", r"\\(?:boldsymbol|bm) ?\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1"),
+        (".", r"(?<![\w.])(\d{1,30})?\.(\d{0,30})\\(?:overline|bar|dot) ?\{? ?(\d{1,30}) ?\}?", _as_fraction),
         ("^", r"\^ ?(-\d+)", r"^{\1}"),  # 10^-3
         ("^", r"(?<=\d) ?[xX] ?(?=10 ?\^)", r" \\times "),  # 3 x 10^8
         ("\\", r"^\\(?:approx|sim|simeq|thickapprox)(?![a-zA-Z])", ""),
