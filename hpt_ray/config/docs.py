@@ -28,9 +28,8 @@ INTRODUCTION = """\
 
 Made from `hpt_ray/config/schema.py` by `python -m hpt_ray.config.docs`. Do not edit by hand.
 
-Set a key in a YAML file (`--config FILE`) or on the command line (`run.steps=20`); the command line wins.
-A file may begin with `defaults: [other.yaml]` to build on other files; paths are relative to that file.
-A key whose default is *required* must be set. A dict takes any keys below it, and `{}` empties it.
+Set a key in a YAML file (`--config FILE`) or on the command line (`run.steps=20`), which wins. A file may build on
+others: `defaults: [other.yaml]`, relative to it. A dict takes any keys below it, and `{}` empties it.
 """
 
 
@@ -77,9 +76,9 @@ def write_or_check(path: Path, text: str, command: str, check: bool) -> int:
 
 
 def _table(keys: Iterable[KnownKey]) -> str:
-    lines = ["| key | type | default | meaning | allowed |", "|---|---|---|---|---|"]
+    lines = ["| key | default | meaning |", "|---|---|---|"]
     for known in keys:
-        cells = (f"`{known.name}`", f"`{known.type_name}`", _default(known), known.doc, _allowed(known))
+        cells = (f"`{known.name}`", _default(known), _meaning(known))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -11,10 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _PROMPTS = "counts prompts; each has group_size rollouts"
-_MICRO = "memory is bounded in tokens, and samples are packed into micro-batches until they are full"
-_COLUMN = (
-    "common columns are recognised; others as in data.columns.prompt=COLUMN and data.columns.answer=COLUMN"
-)
+_MICRO = "counts tokens; samples are packed"
+_COLUMN = "common columns are recognised; else data.columns.prompt=COLUMN, data.columns.answer=COLUMN"
 _EPOCHS = "epochs · rows of data.train / prompts_per_step"
 _PYTHON = "write reward.function=python:FILE:FUNCTION"
 _TRACKERS = "a list, as in observe.trackers=[wandb]"
@@ -57,7 +55,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "micro_batch_size": ("max_tokens_per_micro_batch", _MICRO),
     "micro_train_batch_size": ("max_tokens_per_micro_batch", _MICRO),
     "micro_rollout_batch_size": ("rollout.max_num_seqs", "sequences that one engine decodes at the same time"),
-    "gradient_accumulation_steps": ("max_tokens_per_micro_batch", f"nothing is to be set: {_MICRO}"),
+    "gradient_accumulation_steps": ("max_tokens_per_micro_batch", f"follows from the other sizes; this one {_MICRO}"),
     "num_generations": ("group_size", ""),
     "n_samples_per_prompt": ("group_size", ""),
     "num_samples_per_prompt": ("group_size", ""),
@@ -89,8 +87,8 @@ NAMES: dict[str, tuple[str, str]] = {
     "num_episodes": ("run.steps", _EPOCHS),
     "seed": ("run.seed", ""),
     # sampling
-    "temperature": ("rollout.temperature", "evaluation.temperature is that of evaluations"),
-    "top_p": ("rollout.top_p", "evaluation.top_p is that of evaluations"),
+    "temperature": ("rollout.temperature", "evaluations: evaluation.temperature"),
+    "top_p": ("rollout.top_p", "evaluations: evaluation.top_p"),
     "top_k": ("rollout.top_k", ""),
     "vllm_gpu_memory_utilization": ("rollout.gpu_memory_utilization", ""),
     "vllm_tensor_parallel_size": ("rollout.tensor_parallel", ""),
@@ -192,7 +190,7 @@ NAMES: dict[str, tuple[str, str]] = {
     ),
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": ("max_tokens_per_micro_batch", _MICRO),
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": ("max_tokens_per_micro_batch", ""),
-    "actor_rollout_ref.actor.use_dynamic_bsz": ("max_tokens_per_micro_batch", f"always so: {_MICRO}"),
+    "actor_rollout_ref.actor.use_dynamic_bsz": ("max_tokens_per_micro_batch", "always so"),
     "actor_rollout_ref.actor.use_kl_loss": ("algorithm.kl_coef", f"{_KL}; algorithm.kl_in=loss"),
     "actor_rollout_ref.actor.fsdp_config.optimizer_offload": ("learner.offload_optimizer", ""),
     "actor_rollout_ref.rollout.n": ("group_size", ""),

@@ -23,14 +23,13 @@ class RunConfig:
     steps: int = key(100, "Steps to train for (one batch of prompts each).")
     deterministic: bool = key(
         False,
-        "Pack and sum samples in the order of the prompts, not of arrival: a resumed run is then the same "
-        "run, bit for bit on CPUs in float32. Costs some overlap; actors compute with one thread each, and no "
-        "prompt is decided early.",
+        "Train on samples in the order of the prompts, not of arrival, so that a resumed run is the same bit "
+        "for bit (CPUs, float32). Less overlap, one thread per actor, no early decisions.",
     )
     plugins: list[str] = key(
         [],
-        "Python files of yours whose parts (algorithms, gates, reward functions, trackers, weight sync backends, "
-        "architecture rules) the run may name. See CONTRIBUTING.md.",
+        "Python files of yours that add algorithms, gates, reward functions, trackers and the like. See "
+        "CONTRIBUTING.md.",
     )
 
 
@@ -56,9 +55,8 @@ class DataConfig:
     train: list[str] = key([], "Training prompts: files or folders of rows (docs/data.md), or `mini:train`.")
     columns: dict[str, str] = key(
         {},
-        "Which column is what, where that is not recognised: `{prompt: …, target: …, answer: …, data_source: …}`; "
-        "`target` is the demonstration, `answer` the ground truth. Evaluation sets without these columns are "
-        "recognised by themselves.",
+        "Columns that are not recognised: `{prompt: …, target: …, answer: …, data_source: …}`; `target` is "
+        "the demonstration, `answer` the ground truth.",
     )
     template: str = key(
         "chat",
@@ -68,8 +66,8 @@ class DataConfig:
     system_prompt: str | None = key(None, "Replaces every prompt's system message; empty text removes it.")
     end_token: str | None = key(
         None,
-        "Token that ends a response, and the only one. Default: what the chat template closes the assistant's turn "
-        "with, else the tokenizer's EOS; rollouts then also stop on the tokens of the model's generation config.",
+        "The only token that ends a response. Default: the chat template's end of turn, else EOS, and for "
+        "rollouts the generation config's tokens too.",
     )
     max_prompt_tokens: int = key(1024, "Longer prompts are dropped and counted.", minimum=1)
     max_response_tokens: int = key(8192, "Limit of a rollout; longer demonstrations are dropped.", minimum=1)
@@ -87,19 +85,16 @@ class RolloutConfig:
     temperature: float = key(1.0, "Sampling temperature of training rollouts.")
     top_p: float = key(
         1.0,
-        "Nucleus of training rollouts; below 1 refused where the algorithm weighs them by π_θ/π_old, whose support "
-        "would differ.",
+        "Nucleus of training rollouts; below 1 refused if the algorithm uses π_θ/π_old. See docs/models.md.",
         minimum=None,
     )
-    top_k: int = key(
-        -1, "Sample training rollouts among the k likeliest tokens only (as `top_p`); -1: all.", minimum=None
-    )
+    top_k: int = key(-1, "As `top_p`, for the k likeliest tokens; -1: all.", minimum=None)
     max_num_seqs: int = key(256, "Sequences one engine decodes at the same time.", minimum=1)
     kv_cache_gib: float = key(0.5, "KV cache of one engine on a CPU, in GiB.")
     gpu_memory_utilization: float = key(
         0.75,
-        "Share of a GPU's memory that vLLM takes while it generates. With `cluster.colocate` the rest must "
-        "hold the learner's parameters.",
+        "Share of a GPU's memory for vLLM; with `cluster.colocate` the rest must hold the learner's "
+        "parameters.",
         minimum=None,
     )
     enforce_eager: bool = key(True, "Run vLLM without compiled graphs.")
@@ -108,15 +103,15 @@ class RolloutConfig:
     timeout_s: float = key(1800.0, "Limit for the next rollout to come, from any worker.", minimum=1)
     stall_timeout_s: float = key(
         300.0,
-        "A worker whose engine makes no step for so long is replaced; after a third of it, it gets no requests.",
+        "An engine without a step for so long is replaced; after a third of it, it gets no requests.",
         minimum=1,
     )
     max_off_policy_steps: int = key(
         0,
-        "Steps that generation may run ahead of the weights it should have; 0: exactly on-policy. Above 0 the "
-        "importance ratio of the algorithm, or `algorithm.correction`, accounts for it.",
+        "Steps that generation may run ahead of the weights; 0: exactly on-policy. Above 0 the algorithm's "
+        "ratio or `algorithm.correction` accounts for it.",
     )
-    max_restarts: int = key(3, "Times in a row, no rollout in between, that a failed worker starts again.")
+    max_restarts: int = key(3, "Most restarts of a worker in a row without a rollout.")
 
     @property
     def is_cut(self) -> bool:
@@ -130,36 +125,34 @@ class RewardConfig:
 
     function: str = key(
         "math",
-        "Reward function of data sources that `functions` does not name: `math`, `math:lenient`, `boxed`, `gsm8k`, "
+        "Reward function of all data sources that `functions` does not name: `math`, `math:lenient`, `boxed`, "
+        "`gsm8k`, "
         "`choice`, `exact`, `regex:PATTERN`, `python:FILE:FUNCTION` or `http:URL`; see docs/reward.md.",
     )
     functions: dict[str, str] = key({}, "Reward function per data source, e.g. `{openai/gsm8k: gsm8k}`.")
     headers: dict[str, str] = key(
         {},
-        "Headers of every request to an `http:URL`, as in `{Authorization: 'Bearer ${oc.env:JUDGE_KEY}'}`; what "
-        "comes from the environment is never written down.",
+        "Headers for `http:URL`, as in `{Authorization: 'Bearer ${oc.env:JUDGE_KEY}'}`; the key is never "
+        "written down.",
     )
     environment: list[str] = key(
         [],
-        "Environment variables that reward functions get beside those every program needs (docs/reward.md), such as "
-        "`[OPENAI_API_KEY]`.",
+        "Further environment variables for reward functions, such as `[OPENAI_API_KEY]`. See docs/reward.md.",
     )
     num_processes: int = key(1, "Killable processes that run reward functions.", minimum=1)
     num_cpus: float = key(0.0, "CPU cores reserved for the service.")
     timeout_s: float = key(10.0, "Limit for one response; then its process is killed and replaced.")
     max_failure_share: float = key(
         0.1,
-        "The run saves and stops where the reward function fails, or takes too long, for more than this share of a "
-        "step's responses; 1: never. Responses without a reward do not train.",
+        "The run saves and stops if more than this share of a step's responses has no reward; 1: never.",
     )
-    memory_mb: int = key(2048, "Address space that one of these processes may use, in MB.", minimum=256)
+    memory_mb: int = key(2048, "Address space of one such process, in MB.", minimum=256)
     require_finished: bool = key(
         True,
-        "Count a response truncated at the token limit as `no_answer`. The official HPT code does the opposite: "
-        "there a truncated response that already holds a right box scores 1.",
+        "Count a truncated response as `no_answer`. The official HPT code does not.",
     )
     terms: dict[str, float] = key(
-        {}, "Extra rewards and their weights, `format` or `overlong`; added to the score, not to the outcome."
+        {}, "Extra rewards and their weights, `format` or `overlong`; they change the score, not the outcome."
     )
     overlong_buffer: int = key(
         4096, "Tokens before the response limit over which `overlong` falls from 0 to −1 (DAPO).", minimum=1
@@ -172,19 +165,20 @@ class SelectionConfig:
 
     gate: str = key(
         "auto",
-        "`switch` (paper, Eq 10); softly `posterior`, `linear` or `official_soft`; `rollouts`, `demonstrations` "
+        "`switch` (paper, Eq 10); softly `posterior`, `linear` or `official_soft`; `rollouts`, "
+        "`demonstrations` "
         "or `both` always; `auto`: the algorithm's own. See docs/methods.md.",
     )
     gamma: float = key(
         0.0,
-        "γ: demonstrations train a prompt when its share of correct rollouts is at most γ (`switch`), or as far "
-        "as its true solve rate may be at most γ (`posterior`).",
+        "γ: a prompt trains on its demonstration when its share of correct rollouts is at most γ (`switch`), "
+        "or with the probability that its solve rate is (`posterior`).",
         minimum=-1,
     )
     early_decision: bool = key(
         True,
-        "Stop generating for a prompt once enough rollouts are wrong that the switch must choose its "
-        "demonstration; decisions and gradient stay the same, the aborted rollouts are in no mean.",
+        "Abort a prompt's rollouts once enough are wrong that `switch` must choose its demonstration. "
+        "Decisions and gradient stay the same; aborted rollouts are in no mean.",
     )
 
 
@@ -197,8 +191,8 @@ class LearnerConfig:
     num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).")
     zero_stage: int = key(
         1,
-        "DeepSpeed ZeRO stage. 1 shards the optimizer state over the ranks; 2 the gradients too, so that ranks "
-        "meet in every micro-batch and not once an update; 3 the weights too; 0 nothing.",
+        "DeepSpeed ZeRO stage: 1 shards optimizer state, 2 gradients too (exchanged in every micro-batch), 3 "
+        "weights too, 0 nothing.",
     )
     offload_optimizer: bool = key(False, "Keep optimizer state in host memory (ZeRO 1 to 3).")
     learning_rate: float = key(5e-6, "Peak learning rate of AdamW.")
@@ -213,20 +207,20 @@ class LearnerConfig:
     weight_decay: float = key(0.01, "Decoupled weight decay.")
     base_pull: float = key(
         0.0,
-        "κ: after each update the weights go back towards those of `model.path`, θ ← θ − lr·κ·(θ − θ₀), against "
-        "forgetting (L2-SP, arXiv 1802.01483, decoupled as weight decay is); 0: they do not. See docs/methods.md.",
+        "κ: pull towards the weights of `model.path` after each update, θ ← θ − lr·κ·(θ − θ₀), against "
+        "forgetting; 0: none. See docs/methods.md.",
     )
     max_grad_norm: float = key(1.0, "Clip the global gradient norm to this; 0 for no clip.")
-    skip_grad_norm: float = key(0.0, "Skip an update whose gradient norm, unclipped, is above this; 0: none.")
+    skip_grad_norm: float = key(0.0, "Skip an update whose unclipped gradient norm is above this; 0: none.")
     max_skipped_updates: int = key(
-        10, "Updates that may be skipped in a row (`skip_grad_norm`, or not finite)."
+        10, "Updates skipped in a row (`skip_grad_norm`, or not finite) before the run ends."
     )
     recompute_old_logprobs: bool = key(
         False,
-        "Take log π_old from the learner's weights before the update, not from the sampler. For engines whose "
-        "logprobs are far from the learner's; costs a forward pass where a step has several updates.",
+        "Take log π_old from the learner before the update, not from the sampler. Costs a forward pass if a "
+        "step has several updates.",
     )
-    max_restarts: int = key(3, "Times in a row, no checkpoint in between, that the ranks start again.")
+    max_restarts: int = key(3, "Most restarts of the ranks in a row without a checkpoint.")
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.")
     deepspeed: dict[str, Any] = key({}, "More DeepSpeed configuration, as DeepSpeed names it.")
     timeout_s: float = key(1800.0, "Limit for one update.", minimum=1)
@@ -240,7 +234,7 @@ class CriticConfig:
     """
 
     learning_rate: float = key(1e-5, "Peak learning rate; warm-up and schedule as the learner's.")
-    value_clip: float = key(0.2, "ε: how far a value may move from the one its advantage was made with.")
+    value_clip: float = key(0.2, "ε: how far a value may move from that of its advantage.")
     num_ranks: int = key(1, "Critic processes.", minimum=1)
     num_cpus: float = key(1.0, "CPU cores reserved for one rank.")
     num_gpus: float = key(0.0, "GPUs reserved for one rank (0: gloo on CPUs).")
@@ -273,18 +267,17 @@ class CheckpointConfig:
     keep: int = key(2, "Newest checkpoints to keep; 0: all.")
     in_memory_every: int = key(
         0,
-        "Steps between copies of the ranks' state in the memory of their own node and of another one, which lost "
-        "ranks start again from; 0: none.",
+        "Steps between copies of the ranks' state in memory, for lost ranks; 0: none. See docs/faults.md.",
     )
     mirror: str | None = key(
         None,
-        "Folder or URL of any store fsspec knows (`s3://…`, `gs://…`) that each checkpoint is copied to as "
-        "well; a run folder without a checkpoint of its own resumes from it.",
+        "Folder or URL (`s3://…`, `gs://…`, what fsspec knows) that each checkpoint is copied to. See "
+        "docs/resume.md.",
     )
     best_of: str | None = key(
         None,
-        "Set of `evaluation.sets` whose best checkpoint is kept too. A validation set, never a test set: "
-        "choosing on a test set makes its number worthless.",
+        "Set of `evaluation.sets` whose best checkpoint is kept too. Use a validation set: choosing on a test "
+        "set makes its number worthless.",
     )
 
 
@@ -321,14 +314,14 @@ class ClusterConfig:
     placement_timeout_s: float = key(120.0, "Limit for the cluster to make room.", minimum=1)
     pools: dict[str, str] = key(
         {},
-        "Actor group (`learner`, `critic`, `rollout`, `verifier`, `reference`) → custom Ray resource of the "
-        "nodes it must stand on, as in `ray start --resources '{\"rollout\": 1}'`.",
+        "Actor group (`learner`, `critic`, `rollout`, `verifier`, `reference`) → custom Ray resource of its "
+        "nodes. See docs/placement.md.",
     )
     gpu_memory_gib: float = key(80.0, "Memory of one GPU in GiB; a plan that does not fit is refused.")
     colocate: bool = key(
         False,
-        "Rollout workers and learner ranks on the same GPUs, in turns: while one side works, the other's "
-        "memory is free (vLLM's sleep, DeepSpeed's offload). For few GPUs; costs the overlap.",
+        "Rollout workers and learner ranks take turns on the same GPUs. For few GPUs; nothing overlaps. See "
+        "docs/placement.md.",
     )
 
 
@@ -340,7 +333,8 @@ class Config:
 
     @property
     def context_tokens(self) -> int:
-        """The longest sequence that an engine meets: a prompt and its response, in training or an evaluation."""
+        """The longest sequence that an engine meets: a prompt and its response, in training or an "
+        "evaluation."""
         held_out = self.evaluation.max_response_tokens if self.evaluation.sets else 0
         return self.data.max_prompt_tokens + max(self.data.max_response_tokens, held_out)
 
@@ -350,13 +344,13 @@ class Config:
     updates_per_step: int = key(1, "Optimizer steps that one batch of prompts is split into.", minimum=1)
     resume: str = key(
         "never",
-        "`never` starts anew; `auto` continues the newest run of this name that has a checkpoint, "
-        "else starts anew; a path continues that run folder.",
+        "`never`; `auto`: continue the newest run of this name that has a checkpoint, else start anew; or a "
+        "run folder.",
     )
     phases: list[dict[str, Any]] = key(
         [],
-        "Stretches of the run with other settings, one after the other: `steps` and the keys to replace, as in "
-        "`{steps: 150, algorithm: {name: sft}}`. `run.steps` is then their sum. See docs/methods.md.",
+        "Stages of the run: `steps` and the keys to replace, as in `{steps: 150, algorithm: {name: sft}}`. "
+        "See docs/methods.md.",
     )
     run: RunConfig = section(RunConfig)
     model: ModelConfig = section(ModelConfig)

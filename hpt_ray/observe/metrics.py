@@ -35,36 +35,32 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "reward/failure_share",
         "share",
-        "Responses without a reward, because the reward function failed or took too long (outcome `error` or "
-        "`timeout`). They do not train; see `reward.max_failure_share`.",
+        "Responses without a reward (outcome `error` or `timeout`); they do not train.",
     ),
     Metric("reward/outcome/<outcome>", "rollouts", "Rollouts whose grading came to this outcome.", False),
     Metric(
         "reward/metric/<entry>",
         "any",
-        "Mean of a further entry of the dict that the reward function returned.",
+        "Mean of another entry of the reward function's dict.",
         False,
     ),
     Metric(
         "selection/demo_share",
         "share",
-        "Offline ratio by weight, Σβ/Σ(α + β) over the step's prompts. With the switch it is the share of "
-        "prompts that trained on their demonstration.",
+        "Offline ratio, Σβ/Σ(α + β) over the step's prompts; with `switch` the share of prompts that trained "
+        "on their demonstration.",
     ),
-    Metric(
-        "selection/mu", "share", "μ of CHORD, which multiplies demonstrations, and 1 − μ rollouts.", False
-    ),
+    Metric("selection/mu", "share", "μ, which multiplies demonstrations; 1 − μ multiplies rollouts.", False),
     Metric(
         "selection/demo_prompt_ratio",
         "share",
-        "Prompts that trained on their demonstration, with whatever weight.",
+        "Prompts that trained on their demonstration, at any weight.",
     ),
     Metric("selection/demo_sample_ratio", "share", "Training rows that are demonstrations."),
     Metric(
         "selection/tokens_saved",
         "tokens",
-        "Estimate of what early decisions kept from being sampled: aborted rollouts at the mean length of the "
-        "finished ones, less what had been sampled of them.",
+        "Estimate of the tokens that early decisions saved, from the mean length of finished rollouts.",
     ),
     Metric("selection/reason/<reason>", "prompts", "Prompts that were decided for this reason.", False),
     Metric(
@@ -102,7 +98,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "learner/skipped_updates",
         "updates",
-        "Updates that were skipped: loss or gradient not finite, or above `learner.skip_grad_norm`.",
+        "Updates skipped: not finite, or above `learner.skip_grad_norm`.",
     ),
     Metric(
         "learner/busy_share", "share", "Time of the step in which a learner rank computed, mean over ranks."
@@ -121,8 +117,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "loss/<term>",
         "nats",
-        "Value of a term of the loss in the last update; `total`: of all of it. On rollouts its size says little: "
-        "what trains is its gradient.",
+        "A term of the loss in the last update; `total`: all of it. On rollouts its size says little.",
         False,
     ),
     Metric("rollout/length_mean", "tokens", "Mean length of a rollout."),
@@ -132,18 +127,18 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "rollout/off_policy_steps_mean",
         "versions",
-        "How many versions behind the learner's weights a rollout was begun, on average.",
+        "Mean number of versions that rollouts started behind the learner's weights.",
     ),
     Metric(
         "rollout/off_policy_steps/<versions>",
         "rollouts",
-        "Rollouts that were so many versions behind.",
+        "Rollouts that many versions behind.",
         False,
     ),
     Metric(
         "rollout/tokens_per_s",
         "tokens/s",
-        "Sampled tokens over `time/rollout_s`; over `time/step_s` where they were sampled ahead.",
+        "Sampled tokens over `time/rollout_s`, or over `time/step_s` if sampled ahead.",
     ),
     Metric("learner/tokens_per_s", "tokens/s", "Trained tokens, prompts included, over `time/learner_s`."),
     Metric(
@@ -167,25 +162,21 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/sync_s", "seconds", "Weights from the learner to all rollout workers."),
     Metric("time/evaluation_s", "seconds", "Evaluation after the step.", False),
     Metric("time/checkpoint_s", "seconds", "Checkpoint after the step.", False),
-    Metric("eval/<set>/mean", "score", "Mean score on a held-out set, where an evaluation ran.", False),
+    Metric("eval/<set>/mean", "score", "Mean score on a held-out set.", False),
     Metric(
         "eval/<set>/failure_share",
         "share",
-        "Responses of a held-out set whose reward failed; they count as not correct.",
+        "Its responses without a reward; they count as not correct.",
         False,
     ),
-    Metric(
-        "eval/<set>/demonstration_loss", "nats/token", "Loss on the demonstrations of a held-out set.", False
-    ),
+    Metric("eval/<set>/demonstration_loss", "nats/token", "Loss on its demonstrations.", False),
     Metric(
         "faults/<kind>",
         "count",
-        "What failed, and was mended, since the line before; see docs/faults.md.",
+        "Recovered failures since the line before; see docs/faults.md.",
         False,
     ),
-    Metric(
-        "observe/non_finite", "count", "Values of this line that were not finite and were written as null."
-    ),
+    Metric("observe/non_finite", "count", "Values of this line that were not finite, written as null."),
     Metric("observe/trackers_disabled", "count", "Trackers that failed and were switched off."),
 )
 
@@ -247,14 +238,15 @@ def render_metrics() -> str:
         "",
         "Made from `hpt_ray/observe/metrics.py` by `python -m hpt_ray.observe.metrics`. Do not edit by hand.",
         "",
-        "Each line of `metrics.jsonl` is one step with these names. Names marked *always* are in every line;",
-        "their value is null where nothing was observed. A part in `<…>` stands for one name per value.",
+        "Each line of `metrics.jsonl` is one step. Names marked *always* are in every line, null if nothing "
+        "was",
+        "observed. A part in `<…>` stands for one name per value.",
         "",
         "| name | unit | meaning | when |",
         "|---|---|---|---|",
     ]
     for metric in METRICS:
-        when = "always" if metric.every_step else "where it applies"
+        when = "always" if metric.every_step else ""
         meaning = metric.meaning.replace("|", "\\|")
         lines.append(f"| `{metric.name}` | {metric.unit} | {meaning} | {when} |")
     return "\n".join(lines) + "\n"
