@@ -230,5 +230,5 @@ def test_a_run_folder_without_checkpoint_keeps_its_metrics(tmp_path: Path) -> No
     run = RunFolder.create(tmp_path, "demo")
     run.check_unused()
     run.append_metrics({"step": 1})
-    with pytest.raises(UserError, match=r"erase the metrics of 1 steps\..*resume=never"):
+    with pytest.raises(UserError, match=r"erase 1 lines of metrics\..*resume=never"):
         run.check_unused()
