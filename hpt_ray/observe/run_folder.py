@@ -173,7 +173,7 @@ class RunFolder:
         if lines := self.read_metrics():
             raise UserError(
                 f"resume={self.root}: there is no checkpoint to go on from, and to start at the beginning would erase "
-                f"the metrics of {len(lines)} steps. Put a checkpoint back into {self.checkpoints}, or start a run of "
+                f"{len(lines)} lines of metrics. Put a checkpoint back into {self.checkpoints}, or start a run of "
                 "its own with resume=never."
             )
 
