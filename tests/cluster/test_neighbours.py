@@ -144,7 +144,7 @@ os._exit(0)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_another_user_joins_no_group_of_a_run(short):
     """Tried from the second step on, when ranks and engines have met; the run does not mind."""
     arguments = [
@@ -164,7 +164,7 @@ def test_another_user_joins_no_group_of_a_run(short):
     )
     metrics = short / "runs" / "latest" / "metrics.jsonl"
     try:
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + 2 * LIMIT_S  # of a start on a busy machine
         while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
             assert run.poll() is None
             assert time.monotonic() < deadline
