@@ -76,6 +76,7 @@ class TransferGroup:
         self.device = device if self._backend.on_gpu else torch.device("cpu")
         self._rendezvous, self._rank = rendezvous, rank
         self._pending: list[dist.Work] = []
+        self._group: Any = None
         try:
             self._store = rendezvous.meeting.store(world_size=-1, timeout_s=rendezvous.timeout_s)
             self._meet()
@@ -87,6 +88,8 @@ class TransferGroup:
                 secret, size = rendezvous.meeting.secret, rendezvous.world_size
                 prove_membership(self._exchange, secret, rank=rank, world_size=size)
         except RuntimeError as error:
+            if self._group is not None:
+                self.close()
             raise TransferBroken(str(error)) from error
 
     def _meet(self) -> None:

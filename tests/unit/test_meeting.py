@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from hpt_ray.cluster.meeting import NotAMember, open_meeting, prove_membership
+from hpt_ray.weight_sync import group
 from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferBroken, TransferGroup
 
 ANYWHERE = "0.0.0.0"  # not loopback, so for members on other machines too
@@ -32,8 +35,8 @@ def rendezvous(monkeypatch, request) -> Any:
 
 def test_members_with_the_secret_are_a_group(rendezvous) -> None:
     def first_byte(rank: int) -> int:
-        group, buffer = join(rendezvous, rank), torch.full((4,), 7 if rank == 0 else 0, dtype=torch.uint8)
-        group.wait(group.broadcast(buffer))
+        member, buffer = join(rendezvous, rank), torch.full((4,), 7 if rank == 0 else 0, dtype=torch.uint8)
+        member.wait(member.broadcast(buffer))
         return int(buffer[0])
 
     with ThreadPoolExecutor(3) as threads:
@@ -51,6 +54,29 @@ def test_who_knows_the_place_but_not_the_secret_gets_no_group_and_leaves_none_to
         errors = [one.exception(30) for one in joining]
     assert all(isinstance(error, TransferBroken) for error in errors)
     assert f"member {place} of 3 does not know the run's secret" in str(errors[1])
+
+
+def test_a_member_that_answers_nothing_holds_nobody_up_who_is_told_to_give_up(monkeypatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    point = RendezvousPoint("127.0.0.1", timeout_s=20.0)
+    rendezvous, silent = point.open(2, "gloo"), threading.Event()
+    ours = threading.get_ident()
+
+    def answer(*arguments: Any, **options: Any) -> None:
+        if threading.get_ident() != ours:
+            silent.wait(20)
+        prove_membership(*arguments, **options)
+
+    monkeypatch.setattr(group, "prove_membership", answer)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(join, rendezvous, 1)
+        calling = threading.Timer(1.0, point.call_off, [rendezvous])
+        calling.start()
+        begin = time.monotonic()
+        with pytest.raises(TransferBroken, match="called it off"):
+            join(rendezvous, 0)
+        assert time.monotonic() - begin < 4
+        silent.set()
 
 
 def test_an_echo_is_no_answer() -> None:
