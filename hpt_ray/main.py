@@ -58,6 +58,7 @@ def main(words: list[str] | None = None) -> int:
             train.write_config(config, folder)
             folder.write_data_card(asdict(card))
             console.print(train.start_tables(config, prepared, card, plan, folder.root))
+            folder.write_plan(plan.memory_mb)
             train.show_warnings(card, console)
             asyncio.run(train.run(cluster, config, prepared, folder, console))
         return 0

@@ -32,6 +32,7 @@ from hpt_ray.utils import arguments, plugins
 
 RESPONSES = ("response", "text", "completion", "output")  # `text`: of a run's rollouts
 GROUND_TRUTHS = ("ground_truth", "reward_model.ground_truth", "reference", "answer")
+OF_PROMPT = "prompt_row"  # of a run's rollouts: what its reward function was given, as JSON
 MAX_PROCESSES = 4
 SHOWN_CHARS = 60
 
@@ -70,7 +71,8 @@ def read(path: Path) -> list[Raw]:
     """The rows of a file. Raises UserError where it cannot be read."""
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(path).to_pylist()
+            rows = pq.read_table(path).to_pylist()
+            return [row | json.loads(row.get(OF_PROMPT) or "{}") for row in rows]
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({error}). Name a .parquet or .jsonl file.") from error
@@ -92,10 +94,9 @@ def column(path: Path, rows: Sequence[Raw], named: str | None, known: Sequence[s
 
 
 def task(name: str, row: Raw, response: str, truth: str) -> Task:
-    prompt = row.get("prompt") or ""
-    return Task(
-        name, value_at(row, response), value_at(row, truth), Row(row.get("data_source") or "", prompt, row)
-    )
+    extra = row["extra"] if row.get(OF_PROMPT) else row
+    asked = Row(row.get("data_source") or "", row.get("prompt") or "", extra)
+    return Task(name, value_at(row, response), value_at(row, truth), asked)
 
 
 def check_first(options: Any, tasks: Sequence[Task]) -> None:

@@ -218,4 +218,11 @@ async def run(
         prepared = replace(prepared, model_path=str(model_path))
     config = await with_reference(config, cluster, console)
     with Progress(config.run.steps, console=console) as progress:
-        await Driver(config, prepared, folder, progress).run(cluster)
+        await Driver(config, prepared, folder, progress, report=report).run(cluster)
+
+
+def report(run: Path) -> Path:
+    """The page of a run, written."""
+    from hpt_ray.tools.report.__main__ import load_all, write_report
+
+    return write_report(load_all([run]))

@@ -91,9 +91,7 @@ def _default(known: KnownKey) -> str:
 
 
 def _allowed(known: KnownKey) -> str:
-    if known.choices:
-        return ", ".join(f"`{choice}`" for choice in known.choices)
-    return "" if known.minimum is None else f"≥ {known.minimum:g}"
+    return ", ".join(f"`{choice}`" for choice in known.choices)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,8 @@ def _warnings(phase: PreparedPhase, lost: dict[str, int], grader: Grader | None)
         read = "nothing was read from it" if one.extracted is None else f"“{one.extracted}” was read from it"
         end = one.demonstration[-MOST_CHARS // 5 :]
         yield (
-            f"The grader {grader.in_words}{f', and {grader.better}' if grader.better else ''}. So either these "
+            f"The reward function {grader.in_words}"
+            f"{f', and {grader.better}' if grader.better else ''}. So either these "
             "demonstrations are wrong, or reward.function is not the "
             "one for this data, or the ground truth is in another column. One that it refuses, "
             f"{one.id}: its reference is “{one.reference}”, {read}, the result is {one.result}. It ends: “{end}”"

@@ -30,8 +30,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hpt_ray.algorithms.gates import GATES, samples_of
@@ -65,7 +67,13 @@ class Driver:
     """One run, from prepared data and model to its summary."""
 
     def __init__(
-        self, config: Config, prepared: Prepared, folder: RunFolder, progress: Progress, quiet: bool = False
+        self,
+        config: Config,
+        prepared: Prepared,
+        folder: RunFolder,
+        progress: Progress,
+        quiet: bool = False,
+        report: Callable[[Path], Path] | None = None,
     ):
         self.config, self.prepared, self.folder, self.progress = config, prepared, folder, progress
         self.quiet = quiet
@@ -75,7 +83,7 @@ class Driver:
         self.checkpoints = CheckpointManager(
             store, config.learner.timeout_s, prepared.stop_token_ids, progress.warn
         )
-        self.reporter = Reporter(config, folder, progress)
+        self.reporter = Reporter(config, folder, progress, report)
         self.timeline = Timeline(folder.trace, on_phase=progress.phase)
         self.faults: Counter[str] = Counter()  # what failed around the training; never taken back
         self.restarts, self.restarted_at = 0, 0  # of the ranks; how often from which step
@@ -182,7 +190,7 @@ class Driver:
         pairs: Pairs = []
         updates: list[UpdateResult] = []
         self.learner.begin_step(self.step - self.phase.before)
-        with self.timeline.phase("rollout"):
+        with self.timeline.phase("rollout", batch.step):
             # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
             async for group in self.actors.turns.groups(batch.groups()):
                 # 4: the gate decides what this prompt trains on.
@@ -347,7 +355,9 @@ class Driver:
         with self.timeline.phase("evaluate"):
             evaluation = await self.stopping.until(self.evaluator.scores(self.actors, self.phase))
         if evaluation.done():
-            return await evaluation
+            scores, groups = await evaluation
+            self.reporter.keep_evaluation(self.step, groups)
+            return scores
         evaluation.cancel()
         await asyncio.wait({evaluation})
         return {}

@@ -9,6 +9,7 @@ from hpt_ray.driver.actors import Actors
 from hpt_ray.driver.setup import Prepared, PreparedPhase
 from hpt_ray.evaluation.eval_sets import EvalSets
 from hpt_ray.rollout.requests import Sampling
+from hpt_ray.types import Group
 
 
 class Evaluator:
@@ -38,16 +39,18 @@ class Evaluator:
         every = self._config.every
         return bool(self._sets.sets) and (is_last or (every > 0 and step % every == 0))
 
-    async def scores(self, actors: Actors, phase: PreparedPhase) -> dict[str, float]:
-        """`eval/<set>/…` of every set, and the seconds it took."""
+    async def scores(
+        self, actors: Actors, phase: PreparedPhase
+    ) -> tuple[dict[str, float], dict[str, list[Group]]]:
+        """`eval/<set>/…` of every set, and the seconds it took; the graded responses by set."""
         begin = time.perf_counter()
         assert actors.router is not None, "nobody to sample"
         assert actors.verifier is not None, "nobody to grade"
-        values = await self._sets.scores(actors.router, actors.verifier)
+        values, groups = await self._sets.scores(actors.router, actors.verifier)
         if self._config.demonstration_loss:
             values |= await self._sets.demonstration_losses(
                 actors.learners,
                 max_tokens_per_micro_batch=phase.config.max_tokens_per_micro_batch,
                 num_terms=len(phase.estimator.terms),
             )
-        return {**values, "time/evaluation_s": time.perf_counter() - begin}
+        return {**values, "time/evaluation_s": time.perf_counter() - begin}, groups

@@ -185,12 +185,21 @@ def failures_of(pairs: Pairs) -> Counter[str]:
 
 def responses_of(group: Group, decision: Decision, estimator: Estimator) -> Iterator[Shown]:
     """The responses to a prompt, as a person is shown them."""
-    advantages = iter(_advantages(group, decision, estimator))
-    for rollout, result in group.pairs:
-        trains = has_reward(rollout, result) and len(rollout.token_ids) > 0  # as `samples_of` has it
-        advantage = next(advantages, None) if trains else None
+    for (rollout, result), advantage in zip(
+        group.pairs, advantages_of(group, decision, estimator), strict=True
+    ):
         if rollout.finish.is_response:
             yield Shown(group, decision, rollout, result, advantage)
+
+
+def advantages_of(group: Group, decision: Decision, estimator: Estimator) -> list[float | None]:
+    """Â of each rollout; None where it trains nothing, or not the rewards of its own group decide it."""
+    found = iter(_advantages(group, decision, estimator))
+    return [
+        # as `samples_of` has it
+        next(found, None) if has_reward(rollout, result) and len(rollout.token_ids) else None
+        for rollout, result in group.pairs
+    ]
 
 
 def _advantages(group: Group, decision: Decision, estimator: Estimator) -> list[float]:

@@ -6,7 +6,6 @@ engines stay full until the last prompt.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.requests import Sampling, request_for
 from hpt_ray.rollout.router import Router
-from hpt_ray.types import Decision, Group, Prompt, RewardResult
+from hpt_ray.types import Decision, Group, Prompt
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,14 @@ class EvalSets:
     seed: int
     timeout_s: float
 
-    async def scores(self, router: Router, verifier: ActorGroup) -> dict[str, float]:
+    async def scores(
+        self, router: Router, verifier: ActorGroup
+    ) -> tuple[dict[str, float], dict[str, list[Group]]]:
         """`eval/<set>/mean`: the share of responses that are correct, over prompts and samples.
 
         Where rewards failed, those responses count as not correct, and `eval/<set>/failure_share` says how many.
-        Extra reward terms (length, format) are not in it: it is what `hpt_ray.cli.evaluate` reports too.
+        Extra reward terms (length, format) are not in it: it is what `hpt_ray.cli.evaluate` reports too. And the
+        graded responses of each set, in the order of its prompts.
         """
         prompts = {f"{name}#{i}": q for name, qs in self.sets.items() for i, q in enumerate(qs)}
         requests = [
@@ -43,8 +45,7 @@ class EvalSets:
             request_for(key, q.token_ids, num_samples=self.samples, run_seed=self.seed, step="evaluation")
             for key, q in prompts.items()
         ]
-        results: defaultdict[str, list[RewardResult]] = defaultdict(list)
-        set_of = {id(prompt): key.rpartition("#")[0] for key, prompt in prompts.items()}
+        found: dict[str, Group] = {}
         async for group in graded_groups(
             router.generate(requests, self.sampling),
             prompts,
@@ -52,12 +53,18 @@ class EvalSets:
             verifier=verifier,
             timeout_s=self.timeout_s,
         ):
-            results[set_of[id(group.prompt)]] += group.results
+            found[group.rollouts[0].prompt_id] = group
+        groups = {name: [found[f"{name}#{i}"] for i in range(len(qs))] for name, qs in self.sets.items()}
+        results = {
+            name: [result for group in of_set for result in group.results] for name, of_set in groups.items()
+        }
         means = {
             f"eval/{name}/mean": float(np.mean([r.correct for r in results[name]])) for name in self.sets
         }
         failed = {name: float(np.mean([r.outcome.is_failure for r in results[name]])) for name in self.sets}
-        return means | {f"eval/{name}/failure_share": share for name, share in failed.items() if share}
+        return means | {
+            f"eval/{name}/failure_share": share for name, share in failed.items() if share
+        }, groups
 
     async def demonstration_losses(
         self, learners: ActorGroup, *, max_tokens_per_micro_batch: int, num_terms: int

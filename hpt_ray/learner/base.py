@@ -139,6 +139,10 @@ class RankWorker(Generic[Spec]):
                 self._report.count("optim/base_distance_squared", *self._engine.base_distance())
         report, self._report = self._report, UpdateReport()
         report.peaks["memory/learner_mb"] = memory_mb()
+        import torch  # the process has it by now
+
+        if torch.cuda.is_initialized():
+            report.peaks["memory/learner_gpu_mb"] = torch.cuda.max_memory_reserved() / 2**20
         return report
 
     def forget_optimizer(self) -> None:

@@ -157,7 +157,7 @@ def _facts(one: TrainingSet) -> RenderableType:
         demonstrations = f"{one.demonstrations:,}; dropped: {dropped_in_words(one.demonstrations_dropped)}"
     table.add_row("demonstrations", demonstrations)
     without = "failed" if one.refusal else "not run: no ground truth, and nothing is graded"
-    table.add_row("grader", Text(one.grader.in_words if one.grader else without))
+    table.add_row("reward function", Text(one.grader.in_words if one.grader else without))
     return table
 
 

@@ -145,9 +145,13 @@ METRICS: tuple[Metric, ...] = (
         "optim/grad_norm", "norm", "Global gradient norm before clipping, of the last update of the step."
     ),
     Metric("optim/lr", "rate", "Learning rate of the last update of the step."),
+    Metric("run/resumed", "steps", "1 on the first step after the run went on from a checkpoint.", False),
     Metric("memory/driver_mb", "MiB", "Memory of the driver's process."),
     Metric("memory/learner_mb", "MiB", "Memory of the largest learner rank's process.", False),
     Metric("memory/rollout_mb", "MiB", "Memory of the largest rollout worker's process.", False),
+    Metric(
+        "memory/learner_gpu_mb", "MiB", "Most GPU memory that PyTorch held on a learner rank, so far.", False
+    ),
     Metric("time/step_s", "seconds", "Wall time of the step, without evaluation and checkpoint."),
     Metric("time/rollout_s", "seconds", "From the first request to the last graded rollout."),
     Metric(

@@ -4,6 +4,7 @@
 the data by their id: token ids and log-probs as sampled, scores, the gate's weights. So a step can be looked
 at, graded again, or replayed. A prompt without rollouts has one line whose `sample` is null. Checkpoints
 hold groups that no gate has seen yet in the same form, without a step and a decision. Texts are for people.
+`rollouts/eval-000012.parquet` holds the responses of the evaluation after the step, set by set.
 
 A file is written aside and renamed, so one that is there is whole.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +54,40 @@ SCHEMA = pa.schema(
         ("num_rollouts", pa.int32()),
         ("rollout_weight", pa.float64()),  # α
         ("demo_weight", pa.float64()),  # β
+        ("advantage", pa.float64()),  # null where it trained nothing, or the learner alone knows it
+        (
+            "prompt_row",
+            pa.string(),
+        ),  # JSON of what a reward function may ask for: prompt, ground_truth, extra
     ]
 )
+FOR_PEOPLE = {"demonstration", "advantage", "prompt_row"}  # not needed to make the groups again
 
 Line = dict[str, Any]
 Pair = tuple[Group, Decision | None]
 
 
-def dump_of(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:06d}.parquet"
+def dump_of(folder: Path, step: int, kind: str = "step") -> Path:
+    """`kind`: `step` for what was trained on, `eval` for the evaluation after the step."""
+    return folder / f"{kind}-{step:06d}.parquet"
 
 
-def write_rollouts(folder: Path, step: int, pairs: Sequence[tuple[Group, Decision]]) -> Path:
-    """Write the groups of `step`, in the order in which they were trained on, and return the file."""
-    return _write(dump_of(folder, step), step, pairs)
+def write_rollouts(
+    folder: Path,
+    step: int,
+    pairs: Sequence[tuple[Group, Decision]],
+    advantages: Sequence[Sequence[float | None]] | None = None,
+) -> Path:
+    """Write the groups of `step`, in the order in which they were trained on, and return the file.
+
+    `advantages`: of the rollouts of each group.
+    """
+    return _write(dump_of(folder, step), step, pairs, advantages)
+
+
+def write_evaluation(folder: Path, step: int, groups: Sequence[Group]) -> Path:
+    """Write the responses of the evaluation after `step`; the ids of their requests are `SET#NUMBER`."""
+    return _write(dump_of(folder, step, "eval"), step, [(group, None) for group in groups])
 
 
 def write_groups(path: Path, groups: Sequence[Group]) -> Path:
@@ -108,11 +130,17 @@ def ids_of_prompts(path: Path) -> set[str]:
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def _write(path: Path, step: int | None, pairs: Sequence[Pair]) -> Path:
+def _write(
+    path: Path,
+    step: int | None,
+    pairs: Sequence[Pair],
+    advantages: Sequence[Sequence[float | None]] | None = None,
+) -> Path:
     lines = [
-        {"step": step, "group": i, **_prompt_fields(group), **_decision_fields(decision), **line}
+        {"step": step, "group": i, **shared, **line, "advantage": advantage}
         for i, (group, decision) in enumerate(pairs)
-        for line in _rollout_fields(group)
+        for shared in [_prompt_fields(group) | _decision_fields(decision)]
+        for line, advantage in zip_longest(_rollout_fields(group), advantages[i] if advantages else ())
     ]
     columns = []
     for field in SCHEMA:
@@ -149,6 +177,9 @@ def _prompt_fields(group: Group) -> Line:
         "prompt": prompt.text,
         "reference": truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False),
         "demonstration": group.prompt.demonstration and group.prompt.demonstration.text,
+        "prompt_row": json.dumps(
+            {"prompt": prompt.source or prompt.text, "ground_truth": truth, "extra": prompt.extra}
+        ),
     }
 
 
@@ -191,7 +222,7 @@ def _decision_fields(decision: Decision | None) -> Line:
 def _read(path: Path, prompts: Mapping[str, Prompt]) -> list[tuple[Group, Line]]:
     """Each group with its first line."""
     table = read_columns(path)
-    absent = set(SCHEMA.names) - set(table.column_names) - {"demonstration"}  # which comes from the data
+    absent = set(SCHEMA.names) - set(table.column_names) - FOR_PEOPLE
     if absent:
         raise UserError(
             f"{path} was written by an older version of hpt_ray: it lacks {', '.join(sorted(absent))}, so "

@@ -2,8 +2,9 @@
 
     runs/NAME-YYYYmmdd-HHMMSS/
       config.yaml  data_card.json  metrics.jsonl  summary.json  trace.json
-      rollouts/  checkpoints/  tensorboard/  logs/
+      rollouts/  checkpoints/  logs/
     runs/latest -> the folder that was made last
+    runs/tensorboard/NAME-YYYYmmdd-HHMMSS/
 
 The time is UTC. It never goes back: where the clock does, the time of the newest run stays and a number follows it,
 so names are in the order in which runs were made. Everything a person looks at is drawn from here. What goes into
@@ -60,6 +61,11 @@ class RunFolder:
         return self.root / "summary.json"
 
     @property
+    def plan(self) -> Path:
+        """What `memory/…` of metrics.jsonl was planned to be at most, as JSON."""
+        return self.root / "plan.json"
+
+    @property
     def trace(self) -> Path:
         return self.root / "trace.json"
 
@@ -77,7 +83,9 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
+        return (
+            self.root.parent / "tensorboard" / self.root.name
+        )  # not in it: TensorBoard would find it in `latest` too
 
     @property
     def logs(self) -> Path:
@@ -186,8 +194,8 @@ class RunFolder:
         lines = self.read_metrics()
         kept = [line for line in lines if line["step"] <= step]
         self._write_metrics(kept)
-        for path in self.rollouts.glob("step-*.parquet"):
-            number = path.stem.removeprefix("step-")
+        for path in self.rollouts.glob("*-*.parquet"):
+            number = path.stem.partition("-")[2]
             if number.isdecimal() and int(number) > step:
                 path.unlink()
         return len(lines) - len(kept)
@@ -198,6 +206,9 @@ class RunFolder:
     def write_data_card(self, card: Mapping[str, Any]) -> None:
         """What the files of the run hold, and what was dropped: a `DataCard` as a dict."""
         write_atomic(self.data_card, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+    def write_plan(self, memory_mb: Mapping[str, float]) -> None:
+        write_atomic(self.plan, json.dumps(memory_mb) + "\n")
 
     def point_latest(self) -> None:
         """Let `latest` beside this folder name it. Replaced at once, so it is never missing in between."""
@@ -210,7 +221,7 @@ class RunFolder:
         aside.replace(link)
 
     def _make_parts(self) -> None:
-        for part in (self.rollouts, self.checkpoints, self.tensorboard, self.logs):
+        for part in (self.rollouts, self.checkpoints, self.logs):
             part.mkdir(mode=MODE, exist_ok=True)
 
 

@@ -165,6 +165,7 @@ def end_summary(summary: Mapping[str, Any], folder: Path) -> RenderableType:
     counts.add_row("failures", _counts(summary["failures"]))
     for label, name in _WHERE_TO_LOOK:
         counts.add_row(label, Text(str(folder / name), overflow="fold"))
+    counts.add_row("curves", Text(f"hpt_ray watch {folder}", overflow="fold"))
     return Lines(*parts, counts)
 
 
@@ -173,7 +174,6 @@ _WHERE_TO_LOOK = (
     ("the result", "summary.json"),
     ("the model", "checkpoints"),
     ("responses", "rollouts"),
-    ("curves", "tensorboard"),
 )
 
 

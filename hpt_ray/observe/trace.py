@@ -9,6 +9,7 @@ every actor did, and says what that means for the step.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ class Span:
     actor: str
     start_s: float
     end_s: float
+    step: int | None = None  # of the span with which the driver begins a step
 
 
 SpanRecord = tuple[str, float, float]  # name, start and end: what an actor itself notes down
@@ -93,10 +95,39 @@ class TraceWriter:
 
 def read_trace(path: Path) -> list[Span]:
     """The spans of a trace file, in the order they were written."""
-    events = _whole_events(path)
+    return _spans(_whole_events(path))
+
+
+def read_step(path: Path, step: int) -> tuple[list[Span], float, float]:
+    """What actors did from the beginning of a step to that of the next, and both times; no spans where it is not there.
+
+    Of a step that was done twice, the last time. Only the part of the file around it is parsed.
+    """
+    content = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    begin, before, after = (json.dumps({"step": step + i}) for i in (0, -1, 1))
+    at = content.rfind(begin)
+    if at < 0:
+        return [], 0.0, 0.0
+    first = max(0, content.rfind(before, 0, at))
+    last = content.find("\n", found) if (found := content.find(after, at)) >= 0 else len(content)
+    tracks = re.findall(r'^\{"name": "thread_name".*$', content, re.MULTILINE)
+    spans = _spans(_events([*tracks, *content[first:last].splitlines()[1:]]))
+    begins = {span.step: span.start_s for span in spans if span.step is not None}
+    begin_s = begins[step]
+    end_s = begins.get(step + 1) or max(span.end_s for span in spans)
+    return [span for span in spans if span.end_s > begin_s and span.start_s < end_s], begin_s, end_s
+
+
+def _spans(events: Sequence[Mapping[str, Any]]) -> list[Span]:
     actors = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
     return [
-        Span(event["name"], actors[event["tid"]], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
+        Span(
+            event["name"],
+            actors[event["tid"]],
+            event["ts"] / 1e6,
+            (event["ts"] + event["dur"]) / 1e6,
+            event.get("args", {}).get("step"),
+        )
         for event in events
         if event["ph"] == "X"
     ]
@@ -126,10 +157,12 @@ def overlap_share(
 
 def _whole_events(path: Path) -> list[dict[str, Any]]:
     """The events of a file, one a line; a line that a crash of the machine left torn is passed over."""
-    if not path.is_file():
-        return []
+    return _events(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.is_file() else []
+
+
+def _events(lines: Iterable[str]) -> list[dict[str, Any]]:
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines:
         text = line.rstrip(",")
         if text.startswith("{") and text.endswith("}"):
             events.append(json.loads(text))
@@ -146,7 +179,8 @@ def _track_event(actor: str, track: int) -> dict[str, Any]:
 
 def _span_event(span: Span, track: int) -> dict[str, Any]:
     start_us, end_us = round(span.start_s * 1e6), round(span.end_s * 1e6)
-    return {"name": span.name, "ph": "X", "pid": 1, "tid": track, "ts": start_us, "dur": end_us - start_us}
+    event = {"name": span.name, "ph": "X", "pid": 1, "tid": track, "ts": start_us, "dur": end_us - start_us}
+    return event if span.step is None else event | {"args": {"step": span.step}}
 
 
 # What an actor does by itself; sending and receiving weights is waiting for the other side.
@@ -162,14 +196,14 @@ class Timeline:
         self._on_phase = on_phase
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """A part of the driver's own work."""
+    def phase(self, name: str, step: int | None = None) -> Iterator[None]:
+        """A part of the driver's own work. `step`: which it begins."""
         self._on_phase(name)
         begin = time.time()
         try:
             yield
         finally:
-            self._writer.add([Span(name, "driver", begin, time.time())])
+            self._writer.add([Span(name, "driver", begin, time.time(), step)])
 
     def add_step(
         self, records: Iterable[Mapping[str, Sequence[SpanRecord]]], begin_s: float, end_s: float

@@ -1,4 +1,5 @@
-"""The end of a head's pod: a running job gets SIGTERM, has its time, and the hook waits for it."""
+"""The end of a head's pod: a running job gets SIGTERM, has its time, and the hook waits for it. And the end of a
+RayJob that would end the same way again."""
 
 from __future__ import annotations
 
@@ -44,3 +45,32 @@ def test_a_job_saves_before_its_head_ends(tmp_path: Path) -> None:
         done = subprocess.run(drain, env=environment, cwd=ROOT, timeout=LIMIT_S)
         assert saved.exists()
         assert done.returncode == 0
+
+
+def test_a_users_mistake_counts_as_stopped(tmp_path: Path) -> None:
+    """Of a job that failed, KubeRay makes another attempt, whatever its exit code."""
+    with cluster(1) as nodes:
+        server = f"http://{HOST}:{nodes.dashboard}"
+        attempt = [sys.executable, "-m", "hpt_ray.tools.deploy", "attempt", "--job-server", server]
+        done = subprocess.run(
+            [
+                RAY,
+                "job",
+                "submit",
+                "--address",
+                server,
+                "--",
+                *attempt,
+                "--config",
+                str(tmp_path / "no.yaml"),
+            ],
+            env=child_environment(**nodes.environment),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT_S,
+        )
+    assert "error: " in done.stdout
+    assert "Not tried again" in done.stdout
+    assert "was stopped" in done.stdout, done.stdout

@@ -163,6 +163,17 @@ def test_rollouts_are_dumped_with_results(full):
         assert sum(scores) / len(scores) == pytest.approx(line["reward/mean"])
 
 
+def test_evaluations_keep_their_responses(full):
+    lines = {line["step"]: line for line in full.read_metrics() if line.get("eval/chain/mean") is not None}
+    assert {path.name for path in full.rollouts.glob("eval-*")} == {
+        f"eval-{step:06d}.parquet" for step in lines
+    }
+    for step, line in lines.items():
+        rows = pq.read_table(full.rollouts / f"eval-{step:06d}.parquet").to_pylist()
+        correct = [row["outcome"] == "correct" for row in rows if row["request_id"].startswith("chain#")]
+        assert sum(correct) / len(correct) == pytest.approx(line["eval/chain/mean"])
+
+
 def test_tensorboard_has_the_same_curves(full):
     events = EventAccumulator(str(full.tensorboard))
     events.Reload()

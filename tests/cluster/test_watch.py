@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from command import MAIN, ROOT, TINY, child_environment, write_reward_function
 
-from hpt_ray.observe.rollout_dump import SCHEMA, dump_of
+from hpt_ray.observe.rollout_dump import SCHEMA, dump_of, write_evaluation
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -72,6 +73,7 @@ def write_step(folder: RunFolder, step: int, text: str = "1+1=2", **more: float)
                 "score": float(j < correct),
                 "outcome": "correct" if j < correct else "wrong",
                 "extracted": "2",
+                "advantage": float(j < correct) - correct / N,
             }
             for j in range(N)
         ]
@@ -190,11 +192,19 @@ def test_from_a_cell_of_the_gate_map_to_its_rollouts_and_a_filter(
     assert "Step 4 · 2 of 4 correct · trained on rollouts" in detail.text_content()
     assert detail.locator(".demonstration pre").text_content() == "It is 3."
     assert detail.locator(".response:not(.demonstration)").count() == N
-    detail.get_by_role("button", name="log-probs").first.click()
+    colour = detail.locator("label", has_text="Colour tokens by").locator("select")
     tokens = detail.locator("pre span")
-    tokens.first.wait_for()
-    assert tokens.all_text_contents() == ["[5]", "[6]"]
+    colour.select_option("logprob")
+    detail.locator("pre span[title]").nth(2 * N - 1).wait_for()
+    assert tokens.all_text_contents() == ["[5]", "[6]"] * N
     assert "log π -3" in tokens.nth(1).get_attribute("title")
+    colour.select_option("advantage")
+    detail.locator("pre span:not([title])").first.wait_for()
+    grounds = tokens.evaluate_all("all => all.map(one => one.style.backgroundColor)")
+    assert [*map(grounds.count, sorted({*grounds}))] == [2, 2]  # above 0, and below
+    colour.select_option("mask")
+    detail.get_by_text("in the loss").first.wait_for()
+    assert tokens.count() == N  # the rollouts, and not the demonstration
     page.locator("label", has_text="Outcome").locator("select").select_option("wrong")
     page.get_by_placeholder("Prompt id").fill("sums/5")
     page.get_by_placeholder("Prompt id").press("Enter")
@@ -224,16 +234,44 @@ def test_a_real_run_appears_and_is_followed_to_its_end(browser: Any, served: Any
         training.wait(60)
     page.locator(".run .facts", has_text="done").wait_for()
     for title in ("Reward", "Entropy", "Sampler against learner", "Sampled tokens"):
-        page.locator("figure", has=page.get_by_text(title, exact=True)).locator(".entry").wait_for()
+        figure = page.locator("figure", has=page.get_by_text(title, exact=True))
+        figure.scroll_into_view_if_needed()  # what is not in sight is not drawn
+        figure.locator(".entry").wait_for()
+    figure = page.locator("figure", has=page.get_by_text("Memory", exact=True))
+    figure.scroll_into_view_if_needed()
+    figure.locator(".planned").first.wait_for()
     page.get_by_role("tab", name="Time").click()
     page.locator("figure .entry", has_text="sampling").wait_for()
+    page.locator(".timeline th", has_text="waited for").first.wait_for()
+    assert {"learner-0", "rollout-0"} <= {*page.locator(".timeline tbody th").all_text_contents()}
     page.get_by_role("tab", name="Gate").click()
     page.locator("canvas[data-cells]").wait_for()
     page.get_by_role("tab", name="Rollouts").click()
     page.locator(".hit").first.click()
     page.locator(".detail h2").wait_for()
-    page.get_by_role("button", name="log-probs").first.click()
+    page.locator("label", has_text="Colour tokens by").locator("select").select_option("logprob")
     page.locator(".detail pre span").first.wait_for()
+    opened.close()
+
+
+def test_two_evaluations_of_a_prompt_side_by_side(browser: Any, served: Any, tmp_path: Path) -> None:
+    folder = new_run(tmp_path, "hpt", steps=4)
+    for step, text in ((0, "I do not know"), (4, "It is 5")):
+        rollout = Rollout("sums#0", 0, np.array([5]), np.array([-0.5]), FinishReason.STOP, step, text)
+        prompt = Prompt("mini/7", np.array([1]), "What is 2+3?", "5", "mini")
+        outcome = Outcome.CORRECT if step else Outcome.WRONG
+        group = Group(prompt, [rollout], [RewardResult(float(step > 0), outcome)])
+        write_evaluation(folder.rollouts, step, [group])
+    opened = Page(browser, served(tmp_path), "#view=rollouts")
+    page = opened.page
+    page.locator("label", has_text="Responses of").locator("select").select_option("eval")
+    page.get_by_text("2 rollouts in 2 steps, all").wait_for()
+    page.locator(".hit", has_text="step 4").click()
+    page.locator("h2", has_text="sums#0").wait_for()
+    page.locator("label", has_text="Compare with").locator("select").select_option(label="step 0")
+    page.locator(".pairs").wait_for()
+    assert page.locator(".pairs pre").all_text_contents() == ["It is 5", "I do not know"]
+    assert page.locator(".pairs .tag").all_text_contents() == ["correct", "wrong"]
     opened.close()
 
 

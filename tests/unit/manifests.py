@@ -27,7 +27,7 @@ Object = dict[str, Any]
 
 
 def build(folder: Path) -> list[Object]:
-    """What `kubectl create -k FOLDER` would send. Needs kubectl, but no cluster."""
+    """What `kubectl apply -k FOLDER` would send. Needs kubectl, but no cluster."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl, which has kustomize, is not installed")
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=120)

@@ -273,7 +273,7 @@ def test_few_accepted_demonstrations_are_a_warning_with_one_that_is_refused(
     code, said = plan(write(tmp_path / "a.jsonl", [row(i, right=i < 3) for i in range(8)]))
     assert code == 0
     warning = said.partition("Everything was checked.")[2]
-    assert "The grader boxed accepts 3 of 8 demonstrations." in warning
+    assert "The reward function boxed accepts 3 of 8 demonstrations." in warning
     assert (
         "its reference is “4”, “3” was read from it, the result is wrong. It ends: “It is \\boxed{3}.”"
         in warning
@@ -292,7 +292,7 @@ def test_supervised_training_without_a_ground_truth_grades_nothing(plan: Plan, t
     rows = [{"prompt": f"{i} + 1?", "completion": f"{i + 1}"} for i in range(8)]
     code, said = plan(write(tmp_path / "a.jsonl", rows), "algorithm.name=sft")
     assert code == 0
-    assert "grader not run: no ground truth" in said
+    assert "reward function not run: no ground truth" in said
 
 
 def test_each_phase_has_its_card(model: Path, tmp_path: Path) -> None:
@@ -378,12 +378,15 @@ def test_cases_that_are_refused(name: str, plan: Plan) -> None:
 def test_cases_that_are_shown(plan: Plan) -> None:
     code, said = plan(CASES / "wrong_demonstrations.jsonl")
     assert code == 0
-    assert "The grader boxed accepts 8 of 24 demonstrations." in said.partition("Everything was checked.")[2]
+    assert (
+        "The reward function boxed accepts 8 of 24 demonstrations."
+        in said.partition("Everything was checked.")[2]
+    )
     for file in ("no_demonstrations.jsonl", "question_answer.jsonl", "demonstrations_too_long.jsonl"):
         assert plan(CASES / file, "algorithm.name=grpo")[0] == 0
     code, said = plan(CASES / "sft_only.jsonl", "algorithm.name=sft")
     assert code == 0
-    assert "grader not run" in said
+    assert "reward function not run" in said
     code, said = plan(CASES / "trl_text.jsonl")
     assert code == 0
     assert "boxed accepts 24 of 24 demonstrations" in said
@@ -398,7 +401,7 @@ def test_a_set_whose_reward_function_fails_is_shown_before_it_is_refused(plan: P
     shown, _, refusal = said.partition("failed on each of the 8 rows")
     assert "8 read, 8 kept" in shown
     assert "the model sees" in shown
-    assert "grader failed" in shown
+    assert "reward function failed" in shown
     assert "ZeroDivisionError" in refusal
 
 

@@ -350,6 +350,13 @@ def test_every_pod_gets_what_its_cluster_wants(tmp_path: Path) -> None:
             assert "nvidia.com/gpu" in [toleration["key"] for toleration in spec["tolerations"]]
 
 
+@pytest.mark.parametrize("seconds", ["0", "-5", "soon"])
+def test_a_deadline_is_a_positive_number(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["render", "--config", "x", "--image", "x", f"--deadline={seconds}"])
+    assert "--deadline" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

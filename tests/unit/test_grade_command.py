@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hpt_ray.__main__ import main
-from hpt_ray.types import Outcome
+from hpt_ray.observe.rollout_dump import write_rollouts
+from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 from hpt_ray.utils.arguments import OUTCOMES
 
 ROWS = [
@@ -51,6 +53,20 @@ def test_reads_rollouts_and_any_reward_function(tmp_path, capsys):
     assert "│ 2 " in said
     assert "│ 1   │" not in said
     assert "1 of 2 responses are correct" in said
+
+
+def test_a_reward_function_gets_of_a_runs_rollouts_what_it_got_in_training(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "def reward(response, ground_truth, level, prompt):\n"
+        "    return float(level == 3 and prompt[0]['content'] == '4+4?' and ground_truth == [8])\n"
+    )
+    asked = [{"role": "user", "content": "4+4?"}]
+    prompt = Prompt("sums/1", np.array([1]), "<user>4+4?", [8], "sums", extra={"level": 3}, source=asked)
+    rollout = Rollout("sums/1", 0, np.array([5]), np.zeros(1), FinishReason.STOP, 1, "8")
+    group = Group(prompt, [rollout], [RewardResult(1.0, Outcome.CORRECT)])
+    path = write_rollouts(tmp_path, 1, [(group, Decision(1.0, 0.0, 1, 1, "solved"))])
+    assert main(["grade", str(path), "--reward-function", f"python:{tmp_path}/own.py:reward"]) == 0
+    assert "1 of 1 responses are correct" in capsys.readouterr().out
 
 
 def test_only_so_many_rows_are_shown(tmp_path, capsys):

@@ -135,6 +135,27 @@ def test_secrets_come_from_secrets_only(overlay: Path) -> None:
             assert all(set(source) == {"secretRef"} for source in container.get("envFrom", []))
 
 
+def test_all_keys_go_to_the_head_alone() -> None:
+    job = ray_object(built(KUBERAY / "overlays" / "several-nodes"))
+    head, *others, submitter = (pod["spec"]["containers"][0] for pod in pods(job))
+    assert head["envFrom"] == [{"secretRef": {"name": "hpt-ray-keys", "optional": True}}]
+    assert len(others) == 2
+    for container in (*others, submitter):
+        assert "envFrom" not in container
+        secret = [variable["name"] for variable in container["env"] if "valueFrom" in variable]
+        assert secret == ([] if container is submitter else ["HF_TOKEN"])  # which loads no model
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_every_rule_names_a_namespace(overlay: Path) -> None:
+    """Whoever may make pods anywhere may give them the operator's label."""
+    policies = [item["spec"] for item in built(overlay) if item["kind"] == "NetworkPolicy"]
+    rules = [rule for policy in policies for rule in policy.get("ingress", ())]
+    peers = [peer for rule in rules for peer in rule["from"]]
+    assert len(peers) >= 3
+    assert {} not in [peer.get("namespaceSelector") for peer in peers]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 def test_ray_asks_for_a_token(overlay: Path) -> None:
     assert cluster_of(built(overlay))["authOptions"] == {"mode": "token"}
@@ -192,7 +213,7 @@ def test_what_a_run_writes_has_a_volume(overlay: Path) -> None:
         volumes = {volume["name"]: volume for volume in group["spec"]["volumes"]}
         assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
         for variable in container["env"]:
-            if variable["value"].startswith("/"):
+            if variable.get("value", "").startswith("/"):
                 assert any(Path(variable["value"]).is_relative_to(path) for path in mounts)
 
 
@@ -207,7 +228,7 @@ def test_a_pod_that_ends_has_time_for_a_save(overlay: Path) -> None:
             "hpt_ray.tools.deploy",
             "drain",
         ]
-        variables = {variable["name"]: variable["value"] for variable in container["env"]}
+        variables = {variable["name"]: variable.get("value") for variable in container["env"]}
         # Ray must give up before Kubernetes does, or nothing says why.
         assert (
             60 < int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) < group["spec"]["terminationGracePeriodSeconds"]

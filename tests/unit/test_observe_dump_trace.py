@@ -42,7 +42,7 @@ def test_a_dump_holds_tokens_logps_result_and_decision(tmp_path: Path) -> None:
     ]
     results = [RewardResult(1.0, Outcome.CORRECT, "42"), RewardResult(0.0, Outcome.ERROR, None, "no rollout")]
     decision = Decision(1.0, 0.0, 1, 2, "solved")
-    path = write_rollouts(tmp_path, 12, [(Group(prompt, rollouts, results), decision)])
+    path = write_rollouts(tmp_path, 12, [(Group(prompt, rollouts, results), decision)], [[0.5, None]])
     assert [file.name for file in tmp_path.iterdir()] == ["step-000012.parquet"]
     first, second = read_rollouts(path)
     assert np.array_equal(np.array(first["token_ids"], np.int32), ids)
@@ -56,6 +56,12 @@ def test_a_dump_holds_tokens_logps_result_and_decision(tmp_path: Path) -> None:
     }  # fmt: skip
     assert {name: first[name] for name in expected} == expected
     assert (second["token_ids"], second["finish"], second["outcome"]) == ([], "lost", "error")
+    assert (first["advantage"], second["advantage"]) == (0.5, None)
+    assert json.loads(first["prompt_row"]) == {
+        "prompt": "What is 6*7?",
+        "ground_truth": ["42", 42],
+        "extra": {},
+    }
 
 
 def prompt(number: int) -> Prompt:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import RunFolder
@@ -77,22 +78,37 @@ ROWS = [
 ]
 
 
-def log_more(trackers: TrackerGroup) -> None:
+def report_of(folder: RunFolder) -> Path:
+    return folder.root / "index.html"
+
+
+def log_more(trackers: TrackerGroup, folder: RunFolder) -> None:
     trackers.log(1, {"reward/mean": 0.5})
-    trackers.log_samples(1, ROWS)
+    trackers.log_table(1, "samples", ROWS)
     trackers.log_values(1, {"rollout/length": [3.0, 4.0, 4.0], "reward/score": []})
-    trackers.log_samples(2, [])
+    trackers.log_table(2, "samples", [])
+    trackers.log_table(2, "eval/math", ROWS[:1])
+    page = report_of(folder)
+    page.write_text("the report")
+    trackers.log_file(page)
     trackers.close()
     assert trackers.failures == {}
 
 
 def test_tensorboard_shows_samples_as_code_and_draws_histograms(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "demo")
-    log_more(start_trackers([], folder, {}))
+    log_more(start_trackers([], folder, {"run": {"seed": 3, "dir": None}}), folder)
+    assert sorted(tmp_path.rglob("*tfevents*")) == sorted(
+        folder.tensorboard.glob("*")
+    )  # nothing below `latest`
     events = EventAccumulator(str(folder.tensorboard)).Reload()
+    start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    found = HParamsPluginData.FromString(start).session_start_info.hparams
+    assert (found["run.seed"].number_value, found["run.dir"].string_value) == (3, "None")
     assert events.Tags()["histograms"] == ["rollout/length"]
     (histogram,) = events.Histograms("rollout/length")
     assert (histogram.step, histogram.histogram_value.num) == (1, 3)
+    assert "eval/math/0/text_summary" in events.Tags()["tensors"]
     tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("samples/")]
     texts = [events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in sorted(tags)]
     assert len(texts) == 2
@@ -101,7 +117,7 @@ def test_tensorboard_shows_samples_as_code_and_draws_histograms(tmp_path: Path) 
     assert "advantage" not in texts[0]
 
 
-def test_a_tracker_of_numbers_alone_gets_numbers_alone() -> None:
+def test_a_tracker_of_numbers_alone_gets_numbers_alone(tmp_path: Path) -> None:
     class Numbers:
         def __init__(self) -> None:
             self.lines: list[tuple[int, Mapping[str, float]]] = []
@@ -112,7 +128,7 @@ def test_a_tracker_of_numbers_alone_gets_numbers_alone() -> None:
         def close(self) -> None: ...
 
     tracker = Numbers()
-    log_more(TrackerGroup({"numbers": lambda: tracker}))
+    log_more(TrackerGroup({"numbers": lambda: tracker}), RunFolder(tmp_path))
     assert tracker.lines == [(1, {"reward/mean": 0.5})]
 
 
@@ -237,9 +253,11 @@ def test_wandb_takes_samples_and_histograms(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("wandb", reason="the extra `trackers` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = RunFolder.create(tmp_path / "runs", "demo")
-    log_more(start_trackers(["wandb"], folder, {}))
+    log_more(start_trackers(["wandb"], folder, {}), folder)
     (file,) = (folder.logs / "wandb").glob("offline-run-*/*.wandb")
-    scalars, samples, values = wandb_lines(file)
+    scalars, samples, values, evaluation = wandb_lines(file)
+    assert (evaluation["eval/math/_type"], evaluation["step"]) == ("table-file", 2)
+    assert b"report-demo" in file.read_bytes()  # the artifact
     assert scalars["reward/mean"] == 0.5
     assert (samples["samples/_type"], samples["samples/nrows"]) == ("table-file", 2)
     assert (values["rollout/length/_type"], sum(values["rollout/length/values"])) == ("histogram", 3)
@@ -283,7 +301,13 @@ def test_mlflow_takes_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("mlflow", reason="the extra `trackers` is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
-    log_more(start_trackers(["mlflow"], RunFolder.create(tmp_path / "runs", "demo"), {}))
+    folder = RunFolder.create(tmp_path / "runs", "demo")
+    log_more(start_trackers(["mlflow"], folder, {}), folder)
+    assert [path.read_text() for path in tmp_path.rglob("report/index.html")] == ["the report"]
+    assert len([*tmp_path.rglob("eval/math.json")]) == 1
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        found = connection.execute("select value from metrics where key = 'rollout/length/p50'").fetchall()
+    assert found == [(4.0,)]
     (table,) = tmp_path.rglob("samples.json")
     found = json.loads(table.read_text(encoding="utf-8"))
     assert found["columns"] == ["step", *ROWS[0]]
@@ -296,7 +320,7 @@ def test_trackio_goes_on_in_the_run_of_the_same_name(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
         "from test_observe_trackers import *; folder = run_twice('trackio', Path(sys.argv[2])); "
-        "log_more(start_trackers(['trackio'], folder, {}, first_step=4))"
+        "log_more(start_trackers(['trackio'], folder, {}, first_step=4), folder)"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
@@ -316,5 +340,9 @@ def test_trackio_goes_on_in_the_run_of_the_same_name(tmp_path: Path) -> None:
     assert means == [(0, 0.0), (1, 0.5), (1, 0.5), (2, 1.0), (3, 1.5)]
     (samples,) = (line["samples"] for _, line in lines if "samples" in line)
     assert samples["_type"] == "trackio.table"
+    assert [step for step, line in lines if "eval/math" in line] == [2]
+    assert "the report" in [
+        path.read_text() for path in (tmp_path / "trackio" / "artifacts").rglob("blobs/*/*/*")
+    ]
     (lengths,) = (line["rollout/length"] for _, line in lines if "rollout/length" in line)
     assert sum(lengths["values"]) == 3

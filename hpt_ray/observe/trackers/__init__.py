@@ -1,9 +1,9 @@
 """Copies of the metrics in places where people like to look: one record of `TRACKERS` and one small class each.
 
 A tracker is made from `(folder, config, first_step)` and has `log(step, metrics)` and `close()`; what it has of
-`log_samples` and `log_values` is called, too. Ours are imported only when they are used. TensorBoard always is,
-Prometheus wherever the cluster has an endpoint for it. metrics.jsonl is always written by the run folder and is no
-tracker.
+`log_table`, `log_values` and `log_file` is called, too. Ours are imported only when they are used. TensorBoard
+always is, Prometheus wherever the cluster has an endpoint for it. metrics.jsonl is always written by the run folder
+and is no tracker.
 
 Each tracker runs on a thread of its own, so a slow or unreachable service never holds up a step. One that
 fails is switched off with one warning and counted; it never ends a run.
@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from hpt_ray.errors import UserError
@@ -44,11 +45,17 @@ class Tracker(Protocol):
 class FullTracker(Tracker, Protocol):
     """A tracker that takes more than numbers."""
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
-        """Responses with prompt, reward and what else `row_of_sample` has; each row has the same columns."""
+    def log_table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        """Responses with prompt, reward and what else `row_of_sample` has; each row has the same columns.
+
+        `name`: `samples` of training, `eval/<set>` of an evaluation.
+        """
 
     def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
         """What is drawn as a histogram, none of them empty."""
+
+    def log_file(self, path: Path) -> None:
+        """The report of the run that is done, one file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,9 @@ class TrackerKind:
 _HERE = "hpt_ray.observe.trackers"
 TRACKERS: dict[str, TrackerKind] = {
     "tensorboard": TrackerKind(
-        f"{_HERE}.tensorboard:TensorBoardTracker", "event files in the run folder; always on", "tensorboard"
+        f"{_HERE}.tensorboard:TensorBoardTracker",
+        "event files in `run.dir`/tensorboard; always on",
+        "tensorboard",
     ),
     "prometheus": TrackerKind(
         f"{_HERE}.prometheus:PrometheusTracker", "the cluster's endpoint; on where it has one", "ray"
@@ -108,19 +117,23 @@ class TrackerGroup:
         }
         self._hand("log", step, numbers)
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+    def log_table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         """Hand responses, as people read them, to the trackers that take them."""
         if rows:
-            self._hand("log_samples", step, rows)
+            self._hand("log_table", step, name, rows)
 
     def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
         """Hand the values behind a histogram to the trackers that draw one."""
         if some := {name: found for name, found in values.items() if found}:
             self._hand("log_values", step, some)
 
-    def _hand(self, method: str, step: int, content: Any) -> None:
+    def log_file(self, path: Path) -> None:
+        """Hand a file to the trackers that keep files."""
+        self._hand("log_file", path)
+
+    def _hand(self, method: str, *content: Any) -> None:
         for feed in self._feeds:
-            feed.put((method, step, content))
+            feed.put((method, content))
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Let every tracker finish; after `timeout_s` seconds in all, those not done are given up."""
@@ -157,13 +170,22 @@ def _load(name: str) -> Callable[..., Tracker]:
     return pkgutil.resolve_name(make) if isinstance(make, str) else make
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Keys by which runs are searched. Example: `{"run": {"seed": 1}}` gives `{"run.seed": 1}`."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        is_section = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
+    return found
+
+
 class _Feed:
     """One tracker on its own thread, fed by a bounded queue."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self.name = name
         self.failure: str | None = None
-        self._queue: queue.Queue[tuple[str, int, Any] | None] = queue.Queue(QUEUE_LIMIT)
+        self._queue: queue.Queue[tuple[str, tuple] | None] = queue.Queue(QUEUE_LIMIT)
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, args=(make,), name=f"tracker-{name}", daemon=True)
         self._thread.start()
@@ -177,8 +199,8 @@ class _Feed:
             if self._thread.is_alive():
                 self._fail(f"it did not finish within {limit_s:g} s")
 
-    def put(self, item: tuple[str, int, Any] | None) -> None:
-        """`(method, step, content)`; None: it was the last."""
+    def put(self, item: tuple[str, tuple] | None) -> None:
+        """`(method, its arguments)`; None: it was the last."""
         if self.failure is None:
             try:
                 self._queue.put_nowait(item)
@@ -189,9 +211,9 @@ class _Feed:
         try:
             tracker = make()
             while (item := self._queue.get()) is not None and self.failure is None:
-                method, step, content = item
+                method, content = item
                 if (take := getattr(tracker, method, None)) is not None:
-                    take(step, content)
+                    take(*content)
             tracker.close()
         except Exception as error:  # whatever a foreign client raises, the run goes on without it
             self._fail(f"{type(error).__name__}: {error}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.trackers import Row
+from hpt_ray.observe.trackers import Row, flat
 
 MAX_PARAMS = 100  # MLflow takes this many in one call
 MAX_PARAM_LENGTH = 6000
@@ -22,7 +24,7 @@ class MlflowTracker:
         self._client = MlflowClient()
         self._run_id = self._find_or_create(folder.root.name).info.run_id
         if first_step == 0:
-            params = [Param(name, text[:MAX_PARAM_LENGTH]) for name, text in _flat(config, "")]
+            params = [Param(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in flat(config).items()]
             for start in range(0, len(params), MAX_PARAMS):
                 self._client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
 
@@ -32,9 +34,23 @@ class MlflowTracker:
             self._run_id, metrics=[Metric(name, value, now_ms, step) for name, value in metrics.items()]
         )
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+    def log_table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        self._client.log_table(self._run_id, {"step": [step] * len(rows), **columns}, "samples.json")
+        self._client.log_table(self._run_id, {"step": [step] * len(rows), **columns}, f"{name}.json")
+
+    def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
+        """MLflow draws no histograms: a tenth, the middle and nine tenths of the values."""
+        self.log(
+            step,
+            {
+                f"{name}/p{percent}": float(np.percentile(found, percent))
+                for name, found in values.items()
+                for percent in (10, 50, 90)
+            },
+        )
+
+    def log_file(self, path: Path) -> None:
+        self._client.log_artifact(self._run_id, str(path), "report")
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)
@@ -49,13 +65,3 @@ class MlflowTracker:
             experiment_id = experiment.experiment_id
         found = self._client.search_runs([experiment_id], f"attributes.run_name = '{name}'", max_results=1)
         return found[0] if found else self._client.create_run(experiment_id, run_name=name)
-
-
-def _flat(config: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            pairs += _flat(value, f"{prefix}{name}.")
-        else:
-            pairs.append((prefix + name, str(value)))
-    return pairs

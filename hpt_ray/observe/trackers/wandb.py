@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import wandb
@@ -31,15 +32,20 @@ class WandbTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log({**metrics, "step": step})
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+    def log_table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         table = wandb.Table(
             columns=[*rows[0]], data=[[*row.values()] for row in rows], allow_mixed_types=True
         )
-        self._run.log({"samples": table, "step": step})
+        self._run.log({name: table, "step": step})
 
     def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
         histograms = {name: wandb.Histogram(found) for name, found in values.items()}
         self._run.log({**histograms, "step": step})
+
+    def log_file(self, path: Path) -> None:
+        artifact = wandb.Artifact(f"report-{self._run.name}", type="report")
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
 
     def close(self) -> None:
         self._run.finish()

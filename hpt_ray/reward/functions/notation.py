@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 _SIGNS = {
     "−–—‒﹣": "-", "·⋅∙": r"\cdot ", "×✕": r"\times ", "÷": r"\div ", "⁄∕": "/", "±": r"\pm ", "∓": r"\mp ",
@@ -79,7 +80,7 @@ def _as_fraction(match: re.Match[str]) -> str:
 
 
 # The rest, with something that must stand in the answer for the pattern to match: most answers need none of them.
-_REWRITES = [
+_REWRITES: list[tuple[str, re.Pattern[str], Any]] = [
     (needle, re.compile(pattern), new)
     for needle, pattern, new in [
         ("\\frac", r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),  # \frac12
@@ -123,8 +124,8 @@ def normalise(answer: str) -> str:
         answer = _THOUSANDS.sub("", answer)
     if "\\" in answer:
         answer = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), answer)
-    for sign, new in _SPELLED.items():
-        answer = answer.replace(sign, new)
+    for sign, word in _SPELLED.items():
+        answer = answer.replace(sign, word)
     answer = " ".join(answer.split()).removesuffix(".").rstrip()  # one blank at most, for the rules below
     for needle, pattern, new in _REWRITES:
         if needle in answer:

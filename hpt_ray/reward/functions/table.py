@@ -110,20 +110,20 @@ def check_ground_truth(ground_truth: Any, spec: str) -> str | None:
 
 def takes_row(spec: str) -> bool:
     """Whether the function is called with the `Row` too. False where there is no such function."""
-    kind = REWARD_FUNCTIONS.get(_split(spec)[0])
+    kind = REWARD_FUNCTIONS.get(name_and_argument(spec)[0])
     return kind is not None and kind.takes_row
 
 
 def takes_headers(spec: str) -> bool:
     """Whether the function asks a server. False where there is no such function."""
-    kind = REWARD_FUNCTIONS.get(_split(spec)[0])
+    kind = REWARD_FUNCTIONS.get(name_and_argument(spec)[0])
     return kind is not None and kind.takes_headers
 
 
 def build(spec: str, headers: Mapping[str, str] | None = None) -> RewardFunction:
     """The reward function that `spec` names. Called inside the grading process."""
     kind, argument = _kind_and_argument(spec)
-    further = (headers or {}, _split(public(spec))[1]) if kind.takes_headers else ()
+    further = (headers or {}, name_and_argument(public(spec))[1]) if kind.takes_headers else ()
     return kind.make(argument, *further)
 
 
@@ -133,7 +133,7 @@ def suggestion(name: str, known: Collection[str]) -> str:
     return (f"Did you mean `{near[0]}`? " if near else "") + f"There are: {', '.join(known)}."
 
 
-def _split(spec: str) -> tuple[str, str]:
+def name_and_argument(spec: str) -> tuple[str, str]:
     """Name and argument. An address alone is one of `http`."""
     if spec.startswith(("http://", "https://")):
         return "http", spec
@@ -143,7 +143,7 @@ def _split(spec: str) -> tuple[str, str]:
 
 def _kind_and_argument(spec: str) -> tuple[RewardFunctionKind, str]:
     """Raises UserError with what is wrong and how to write it."""
-    name, argument = _split(spec)
+    name, argument = name_and_argument(spec)
     if name not in REWARD_FUNCTIONS:
         of_file = f"Did you mean `python:{name}:{argument or 'FUNCTION'}`?"
         hint = of_file if name.endswith(".py") else suggestion(name, REWARD_FUNCTIONS)

@@ -14,6 +14,7 @@ to place the actors, and no GPU is asked for and left idle where the counts divi
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 from hpt_ray.cluster.runtime import ResourceRequest, lay_out
@@ -49,6 +50,11 @@ class PodGroup:
     gpus: int
     pool: str | None
 
+    @property
+    def label(self) -> str:
+        """The pods' `ray.io/group`, which KubeRay sets."""
+        return "headgroup" if self.name == HEAD else slug(self.name)
+
 
 @dataclass(frozen=True)
 class Pods:
@@ -61,6 +67,11 @@ class Pods:
     @property
     def groups(self) -> list[PodGroup]:
         return [self.head, *self.workers]
+
+
+def slug(text: str) -> str:
+    """A name as Kubernetes takes it."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def plan_pods(config: Config, node: NodeSize) -> Pods:

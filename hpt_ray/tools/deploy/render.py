@@ -5,6 +5,7 @@ In: the checked configuration, an image, the size of a node. Out: the files of t
     kustomization.yaml   which base, components, image and name
     run.yaml             the configuration, as far as it differs from the defaults
     pods.yaml            what the head and the groups of workers are, derived from run.yaml
+    judges.yaml          the way to the servers of `http:URL` reward functions, where the configuration has such
     fields.yaml          where in Ray's objects kustomize finds labels and the name of the ConfigMap; as in the base
 
 What all pods have in common, such as security and volumes, stands once, in `deploy/kuberay/cluster`.
@@ -27,11 +28,13 @@ from hpt_ray.config.references import written
 from hpt_ray.config.schema import Config
 from hpt_ray.data import mini
 from hpt_ray.errors import UserError
+from hpt_ray.tools.deploy.judges import judge_policy
 from hpt_ray.tools.deploy.memory import pod_memory_gib, shared_memory_gib
 from hpt_ray.tools.deploy.pod_fields import OF_THE_CONTAINER, field_operations
-from hpt_ray.tools.deploy.pods import RAY_CPUS, NodeSize, PodGroup, Pods, plan_pods
+from hpt_ray.tools.deploy.pods import HEAD, RAY_CPUS, NodeSize, PodGroup, Pods, plan_pods, slug
 
 BASES = (Path(__file__).parent / "kuberay").resolve()
+KEYS = [{"secretRef": {"name": "hpt-ray-keys", "optional": True}}]
 SHARED = "/shared"  # where deploy/kuberay/cluster mounts the volume of data and run folders
 HEADER = """\
 # Made by `python -m hpt_ray.tools.deploy render`, which writes all files here anew. Change run.yaml and render it again
@@ -43,6 +46,8 @@ NAME_LENGTH = 39
 
 # A pod's own disk: logs, and the emptyDir at /tmp, which may grow to 32 GiB. Without it one run can fill a node's disk.
 DISK = ("8Gi", "40Gi")  # asked for, and at most
+
+OPERATOR = "default"  # the namespace in which KubeRay's own instructions install its operator
 
 # KubeRay's objects: the base of each, and where in it the cluster is.
 KINDS = {"RayJob": ("job", "/spec/rayClusterSpec"), "RayCluster": ("cluster", "/spec")}
@@ -58,6 +63,7 @@ class Target:
     gpu_resource: str = "nvidia.com/gpu"
     components: tuple[str, ...] = ()  # folders of deploy/kuberay/components
     namespace: str = "hpt-ray"
+    operator_namespace: str = OPERATOR
     deadline_s: int | None = None  # of a RayJob
     pod_fields: Mapping[str, Any] = field(default_factory=dict)  # see `pod_fields.py`
 
@@ -73,6 +79,8 @@ def render(config: Config, target: Target, out: Path) -> dict[str, str]:
             "--with object-store leaves checkpoints in checkpoint.mirror alone: set it, and use it for a run that is "
             f"one pod (this one has {len(pods.workers)} groups of workers, which need a shared volume)."
         )
+    internet = bool({"internet", "object-store"} & {*target.components})
+    judges = judge_policy(pods, target.namespace, internet=internet)
     name = object_name(config.run.name)
     base, _ = KINDS[target.kind]
 
@@ -84,20 +92,33 @@ def render(config: Config, target: Target, out: Path) -> dict[str, str]:
         "kind": "Kustomization",
         "namespace": target.namespace,
         "nameSuffix": f"-{name}",
-        "resources": [at(base)],
+        "resources": [at(base), *["judges.yaml"] * bool(judges)],
         "components": [at(f"components/{component}") for component in target.components],
         "images": [{"name": "hpt-ray", **image_parts(target.image)}],
         "labels": [{"pairs": {"hpt-ray/run": name}, "includeSelectors": True}],
         "configMapGenerator": [{"name": "run", "files": ["run.yaml"]}],
         "configurations": ["fields.yaml"],
-        "patches": [{"path": "pods.yaml", "target": {"kind": target.kind}}],
+        "patches": [
+            {"path": "pods.yaml", "target": {"kind": target.kind}},
+            *_operator(target.operator_namespace),
+        ],
     }
     return {
         "kustomization.yaml": HEADER + _dump(kustomization),
         "run.yaml": _dump(differences(pods.config)),
         "pods.yaml": _dump(patch(pods, target)),
+        **({"judges.yaml": _dump(judges)} if judges else {}),
         "fields.yaml": (BASES / base / "fields.yaml").read_text(encoding="utf-8"),
     }
+
+
+def _operator(namespace: str) -> list[dict[str, Any]]:
+    """The patch that lets the operator of another namespace in."""
+    path = "/spec/ingress/0/from/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name"
+    patch = _dump([_put("replace", path, namespace)])
+    return [{"target": {"kind": "NetworkPolicy", "name": "hpt-ray-outside"}, "patch": patch}] * (
+        namespace != OPERATOR
+    )
 
 
 def on_the_volume(config: Config) -> Config:
@@ -136,10 +157,6 @@ def object_name(run_name: str) -> str:
             "and hyphens."
         )
     return name
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def image_parts(image: str) -> dict[str, str]:
@@ -181,7 +198,7 @@ def patch(pods: Pods, target: Target) -> list[dict[str, Any]]:
     for i, group in enumerate(pods.workers):
         path, count = f"{workers}/{i}", group.replicas
         values = {
-            "groupName": slug(group.name),
+            "groupName": group.label,
             "replicas": count,
             "minReplicas": count,
             "maxReplicas": count,
@@ -209,6 +226,10 @@ def _pod_operations(
         toleration = {"key": target.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
         own["tolerations"] = [toleration]
     operations += field_operations(target.pod_fields, spec, own)
+    if (
+        "verifier" in group.actors and group.name != HEAD
+    ):  # its reward functions may need keys; the head has them
+        operations.append(_put("add", f"{spec}/containers/0/envFrom", KEYS))
     resources = {"requests": requests, "limits": limits}
     return [
         *operations,

@@ -38,6 +38,15 @@ class Plan:
     sync_bytes: int | None
     costs: tuple[Cost, Cost, Cost] | None
 
+    @property
+    def memory_mb(self) -> dict[str, float]:
+        """By the name of the metric that measures it."""
+        return {
+            f"memory/{group.kind}_{'gpu_' if group.gpus else ''}mb": round(group.memory.gib * 1024)
+            for group in self.groups
+            if group.memory is not None
+        }
+
 
 def make_plan(config: Config, shape: ModelShape | None, facts: DataFacts | None = None) -> Plan:
     """The plan of a run, all phases. Without a shape: the placement alone."""

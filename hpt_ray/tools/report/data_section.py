@@ -43,7 +43,7 @@ def _training_set(one: Mapping[str, Any]) -> str:
         *(["file", line] for line in one["read_as"]),
         ["rows", f"{one['rows']:,} read, {one['kept']:,} kept; dropped: {dropped_in_words(one['dropped'])}"],
         ["demonstrations", demonstrations],
-        ["grader", grader.in_words if grader else DASH],
+        ["reward function", grader.in_words if grader else DASH],
     ]
     lengths = {"prompts": one["prompt_tokens"], "demonstrations": one["demonstration_tokens"]}
     rows = [[name, *(f"{found[key]:,}" for key in QUANTILES)] for name, found in lengths.items() if found]

@@ -140,14 +140,19 @@ def curves(
 
     `curves`: by metric, the bucket's `mean`; `low` and `high` where a bucket is more than one step; `smooth`, the
     mean over the last `smooth` values, where that is more than one. None where a bucket has no value. `names`: all
-    metrics of the run.
+    metrics of the run. `planned`: what a metric should be at most.
     """
     table = run.metrics.table()
     names = [name for name in table.column_names if name != "step"]
     wanted = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     steps = _numbers(table, "step")
     found = {name: _curve(steps, _numbers(table, name), first, width, count, smooth) for name in wanted}
-    return {"names": names, "curves": {name: curve for name, curve in found.items() if curve}}
+    planned = {name: most for name, most in _json(_bytes(run.folder.plan)).items() if name in found}
+    return {
+        "names": names,
+        "curves": {name: curve for name, curve in found.items() if curve},
+        "planned": planned,
+    }
 
 
 def _curve(

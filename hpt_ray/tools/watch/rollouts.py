@@ -1,7 +1,8 @@
 """Search among the rollouts of a run, page by page, and one prompt with all its responses.
 
-In: the dumps of a run, a file a step (`observe/rollout_dump.py`). No index is built and nothing is kept: files are read
-from the newest back, only the columns that are asked for, until a page is full or its time is over.
+In: the dumps of a run, a file a step (`observe/rollout_dump.py`); `kind` is `step` for what was trained on, `eval` for
+the evaluations. No index is built and nothing is kept: files are read from the newest back, only the columns that are
+asked for, until a page is full or its time is over.
 """
 
 from __future__ import annotations
@@ -24,20 +25,24 @@ PAGE_ROWS, PAGE_S = 50, 0.5  # whichever comes first
 PREVIEW_CHARS = 240
 SHOWN = ["group", "prompt_id", "data_source", "request_id", "sample", "score", "outcome", "finish"]
 SHOWN += ["extracted", "branch", "num_correct", "num_rollouts"]
+KEYS = {"step": "prompt_id", "eval": "request_id"}  # what a prompt is known by: eval sets may share ids
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a rollout must be; None is anything."""
 
+    kind: str = "step"
     prompt: str | None = None  # in the prompt's id
-    set: str | None = None  # the data source
+    set: str | None = None  # the data source; of an evaluation, the eval set
     outcome: str | None = None
     branch: str | None = None
     finish: str | None = None
     text: str | None = None  # in prompt or response, in any case
     min_score: float | None = None
     max_score: float | None = None
+    min_advantage: float | None = None
+    max_advantage: float | None = None
     min_tokens: float | None = None
     max_tokens: float | None = None
     min_step: float | None = None
@@ -50,7 +55,7 @@ class Wanted:
         for field in fields(cls):
             if text := asked.get(field.name):
                 found[field.name] = float(text) if field.name.startswith(("min_", "max_")) else text
-        return cls(**found)
+        return cls(**found | {"kind": kind_of(asked)})
 
     def mask(self, path: Path, num_rows: int) -> pa.Array:
         """Which rows of a file are wanted."""
@@ -61,8 +66,10 @@ class Wanted:
         return pc.fill_null(mask, False)
 
     def _parts(self, path: Path) -> Iterator[pa.ChunkedArray]:
+        if self.set is not None and self.kind == "eval":
+            yield pc.starts_with(_column(path, "request_id"), f"{self.set}#")
         same = {
-            "data_source": self.set,
+            "data_source": self.set if self.kind == "step" else None,
             "outcome": self.outcome,
             "branch": self.branch,
             "finish": self.finish,
@@ -71,7 +78,7 @@ class Wanted:
             if value is not None:
                 yield pc.equal(_column(path, name), value)
         if self.prompt is not None:
-            yield pc.match_substring(_column(path, "prompt_id"), self.prompt)
+            yield pc.match_substring(_column(path, KEYS[self.kind]), self.prompt)
         if self.text is not None:
             found = [
                 pc.match_substring(_column(path, n), self.text, ignore_case=True) for n in ("prompt", "text")
@@ -79,6 +86,7 @@ class Wanted:
             yield pc.or_kleene(*found)
         for low, high, name in (
             (self.min_score, self.max_score, "score"),
+            (self.min_advantage, self.max_advantage, "advantage"),
             (self.min_tokens, self.max_tokens, "token_ids"),
         ):
             if low is None and high is None:
@@ -91,12 +99,17 @@ class Wanted:
                 yield pc.less_equal(values, high)
 
 
-def dumped_steps(folder: RunFolder) -> list[int]:
+def kind_of(asked: Mapping[str, str]) -> str:
+    """Raises `ValueError` for one that there is not."""
+    if (kind := asked.get("kind") or "step") not in KEYS:
+        raise ValueError(f"kind={kind}: use one of {', '.join(KEYS)}")
+    return kind
+
+
+def dumped_steps(folder: RunFolder, kind: str = "step") -> list[int]:
     """The steps whose rollouts are in the folder, the newest first."""
-    return sorted(
-        (int(path.stem.removeprefix("step-")) for path in folder.rollouts.glob("step-*.parquet")),
-        reverse=True,
-    )
+    names = (path.stem.partition("-")[2] for path in folder.rollouts.glob(f"{kind}-*.parquet"))
+    return sorted(map(int, names), reverse=True)
 
 
 def search(folder: RunFolder, wanted: Wanted, after: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -107,7 +120,7 @@ def search(folder: RunFolder, wanted: Wanted, after: tuple[int, int] | None = No
     """
     steps = [
         step
-        for step in dumped_steps(folder)
+        for step in dumped_steps(folder, wanted.kind)
         if (wanted.min_step is None or step >= wanted.min_step)
         and (wanted.max_step is None or step <= wanted.max_step)
     ]
@@ -121,7 +134,9 @@ def search(folder: RunFolder, wanted: Wanted, after: tuple[int, int] | None = No
             return {"rollouts": found, "next": [step, from_row - 1], "searched": number, "steps": len(steps)}
         until = until or time.monotonic() + PAGE_S
         try:
-            rows = _rows(dump_of(folder.rollouts, step), wanted, from_row, PAGE_ROWS - len(found))
+            rows = _rows(
+                dump_of(folder.rollouts, step, wanted.kind), wanted, from_row, PAGE_ROWS - len(found)
+            )
         except FileNotFoundError:  # the run went back to an earlier step
             continue
         found += [{"step": step, **row} for row in rows]
@@ -151,14 +166,13 @@ def _rows(path: Path, wanted: Wanted, from_row: int, most: int) -> list[dict[str
     return [{**line, "row": row} for row, line in zip(rows, table.to_pylist(), strict=True)]
 
 
-def group(folder: RunFolder, step: int, number: int) -> dict[str, Any]:
+def group(folder: RunFolder, step: int, number: int, kind: str = "step") -> dict[str, Any]:
     """The prompt that was trained on as the `number`-th of a step: its decision and its responses, whole.
 
-    Raises `KeyError` where the step was not dumped or has fewer prompts.
+    `trains`: whether the tokens of a response are in the loss. Raises `KeyError` where the step was not dumped or
+    has fewer prompts.
     """
-    path = dump_of(folder.rollouts, step)
-    if not path.is_file():
-        raise KeyError(f"dump of step {step}")
+    path = _dump(folder, step, kind)
     mask = pc.equal(_column(path, "group"), number)
     rows = pc.indices_nonzero(mask).to_pylist()
     if not rows:
@@ -167,51 +181,75 @@ def group(folder: RunFolder, step: int, number: int) -> dict[str, Any]:
     lengths = pc.list_value_length(table["token_ids"])
     lines = table.drop_columns(["token_ids"]).append_column("tokens", lengths).to_pylist()
     own = ["sample", "text", "finish", "score", "outcome", "extracted", "detail", "weight_version", "tokens"]
-    shared = ["prompt_id", "data_source", "prompt", "reference", "demonstration", "branch", "reason"]
+    own += ["advantage"]
+    shared = [
+        "prompt_id",
+        "request_id",
+        "data_source",
+        "prompt",
+        "reference",
+        "demonstration",
+        "branch",
+        "reason",
+    ]
     shared += ["num_correct", "num_rollouts", "rollout_weight", "demo_weight"]
     return {
         "step": step,
         **{name: lines[0].get(name) for name in shared},
         "responses": [
-            {"row": row, **{name: line.get(name) for name in own}}
+            {"row": row, "trains": _trains(line), **{name: line.get(name) for name in own}}
             for row, line in zip(rows, lines, strict=True)
             if line["sample"] is not None
         ],
     }
 
 
-def find_group(folder: RunFolder, step: int, prompt_id: str) -> int:
-    """Which of a step's groups is the prompt's. Raises `KeyError` where there is none."""
-    path = dump_of(folder.rollouts, step)
+def _trains(line: Mapping[str, Any]) -> bool:
+    """As `samples_of` and `has_reward` have it."""
+    is_graded = FinishReason(line["finish"]).is_response and not Outcome(line["outcome"]).is_failure
+    return bool(line.get("rollout_weight") and is_graded and line["tokens"])
+
+
+def _dump(folder: RunFolder, step: int, kind: str) -> Path:
+    path = dump_of(folder.rollouts, step, kind)
     if not path.is_file():
         raise KeyError(f"dump of step {step}: see `observe.rollouts_every`")
-    found = pc.index(_column(path, "prompt_id"), prompt_id).as_py()
+    return path
+
+
+def find_group(folder: RunFolder, step: int, prompt_id: str, kind: str = "step") -> int:
+    """Which of a step's groups is the prompt's. Raises `KeyError` where there is none."""
+    path = _dump(folder, step, kind)
+    found = pc.index(_column(path, KEYS[kind]), prompt_id).as_py()
     if found < 0:
         raise KeyError(f"prompt {prompt_id} in step {step}")
     return _column(path, "group")[found].as_py()
 
 
-def choices(folder: RunFolder) -> dict[str, list[str]]:
-    """What may be asked for by name; the sets are those of the newest step."""
-    sets = (
-        _column(dump_of(folder.rollouts, steps[0]), "data_source")
-        if (steps := dumped_steps(folder))
-        else None
-    )
+def choices(folder: RunFolder, kind: str = "step") -> dict[str, list[Any]]:
+    """What may be asked for by name; the sets are those of the newest step. `evaluated`: the steps that were."""
+    sets: list[str | None] = []
+    if steps := dumped_steps(folder, kind):
+        column = "data_source" if kind == "step" else "request_id"
+        found = _column(dump_of(folder.rollouts, steps[0], kind), column).unique().to_pylist()
+        sets = found if kind == "step" else [name and name.rpartition("#")[0] for name in found]
     return {
-        "set": [] if sets is None else sorted(filter(None, sets.unique().to_pylist())),
+        "set": sorted({name for name in sets if name}),
+        "evaluated": dumped_steps(folder, "eval"),
         "outcome": list(map(str, Outcome)),
         "branch": ["rollouts", "demonstration", "both", "nothing"],
         "finish": list(map(str, FinishReason)),
     }
 
 
-def tokens(folder: RunFolder, step: int, row: int, tokenizer_files: Iterator[Path]) -> dict[str, Any]:
+def tokens(
+    folder: RunFolder, step: int, row: int, tokenizer_files: Iterator[Path], kind: str = "step"
+) -> dict[str, Any]:
     """The tokens of one response as texts, with the log-prob that each was sampled with.
 
     Without a tokenizer on this machine the texts are the tokens' numbers, and `decoded` is false.
     """
-    path = dump_of(folder.rollouts, step)
+    path = _dump(folder, step, kind)
     table = read_columns(path, ["token_ids", "logprobs"])
     if not 0 <= row < len(table):
         raise KeyError(f"row {row} in step {step}")

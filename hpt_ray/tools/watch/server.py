@@ -27,6 +27,7 @@ from hpt_ray.observe.metrics import METRICS
 from hpt_ray.tools.watch import rollouts
 from hpt_ray.tools.watch.gate import gate_map
 from hpt_ray.tools.watch.reader import Runs, curves
+from hpt_ray.tools.watch.timeline import timeline
 
 PAGE = Path(__file__).parent / "page"
 HEADERS = {
@@ -119,19 +120,24 @@ def _rollouts(runs: Runs, asked: Mapping[str, str]) -> Any:
 
 
 def _choices(runs: Runs, asked: Mapping[str, str]) -> Any:
-    return rollouts.choices(runs[asked["run"]].folder)
+    return rollouts.choices(runs[asked["run"]].folder, rollouts.kind_of(asked))
 
 
 def _group(runs: Runs, asked: Mapping[str, str]) -> Any:
-    folder, step = runs[asked["run"]].folder, int(asked["step"])
+    folder, step, kind = runs[asked["run"]].folder, int(asked["step"]), rollouts.kind_of(asked)
     by_prompt = "prompt" in asked
-    number = rollouts.find_group(folder, step, asked["prompt"]) if by_prompt else int(asked["group"])
-    return rollouts.group(folder, step, number)
+    number = rollouts.find_group(folder, step, asked["prompt"], kind) if by_prompt else int(asked["group"])
+    return rollouts.group(folder, step, number, kind)
 
 
 def _tokens(runs: Runs, asked: Mapping[str, str]) -> Any:
     run = runs[asked["run"]]
-    return rollouts.tokens(run.folder, int(asked["step"]), int(asked["row"]), run.tokenizer_files())
+    place = int(asked["step"]), int(asked["row"])
+    return rollouts.tokens(run.folder, *place, run.tokenizer_files(), rollouts.kind_of(asked))
+
+
+def _timeline(runs: Runs, asked: Mapping[str, str]) -> Any:
+    return timeline(runs[asked["run"]].folder.trace, int(asked["step"]))
 
 
 def _span(text: str) -> tuple[int, int]:
@@ -157,4 +163,5 @@ ANSWERS: dict[str, Answer] = {
     "choices": _choices,
     "group": _group,
     "tokens": _tokens,
+    "timeline": _timeline,
 }

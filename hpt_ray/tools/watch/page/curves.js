@@ -1,4 +1,5 @@
-// Curves of several runs over steps: one panel a topic, smoothed, linear or logarithmic, with marks at faults.
+// Curves of several runs over steps: one panel a topic, smoothed, linear or logarithmic, with marks at faults. Only
+// what is in sight is drawn.
 
 import { ask, choice, css, el, number } from "./dom.js";
 import * as state from "./state.js";
@@ -20,10 +21,10 @@ const PANELS = [
   ["Step", "seconds", ["time/step_s"]],
   ["Engines busy", "share of the step", ["rollout/busy_share"]],
   ["Learner busy", "share of the step", ["learner/busy_share"]],
-  ["Memory", "MiB of the largest process of its kind", ["memory/*_mb"]],
+  ["Memory", "MiB of the largest process of its kind; dotted: planned", ["memory/*_mb"]],
   ["Rewards that failed", "share of responses", ["reward/failure_share"]],
 ];
-const MARKS = ["faults/*", "*/skipped_updates", "phase"];
+const MARKS = ["faults/*", "*/skipped_updates", "run/resumed", "phase"];
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
 const LINE_COLORS = ["#0072b2", "#d55e00", "#009e73", "#b0558f", "#e09900", "#4faee5", "#8c6d46", "#7a7f87"];
 const WIDTHS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1000000];
@@ -31,7 +32,15 @@ const MANY_RUNS = 12; // of which only means are drawn
 const HEIGHT = 190;
 
 let root, grid, meanings = new Map();
-const panels = new Map(); // key → {node, plot, signature}
+const panels = new Map(); // key → {node, plot, signature, visible, late: what to draw once it is in sight}
+const sight = new IntersectionObserver(entries => {
+  for (const entry of entries) {
+    const panel = [...panels.values()].find(one => one.node === entry.target);
+    if (!panel) continue;
+    panel.visible = entry.isIntersecting;
+    if (panel.visible) { panel.late?.(); panel.late = null; }
+  }
+}, { rootMargin: "200px" });
 let cache = new Map(); // run → {key, answer}
 let asking = null;
 
@@ -48,6 +57,7 @@ export function enter(into) {
 
 export function leave() {
   panels.forEach(panel => panel.plot?.destroy());
+  sight.disconnect();
   panels.clear();
   cache = new Map();
   asking?.abort();
@@ -61,7 +71,7 @@ export function recolor() {
 function buckets(runs) {
   const first = Number(state.get("from", 0));
   const last = Number(state.get("to", Math.max(1, ...runs.map(run => run.step))));
-  const most = runs.length > 4 * MANY_RUNS ? 120 : runs.length > MANY_RUNS ? 240 : 500;
+  const most = runs.length > 4 * MANY_RUNS ? 120 : runs.length > MANY_RUNS ? 240 : 400;
   const width = WIDTHS.find(width => (last - first + 1) / width <= most) ?? 1e6;
   return { first, width, count: Math.ceil((last - first + 1) / width) };
 }
@@ -127,11 +137,12 @@ function draw(runs, query) {
   const list = wanted(ready.length ? ready : []);
   if (!ready.length && runs.length) return; // what is there stays until something new has come
   const keys = new Set(list.map(panel => panel.key));
-  for (const [key, panel] of panels) if (!keys.has(key)) { panel.plot?.destroy(); panel.node.remove(); panels.delete(key); }
+  for (const [key, panel] of panels) if (!keys.has(key)) { panel.plot?.destroy(); sight.unobserve(panel.node); panel.node.remove(); panels.delete(key); }
   list.forEach((spec, i) => {
     const panel = panels.get(spec.key) ?? newPanel(spec);
     if (grid.children[i] !== panel.node) grid.insertBefore(panel.node, grid.children[i] ?? null);
-    fill(panel, spec, ready, query);
+    if (panel.visible) fill(panel, spec, ready, query);
+    else panel.late = () => fill(panel, spec, ready, query);
   });
   grid.querySelector(".empty")?.remove();
   if (!list.length) grid.append(el("p", { className: "empty soft", textContent: runs.length ? "No step is done yet, or no metric is called so." : "Choose a run." }));
@@ -150,6 +161,7 @@ function newPanel(spec) {
       el("span", { className: "soft", textContent: spec.unit, title: meaning(spec.lines[0][1])?.meaning ?? "" }), panel.log, panel.wide),
     panel.chart, panel.legend);
   panels.set(spec.key, panel);
+  sight.observe(panel.node);
   return panel;
 }
 
@@ -176,7 +188,9 @@ function fill(panel, spec, runs, query) {
       } else if (few && curve.smooth) add(curve.mean, { stroke: `${color}55`, width: 1 });
       const lonely = main.filter(value => value !== null).length < 40;
       const index = add(main, { stroke: color, width: 1.75, dash, points: { show: lonely, size: 5, fill: color, stroke: color } });
-      entries.push({ index, color, text: [several ? run.id : "", label].filter(Boolean).join(" · ") || name, last: main.findLast(value => value !== null) });
+      const planned = cache.get(run.id).answer.planned[name];
+      if (few && planned) add(x.map(() => planned), { stroke: color, width: 1, dash: [1, 4] });
+      entries.push({ index, color, planned, text: [several ? run.id : "", label].filter(Boolean).join(" · ") || name, last: main.findLast(value => value !== null) });
     });
   }
   const marks = few ? runs.flatMap(run => marksOf(run, query)) : [];
@@ -196,7 +210,7 @@ function marksOf(run, query) {
   for (const [name, curve] of Object.entries(cache.get(run.id).answer.curves)) {
     const at = i => query.first + i * query.width;
     if (name === "phase") curve.mean.forEach((value, i) => i && value !== null && curve.mean[i - 1] !== null && value !== curve.mean[i - 1] && found.push({ x: at(i), color: run.color, text: `phase ${value}`, line: true }));
-    else if (name.startsWith("faults/") || name.endsWith("/skipped_updates")) (curve.high ?? curve.mean).forEach((value, i) => value > 0 && found.push({ x: at(i) + (query.width - 1) / 2, color: run.color, text: `${name} ${number(value)}` }));
+    else if (name === "run/resumed" || name.startsWith("faults/") || name.endsWith("/skipped_updates")) (curve.high ?? curve.mean).forEach((value, i) => value > 0 && found.push({ x: at(i) + (query.width - 1) / 2, color: run.color, text: `${name} ${number(value)}` }));
   }
   return found;
 }
@@ -206,7 +220,7 @@ function options(panel, series, bands, isLog) {
   const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   return {
     width: panel.chart.clientWidth || 360, height: panel.node.classList.contains("wide") ? 2 * HEIGHT : HEIGHT,
-    series, bands, legend: { show: false }, padding: [8, 8, 0, 0],
+    series, bands, legend: { show: false }, padding: [8, 14, 0, 0],
     scales: { x: { time: false }, y: isLog ? { distr: 3 } : { range: (_, low, high) => rangeOf(low, high) } },
     axes: [{ ...axis, size: 26, grid: { show: false }, values: (_, ticks) => ticks.map(tick => Number.isInteger(tick) ? number(tick) : "") },
       { ...axis, size: 52, values: (_, ticks) => ticks.map(tick => tick === null ? "" : number(tick)) }],
@@ -248,7 +262,7 @@ function legend(panel, index, x) {
   const step = index === null || index === undefined ? null : x[index];
   const rows = panel.entries.slice(0, MANY_RUNS).map(entry => el("span", { className: "entry", title: entry.text },
     el("i", { className: "swatch", style: { background: entry.color } }), el("span", { className: "name", textContent: entry.text }),
-    el("b", { textContent: number(step === null ? entry.last : near(panel.plot.data[entry.index], index)) })));
+    el("b", { textContent: number(step === null ? entry.last : near(panel.plot.data[entry.index], index)) }), entry.planned ? el("span", { className: "soft planned", textContent: `of ${number(entry.planned)} planned` }) : null));
   const width = x.length > 1 ? x[1] - x[0] : 1;
   const marks = step === null ? [] : panel.marks.filter(mark => Math.abs(mark.x - step) <= width / 2).map(mark => `▲ ${mark.text}`);
   const more = panel.entries.length - MANY_RUNS;

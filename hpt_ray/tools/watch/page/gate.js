@@ -165,5 +165,5 @@ function release(event) {
   const here = range(end);
   if (map.rows[1] > 1) return state.set({ rows: [Math.max(0, here.rows[0] - 20), here.rows[1] + 20] }, false);
   if (cell[2] > 1) return state.set({ columns: here.columns }, false);
-  state.set({ view: "rollouts", run: current.id, step: cell[5], of: map.names[cell[0]], group: null }, false);
+  state.set({ view: "rollouts", run: current.id, kind: null, step: cell[5], of: map.names[cell[0]], group: null }, false);
 }

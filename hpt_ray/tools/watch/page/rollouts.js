@@ -1,17 +1,22 @@
-// Rollouts: search and filter at the left, one prompt with its responses and its demonstration at the right.
+// Rollouts: search and filter at the left, one prompt with its responses and its demonstration at the right; of an
+// evaluation, beside the responses at another step or of another run.
 
 import { ask, choice, el, number, visible, words } from "./dom.js";
 import * as state from "./state.js";
 
 // [name in the question and the address, what it is called, kind]
 const FILTERS = [
-  ["text", "Text in prompt or response", "search"], ["prompt", "Prompt id", "search"],
+  ["text", "Text of prompt or response", "search"], ["prompt", "Prompt id", "search"],
   ["set", "Set", "choice"], ["outcome", "Outcome", "choice"], ["branch", "Trained on", "choice"], ["finish", "Ended by", "choice"],
-  ["score", "Reward", "range"], ["tokens", "Tokens", "range"], ["step", "Step", "range"],
+  ["score", "Reward", "range"], ["advantage", "Advantage", "range"], ["tokens", "Tokens", "range"], ["step", "Step", "range"],
 ];
+const OF_TRAINING = ["branch", "advantage"]; // filters that say nothing of an evaluation
+const COLORS = { logprob: ["log-prob", "The stronger, the less likely it was when it was sampled."], advantage: ["advantage", "Blue: above 0. Orange: below 0. The stronger, the larger, of this prompt's."], mask: ["loss mask", "Green: in the loss of this step."] };
+const MOST_COMPARED = 12; // runs whose evaluations are offered
 const NAMES = FILTERS.flatMap(([name, , kind]) => kind === "range" ? [`min_${name}`, `max_${name}`] : [name]);
 const MOST_TOKENS = 20000; // that are coloured; the rest of a longer response is plain
 const address = name => `f.${name}`;
+const kind = () => state.get("kind", "step");
 
 let form, list, detail, more, count, fresh, runBox, current = null, shown = "", shownGroup = "", shownForm = "", asking = null;
 
@@ -35,18 +40,21 @@ export async function show(runs) {
   const run = runs.find(one => one.id === state.get("run")) ?? runs[0];
   current = run;
   if (!run) { count.textContent = "Choose a run."; return; }
-  if (shownForm !== run.id + runs.length) {
-    shownForm = run.id + runs.length;
-    runBox.replaceChildren(choice("Run", runs.map(one => [one.id, one.id]), run.id, id => state.set({ run: id, step: null, group: null, of: null })));
+  const formKey = JSON.stringify([run.id, runs.length, kind()]);
+  if (shownForm !== formKey) {
+    shownForm = formKey;
+    const nothing = { step: null, group: null, of: null, row: null, against: null };
+    runBox.replaceChildren(choice("Run", runs.map(one => [one.id, one.id]), run.id, id => state.set({ run: id, ...nothing })), " ",
+      choice("Responses of", [["step", "training"], ["eval", "evaluations"]], kind(), of => state.set({ kind: of === "step" ? null : of, ...nothing })));
     await showForm(run);
   }
-  await Promise.all([showHits(run), showGroup(run)]);
+  await Promise.all([showHits(run), showGroup(run, runs)]);
 }
 
 async function showForm(run) {
-  const choices = await ask("choices", { run: run.id });
+  const choices = await ask("choices", { run: run.id, kind: kind() });
   const change = name => event => state.set({ [address(name)]: event.target.value });
-  form.replaceChildren(...FILTERS.map(([name, title, kind]) => {
+  form.replaceChildren(...FILTERS.filter(([name]) => kind() === "step" || !OF_TRAINING.includes(name)).map(([name, title, kind]) => {
     const value = state.get(address(name));
     if (kind === "choice") {
       const known = [...new Set([...(choices[name] ?? []), ...(value ? [value] : [])])];
@@ -61,7 +69,7 @@ async function showForm(run) {
 }
 
 function filters() {
-  return Object.fromEntries(NAMES.map(name => [name, state.get(address(name))]).filter(([, value]) => value !== ""));
+  return Object.fromEntries([["kind", kind()], ...NAMES.map(name => [name, state.get(address(name))]).filter(([, value]) => value !== "")]);
 }
 
 async function showHits(run) {
@@ -89,7 +97,7 @@ async function load(run, after) {
     list.append(...answer.rollouts.map(hit));
     after = answer.next;
     const whole = answer.next ? `in the newest ${number(answer.searched)} of ${number(answer.steps)} steps` : `in ${number(answer.steps)} steps`;
-    count.textContent = answer.steps ? `${number(list.children.length)} rollouts ${whole}${answer.next ? "" : ", all"}` : "No rollouts are dumped here (observe.rollouts_every).";
+    count.textContent = answer.steps ? `${number(list.children.length)} rollouts ${whole}${answer.next ? "" : ", all"}` : "No responses are kept here (observe.rollouts_every).";
   } while (after && !answer.rollouts.length);
   more.hidden = !after;
   more.onclick = () => load(run, after).catch(error => error.name === "AbortError" || (count.textContent = error.message));
@@ -100,55 +108,82 @@ function hit(line) {
   return el("button", { className: "hit", onclick: () => state.set({ run: current.id, step: line.step, group: line.group, of: null, row: line.row }, false) },
     el("span", { className: "head" }, el("b", { textContent: `step ${line.step}` }), el("span", { className: `tag ${line.outcome === "correct" ? "good" : "bad"}`, textContent: none ? "no rollout" : words(line.outcome) }),
       el("span", { className: "soft", textContent: none ? "" : `${number(line.score)} · ${number(line.tokens)} tokens${line.finish === "length" ? " · truncated" : ""}` })),
-    el("span", { className: "soft id", textContent: visible(line.prompt_id) }),
+    el("span", { className: "soft id", textContent: visible(kind() === "eval" ? line.request_id : line.prompt_id) }),
     el("span", { className: "preview", textContent: visible(line.text) }));
 }
 
-async function showGroup(run) {
-  const step = state.get("step"), group = state.get("group"), of = state.get("of");
-  const key = JSON.stringify([run.id, step, group, of, state.get("row")]);
+async function showGroup(run, runs) {
+  const step = state.get("step"), group = state.get("group"), of = state.get("of"), against = state.get("against");
+  const key = JSON.stringify([run.id, kind(), step, group, of, state.get("row"), against, state.get("color")]);
   if (key === shownGroup) return;
   shownGroup = key;
   if (!step || (group === "" && !of)) {
     detail.replaceChildren(el("p", { className: "soft", textContent: "Choose a rollout, or a cell of the gate map." }));
     return;
   }
-  let found;
+  let found, other = null, evaluated = [];
   try {
-    found = await ask("group", { run: run.id, step, ...(of ? { prompt: of } : { group }) });
+    found = await ask("group", { run: run.id, kind: kind(), step, ...(of ? { prompt: of } : { group }) });
+    if (kind() === "eval") evaluated = (await Promise.all(runs.slice(0, MOST_COMPARED).map(async one =>
+      (await ask("choices", { run: one.id, kind: "eval" })).evaluated.map(at => [`${at}@${one.id}`, one.id === run.id ? `step ${at}` : `step ${at} · ${one.id}`])))).flat().filter(([at]) => at !== `${step}@${run.id}`);
+    if (against) {
+      const [, at, id] = /^(\d+)@(.*)$/.exec(against);
+      other = { id, ...await ask("group", { run: id, kind: "eval", step: at, prompt: found.request_id }) };
+    }
   } catch (error) {
-    detail.replaceChildren(el("p", { className: "soft", textContent: error.message }));
+    if (key !== shownGroup) return;
+    found ? detail.replaceChildren(compared(evaluated, against), el("p", { className: "soft", textContent: error.message }))
+      : detail.replaceChildren(el("p", { className: "soft", textContent: error.message }));
     return;
   }
   if (key !== shownGroup) return;
-  const picked = Number(state.get("row", -1));
-  const responses = [...found.responses].sort((a, b) => (b.row === picked) - (a.row === picked));
+  const picked = Number(state.get("row", -1)), isEval = kind() === "eval";
+  const responses = other ? found.responses : [...found.responses].sort((a, b) => (b.row === picked) - (a.row === picked));
+  const correct = of => `${of.responses.filter(one => one.outcome === "correct").length} of ${of.responses.length} correct`;
+  const most = Math.max(1e-9, ...found.responses.map(one => Math.abs(one.advantage ?? 0)));
+  const card = (where, one) => response(where, one, one.row === picked && !other, most);
+  const head = (name, of) => el("p", {}, el("b", { textContent: name }), ` · ${correct(of)}`);
+  const here = { run: run.id, step: found.step }, there = other && { run: other.id, step: other.step };
   detail.replaceChildren(
-    el("h2", { textContent: visible(found.prompt_id) }),
-    el("p", {}, `Step ${found.step} · ${found.num_correct ?? "?"} of ${found.num_rollouts ?? "?"} correct · trained on `, el("b", { textContent: words(found.branch) }),
-      el("span", { className: "soft", textContent: ` (${words(found.reason)}; α ${number(found.rollout_weight)}, β ${number(found.demo_weight)})` })),
+    el("h2", { textContent: visible(isEval ? found.request_id : found.prompt_id) }),
+    isEval ? el("p", {}, `Evaluation of step ${found.step} · ${correct(found)}`)
+      : el("p", {}, `Step ${found.step} · ${found.num_correct ?? "?"} of ${found.num_rollouts ?? "?"} correct · trained on `, el("b", { textContent: words(found.branch) }),
+        el("span", { className: "soft", textContent: ` (${words(found.reason)}; α ${number(found.rollout_weight)}, β ${number(found.demo_weight)})` })),
     box("Prompt", found.prompt), el("p", { className: "soft" }, "Ground truth: ", el("code", { textContent: visible(found.reference) })),
-    el("div", { className: "columns" },
-      ...(found.demonstration ? [el("article", { className: "response demonstration" }, el("header", {}, el("b", { textContent: "Demonstration" })), el("pre", { textContent: visible(found.demonstration) }))] : []),
-      ...responses.map(one => response(run, found.step, one, one.row === picked))));
+    el("div", { className: "bar" }, isEval ? compared(evaluated, against) : null,
+      choice("Colour tokens by", [["", "nothing"], ...Object.entries(COLORS).filter(([name]) => !isEval || name === "logprob").map(([name, [title]]) => [name, title])], state.get("color"), color => state.set({ color })),
+      el("span", { className: "soft", textContent: COLORS[state.get("color")]?.[1] ?? "" })),
+    other ? el("div", { className: "pairs" }, ...[[run.id, found], [other.id, other]].map(([id, of]) => head(other.id === run.id ? `step ${of.step}` : `step ${of.step} · ${id}`, of)),
+      ...Array.from({ length: Math.max(responses.length, other.responses.length) }, (_, i) => [[here, responses[i]], [there, other.responses[i]]]).flat()
+        .map(([where, one]) => one ? card(where, one) : el("span")))
+      : el("div", { className: "columns" }, ...(found.demonstration ? [demonstration(found)] : []), ...responses.map(one => card(here, one))));
 }
+
+const compared = (evaluated, against) => choice("Compare with", [["", "nothing"], ...evaluated], against, at => state.set({ against: at }));
 
 const box = (title, text) => el("div", {}, el("div", { className: "soft", textContent: title }), el("pre", { textContent: visible(text) }));
 
-function response(run, step, one, isPicked) {
-  const text = el("pre", { textContent: visible(one.text) });
-  const color = el("button", { textContent: "log-probs", title: "Colour each token by how likely it was to the sampler", ariaPressed: "false" });
-  let plain = true;
-  color.addEventListener("click", async () => {
-    plain = !plain;
-    color.ariaPressed = String(!plain);
-    if (plain) text.replaceChildren(visible(one.text));
-    else try { text.replaceChildren(...coloured(await ask("tokens", { run: run.id, step, row: one.row }))); } catch (error) { text.textContent = error.message; }
-  });
+const tinted = (text, color) => el("span", { textContent: visible(text), style: { "background-color": color } });
+const GREEN = "rgb(0 158 115 / 0.25)";
+
+function demonstration(found) {
+  const trains = state.get("color") === "mask" && found.demo_weight;
+  return el("article", { className: "response demonstration" }, el("header", {}, el("b", { textContent: "Demonstration" })),
+    el("pre", {}, trains ? tinted(found.demonstration, GREEN) : visible(found.demonstration)));
+}
+
+function response(where, one, isPicked, most) {
+  const text = el("pre"), color = state.get("color");
+  if (color === "advantage" && one.advantage) text.append(tinted(one.text, `rgb(${one.advantage > 0 ? "0 114 178" : "224 120 0"} / ${(0.1 + 0.4 * Math.abs(one.advantage) / most).toFixed(2)})`));
+  else if (color === "mask" && one.trains) text.append(tinted(one.text, GREEN));
+  else text.append(visible(one.text));
+  if (color === "logprob") ask("tokens", { ...where, kind: kind(), row: one.row }).then(answer => text.replaceChildren(...coloured(answer)), error => { text.textContent = error.message; });
   const why = [one.extracted === null ? null : `read as ${visible(one.extracted)}`, one.detail ? visible(one.detail) : null].filter(Boolean).join(" · ");
+  const facts = [`reward ${number(one.score)}`, one.advantage === null ? null : `advantage ${number(one.advantage)}`, `${number(one.tokens)} tokens`, `ended by ${words(one.finish)}`,
+    color === "mask" ? one.trains ? "in the loss" : "not in the loss" : null];
   return el("article", { className: `response${isPicked ? " picked" : ""}` },
     el("header", {}, el("b", { textContent: `#${one.sample}` }), el("span", { className: `tag ${one.outcome === "correct" ? "good" : "bad"}`, textContent: words(one.outcome) }),
-      el("span", { className: "soft", textContent: `reward ${number(one.score)} · ${number(one.tokens)} tokens · ended by ${words(one.finish)}` }), color),
+      el("span", { className: "soft", textContent: facts.filter(Boolean).join(" · ") })),
     el("p", { className: "soft why", textContent: why || "The reward function gave no reason." }), text);
 }
 
