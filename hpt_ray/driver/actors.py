@@ -332,5 +332,5 @@ async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> L
 
 async def start_ranks(ranks: ActorGroup, timeout_s: float) -> None:
     """Let the ranks join and load their model."""
-    host, port = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
-    await ranks.call("start", host, port, timeout_s=timeout_s, what="load the model")
+    meeting = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
+    await ranks.call("start", meeting, timeout_s=timeout_s, what="load the model")

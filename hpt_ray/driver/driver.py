@@ -123,6 +123,8 @@ class Driver:
         """
         self.progress.phase("starting")
         saved = await self.checkpoints.newest(self.config.run.steps)
+        if saved is None:
+            self.folder.check_unused()
         self.actors = await start_actors(
             cluster,
             self.config,
@@ -141,7 +143,6 @@ class Driver:
                 return await self._train(cluster)
             finally:
                 self.reporter.close()
-                self.timeline.close()
                 await self.batches.close()
                 self.checkpoints.replicas.close()
                 self.actors.stop()
@@ -394,7 +395,7 @@ class Driver:
 
     def _faults(self) -> Counter[str]:
         """What failed around the training, and was mended, since this process began."""
-        return self.faults + self.checkpoints.faults + self.actors.faults
+        return self.faults + self.reporter.full + self.checkpoints.faults + self.actors.faults
 
     def _finish(self, times: dict[str, float]) -> dict[str, Any]:
         facts = {**times, "dropped_rows": self.prepared.dropped, "faults": dict(self._faults())}

@@ -7,7 +7,6 @@ the module is and what a micro-batch does to it is the subclass's. All ranks get
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hpt_ray.cluster.network import listen
+from hpt_ray.cluster.meeting import Meeting, open_meeting
 from hpt_ray.cluster.process import importing, memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 from hpt_ray.errors import failures_of
@@ -76,7 +75,7 @@ class RankWorker(Generic[Spec]):
         )
         self._rank, self._world_size, self._spec = rank, world_size, spec
         self._report = UpdateReport()
-        self._listener: socket.socket | None = None
+        self._held: int | None = None
 
     @contextmanager
     def _span(self, name: str) -> Iterator[None]:
@@ -91,17 +90,16 @@ class RankWorker(Generic[Spec]):
         """The module that is trained, as training starts."""
         raise NotImplementedError
 
-    def rendezvous(self) -> tuple[str, int] | None:
-        """Where the ranks are to meet: rank 0 listens there from now on, the others have nothing to say."""
+    def rendezvous(self) -> Meeting | None:
+        """Where the ranks are to meet: rank 0 is there from now on, the others have nothing to say."""
         import ray
 
         if self._rank > 0:
             return None
-        host = ray.util.get_node_ip_address()
-        self._listener = listen(host)
-        return host, self._listener.getsockname()[1]
+        meeting, self._held = open_meeting(ray.util.get_node_ip_address())
+        return meeting
 
-    def start(self, host: str, port: int) -> None:
+    def start(self, meeting: Meeting) -> None:
         """Join the other ranks and load the model. Collective."""
         with importing():
             import torch
@@ -115,13 +113,12 @@ class RankWorker(Generic[Spec]):
         torch.set_num_threads(max(1, int(spec.learner.num_cpus)))
         random_state.seed(spec.seed)
         join_ranks(
-            host,
-            port,
+            meeting,
+            self._held,
             rank=self._rank,
             world_size=self._world_size,
             gpu=self._gpu,
             timeout_s=spec.learner.timeout_s,
-            listener=self._listener,
         )
         module = self._module()
         if spec.learner.lora.rank:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpt_ray.cluster.network import rendezvous_store
+from hpt_ray.cluster.meeting import Meeting, prove_membership
 from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.errors import failures_of
 from hpt_ray.learner.deepspeed_state import (
@@ -44,29 +43,24 @@ GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where t
 
 
 def join_ranks(
-    host: str,
-    port: int,
-    *,
-    rank: int,
-    world_size: int,
-    gpu: bool,
-    timeout_s: float,
-    listener: socket.socket | None = None,
+    meeting: Meeting, held: int | None, *, rank: int, world_size: int, gpu: bool, timeout_s: float
 ) -> None:
-    """Make the default process group of the learner ranks. Rank 0 has a `listener` at `host` and `port`."""
+    """Make the default process group of the learner ranks. Rank 0 holds the meeting open."""
     # DeepSpeed reads its place from here. A rank sees one GPU, so it is always local rank 0.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": meeting.place, "MASTER_PORT": str(meeting.port)}
     import deepspeed
     from deepspeed import ops
 
     # A shared-memory all-reduce that DeepSpeed would compile for a minute and leave behind on a kill.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    store = rendezvous_store(host, port, world_size=world_size, timeout_s=timeout_s, listener=listener)
+    store = meeting.store(world_size=world_size, timeout_s=timeout_s, held=held)
     backend = "nccl" if gpu else "gloo"
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
     )
+    if backend == "gloo" and world_size > 1:  # NCCL's connections have a secret of their own
+        prove_membership(dist.all_to_all_single, meeting.secret, rank=rank, world_size=world_size)
     deepspeed.init_distributed(backend)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from hpt_ray.algorithms import Estimator
 from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.cluster.meeting import Meeting
 from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
 from hpt_ray.learner.base import hf_name
@@ -62,7 +63,7 @@ class ProbedWorker(LearnerWorker):
             self._spec, learner=config, model_path=path, model=ModelConfig(path=path, dtype=dtype)
         )
         deepspeed.join_ranks = lambda *_, **__: None
-        self.start("", 0)
+        self.start(Meeting("", 0, b""))
 
     def step(self, learning_rate: float) -> Any:
         self._gradient = self.reduced_gradients()
@@ -116,8 +117,7 @@ def start_learners(
     spec = LearnerSpec(ModelConfig(path=str(path)), str(path), config, 0, estimator, temperature)
     ranks = range(config.num_ranks)
     learners = room.create("learner", ProbedWorker, [(r, len(ranks), spec, None) for r in ranks])
-    host, port = call(learners, "rendezvous")[0]
-    call(learners, "start", host, port)
+    call(learners, "start", call(learners, "rendezvous")[0])
     return learners
 
 

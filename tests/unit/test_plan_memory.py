@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from socket import socket
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from hpt_ray.cluster.network import listen
+from hpt_ray.cluster.meeting import Meeting, open_meeting
 from hpt_ray.config.lora import LoRAConfig
 from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.data.mini.model import create_model, model_config
@@ -96,9 +96,9 @@ class Peak(TorchDispatchMode):
 Ranks = list[ProcessPoolExecutor]
 
 
-def join(rank: int, world_size: int, port: int, listener: socket | None) -> None:
+def join(rank: int, world_size: int, meeting: Meeting) -> None:
     limits: dict[str, Any] = {"world_size": world_size, "gpu": False, "timeout_s": LIMIT_S}
-    join_ranks("127.0.0.1", port, rank=rank, listener=listener, **limits)
+    join_ranks(meeting, None, rank=rank, **limits)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +112,12 @@ def ranks() -> Iterator[dict[int, Ranks]]:
     joined = []
     with ExitStack() as stack:
         for world_size in {world_size for _, world_size, *_ in ENGINES}:
-            listener = stack.enter_context(listen("127.0.0.1"))
-            port = listener.getsockname()[1]
+            meeting, held = open_meeting("127.0.0.1")
+            stack.callback(os.close, held)
             groups[world_size] = []
             for rank in range(world_size):
                 pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=context))
-                joined.append(pool.submit(join, rank, world_size, port, None if rank else listener))
+                joined.append(pool.submit(join, rank, world_size, meeting))
                 groups[world_size].append(pool)
         for one in joined:
             one.result(LIMIT_S)
