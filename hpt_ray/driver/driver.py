@@ -58,7 +58,7 @@ from hpt_ray.observe.metrics import complete_line
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import Timeline
-from hpt_ray.types import Decision, Group, UpdateResult
+from hpt_ray.types import UpdateResult
 
 DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
 
@@ -194,7 +194,8 @@ class Driver:
             # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
             async for group in self.actors.turns.groups(batch.groups()):
                 # 4: the gate decides what this prompt trains on.
-                decision = self._decide(group)
+                history = self.batches.attempts.get(group.prompt.id, [])
+                decision = self.gate.function(group, config.selection.gamma, history)
                 pairs.append((group, decision))
                 # 5: forward and backward at once; the optimizer steps when an update has all its prompts.
                 samples = samples_of(group, decision, index=len(pairs))
@@ -216,10 +217,6 @@ class Driver:
         metrics = await self._account(report, pairs, updates)
         self.is_updating = False  # not before: a step whose weights have changed must be reported
         return metrics | {"time/sync_s": sync_s}, pairs
-
-    def _decide(self, group: Group) -> Decision:
-        history = self.batches.attempts.get(group.prompt.id, [])
-        return self.gate.function(group, self.phase.config.selection.gamma, history)
 
     async def _update(self, number: int) -> UpdateResult:
         """One optimizer step, the `number`-th of this step."""
