@@ -81,14 +81,12 @@ def learner(scale: Scale) -> Any:
     os.environ |= {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
     if scale.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    from hpt_ray.cluster.network import listen
+    from hpt_ray.cluster.meeting import open_meeting
     from hpt_ray.config.schema import LearnerConfig
     from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
 
     gpu = scale.device == "cuda"
-    listener = listen("127.0.0.1")
-    host, port = listener.getsockname()
-    join_ranks(host, port, rank=0, world_size=1, gpu=gpu, timeout_s=60, listener=listener)
+    join_ranks(*open_meeting("127.0.0.1"), rank=0, world_size=1, gpu=gpu, timeout_s=60)
     module = TokenScorer(random_model(scale, torch.bfloat16)).train()
     return DeepSpeedEngine(module, LearnerConfig(zero_stage=1), dtype="bfloat16", world_size=1)
 

@@ -130,8 +130,8 @@ async def _speed_of(cluster: Cluster, name: str, folder: Path, threads: int, see
     await cluster.reserve(needs, timeout_s=LIMIT_S, name="benchmark")
     ranks = cluster.create("learner", LearnerWorker, [(0, 1, spec, None)])
     bare = cluster.create("bare", BareLoop, [(path, threads, seed)])
-    host, port = (await ranks.call("rendezvous", timeout_s=LIMIT_S))[0]
-    await ranks.call("start", host, port, timeout_s=LIMIT_S)
+    (meeting,) = await ranks.call("rendezvous", timeout_s=LIMIT_S)
+    await ranks.call("start", meeting, timeout_s=LIMIT_S)
     learner = LearnerGroup(
         ranks,
         estimator,

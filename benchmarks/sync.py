@@ -211,6 +211,8 @@ def save_model(size: str, folder: Path) -> None:
 
 async def vllm_sample(size: str, *, bucket_mb: int, repeats: int, folder: Path) -> dict[str, Any]:
     """One DeepSpeed rank and one vLLM engine: whole transactions against bare broadcasts between the two."""
+    import ray
+
     from hpt_ray.cluster.runtime import Cluster, ResourceRequest
     from hpt_ray.config.schema import (
         ClusterConfig,
@@ -238,13 +240,15 @@ async def vllm_sample(size: str, *, bucket_mb: int, repeats: int, folder: Path) 
         )
         learners = room.create("learner", LearnerWorker, [(0, 1, learner, None)])
         workers = room.create("rollout", RolloutWorker, [(engine, None)], max_concurrency=100)
-        host, port = (await learners.call("rendezvous", timeout_s=LIMIT_S))[0]
-        await learners.call("start", host, port, timeout_s=LIMIT_S)
+        (meeting,) = await learners.call("rendezvous", timeout_s=LIMIT_S)
+        await learners.call("start", meeting, timeout_s=LIMIT_S)
         await workers.call("start", timeout_s=LIMIT_S)
         config = WeightSyncConfig(bucket_mb=bucket_mb, timeout_s=LIMIT_S)
         sync = WeightSync(learners, config, "gloo", workers_per_engine=1, keep_committed=False)
         reports = [await sync.push(version, workers) for version in range(1, repeats + 2)][1:]
-        rendezvous = (point := RendezvousPoint(host, timeout_s=LIMIT_S)).open(2, "gloo")
+        rendezvous = (point := RendezvousPoint(ray.util.get_node_ip_address(), timeout_s=LIMIT_S)).open(
+            2, "gloo"
+        )
         actors = [*learners.actors, *workers.actors]
         broadcasts = await asyncio.gather(
             *(

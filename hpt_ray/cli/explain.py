@@ -22,7 +22,7 @@ from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import QUICKSTART, load_config
 from hpt_ray.config.phases import Phase
 from hpt_ray.config.schema import Config
-from hpt_ray.driver.setup import choices_of
+from hpt_ray.driver.setup import choices_of, is_own_reference
 from hpt_ray.errors import UserError
 from hpt_ray.learner.packing import WeightedSample
 from hpt_ray.learner.scoring import kl_in_reward, needs_scores, weight_samples
@@ -134,7 +134,8 @@ def _sizes(config: Config, estimator: Estimator) -> list[str]:
             f"θ₀ = {config.model.path}   (L2-SP, arXiv 1802.01483)"
         )
     if estimator.needs_reference:
-        lines.append(f"  reference    its own actors; {config.reference.path or config.model.path}, frozen")
+        where = "the learner with its adapters off" if is_own_reference(config) else "its own actors"
+        lines.append(f"  reference    {where}; {config.reference.path or config.model.path}, frozen")
     return lines
 
 

@@ -147,6 +147,10 @@ def optimizer(config: Config) -> Iterator[str]:
         )
     if learner.base_pull and config.model.random_init:
         yield "`learner.base_pull` pulls to the weights of `model.path`, but `model.random_init` draws others: use one."
+    if learner.lora.rank and learner.base_pull:
+        yield "`learner.lora` leaves the weights of `model.path` as they are: leave `learner.base_pull` at 0."
+    if learner.lora.rank and not learner.lora.alpha:
+        yield "`learner.lora.alpha` is 0, which switches the adapters off: 32 is usual."
     if learner.base_pull and "nvme" in str(learner.deepspeed):
         yield "`learner.base_pull` needs the float32 weights in memory: offload to the CPU, not to NVMe."
     if config.algorithm.correction != "none" and learner.recompute_old_logprobs:

@@ -36,11 +36,18 @@ others: `defaults: [other.yaml]`, relative to it. A dict takes any keys below it
 def render_configuration() -> str:
     """The whole text of docs/configuration.md."""
     parts = [INTRODUCTION]
-    sections = typing.get_type_hints(Config)
     for name, keys in itertools.groupby(known_keys().values(), lambda known: known.name.rpartition(".")[0]):
-        parts.append(f"## {name or 'Top level'}\n\n{inspect.getdoc(sections.get(name, Config))}\n")
+        parts.append(f"## {name or 'Top level'}\n\n{inspect.getdoc(_section(name))}\n")
         parts.append(_table(keys))
     return "\n".join(parts)
+
+
+def _section(name: str) -> type:
+    """The class of the section `name`; the root's is empty."""
+    cls: type = Config
+    for part in filter(None, name.split(".")):
+        cls = typing.get_type_hints(cls)[part]
+    return cls
 
 
 def list_keys(section: str | None) -> str:

@@ -18,6 +18,8 @@ _PYTHON = "write reward.function=python:FILE:FUNCTION"
 _TRACKERS = "a list, as in observe.trackers=[wandb]"
 _FOLDER = "run folders are run.dir/NAME-TIME"
 _DTYPE = "write model.dtype=bfloat16"
+_LORA = "above 0 trains adapters, and 0 all weights"
+_TARGETS = "a list, as in learner.lora.target_modules=[all-linear]"
 _KL = "above 0 starts a frozen reference"
 
 # TRL, LLaMA-Factory, OpenRLHF and verl (whose dotted names are below): name → key here, note.
@@ -46,6 +48,16 @@ NAMES: dict[str, tuple[str, str]] = {
     "zero_stage": ("learner.zero_stage", ""),
     "adam_offload": ("learner.offload_optimizer", ""),
     "fsdp": ("learner.zero_stage", "ranks run DeepSpeed; stage 3 shards weights too"),
+    # adapters
+    "use_peft": ("learner.lora.rank", _LORA),
+    "use_lora": ("learner.lora.rank", _LORA),
+    "finetuning_type": ("learner.lora.rank", _LORA),
+    "lora_r": ("learner.lora.rank", _LORA),
+    "lora_rank": ("learner.lora.rank", _LORA),
+    "lora_alpha": ("learner.lora.alpha", ""),
+    "lora_target": ("learner.lora.target_modules", _TARGETS),
+    "lora_target_modules": ("learner.lora.target_modules", _TARGETS),
+    "target_modules": ("learner.lora.target_modules", _TARGETS),
     # sizes
     "batch_size": ("prompts_per_step", _PROMPTS),
     "train_batch_size": ("prompts_per_step", _PROMPTS),
@@ -184,6 +196,9 @@ NAMES: dict[str, tuple[str, str]] = {
     "actor_rollout_ref.model.path": ("model.path", ""),
     "actor_rollout_ref.model.enable_gradient_checkpointing": ("learner.gradient_checkpointing", ""),
     "actor_rollout_ref.model.override_config": ("model.config_overrides", ""),
+    "actor_rollout_ref.model.lora_rank": ("learner.lora.rank", _LORA),
+    "actor_rollout_ref.model.lora_alpha": ("learner.lora.alpha", ""),
+    "actor_rollout_ref.model.target_modules": ("learner.lora.target_modules", _TARGETS),
     "actor_rollout_ref.actor.optim.lr": ("learner.learning_rate", ""),
     "actor_rollout_ref.actor.ppo_mini_batch_size": (
         "updates_per_step", "the number of mini-batches: prompts_per_step / ppo_mini_batch_size",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from hpt_ray.config.algorithm import AlgorithmConfig
 from hpt_ray.config.fields import key, section
+from hpt_ray.config.lora import LoRAConfig
 
 
 @dataclass
@@ -224,6 +225,7 @@ class LearnerConfig:
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.")
     deepspeed: dict[str, Any] = key({}, "More DeepSpeed configuration, as DeepSpeed names it.")
     timeout_s: float = key(1800.0, "Limit for one update.", minimum=1)
+    lora: LoRAConfig = section(LoRAConfig)
 
 
 @dataclass

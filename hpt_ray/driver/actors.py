@@ -323,7 +323,7 @@ async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> L
         ),
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         timeout_s=limit,
-        reference=actors.reference if phase.estimator.needs_reference else None,
+        reference=(actors.reference or actors.learners) if phase.estimator.needs_reference else None,
         critic=actors.critic if phase.estimator.needs_values else None,
         updates_per_step=config.updates_per_step,
         recompute_old_logprobs=config.learner.recompute_old_logprobs,
@@ -332,5 +332,5 @@ async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> L
 
 async def start_ranks(ranks: ActorGroup, timeout_s: float) -> None:
     """Let the ranks join and load their model."""
-    host, port = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
-    await ranks.call("start", host, port, timeout_s=timeout_s, what="load the model")
+    meeting = (await ranks.call("rendezvous", timeout_s=timeout_s, what="come up"))[0]
+    await ranks.call("start", meeting, timeout_s=timeout_s, what="load the model")

@@ -58,7 +58,7 @@ from hpt_ray.observe.metrics import complete_line
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import Timeline
-from hpt_ray.types import Decision, Group, UpdateResult
+from hpt_ray.types import UpdateResult
 
 DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
 
@@ -123,6 +123,8 @@ class Driver:
         """
         self.progress.phase("starting")
         saved = await self.checkpoints.newest(self.config.run.steps)
+        if saved is None:
+            self.folder.check_unused()
         self.actors = await start_actors(
             cluster,
             self.config,
@@ -141,7 +143,6 @@ class Driver:
                 return await self._train(cluster)
             finally:
                 self.reporter.close()
-                self.timeline.close()
                 await self.batches.close()
                 self.checkpoints.replicas.close()
                 self.actors.stop()
@@ -193,7 +194,8 @@ class Driver:
             # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
             async for group in self.actors.turns.groups(batch.groups()):
                 # 4: the gate decides what this prompt trains on.
-                decision = self._decide(group)
+                history = self.batches.attempts.get(group.prompt.id, [])
+                decision = self.gate.function(group, config.selection.gamma, history)
                 pairs.append((group, decision))
                 # 5: forward and backward at once; the optimizer steps when an update has all its prompts.
                 samples = samples_of(group, decision, index=len(pairs))
@@ -215,10 +217,6 @@ class Driver:
         metrics = await self._account(report, pairs, updates)
         self.is_updating = False  # not before: a step whose weights have changed must be reported
         return metrics | {"time/sync_s": sync_s}, pairs
-
-    def _decide(self, group: Group) -> Decision:
-        history = self.batches.attempts.get(group.prompt.id, [])
-        return self.gate.function(group, self.phase.config.selection.gamma, history)
 
     async def _update(self, number: int) -> UpdateResult:
         """One optimizer step, the `number`-th of this step."""
@@ -394,7 +392,7 @@ class Driver:
 
     def _faults(self) -> Counter[str]:
         """What failed around the training, and was mended, since this process began."""
-        return self.faults + self.checkpoints.faults + self.actors.faults
+        return self.faults + self.reporter.full + self.checkpoints.faults + self.actors.faults
 
     def _finish(self, times: dict[str, float]) -> dict[str, Any]:
         facts = {**times, "dropped_rows": self.prepared.dropped, "faults": dict(self._faults())}

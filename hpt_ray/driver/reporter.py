@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hpt_ray.checkpoint.state import RunState
 from hpt_ray.config.references import public
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.step_metrics import Pairs, advantages_of, responses_of
-from hpt_ray.errors import in_one_line
+from hpt_ray.errors import in_one_line, is_full
 from hpt_ray.observe.metrics import summarize_evaluations
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.prompt_history import PromptHistory
@@ -52,6 +53,8 @@ class Reporter:
         }
         progress.expect(recurring)
         self.faults: Counter[str] = Counter()  # that are in the lines written so far
+        self.full: Counter[str] = Counter()  # steps of which not all could be written
+        self._full_since: int | None = None
 
     def go_to(self, step: int) -> None:
         """What follows is the line after `step`; what was written of later steps is taken back."""
@@ -85,9 +88,11 @@ class Reporter:
         self._trackers.log(step, written)
         advantages = [advantages_of(*pair, estimator) for pair in pairs]
         self._trackers.log_values(step, _distributions(pairs, advantages))
-        self._history.append(step, pairs)
+        is_whole = self._history.append(step, pairs) and not self._folder.lines.waiting
         if pairs and observe.rollouts_every and step % observe.rollouts_every == 0:
-            write_rollouts(self._folder.rollouts, step, pairs, advantages)
+            dump = partial(write_rollouts, self._folder.rollouts, step, pairs, advantages)
+            is_whole = _has_room_for(dump) and is_whole
+        self._say_whether(step, is_whole)
         self._progress.finish_step(step, written, keep=bool(evaluation_means(written)))
         self._show_evaluation(step, written)
         if pairs and observe.samples_every and step % observe.samples_every == 0:
@@ -102,7 +107,9 @@ class Reporter:
         """The responses of the evaluation after `step`, by set."""
         assert self._trackers is not None, "go somewhere first"
         if self._config.observe.rollouts_every:
-            write_evaluation(self._folder.rollouts, step, [*itertools.chain(*groups.values())])
+            every = [*itertools.chain(*groups.values())]
+            if not _has_room_for(partial(write_evaluation, self._folder.rollouts, step, every)):
+                self._say_whether(step, is_whole=False)
         for name, found in groups.items():
             rows = []
             for group in found[:NUM_EVALUATED]:
@@ -110,6 +117,21 @@ class Reporter:
                 decision = Decision(0.0, 0.0, correct, len(group.results), "evaluation")
                 rows += [row_of_sample(Shown(group, decision, *pair)) for pair in group.pairs]
             self._trackers.log_table(step, f"eval/{name}", rows)
+
+    def _say_whether(self, step: int, is_whole: bool) -> None:
+        """Whether all of a step is written, where that changes."""
+        if not is_whole:
+            self.full["disk_full"] += 1
+        if is_whole == (self._full_since is None):
+            return
+        self._full_since = None if is_whole else step
+        root = self._folder.root
+        self._progress.warn(
+            f"There is room on the disk again: the lines that waited are in {root}."
+            if is_whole
+            else f"The run goes on, but the disk of {root} is full: make room there. From step {step} on lines of "
+            "metrics wait in memory until there is some; rollouts are not written, and checkpoints will fail."
+        )
 
     def _show_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         if parts := evaluation_parts(step, metrics, self._evaluated):
@@ -126,6 +148,7 @@ class Reporter:
         self, state: RunState, facts: dict[str, Any], checkpoint: Path | None, *, quiet: bool
     ) -> dict[str, Any]:
         """summary.json of a run that is done, written, shown and handed back."""
+        self._settle()
         trackers = {} if self._trackers is None else self._trackers.failures
         best = state.best
         summary = {
@@ -148,9 +171,30 @@ class Reporter:
             self._progress.show(end_summary(summary, self._folder.root))
         return summary
 
+    def _settle(self) -> None:
+        """Write the lines that wait for room. Raises `OSError`."""
+        self._folder.lines.settle()
+        self._history.settle()
+
     def close(self) -> None:
+        """Let trackers finish, and write what waits, if there is room now."""
+        try:
+            self._settle()
+        except OSError as error:
+            self._progress.warn(f"Lines of the steps since {self._full_since} are lost: {in_one_line(error)}")
         if self._trackers is not None:
             self._trackers.close()
+
+
+def _has_room_for(write: Callable[[], object]) -> bool:
+    """Write it; False: the disk is full, and it is not written."""
+    try:
+        write()
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return False
+    return True
 
 
 def _distributions(pairs: Pairs, advantages: Sequence[Sequence[float | None]]) -> dict[str, list[float]]:

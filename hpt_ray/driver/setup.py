@@ -23,6 +23,7 @@ from hpt_ray.data.model_folder import check_model_folders
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
+from hpt_ray.learner.scoring import kl_in_reward
 from hpt_ray.observe.run_folder import check_run_dir, check_run_folder
 from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward import check_ground_truth
@@ -213,9 +214,16 @@ def roles_of(config: Config) -> Roles:
     chosen = choices_of(config)
     return Roles(
         rollouts=bool(config.evaluation.sets) or any(num_rollouts for *_, num_rollouts in chosen),
-        reference=any(estimator.needs_reference for _, estimator, _, _ in chosen),
+        # A learner of adapters is its own reference with them off.
+        reference=any(estimator.needs_reference for _, estimator, _, _ in chosen)
+        and not is_own_reference(config),
         critic=any(estimator.needs_values for _, estimator, _, _ in chosen),
     )
+
+
+def is_own_reference(config: Config) -> bool:
+    """Whether the frozen policy is the learner's base, and no other model."""
+    return bool(config.learner.lora.rank) and config.reference.path is None
 
 
 def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
@@ -275,6 +283,12 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             f"that rollouts come from, and the learner's stays whole: algorithm.name={estimator.name} would weigh "
             "every token by the share that was left. Set rollout.top_p=1 and rollout.top_k=-1 (a temperature is "
             "accounted for), or learner.recompute_old_logprobs=true."
+        )
+    ranks, critics = config.learner.num_ranks, config.critic.num_ranks
+    if is_own_reference(config) and kl_in_reward(estimator) and estimator.needs_values and ranks != critics:
+        raise UserError(
+            f"with learner.lora the ranks score the KL in the reward beside the critic: set critic.num_ranks "
+            f"({critics}) to learner.num_ranks ({ranks}), algorithm.kl_in=loss, or a reference.path."
         )
     if estimator.needs_values and config.critic.num_gpus > 1:
         raise UserError(

@@ -7,16 +7,14 @@ the module is and what a micro-batch does to it is the subclass's. All ranks get
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hpt_ray.cluster.network import listen
+from hpt_ray.cluster.meeting import Meeting, open_meeting
 from hpt_ray.cluster.process import importing, memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 from hpt_ray.errors import failures_of
@@ -77,7 +75,7 @@ class RankWorker(Generic[Spec]):
         )
         self._rank, self._world_size, self._spec = rank, world_size, spec
         self._report = UpdateReport()
-        self._listener: socket.socket | None = None
+        self._held: int | None = None
 
     @contextmanager
     def _span(self, name: str) -> Iterator[None]:
@@ -92,17 +90,16 @@ class RankWorker(Generic[Spec]):
         """The module that is trained, as training starts."""
         raise NotImplementedError
 
-    def rendezvous(self) -> tuple[str, int] | None:
-        """Where the ranks are to meet: rank 0 listens there from now on, the others have nothing to say."""
+    def rendezvous(self) -> Meeting | None:
+        """Where the ranks are to meet: rank 0 is there from now on, the others have nothing to say."""
         import ray
 
         if self._rank > 0:
             return None
-        host = ray.util.get_node_ip_address()
-        self._listener = listen(host)
-        return host, self._listener.getsockname()[1]
+        meeting, self._held = open_meeting(ray.util.get_node_ip_address())
+        return meeting
 
-    def start(self, host: str, port: int) -> None:
+    def start(self, meeting: Meeting) -> None:
         """Join the other ranks and load the model. Collective."""
         with importing():
             import torch
@@ -110,20 +107,22 @@ class RankWorker(Generic[Spec]):
             import hpt_ray.learner.model  # noqa: F401  (which `_module` needs)
             from hpt_ray.learner import random_state
             from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
+            from hpt_ray.learner.lora import add_adapters
 
         spec = self._spec
         torch.set_num_threads(max(1, int(spec.learner.num_cpus)))
         random_state.seed(spec.seed)
         join_ranks(
-            host,
-            port,
+            meeting,
+            self._held,
             rank=self._rank,
             world_size=self._world_size,
             gpu=self._gpu,
             timeout_s=spec.learner.timeout_s,
-            listener=self._listener,
         )
         module = self._module()
+        if spec.learner.lora.rank:
+            add_adapters(module.model, spec.learner.lora, seed=spec.seed)
         if spec.learner.gradient_checkpointing:
             module.model.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
@@ -180,17 +179,24 @@ class RankWorker(Generic[Spec]):
 
     def export(self, folder: str) -> list[str]:
         """Write the Hugging Face folder (rank 0); what could not be written, and why. Collective."""
-        from hpt_ray.learner.model import export_policy
+        from hpt_ray.learner.lora import merged
 
         with self._span("export"):
-            state = {}
-            for name, tensor in self._engine.full_parameters():
+            state: dict[str, Any] = {}
+            adapters: dict[str, Any] = {}
+            for name, tensor in merged(self._engine.full_parameters(), self._spec.learner.lora, adapters):
                 if self._rank == 0:
                     state[hf_name(name)] = tensor.to("cpu", copy=True)
             if self._rank > 0:
                 return []
-            write = partial(export_policy, self._engine.module.model, state, self._spec.model_path)
-            return failures_of(lambda: write(Path(folder)))
+            adapters = {hf_name(name): tensor for name, tensor in adapters.items()}
+            return failures_of(lambda: self._write_model(Path(folder), state, adapters))
+
+    def _write_model(self, folder: Path, state: dict[str, Any], adapters: dict[str, Any]) -> None:
+        """The whole weights as a Hugging Face folder; `adapters` are in them already."""
+        from hpt_ray.learner.model import export_policy
+
+        export_policy(self._engine.module.model, state, self._spec.model_path, folder)
 
     def save(self, folder: str) -> list[str]:
         """Weights, optimizer state and random state of every rank; what could not be written, and why.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -23,13 +22,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpt_ray.cluster.network import rendezvous_store
+from hpt_ray.cluster.meeting import Meeting, prove_membership
 from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.errors import failures_of
 from hpt_ray.learner.deepspeed_state import (
     Layout,
     LocalState,
     converted,
+    described,
+    drop_frozen,
     masters_of,
     offload,
     reload,
@@ -42,29 +43,24 @@ GATHER_BYTES = 64 << 20  # ZeRO 3: parameters gathered at the same time, where t
 
 
 def join_ranks(
-    host: str,
-    port: int,
-    *,
-    rank: int,
-    world_size: int,
-    gpu: bool,
-    timeout_s: float,
-    listener: socket.socket | None = None,
+    meeting: Meeting, held: int | None, *, rank: int, world_size: int, gpu: bool, timeout_s: float
 ) -> None:
-    """Make the default process group of the learner ranks. Rank 0 has a `listener` at `host` and `port`."""
+    """Make the default process group of the learner ranks. Rank 0 holds the meeting open."""
     # DeepSpeed reads its place from here. A rank sees one GPU, so it is always local rank 0.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": meeting.place, "MASTER_PORT": str(meeting.port)}
     import deepspeed
     from deepspeed import ops
 
     # A shared-memory all-reduce that DeepSpeed would compile for a minute and leave behind on a kill.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    store = rendezvous_store(host, port, world_size=world_size, timeout_s=timeout_s, listener=listener)
+    store = meeting.store(world_size=world_size, timeout_s=timeout_s, held=held)
     backend = "nccl" if gpu else "gloo"
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
     )
+    if backend == "gloo" and world_size > 1:  # NCCL's connections have a secret of their own
+        prove_membership(dist.all_to_all_single, meeting.secret, rank=rank, world_size=world_size)
     deepspeed.init_distributed(backend)
 
 
@@ -108,6 +104,10 @@ class DeepSpeedEngine:
 
         self._config = config
         self._world_size = world_size
+        frozen = [p for p in module.parameters() if not p.requires_grad]
+        self._layout = Layout(world_size, config.zero_stage, adapters=described(config.lora, frozen))
+        if frozen:
+            module.register_state_dict_post_hook(drop_frozen)
         self._optimizer = AdamW(
             [p for p in module.parameters() if p.requires_grad],
             lr=0.0,  # each step brings its own; DeepSpeed may step once while it starts
@@ -121,7 +121,8 @@ class DeepSpeedEngine:
         if dtype == "bfloat16" and config.zero_stage < 2 and not sums_short:
             # The micro-batches of a step add up in float32: in bfloat16 the error grows with their number.
             for parameter in module.parameters():
-                parameter.grad_dtype = torch.float32
+                if parameter.requires_grad:
+                    parameter.grad_dtype = torch.float32
         masters = masters_of(self._engine, self._optimizer, zero_stage=config.zero_stage)
         self._optimizer.remember_base(masters, getattr(torch, dtype))
         self._accumulation: contextlib.ExitStack | None = None  # open while micro-batches add up
@@ -236,7 +237,9 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_grad
 
         return {
-            name: safe_get_full_grad(p).detach().cpu().clone() for name, p in self.module.named_parameters()
+            name: safe_get_full_grad(p).detach().cpu().clone()
+            for name, p in self.module.named_parameters()
+            if p.requires_grad
         }
 
     def full_parameters(self, gather_bytes: int = GATHER_BYTES) -> Iterator[tuple[str, torch.Tensor]]:
@@ -278,7 +281,12 @@ class DeepSpeedEngine:
     def save(self, folder: Path) -> list[str]:
         """Optimizer and partitioned weights, one file a rank; what could not be written, and why. Collective."""
         self._unwritten = []
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder),
+            tag="state",
+            save_latest=False,
+            exclude_frozen_parameters=bool(self._layout.adapters),
+        )
         if dist.get_rank() == 0:
             self._write(self._layout.write, folder)
         return self._unwritten
@@ -318,12 +326,9 @@ class DeepSpeedEngine:
         if is_cut:
             self._engine.optimizer.checkpoint_event_epilogue()
 
-    @property
-    def _layout(self) -> Layout:
-        return Layout(num_ranks=self._world_size, zero_stage=self._config.zero_stage)
-
     def _load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag="state")
+        is_whole = not self._layout.adapters  # frozen weights are not in a checkpoint
+        path, _ = self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=is_whole)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no state in {folder}")
 

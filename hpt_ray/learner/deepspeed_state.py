@@ -9,24 +9,27 @@ All of it acts between two steps and leaves every number as it is. It knows no s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from hpt_ray.config.lora import LoRAConfig
 from hpt_ray.errors import UserError
 from hpt_ray.learner.unpickling import only
 
 LAYOUT = "layout.json"
 UNIVERSAL = "universal"
 PIECE_BYTES = 256 << 20
+SAMPLES = 1024  # numbers of a weight that tell it from another
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 # What DeepSpeed can move, as it names it.
 GRADIENTS = ("lp_grads", "contiguous_grad_buffer")
@@ -39,6 +42,7 @@ class Layout:
 
     num_ranks: int
     zero_stage: int
+    adapters: dict[str, Any] = field(default_factory=dict)  # where not all weights train: see `described`
 
     def write(self, folder: Path) -> None:
         (folder / LAYOUT).write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -52,6 +56,12 @@ class Layout:
 
         Raises `UserError` where that cannot be done.
         """
+        if self.adapters != saved.adapters:
+            raise UserError(
+                f"{folder} cannot be continued with the adapters and the base of this run: it was written with "
+                f"{saved.adapters or 'no learner.lora'}, and here is {self.adapters or 'no learner.lora'}. Set "
+                "learner.lora and model.path as they were, or start a new run from its hf folder (model.path)."
+            )
         if self == saved:
             return False
         if _family(self) != _family(saved):
@@ -61,6 +71,24 @@ class Layout:
                 "of ranks may change."
             )
         return self.zero_stage > 0  # without ZeRO every rank reads the same file
+
+
+def described(lora: LoRAConfig, frozen: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """What a checkpoint of adapters needs beside itself: their shape, and the base, by a digest of samples of it."""
+    if not frozen:
+        return {}
+    digest = hashlib.blake2b(digest_size=8)
+    for weight in frozen:
+        flat = weight.detach().view(-1)
+        digest.update(flat[:: max(1, flat.numel() // SAMPLES)].float().cpu().numpy().tobytes())
+    return {**asdict(lora), "base": digest.hexdigest()}
+
+
+def drop_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """A hook of `state_dict`: what does not train is in no checkpoint, under none of its names."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def _family(layout: Layout) -> int:
@@ -137,7 +165,7 @@ class LocalState:
     @classmethod
     def of(cls, engine: Any, optimizer: torch.optim.AdamW, *, zero_stage: int) -> LocalState:
         """`optimizer` is the one that DeepSpeed's `engine` wraps."""
-        weights = list(engine.module.parameters())
+        weights = [p for p in engine.module.parameters() if p.requires_grad]
         if zero_stage == 3:
             weights = [p.ds_tensor for p in weights]
         masters = masters_of(engine, optimizer, zero_stage=zero_stage)

@@ -10,7 +10,6 @@ steps with the policy. The order of micro-batches and sums is that of `add`, wha
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import defaultdict
 from functools import partial
@@ -23,6 +22,7 @@ from hpt_ray.cluster.actor_group import ActorGroup, wait_all
 from hpt_ray.learner.base import UpdateReport
 from hpt_ray.learner.packing import Packer, dummy_micro_batch
 from hpt_ray.learner.policy import OldPolicy
+from hpt_ray.learner.reference import ReferenceScores
 from hpt_ray.learner.scoring import SampleScoring, needs_reference_scores, needs_scores, weight_samples
 from hpt_ray.learner.sums import Sums, means, peaks
 from hpt_ray.types import MicroBatch, Sample, UpdateResult
@@ -33,7 +33,8 @@ class LearnerGroup:
 
     A step is `updates_per_step` updates. Samples of a later update may be added ahead of time; they wait.
     With `recompute_old_logprobs` they must be added before the step's first `finish`: they are scored with the
-    weights before it, which are π_old for the whole step.
+    weights before it, which are π_old for the whole step. `reference` has the frozen policy: workers of its own, or
+    `ranks` themselves where they train adapters.
     """
 
     def __init__(
@@ -71,14 +72,16 @@ class LearnerGroup:
         dummy = dummy_micro_batch(len(self._estimator.terms))
         self._packer = Packer(num_ranks=len(self.ranks), max_tokens_per_micro_batch=tokens, dummy=dummy)
         make = partial(SampleScoring, max_tokens_per_micro_batch=tokens, timeout_s=self._timeout_s)
-        reference = self._all_reference
+        reference = None
+        if self._all_reference is not None:
+            reference = ReferenceScores(self._all_reference, of_learner=self._all_reference is self.ranks)
         if needs_scores(self._estimator):
             before = needs_reference_scores(self._estimator)
             self._scoring = make(critic=self.critic, reference=reference if before else None)
             reference = None if before else reference  # a loss asks it micro-batch by micro-batch
         if self._recompute:
             self._own_scoring = make(policy=self.ranks)
-        self._reference = None if reference is None else itertools.cycle(reference.actors)
+        self._reference = reference
         self._update = 0
         self._later: defaultdict[int, list[list[Sample]]] = defaultdict(list)  # update -> prompts that wait
         self._gaps: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # update -> of tokens scored again
@@ -159,10 +162,9 @@ class LearnerGroup:
         if self._begin is None:
             self._begin = time.perf_counter()
         # The reference's scores go to the learner without passing through here.
-        refs = [
-            None if self._reference is None else next(self._reference).logprobs.remote(micro_batch)
-            for micro_batch in micro_batches
-        ]
+        refs: list[Any] = [None] * len(micro_batches)
+        if self._reference is not None:
+            refs, _ = self._reference.send(micro_batches)
         old = self._old_policy(self._update)
         arguments = [(micro_batch, ref, old) for micro_batch, ref in zip(micro_batches, refs, strict=True)]
         self._pending += self.ranks.send_each("accumulate", arguments)

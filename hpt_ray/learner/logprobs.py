@@ -207,11 +207,12 @@ class _LogProb(torch.autograd.Function):
         layer: _Layer = ctx.layer
         by_sample, by_entry = layer.cuts(hidden, weight)
         grad_hidden = torch.zeros_like(hidden, dtype=layer.dtype)
-        grad_weight = torch.empty_like(weight, dtype=_grad_dtype(weight))
-        grad_bias = None if bias is None else torch.empty_like(bias, dtype=_grad_dtype(bias))
+        trains = ctx.needs_input_grad[1]  # not where adapters train in its place
+        grad_weight = torch.empty_like(weight, dtype=_grad_dtype(weight)) if trains else None
+        grad_bias = torch.empty_like(bias, dtype=_grad_dtype(bias)) if trains and bias is not None else None
         for entries in by_entry:
-            slice_grad = torch.zeros_like(weight[entries], dtype=layer.dtype)
-            slice_bias_grad = torch.zeros_like(slice_grad[:, 0])
+            slice_grad = torch.zeros_like(weight[entries], dtype=layer.dtype) if trains else None
+            slice_bias_grad = torch.zeros_like(weight[entries, 0], dtype=layer.dtype)
             for samples in by_sample:
                 z = layer.logits(
                     hidden[samples], weight[entries], _at(bias, entries), _at(temperature, samples)
@@ -230,8 +231,10 @@ class _LogProb(torch.autograd.Function):
                     slice_bias_grad += grad.sum(0)
                 grad = grad.to(hidden.dtype)
                 grad_hidden[samples] += _product(grad, weight[entries], layer.dtype)
-                slice_grad += _product(grad.T, hidden[samples], layer.dtype)
-            grad_weight[entries] = slice_grad
+                if slice_grad is not None:
+                    slice_grad += _product(grad.T, hidden[samples], layer.dtype)
+            if grad_weight is not None and slice_grad is not None:
+                grad_weight[entries] = slice_grad
             if grad_bias is not None:
                 grad_bias[entries] = slice_bias_grad
         return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,13 @@ class LearnerWorker(RankWorker[LearnerSpec]):
                 engine.forward, micro_batch, temperature=self._spec.temperature, device=engine.device
             )
 
+    def reference_logprobs(self, micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the policy as training started, which this one is without its adapters. Collective as that."""
+        from hpt_ray.learner.lora import adapters_off
+
+        with adapters_off(self._engine.module):
+            return self.logprobs(micro_batch)
+
     # -- weights out -------------------------------------------------------------------------------
 
     def weight_metas(self) -> list[Any]:
@@ -127,8 +135,18 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         ]
 
     def _published(self, parameters: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-        for name, parameter in parameters:
+        from hpt_ray.learner.lora import merged
+
+        for name, parameter in merged(parameters, self._spec.learner.lora):
             yield from self._as_published.parts_of(hf_name(name), parameter)
+
+    def _write_model(self, folder: Path, state: dict[str, Any], adapters: dict[str, Any]) -> None:
+        """With the adapters once more in a folder of their own, as PEFT has them."""
+        from hpt_ray.learner.lora import write_adapter
+
+        super()._write_model(folder, state, adapters)
+        if adapters:
+            write_adapter(folder / "adapter", adapters, self._spec.learner.lora, self._spec.model.path)
 
     def join_transfer(self, rendezvous: Any) -> None:
         """Become place 0 of the transfer group that meets there. Rank 0 only."""

@@ -1,12 +1,15 @@
-"""The reference scorer: a Ray actor that holds a frozen policy and scores micro-batches, forward only."""
+"""The frozen policy that scores micro-batches, forward only: an actor that holds it, and who is asked for scores."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.process import prepare_process
 from hpt_ray.config.schema import ModelConfig, ReferenceConfig
 from hpt_ray.types import MicroBatch
@@ -51,3 +54,28 @@ class ReferenceWorker:
 
         self.start()  # a scorer that Ray has started again is asked at once
         return score(self._scorer, micro_batch, temperature=self._spec.temperature, device=self._device)
+
+
+class ReferenceScores:
+    """Who is asked: workers of its own, in turns, or all ranks of a learner together, with their adapters off."""
+
+    def __init__(self, actors: ActorGroup, *, of_learner: bool):
+        self._actors, self._of_learner = actors, of_learner
+        self._turn = itertools.count()
+
+    @property
+    def num_together(self) -> int:
+        """Micro-batches of one call."""
+        return len(self._actors) if self._of_learner else 1
+
+    def send(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[Any], list[str]]:
+        """References to log π_ref and entropy of each micro-batch, and the names of those who score it."""
+        if self._of_learner:
+            arguments = [(micro_batch,) for micro_batch in micro_batches]
+            return self._actors.send_each("reference_logprobs", arguments), self._actors.names
+        turns = [next(self._turn) % len(self._actors) for _ in micro_batches]
+        scores = [
+            self._actors.actors[turn].logprobs.remote(micro_batch)
+            for turn, micro_batch in zip(turns, micro_batches, strict=True)
+        ]
+        return scores, [self._actors.names[turn] for turn in turns]

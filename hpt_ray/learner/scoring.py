@@ -28,6 +28,7 @@ from hpt_ray.algorithms import BatchShape, Estimator, kl_token_rewards
 from hpt_ray.algorithms.advantages import ADVANTAGES
 from hpt_ray.cluster.actor_group import ActorGroup, wait_all
 from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch
+from hpt_ray.learner.reference import ReferenceScores
 from hpt_ray.learner.sums import Sums
 from hpt_ray.types import MicroBatch, Sample, ValueTargets
 
@@ -80,20 +81,21 @@ class SampleScoring:
         *,
         critic: ActorGroup | None = None,
         policy: ActorGroup | None = None,
-        reference: ActorGroup | None = None,
+        reference: ReferenceScores | None = None,
         max_tokens_per_micro_batch: int,
         timeout_s: float,
     ):
         assert critic is None or policy is None
         self._critic, self._policy, self._reference = critic, policy, reference
         self._timeout_s = timeout_s
-        ranks = policy if critic is None else critic
+        together = next((len(ranks) for ranks in (critic, policy) if ranks is not None), 1)
+        if reference is not None:
+            together = max(together, reference.num_together)
         self._packer = Packer(
-            num_ranks=1 if ranks is None else len(ranks),
+            num_ranks=together,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             dummy=dummy_micro_batch(0),
         )
-        self._turn = itertools.count()  # whose turn it is among the reference workers
         self._samples: list[tuple[Sample, _Prompt]] = []
         self._prompts: deque[_Prompt] = deque()  # those that have not gone on
         self._scoring: list[asyncio.Task[None]] = []
@@ -162,12 +164,8 @@ class SampleScoring:
             asked["old_logprobs"] = self._policy.send_each("logprobs", arguments)
             names += self._policy.names
         if self._reference is not None:
-            turns = [next(self._turn) % len(self._reference) for _ in micro_batches]
-            asked["ref_logprobs"] = [
-                self._reference.actors[turn].logprobs.remote(micro_batch)
-                for turn, micro_batch in zip(turns, micro_batches, strict=True)
-            ]
-            names += [self._reference.names[turn] for turn in turns]
+            asked["ref_logprobs"], askers = self._reference.send(micro_batches)
+            names += askers
         self._scoring.append(asyncio.create_task(self._receive(scored, asked, names)))
 
     def _with_samples(self, micro_batch: MicroBatch) -> _ScoredMicroBatch:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt_ray.config import renamed
+from hpt_ray.observe.growing_file import GrowingFile
 from hpt_ray.observe.run_folder import read_json_lines, write_atomic
 from hpt_ray.text import storable
 from hpt_ray.types import Decision, FinishReason, Group
@@ -22,9 +23,10 @@ class PromptHistory:
     """Appends attempts; forgets those after a step that is done again."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self._path, self._file = path, GrowingFile(path)
 
-    def append(self, step: int, pairs: Iterable[tuple[Group, Decision]]) -> None:
+    def append(self, step: int, pairs: Iterable[tuple[Group, Decision]]) -> bool:
+        """False: the disk is full, and they wait for room."""
         lines = [
             {
                 "step": step,
@@ -38,10 +40,14 @@ class PromptHistory:
             }
             for group, decision in pairs
         ]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(storable(_text(lines)))
+        return self._file.add(storable(_text(lines)).encode())
+
+    def settle(self) -> None:
+        """Write what waits for room; raises `OSError`."""
+        self._file.settle()
 
     def cut_after(self, step: int) -> None:
+        self.settle()
         before = renamed.existing(self._path)
         if before.is_file():
             lines = [renamed.fields(line) for line in read_json_lines(before)]

@@ -24,19 +24,21 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hpt_ray.config import renamed
 from hpt_ray.config.checks import naming
 from hpt_ray.errors import UserError
+from hpt_ray.observe.growing_file import GrowingFile
 from hpt_ray.text import storable
 from hpt_ray.utils.names import nearest_path
 
 MODE = 0o755  # of run folders: others may look, whatever the umask says
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunFolder:
     """A run's folder. Example: `RunFolder.create("runs", "demo").metrics` is `runs/demo-…/metrics.jsonl`."""
 
@@ -141,24 +143,29 @@ class RunFolder:
         return None
 
     def append_metrics(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Add one step to metrics.jsonl and hand back what was written.
+        """Add one step to metrics.jsonl and hand back what was written, or waits for room (`lines.waiting`).
 
         Values that are NaN or infinite become null, and `observe/non_finite` counts them.
         """
         written, num_non_finite = _finite(line)
         written["observe/non_finite"] = num_non_finite
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(written, allow_nan=False) + "\n")
+        self.lines.add(json.dumps(written, allow_nan=False).encode() + b"\n")
         return written
 
     def amend_metrics(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Add values to the last line of metrics.jsonl, as `append_metrics` writes them; hands back these."""
         written, num_non_finite = _finite(line)
+        self.lines.settle()
         *before, last = self.read_metrics()
         last |= written
         last["observe/non_finite"] += num_non_finite
         self._write_metrics([*before, last])
         return written
+
+    @cached_property
+    def lines(self) -> GrowingFile:
+        """metrics.jsonl as it is written."""
+        return GrowingFile(self.metrics)
 
     def _write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
         write_atomic(self.metrics, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
@@ -169,11 +176,21 @@ class RunFolder:
             return []
         return [renamed.metrics(line) for line in read_json_lines(self.metrics)]
 
+    def check_unused(self) -> None:
+        """Raises `UserError` where steps were written, which a run that begins here would erase."""
+        if lines := self.read_metrics():
+            raise UserError(
+                f"resume={self.root}: there is no checkpoint to go on from, and to start at the beginning would erase "
+                f"{len(lines)} lines of metrics. Put a checkpoint back into {self.checkpoints}, or start a run of "
+                "its own with resume=never."
+            )
+
     def cut_after(self, step: int) -> int:
         """Forget what came after `step`, before a run goes on from there; each step then appears once.
 
         Returns how many lines of metrics.jsonl were cut. Dumps of later rollouts are removed too.
         """
+        self.lines.settle()
         lines = self.read_metrics()
         kept = [line for line in lines if line["step"] <= step]
         self._write_metrics(kept)

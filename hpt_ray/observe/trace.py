@@ -9,7 +9,6 @@ every actor did, and says what that means for the step.
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections import defaultdict
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hpt_ray.observe.growing_file import GrowingFile
 
 _END = b"\n]\n"
 
@@ -65,7 +66,7 @@ class SpanLog:
 
 
 class TraceWriter:
-    """Appends spans to one trace file. Use as a context manager, or call `close`."""
+    """Appends spans to one trace file."""
 
     def __init__(self, path: Path) -> None:
         events = _whole_events(path)
@@ -76,7 +77,7 @@ class TraceWriter:
         aside = path.with_name(f".{path.name}.partial")
         aside.write_bytes(b"[\n" + text.encode() + _END)
         aside.replace(path)
-        self._file = path.open("r+b")
+        self._file = GrowingFile(path, end=_END)
 
     def add(self, spans: Iterable[Span]) -> None:
         """Write `spans` out at once; the closing bracket moves along in the same write."""
@@ -89,18 +90,7 @@ class TraceWriter:
         if not events:
             return
         lines = "".join(",\n" + json.dumps(event) for event in events)
-        self._file.seek(-len(_END), os.SEEK_END)
-        self._file.write(lines.encode() + _END)
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> TraceWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._file.add(lines.encode())
 
 
 def read_trace(path: Path) -> list[Span]:
@@ -239,9 +229,6 @@ class Timeline:
             "time/overlap_share": overlap,
             "time/bubble_share": bubble,
         }
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _mean_share(spans: Iterable[Span], begin_s: float, end_s: float) -> float | None:

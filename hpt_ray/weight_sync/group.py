@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpt_ray.cluster.network import listen, rendezvous_store
+from hpt_ray.cluster.meeting import Meeting, open_meeting, prove_membership
 from hpt_ray.weight_sync.backends import BACKENDS
 from hpt_ray.weight_sync.buckets import Buffers, TensorMeta, cut, pack, size_of, unpack
 
@@ -40,8 +40,7 @@ class TransferBroken(RuntimeError):
 class Rendezvous:
     """Where the members of one group meet, and what they then send over."""
 
-    host: str
-    port: int
+    meeting: Meeting
     key: str  # of this group in the store
     world_size: int
     backend: str  # a name of `BACKENDS`
@@ -52,14 +51,14 @@ class RendezvousPoint:
     """The driver's store: it opens a rendezvous and calls it off."""
 
     def __init__(self, host: str, *, timeout_s: float):
-        listener = listen(host)
-        self._host, self._port, self._timeout_s = host, listener.getsockname()[1], timeout_s
-        self._store = rendezvous_store(host, self._port, world_size=1, timeout_s=timeout_s, listener=listener)
+        self._meeting, held = open_meeting(host)
+        self._timeout_s = timeout_s
+        self._store = self._meeting.store(world_size=-1, timeout_s=timeout_s, held=held)
         self._count = 0
 
     def open(self, world_size: int, backend: str) -> Rendezvous:
         self._count += 1
-        return Rendezvous(self._host, self._port, f"{self._count}", world_size, backend, self._timeout_s)
+        return Rendezvous(self._meeting, f"{self._count}", world_size, backend, self._timeout_s)
 
     def call_off(self, rendezvous: Rendezvous) -> None:
         """Every member that waits, or will wait, raises `TransferBroken`."""
@@ -77,14 +76,20 @@ class TransferGroup:
         self.device = device if self._backend.on_gpu else torch.device("cpu")
         self._rendezvous, self._rank = rendezvous, rank
         self._pending: list[dist.Work] = []
+        self._group: Any = None
         try:
-            self._store = rendezvous_store(
-                rendezvous.host, rendezvous.port, world_size=1, timeout_s=rendezvous.timeout_s
-            )
+            self._store = rendezvous.meeting.store(world_size=-1, timeout_s=rendezvous.timeout_s)
             self._meet()
             store = dist.PrefixStore(f"{rendezvous.key}/{rendezvous.backend}", self._store)
             self._group = self._backend.make(store, rank, rendezvous.world_size, rendezvous.timeout_s)
+            if isinstance(
+                self._group, dist.ProcessGroupGloo
+            ):  # NCCL's connections have a secret of their own
+                secret, size = rendezvous.meeting.secret, rendezvous.world_size
+                prove_membership(self._exchange, secret, rank=rank, world_size=size)
         except RuntimeError as error:
+            if self._group is not None:
+                self.close()
             raise TransferBroken(str(error)) from error
 
     def _meet(self) -> None:
@@ -98,6 +103,10 @@ class TransferGroup:
             if time.monotonic() > deadline:
                 raise TransferBroken(f"not everybody came within {rendezvous.timeout_s:.0f} s")
             time.sleep(0.01)
+
+    def _exchange(self, output: torch.Tensor, rows: torch.Tensor) -> None:
+        self._pending.append(work := self._group.alltoall_base(output, rows, [], []))
+        self.wait(work)
 
     def broadcast(self, buffer: torch.Tensor) -> dist.Work:
         """Start to send place 0's bytes to all, in place; `wait` for it before the buffer is used."""

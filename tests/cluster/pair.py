@@ -59,7 +59,7 @@ class Pair:
         reference: ActorGroup | None = None,
     ) -> tuple[UpdateResult, dict[str, np.ndarray]]:
         """One step on both sides; asserts that they agree. The learner's result and gradient."""
-        before = call(self.ranks, "parameters")[0]
+        before = call(self.ranks, "trained")[0]
         self.plain.set_parameters(before)
         samples = [sample for prompt in prompts for sample in prompt]
         expected, expected_norm = self.plain.gradient(loss(self.plain, samples))
@@ -75,7 +75,7 @@ class Pair:
             reference=reference,
         )
         gradient = call(self.ranks, "gradient")[0]
-        update = difference(call(self.ranks, "parameters")[0], before)
+        update = difference(call(self.ranks, "trained")[0], before)
 
         assert all(np.isfinite(g).all() for g in gradient.values())
         assert distance(gradient, expected) <= 1e-5 * expected_norm

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
 from hpt_ray.config.schema import LearnerConfig
@@ -20,8 +21,22 @@ from hpt_ray.types import Sample
 VOCABULARY = 82
 
 
+class Added(torch.nn.Module):
+    """W + α/r · B·A in the place of a frozen W."""
+
+    def __init__(self, layer: torch.nn.Linear, config: LearnerConfig):
+        super().__init__()
+        rank, weight = config.lora.rank, layer.weight
+        self.scale = config.lora.alpha / rank
+        self.a = torch.nn.Parameter(weight.new_zeros(rank, weight.shape[1]))
+        self.b = torch.nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.detach() + self.scale * self.b @ self.a
+
+
 class PlainLearner:
-    """A policy and its AdamW."""
+    """A policy and its AdamW. Parameters, gradients and steps are those of what trains."""
 
     def __init__(self, path: Path, config: LearnerConfig, temperature: float):
         self.model = AutoModelForCausalLM.from_pretrained(
@@ -29,22 +44,35 @@ class PlainLearner:
         )
         self.temperature = temperature
         self.max_grad_norm, self.base_pull = config.max_grad_norm, config.base_pull
+        self.trained: dict[str, Tensor] = self._trained(config)
         self.base = self.parameters()
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self.trained.values(),
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
         )
 
+    def _trained(self, config: LearnerConfig) -> dict[str, Tensor]:
+        """All parameters, or, with `config.lora`, two factors beside each linear layer's weight but the head's."""
+        if not config.lora.rank:
+            return dict(self.model.named_parameters())
+        factors: dict[str, Tensor] = {}
+        for name, layer in list(self.model.base_model.named_modules()):
+            if isinstance(layer, torch.nn.Linear):
+                added = Added(layer, config)
+                parametrize.register_parametrization(layer, "weight", added)
+                prefix = f"{self.model.base_model_prefix}.{name}"
+                factors |= {f"{prefix}.lora_A": added.a, f"{prefix}.lora_B": added.b}
+        return factors
+
     def parameters(self) -> dict[str, np.ndarray]:
-        return {name: p.detach().numpy().copy() for name, p in self.model.named_parameters()}
+        return {name: p.detach().numpy().copy() for name, p in self.trained.items()}
 
     def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
-        parameters = dict(self.model.named_parameters())
-        assert parameters.keys() == values.keys()
+        assert self.trained.keys() == values.keys()
         with torch.no_grad():
             for name, value in values.items():
-                parameters[name].copy_(torch.tensor(value))
+                self.trained[name].copy_(torch.tensor(value))
 
     def score(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """log π and entropy of the sample's response tokens [L]; a demonstration at temperature 1."""
@@ -57,18 +85,18 @@ class PlainLearner:
     def gradient(self, loss: Tensor) -> tuple[dict[str, np.ndarray], float]:
         """The gradient by parameter name and its norm, both before the clip."""
         self.optimizer.zero_grad(set_to_none=False)
-        for p in self.model.parameters():
+        for p in self.trained.values():
             p.grad = torch.zeros_like(p)
         if loss.requires_grad:
             loss.backward()
-        gradient = {name: p.grad.numpy().copy() for name, p in self.model.named_parameters()}
+        gradient = {name: p.grad.numpy().copy() for name, p in self.trained.items()}
         return gradient, norm(gradient)
 
     def step(self, learning_rate: float) -> None:
         """Clip and update with the gradient of the last call of `gradient`."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
         if self.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.max_grad_norm)
         self.optimizer.step()
         pulled = {
             name: now - learning_rate * self.base_pull * (now - self.base[name])

@@ -14,8 +14,10 @@ import numpy as np
 
 from hpt_ray.algorithms import Estimator
 from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.cluster.meeting import Meeting
 from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
+from hpt_ray.learner.base import hf_name
 from hpt_ray.learner.packing import WeightedSample, make_micro_batch
 from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
 from hpt_ray.types import MicroBatch, Sample
@@ -61,7 +63,7 @@ class ProbedWorker(LearnerWorker):
             self._spec, learner=config, model_path=path, model=ModelConfig(path=path, dtype=dtype)
         )
         deepspeed.join_ranks = lambda *_, **__: None
-        self.start("", 0)
+        self.start(Meeting("", 0, b""))
 
     def step(self, learning_rate: float) -> Any:
         self._gradient = self.reduced_gradients()
@@ -80,8 +82,14 @@ class ProbedWorker(LearnerWorker):
     def parameters(self) -> dict[str, np.ndarray]:
         """Whole, by Hugging Face name. Collective."""
         names = [meta.name for meta in self.weight_metas()]
-        tensors = (tensor.float().cpu().numpy().copy() for _, tensor in self._engine.full_parameters())
-        return dict(zip(names, tensors, strict=True))
+        tensors = (tensor for _, tensor in self._published(self._engine.full_parameters()))
+        return dict(zip(names, (tensor.float().cpu().numpy().copy() for tensor in tensors), strict=True))
+
+    def trained(self) -> dict[str, np.ndarray]:
+        """What trains, under its own names. Collective."""
+        trains = {name for name, p in self._engine.module.named_parameters() if p.requires_grad}
+        whole = ((n, tensor.float().cpu().numpy().copy()) for n, tensor in self._engine.full_parameters())
+        return {hf_name(name): tensor for name, tensor in whole if name in trains}
 
 
 def call(group: ActorGroup, method: str, *arguments: Any) -> list[Any]:
@@ -109,8 +117,7 @@ def start_learners(
     spec = LearnerSpec(ModelConfig(path=str(path)), str(path), config, 0, estimator, temperature)
     ranks = range(config.num_ranks)
     learners = room.create("learner", ProbedWorker, [(r, len(ranks), spec, None) for r in ranks])
-    host, port = call(learners, "rendezvous")[0]
-    call(learners, "start", host, port)
+    call(learners, "start", call(learners, "rendezvous")[0])
     return learners
 
 

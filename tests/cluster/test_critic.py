@@ -127,7 +127,7 @@ def actors(request, ray_cluster: Cluster, tiny_model: Callable) -> Iterator[Acto
     frozen = ReferenceSpec(model, str(path), ReferenceConfig(num_cpus=0.5), TEMPERATURE, seed=0)
     reference = room.create("reference", CountingReference, [(frozen, None)] * 2)
     learners = start_learners(room, path, config, temperature=TEMPERATURE)
-    call(critic, "start", *call(critic, "rendezvous")[0])
+    call(critic, "start", call(critic, "rendezvous")[0])
     call(reference, "start")
     yield Actors(path, learners, critic, reference)
     room.release()

@@ -60,6 +60,17 @@ CASES = [
         ),
     ),
     Case(
+        "grpo of adapters, KL to their base, ZeRO-3",
+        (
+            "algorithm.name=grpo",
+            "algorithm.kl_coef=0.1",
+            "learner.lora.rank=4",
+            "learner.learning_rate=5e-3",
+            "learner.zero_stage=3",
+            "learner.num_ranks=2",
+        ),
+    ),
+    Case(
         "sft, ZeRO-2, where an epoch ends",
         ("algorithm.name=sft", "learner.zero_stage=2", "data.train=[{sixteen}]"),
     ),

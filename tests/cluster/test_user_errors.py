@@ -17,6 +17,7 @@ from command import ROOT, TINY, run_main
 from hpt_ray.data.mini.model import create_model
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.main import main
+from hpt_ray.observe.run_folder import RunFolder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -289,6 +290,16 @@ def test_weights_that_only_the_learner_finds_missing(tmp_path):
     check_refused(finished.returncode, finished.stderr)
     assert f"model.path={folder}: no safetensors weights" in finished.stderr
     assert "model.random_init=true" in finished.stderr
+
+
+def test_resume_of_a_run_without_checkpoint_erases_nothing(tmp_path):
+    run = RunFolder.create(tmp_path, "run")
+    run.config.write_text("run: {}\n")
+    run.append_metrics({"step": 1})
+    finished = run_main([*TINY, f"run.dir={tmp_path}", f"resume={run.root}", "run.steps=1"])
+    check_refused(finished.returncode, finished.stderr)
+    assert "would erase 1 lines of metrics" in finished.stderr
+    assert len(run.read_metrics()) == 1
 
 
 def test_address_where_no_cluster_answers(tmp_path):

@@ -187,5 +187,4 @@ def start_wired(
 
 
 def start_ranks(learners: ActorGroup) -> None:
-    host, port = call(learners, "rendezvous")[0]
-    call(learners, "start", host, port)
+    call(learners, "start", call(learners, "rendezvous")[0])

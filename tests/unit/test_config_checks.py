@@ -58,6 +58,11 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         ),
         "not to NVMe",
     ),
+    "pull_has_weights_that_train": (
+        ("learner.base_pull=1", "learner.lora.rank=8"),
+        "leave `learner.base_pull` at 0",
+    ),
+    "adapters_are_on": (("learner.lora.alpha=0", "learner.lora.rank=8"), "`learner.lora.alpha` is 0"),
     "rank_has_one_gpu": (("learner.num_gpus=2",), "`learner.num_ranks`"),
     "engine_has_its_gpus": (("rollout.tensor_parallel=4", "rollout.num_gpus=1"), "`rollout.num_gpus` to 4"),
     "pools_name_groups": (

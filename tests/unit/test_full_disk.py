@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
+import json
 import os
 import resource
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,14 +18,22 @@ from typing import Any
 import pytest
 import torch
 from ray.exceptions import RayError
+from rich.console import Console
 from safetensors.torch import save_file
+from test_reporter import pairs
 
+from hpt_ray.algorithms import make_estimator
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointFailed, CheckpointStore
 from hpt_ray.cluster.actor_group import ActorGroup
+from hpt_ray.config.schema import Config
 from hpt_ray.driver.checkpoint_manager import CheckpointManager
+from hpt_ray.driver.reporter import Reporter
 from hpt_ray.errors import UserError, exit_code, failures_of
-from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.metrics import complete_line
+from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.run_folder import RunFolder, read_json_lines
+from hpt_ray.observe.trace import Span, TraceWriter, read_trace
 
 Disk = Callable[..., Path]
 WEIGHTS = {"w": torch.zeros(400_000)}  # 1.6 MB
@@ -167,3 +178,80 @@ def test_a_start_on_a_full_disk_is_a_users_mistake_and_keeps_what_is_there(small
         run.write_summary({"long": "x" * 100_000})
     assert not list(run.root.glob(".*partial"))
     assert run.read_metrics() == [{"step": 1, "observe/non_finite": 0}]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+def test_a_run_goes_on_while_its_lines_wait_for_room(small_disk: Disk) -> None:
+    """Each line is there once in the end, whole and in order; the steps whose rollouts are missing are counted."""
+    disk, console = small_disk(2), Console(width=1000, file=io.StringIO())
+    run = RunFolder.create(disk, "demo")
+    with Progress(40, console=console) as progress:
+        reporter = Reporter(Config(), run, progress)
+        reporter.go_to(-1)
+        trace = TraceWriter(run.trace)
+
+        def write(step: int) -> bool:
+            line = complete_line({"reward/mean": 0.5})
+            reporter.write(step, line, pairs(), Counter(reporter.full), make_estimator("dr_grpo"))
+            trace.add([Span(f"step {step}", "driver", step, step + 1)])
+            return bool(run.lines.waiting)
+
+        write(1)
+        fill(disk)
+        step = 2
+        while not write(step):  # into what is left of the last page
+            step += 1
+        write(step + 1)
+        assert all(
+            text.endswith(b"\n") for text in (run.metrics.read_bytes(), run.prompt_history.read_bytes())
+        )
+        assert json.loads(run.trace.read_text())
+        assert not list(run.rollouts.glob(f"*{step}.parquet"))
+        small_disk(4, max_files=20_000)
+        assert not write(step + 2)
+        reporter.close()
+    steps = list(range(1, step + 3))
+    assert [line["step"] for line in run.read_metrics()] == steps
+    assert [line["step"] for line in read_json_lines(run.prompt_history)] == steps
+    assert [span.name for span in read_trace(run.trace)] == [f"step {step}" for step in steps]
+    written = [int(path.stem.removeprefix("step-")) for path in sorted(run.rollouts.glob("*.parquet"))]
+    assert written[0] == 1
+    assert written[-1] == steps[-1]
+    assert reporter.full["disk_full"] == sum(line.get("faults/disk_full", 0) for line in run.read_metrics())
+    assert reporter.full["disk_full"] == len(steps) - len(written) >= 2
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert (
+        said.count("The run goes on, but the disk of") == said.count("There is room on the disk again") == 1
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+def test_lines_that_found_no_room_to_the_end_are_said_to_be_lost(small_disk: Disk) -> None:
+    disk, console = small_disk(1), Console(width=1000, file=io.StringIO())
+    run = RunFolder.create(disk, "demo")
+    with Progress(4, console=console) as progress:
+        reporter = Reporter(Config(), run, progress)
+        reporter.go_to(-1)
+        fill(disk)
+        reporter.write(1, complete_line({}), pairs(), Counter(), make_estimator("dr_grpo"))
+        with pytest.raises(OSError, match="No space left"):
+            reporter.finish(RunState(step=1, version=1, sampler={}), {}, None, quiet=True)
+        reporter.close()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Lines of the steps since 1 are lost: OSError: [Errno 28] No space left" in said
+    assert run.read_metrics() == []
+
+
+def test_what_is_wrong_but_not_for_lack_of_room_is_raised(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "demo")
+    run.metrics.mkdir()
+    with pytest.raises(IsADirectoryError):
+        run.append_metrics({"step": 1})
+
+
+def test_a_run_folder_without_checkpoint_keeps_its_metrics(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "demo")
+    run.check_unused()
+    run.append_metrics({"step": 1})
+    with pytest.raises(UserError, match=r"erase 1 lines of metrics\..*resume=never"):
+        run.check_unused()

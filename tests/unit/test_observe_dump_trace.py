@@ -189,15 +189,15 @@ def test_a_step_of_the_papers_size_is_written_in_moments(tmp_path: Path) -> None
 def test_a_trace_reads_back_and_is_valid_json_after_each_write(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     spans = [Span("rollout", "worker 0", 1e9, 1e9 + 2.5), Span("learn", "rank 0", 1e9 + 1, 1e9 + 2)]
-    with TraceWriter(path) as trace:
+    trace = TraceWriter(path)
+    assert isinstance(json.loads(path.read_text()), list)
+    for span in spans:
+        trace.add([span])
         assert isinstance(json.loads(path.read_text()), list)
-        for span in spans:
-            trace.add([span])
-            assert isinstance(json.loads(path.read_text()), list)
     assert read_trace(path) == spans
-    with TraceWriter(path) as trace:  # a resumed run goes on, on the same tracks
-        trace.add([Span("sync", "worker 0", 1e9 + 3, 1e9 + 4)])
-        trace.add([])
+    trace = TraceWriter(path)  # a resumed run goes on, on the same tracks
+    trace.add([Span("sync", "worker 0", 1e9 + 3, 1e9 + 4)])
+    trace.add([])
     assert [span.name for span in read_trace(path)] == ["rollout", "learn", "sync"]
     events = json.loads(path.read_text())
     assert sum(event["name"] == "thread_name" for event in events) == 2
@@ -206,14 +206,14 @@ def test_a_trace_reads_back_and_is_valid_json_after_each_write(tmp_path: Path) -
 @pytest.mark.parametrize("lost_bytes", [1, 2, 4, 20, 100])
 def test_a_torn_trace_keeps_its_whole_events(tmp_path: Path, lost_bytes: int) -> None:
     path = tmp_path / "trace.json"
-    with TraceWriter(path) as trace:
-        trace.add([Span(f"span {i}", "actor", i, i + 1) for i in range(5)])
+    trace = TraceWriter(path)
+    trace.add([Span(f"span {i}", "actor", i, i + 1) for i in range(5)])
     path.write_bytes(path.read_bytes()[:-lost_bytes])
     kept = read_trace(path)
     assert kept == [Span(f"span {i}", "actor", i, i + 1) for i in range(len(kept))]
     assert len(kept) >= 3
-    with TraceWriter(path) as trace:
-        trace.add([Span("later", "actor", 9, 10)])
+    trace = TraceWriter(path)
+    trace.add([Span("later", "actor", 9, 10)])
     assert isinstance(json.loads(path.read_text()), list)
     assert read_trace(path)[-1] == Span("later", "actor", 9, 10)
 

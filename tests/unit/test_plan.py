@@ -292,6 +292,15 @@ def test_the_plan_is_readable_at_100_columns() -> None:
     assert len(text.splitlines()) <= 16
 
 
+def test_memory_is_planned_under_the_names_it_is_measured_by() -> None:
+    _, plan = planned()
+    assert plan.memory_mb["memory/learner_gpu_mb"] == pytest.approx(
+        1024 * sum(terms(plan, "learner").values()), abs=1
+    )
+    config, _ = planned()
+    assert make_plan(config, None).memory_mb == {}
+
+
 def test_an_unknown_model_is_said_to_be_unknown() -> None:
     config, _ = planned()
     text = shown(make_plan(config, None))

@@ -1,6 +1,7 @@
 """pass@k is compared between methods only where both were asked the same prompts."""
 
 from pathlib import Path
+from statistics import stdev
 
 import numpy as np
 import pytest
@@ -59,3 +60,17 @@ def test_seeds_that_were_asked_different_prompts_are_refused(tmp_path: Path) -> 
     first, second = (evaluated(tmp_path, "hpt", s, {"a": 2, q: 0}) for s, q in ((1, "b"), (2, "c")))
     with pytest.raises(UserError, match=f"{second.out}: the prompts of chain are not those"):
         read_passes([first, second])
+
+
+def test_the_interval_covers_the_seeds_too(tmp_path: Path) -> None:
+    correct = {1: {"a": 2, "b": 0, "c": 1}, 2: {"a": 2, "b": 2, "c": 2}, 3: {"a": 1, "b": 0, "c": 2}}
+    ours = [evaluated(tmp_path, "hpt", seed, of_seed) for seed, of_seed in correct.items()]
+    passes = read_passes([*ours, evaluated(tmp_path, "grpo", 1, {"a": 0, "b": 0, "c": 0})])
+    found = passes["t", "hpt"].minus(passes["t", "grpo"], 1)
+    assert found is not None
+    prompts = [5 / 6, 2 / 6, 5 / 6]  # means over seeds of 1, 1, ½; 0, 1, 0; ½, 1, 1
+    seeds = [0.5, 1.0, 0.5]
+    over_prompts = 1.959964 * stdev(prompts) / 3**0.5
+    over_seeds = 4.302653 * stdev(seeds) / 3**0.5  # t(0.975, 2)
+    assert found.value == pytest.approx(2 / 3)
+    assert found.half_width == pytest.approx((over_prompts**2 + over_seeds**2) ** 0.5)

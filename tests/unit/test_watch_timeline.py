@@ -21,9 +21,9 @@ def step_spans(step: int, begin: float) -> list[Span]:
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     """Steps 1 to 3 of five seconds, the second done twice."""
-    with TraceWriter(tmp_path / "trace.json") as writer:
-        for step, begin in ((1, 100.0), (2, 105.0), (2, 110.0), (3, 115.0)):
-            writer.add(step_spans(step, begin))
+    writer = TraceWriter(tmp_path / "trace.json")
+    for step, begin in ((1, 100.0), (2, 105.0), (2, 110.0), (3, 115.0)):
+        writer.add(step_spans(step, begin))
     return tmp_path / "trace.json"
 
 

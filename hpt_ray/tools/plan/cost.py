@@ -5,7 +5,8 @@ lengths of responses, how many prompts the gate gives to demonstrations, and how
 of work gets are not known before a run, so the cost is a range and never a promise.
 
 Operations of one token: 2·P to read it, P without an input embedding, and 2·layers·width·length for attention to
-half a sample on average; training takes three times that, and once more where activations are recomputed.
+half a sample on average; training takes three times that, once less where only adapters
+train, and once more where activations are recomputed.
 
 Against what was published (LUFFY's README, 7B, 64k prompts, A100 of 80 GB, GPU hours): LUFFY 77·8 = 616, RL
 with an SFT loss 133·8 = 1064, SFT then RL 130·8 = 1040, SFT 24·8 = 192. docs/paper.md has ours beside them.
@@ -151,7 +152,7 @@ def _step_flops(
     forward = config.prompts_per_step * sum(
         count * tokens * forward_flops(shape, tokens) for count, tokens in samples
     )
-    passes = 4 if config.learner.gradient_checkpointing else 3
+    passes = 3 + config.learner.gradient_checkpointing - bool(config.learner.lora.rank)
     # Forward passes beside the training one: frozen reference, old logprobs, values.
     scores = estimator.needs_reference + config.learner.recompute_old_logprobs + estimator.needs_values
     generate = _generate_flops(shape, prompt, response)

@@ -16,6 +16,8 @@ bytes of a number (`model.dtype`), P parameters, R ranks, T `max_tokens_per_micr
     buckets       DeepSpeed's `reduce_bucket_size`, as reduced and as sent, once a step; in ZeRO 2 and 3 during
                   every backward pass; ZeRO 3 keeps one as `buffers`
     step          12·P/R, the float32 gradient and two temporaries of AdamW
+    adapters      with `learner.lora`: the weights are P and those of the adapters; every other P is the adapters'
+                  alone, and the output layer has no gradient
     copies        2·2·(12 + b)·P/R with `checkpoint.in_memory_every`: on two nodes, the last step and the one
                   that comes; in host memory
     process       CUDA, NCCL, libraries, and `SLACK` for fragmentation
@@ -84,7 +86,9 @@ class GroupMemory:
 def learner_memory(config: Config, shape: ModelShape) -> GroupMemory:
     """One learner rank. With colocation, in its own turn: beside a sleeping engine."""
     asleep = ASLEEP if config.cluster.colocate and config.rollout.num_gpus else 0.0
-    head = _hidden_bytes(config, shape) + 4 * shape.vocabulary * shape.width
+    head = _hidden_bytes(config, shape)
+    if not config.learner.lora.rank:
+        head += 4 * shape.vocabulary * shape.width
     head += TILE_BYTES[config.learner.num_gpus > 0]
     return _rank_memory(config, config.learner, shape, "learner", shape.num_parameters, head, asleep)
 
@@ -107,9 +111,10 @@ def _rank_memory(
     asleep: float,
 ) -> GroupMemory:
     on_gpu = learner.num_gpus > 0
-    copies = 4 * (12 + width_of(config)) * size / learner.num_ranks
+    adapters = shape.adapter_numbers(learner.lora)
+    copies = 4 * (12 + width_of(config)) * (adapters or size) / learner.num_ranks
     account = {
-        **training_states(learner, config.model.dtype, size),
+        **training_states(learner, config.model.dtype, size, adapters),
         "copies": copies if config.checkpoint.in_memory_every else 0.0,
         "activations": activation_bytes(config, shape),
         "logprobs": head,
@@ -129,41 +134,48 @@ def _rank_memory(
     staying = {name: account[name] for name in account if name not in when}
     slack = SLACK * sum(fullest.values()) / GIB
     process = (ON_GPU + asleep if on_gpu else ON_CPU[kind]) + slack
-    return GroupMemory(_terms(staying | fullest, process), host_gib=host / GIB)
+    note = f"trains {adapters / 1e6:.3g} of {size / 1e6:,.4g} M parameters" if adapters else ""
+    return GroupMemory(_terms(staying | fullest, process), host_gib=host / GIB, note=note)
 
 
-def training_states(learner: LearnerConfig, dtype: str, size: int) -> dict[str, float]:
+def training_states(learner: LearnerConfig, dtype: str, size: int, adapters: int = 0) -> dict[str, float]:
     """Bytes of one rank that ZeRO may shard, of a model of `size` parameters, as DeepSpeed keeps it.
 
-    Weights, optimizer and buffers stay, gradients until the step; buckets and step come and go.
+    With `adapters`, that many numbers are added and train alone. Weights, optimizer and buffers stay, gradients
+    until the step; buckets and step come and go.
     """
     settings = deepspeed_config(learner, dtype=dtype)
     zero: Mapping[str, Any] = settings["zero_optimization"]
-    stage, number, share = int(zero["stage"]), WIDTH[dtype], size / learner.num_ranks
+    stage, number, whole, trained = int(zero["stage"]), WIDTH[dtype], size + adapters, adapters or size
+    share = trained / learner.num_ranks
     sums_short = dtype == "bfloat16" and settings.get("data_types", {}).get("grad_accum_dtype") == "bf16"
     bucket = int(zero.get("reduce_bucket_size", BUCKET))
-    filled = min(bucket, size)
+    filled = min(bucket, trained)
     if not learner.num_gpus:
         bucket = filled  # on a CPU a buffer takes room as far as it is filled
     states = {
-        "weights": number * size,
+        "weights": number * whole,
         "optimizer": 12 * share,
         "buffers": 0,
-        "gradients": (2.0 if sums_short else 4.0) * size,
+        "gradients": (2.0 if sums_short else 4.0) * trained,
         "buckets": number * bucket + (4 * filled if dtype == "bfloat16" else 0),
         "step": 12 * share,
     }
     if stage == 0:
         master = 0.0 if dtype == "float32" else 4.0
-        states |= {"optimizer": (8 + master) * size, "buckets": 4 * filled, "step": 5 * size}
+        states |= {"optimizer": (8 + master) * trained, "buckets": 4 * filled, "step": 5 * trained}
     elif stage == 2:
         states["gradients"] /= learner.num_ranks
     elif stage == 3:
-        live = min(size, int(zero.get("stage3_max_live_parameters", LIVE))) if learner.num_ranks > 1 else 0
-        states |= {"weights": number * (share + live), "optimizer": 16 * share, "buffers": 4 * bucket}
+        live = min(whole, int(zero.get("stage3_max_live_parameters", LIVE))) if learner.num_ranks > 1 else 0
+        states |= {
+            "weights": number * (whole / learner.num_ranks + live),
+            "optimizer": 16 * share,
+            "buffers": 4 * bucket,
+        }
         states |= {"gradients": 0, "buckets": 4 * filled}
     if learner.base_pull:
-        states["optimizer"] += number * (size if stage == 0 else share)
+        states["optimizer"] += number * (trained if stage == 0 else share)
     return states
 
 
@@ -206,7 +218,8 @@ def rollout_memory(config: Config, shape: ModelShape) -> GroupMemory:
         weights, cache = 2 * weights, rollout.kv_cache_gib * GIB
     held = {"weights": weights, "KV cache": max(cache, sample), "work space": work}
     if on_gpu and config.cluster.colocate:  # its own stay on the GPU in both turns
-        states = training_states(config.learner, config.model.dtype, shape.num_parameters)
+        adapters = shape.adapter_numbers(config.learner.lora)
+        states = training_states(config.learner, config.model.dtype, shape.num_parameters, adapters)
         held["learner's weights"] = states["weights"] + ON_GPU * GIB
     samples = max(int(cache / sample), 0)
     note = f"cache for {samples} of {rollout.max_num_seqs} responses at full length"

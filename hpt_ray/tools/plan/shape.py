@@ -7,7 +7,7 @@ nothing on this machine says what the model looks like. Parameters are counted o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
+from hpt_ray.config.lora import LoRAConfig
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data import mini
 from hpt_ray.data.mini.base import parse_name
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.learner.architectures import rule_of
+from hpt_ray.learner.lora import linear_layers, targets
 from hpt_ray.learner.model import load_model_config, override, positions_of
 
 
@@ -37,11 +39,20 @@ class ModelShape:
     key_width: int  # heads of keys (and values) · head size
     vocabulary: int
     positions: int | None  # the longest sequence, with RoPE as it is scaled; None: the model sets no limit
+    linear_layers: Mapping[str, int]  # those that may have an adapter: name → inputs + outputs
 
     @property
     def kv_numbers(self) -> int:
         """Numbers that the cache keeps of one token."""
         return 2 * self.num_layers * self.key_width
+
+    def adapter_numbers(self, lora: LoRAConfig) -> int:
+        """Parameters of the adapters. Raises `UserError` for a target that the model does not have."""
+        if not lora.rank:
+            return 0
+        return lora.rank * sum(
+            self.linear_layers[name] for name in targets(self.linear_layers, lora.target_modules)
+        )
 
 
 _SIZES = (
@@ -131,4 +142,7 @@ def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=text.vocab_size,
         positions=positions_of(text),
+        linear_layers={
+            name: layer.in_features + layer.out_features for name, layer in linear_layers(model).items()
+        },
     )

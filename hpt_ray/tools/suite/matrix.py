@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
@@ -85,10 +85,23 @@ class Choice:
 
     @property
     def at_edge(self) -> list[str]:
-        """Keys of which the lowest or highest of three values or more was best: a better one may lie beyond."""
-        names = [name for name, value in self.settings.items() if isinstance(value, (int, float))]
-        tried = {name: {t.settings[name] for t in self.tries if name in t.settings} for name in names}
-        return [n for n in names if len(tried[n]) > 2 and self.settings[n] in (min(tried[n]), max(tried[n]))]
+        """Keys of which the lowest or highest value tried was best: a better one may lie beyond. Of two values one
+        always is. A key of a list of phases is named with the number of the phase."""
+        tried: dict[str, set[float]] = {}
+        for each in self.tries:
+            for name, value in _numbers(each.settings):
+                tried.setdefault(name, set()).add(value)
+        best = dict(_numbers(self.settings))
+        return [n for n in best if len(tried[n]) > 1 and best[n] in (min(tried[n]), max(tried[n]))]
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in settings by their dotted keys: `phases.1.learner.learning_rate`."""
+    if isinstance(value, Mapping | list):
+        for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value, 1):
+            yield from _numbers(inner, f"{name}.{part}" if name else str(part))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
 
 
 def sweep_runs(suite: Suite, wanted: Sequence[Pair]) -> list[RunSpec]:

@@ -26,7 +26,7 @@ from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.model import as_trained
 from hpt_ray.evaluation.results import PROMPTS, read_results
-from hpt_ray.evaluation.statistics import Estimate, mean_over_prompts, weighted_average
+from hpt_ray.evaluation.statistics import Estimate, mean_over_prompts, spread_of, weighted_average
 from hpt_ray.tools.report import chances
 from hpt_ray.tools.suite.jobs import Job
 from hpt_ray.tools.suite.matrix import Pair, RunSpec
@@ -136,6 +136,7 @@ class Solved:
     by_benchmark: Mapping[str, np.ndarray]
     asked: Mapping[str, tuple[str, ...]]
     num_seeds: int
+    by_seed: np.ndarray | None = None  # pass@k [seeds, K]
 
     def means(self) -> dict[int, float]:
         """pass@k for every k, each benchmark weighing the same."""
@@ -143,12 +144,16 @@ class Solved:
         return {k: float(value) for k, value in zip(self.ks, values, strict=True)}
 
     def minus(self, other: Solved, k: int) -> Estimate | None:
-        """The difference of pass@k with its interval over prompts; None where they were asked others."""
+        """The difference of pass@k; None where they were asked other prompts. Its interval covers the prompts, and
+        where a method has several seeds those too: the half widths add up as independent ones do."""
         if self.ks != other.ks or self.asked != other.asked:
             return None
         at = self.ks.index(k)
         deltas = [mean_over_prompts(v[at] - other.by_benchmark[n][at]) for n, v in self.by_benchmark.items()]
-        return weighted_average(deltas, [1.0] * len(deltas))
+        over_prompts = weighted_average(deltas, [1.0] * len(deltas))
+        several = [s.by_seed[:, at] for s in (self, other) if s.by_seed is not None and len(s.by_seed) > 1]
+        widths = [over_prompts.half_width or 0.0, *(spread_of(values).ci95 or 0.0 for values in several)]
+        return Estimate(over_prompts.value, float(np.linalg.norm(widths)))
 
 
 Passes = Mapping[Pair, Solved]
@@ -178,4 +183,6 @@ def _solved(evaluations: Sequence[Evaluation]) -> Solved:
             seeds.setdefault(name, []).append(chances(rows))
     ks = min((ks for of_one in seeds.values() for ks, _ in of_one), key=len)
     means = {name: np.mean([c[: len(ks)] for _, c in of_one], axis=0) for name, of_one in seeds.items()}
-    return Solved(tuple(int(k) for k in ks), means, asked, len(evaluations))
+    each = [[chance[: len(ks)].mean(axis=1) for _, chance in of_one] for of_one in seeds.values()]
+    by_seed = np.mean(each, axis=0) if len({len(of_one) for of_one in each}) == 1 else None
+    return Solved(tuple(int(k) for k in ks), means, asked, len(evaluations), by_seed)

@@ -215,7 +215,8 @@ def _differences(results: Results) -> Iterator[Block]:
     n = len(results.suite.seeds)
     yield (
         f"Paired by seed. With {n} seeds the sign-flip test cannot give less than {2 / 2**n:.3g}; Holm's correction "
-        "is over the methods compared by one measure on one model. A small p speaks of these prompts and this "
+        "is over the methods compared by one measure on one model. A small p (t) from fewer than six seeds rests on "
+        "normality, which so few cannot show. Intervals and p are over seeds: they speak of these prompts and this "
         "base model alone."
     )
 

@@ -162,7 +162,11 @@ def sweep_table(results: Results, choices: Mapping[Pair, Choice]) -> Rows:
     for (model, method), choice in choices.items():
         for i, tried in enumerate(choice.tries):
             score = "failed" if tried.score is None else f"{100 * tried.score:.1f}"
-            mark = "" if i != choice.chosen else "chosen" + (" (at the edge)" if choice.at_edge else "")
+            mark = (
+                ""
+                if i != choice.chosen
+                else "chosen" + (f" (at the edge: {', '.join(choice.at_edge)})" if choice.at_edge else "")
+            )
             rows.append([results.title(method), model, settings_text(tried.settings), score, mark])
     header = ["method", "model", "settings", "percent correct", ""]
     return Rows("Tries on the validation sets", header, rows, "lllrl")
