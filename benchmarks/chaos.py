@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from contextlib import suppress
 from itertools import count
@@ -42,7 +43,7 @@ from faults import FAULTS, SHM, Target, Undo, disk  # noqa: E402
 from killer import steps_done  # noqa: E402
 from nodes import Nodes, cluster  # noqa: E402
 
-from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
+from hpt_ray.observe.run_folder import RunFolder, read_json_lines  # noqa: E402
 
 # Ray's pings, by which a frozen process is noticed: every 300 s and 120 s for the answer, if nothing is set.
 ENVIRONMENT = {
@@ -102,6 +103,7 @@ def main() -> None:
             raw["undisturbed"] = undisturbed(quiet, nodes, disturbed.last_step)
             raw["distance"] = distance(runs, quiet, disturbed.last_step)
         except Exception as error:  # a run that a fault has ended is a result too
+            traceback.print_exc()
             report["failed"] = f"{type(error).__name__}: {error}"
     report |= {"raw": raw, "result": result(raw)}
     write(arguments.out, report)
@@ -281,7 +283,7 @@ def counted(folder: RunFolder) -> dict[str, Any]:
     """Steps and prompts, and what was mended, from a run folder."""
     lines = folder.read_metrics()
     steps = Counter(line["step"] for line in lines)
-    attempts = Counter(json.loads(text)["step"] for text in folder.prompt_history.read_text().splitlines())
+    attempts = Counter(line["step"] for line in read_json_lines(folder.prompt_history))
     mended: Counter[str] = Counter()
     for line in lines:
         mended.update({k: v for k, v in line.items() if k.startswith("faults/")})
