@@ -223,7 +223,8 @@ class Disturbed:
         time.sleep(0.05)
 
     def _by_itself(self, code: int) -> None:
-        said = max(self._said.iterdir(), key=lambda path: path.stat().st_mtime).read_text()[-2000:]
+        printed = max(self._said.iterdir(), key=lambda path: path.stat().st_mtime).read_text()
+        said = [line for line in printed.splitlines() if line.startswith("failed:")]
         during = [kind for _, kind, _ in self._undo] or [fault["kind"] for fault in self._faults[-1:]]
         self._ends.append({"code": code, "during": during, "step": self.last_step, "said": said})
         print(json.dumps(self._ends[-1]), flush=True)

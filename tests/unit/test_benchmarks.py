@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.rollout.worker import RolloutWorker
 from hpt_ray.types import Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
@@ -144,3 +149,48 @@ def test_a_side_that_failed_is_named_and_gives_no_ratio(monkeypatch: pytest.Monk
         "even, hpt_ray",
         "long_tail, TRL, 2 threads, continuous batching False",
     ]
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent / "tests" / "cluster"))
+    return load("faults", monkeypatch)
+
+
+@pytest.fixture
+def target(faults: ModuleType, tmp_path: Path) -> Iterator[Any]:
+    """A run that is a folder, and a driver that only sleeps."""
+
+    def start() -> tuple[subprocess.Popen[bytes], Path]:
+        return subprocess.Popen(["sleep", "60"]), tmp_path / "said"
+
+    made = faults.Target(tmp_path / "disk", None, None, random.Random(0), start)
+    yield made
+    made.kill_driver()
+
+
+def test_a_filled_disk_has_the_room_that_is_left_and_gets_the_other_back(
+    faults: ModuleType, target: Any, small_disk: Callable[..., Path]
+) -> None:
+    disk = small_disk(2)
+    before = shutil.disk_usage(disk).free
+    for left in (2**18, 0):
+        undo = faults.filled(lambda target: target.runs, left)(target)
+        assert shutil.disk_usage(disk).free == left
+        undo()
+        assert shutil.disk_usage(disk).free == before
+
+
+def test_after_the_clock_went_back_the_run_that_goes_on_is_from_tomorrow(
+    faults: ModuleType, target: Any
+) -> None:
+    before = RunFolder.create(target.runs, "demo")
+    (before.checkpoints / "step-000001").mkdir()
+    faults.clock_back(target)
+    assert target.driver.poll() is not None
+    later = RunFolder.newest(target.runs, "demo")
+    assert later is not None
+    assert later == target.folder
+    assert later.root.name > before.root.name
+    assert later.checkpoints.stat().st_mtime > time.time() + 3600
+    assert RunFolder.create(target.runs, "demo").root.name > later.root.name
