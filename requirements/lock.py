@@ -4,9 +4,9 @@
 
 The versions are resolved once, here. `make install` and the images then install them without resolving again,
 so that no CUDA build slips in beside the CPU build of torch, and pip takes no file whose SHA-256 is not here: those of
-the package index for Linux on x86-64 and the Pythons below, source included. Left out of the CPU installation are three packages
-that vLLM names but that come as CUDA builds and break `import transformers` beside a CPU torch; text models need
-none of them.
+the package index for Linux on x86-64 and the Pythons below, source included. Left out of the CPU installation are
+three packages that vLLM names but that come as CUDA builds and break `import transformers` beside a CPU torch; text
+models need none of them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import sys
 import tempfile
 import tomllib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = "# Written by requirements/lock.py; see there.\n"
-PYTHONS = ("3.11", "3.12", "3.13")
-PLATFORM = "x86_64-manylinux_2_28"  # some of the packages are there for no other
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# Some of the packages are there for no other processor, and some wheels for newer systems only.
+PLATFORMS = ("x86_64-manylinux_2_28", "x86_64-manylinux_2_39")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def resolve(target: Target) -> dict[str, str]:
 
 
 def write(name: str, pins: dict[str, str]) -> None:
-    """The lock file of these pins. Of a build that is not the package index's, `+cpu`, this machine's file is the one."""
+    """The lock file of these pins. A build that is not the package index's, `+cpu`, is the file of this machine."""
     found = {pin: {own} for pin, own in pins.items()}
     for pin, more in hashes_of([pin for pin in pins if "+" not in pin]).items():
         found[pin] |= more
@@ -78,14 +80,25 @@ def hashes_of(pins: list[str]) -> dict[str, set[str]]:
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "pins.txt", Path(folder) / "pylock.toml"
         asked.write_text("\n".join(pins))
-        for python in PYTHONS:
-            command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--generate-hashes"]
-            command += ["--python-version", python, "--python-platform", PLATFORM]
+        for python, platform in product(PYTHONS, PLATFORMS):
+            command = [
+                sys.executable,
+                "-m",
+                "uv",
+                "pip",
+                "compile",
+                "--quiet",
+                "--no-deps",
+                "--generate-hashes",
+            ]
+            command += ["--python-version", python, "--python-platform", platform]
             command += ["--format", "pylock.toml", "--output-file", str(answer), str(asked)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             for package in tomllib.loads(answer.read_text())["packages"]:
                 files = [*package.get("wheels", ()), *filter(None, [package.get("sdist")])]
-                found[f"{package['name']}=={package['version']}"] |= {file["hashes"]["sha256"] for file in files}
+                found[f"{package['name']}=={package['version']}"] |= {
+                    file["hashes"]["sha256"] for file in files
+                }
             answer.unlink()
     return found
 
