@@ -1,14 +1,16 @@
-"""The small task with a fault every half minute: what gets done, what is lost.
+"""The small task under every fault of `faults.py`: what gets done, what is lost.
 
     python benchmarks/chaos.py --minutes 60 --out benchmarks/results/chaos.json
 
-First an undisturbed run for `--undisturbed-minutes`, then one whose processes are ended with kill -9, or frozen
-with SIGSTOP, at moments drawn from the seed: rollout workers (engines), learner ranks, the reference scorer, the
-verifier and its grading processes, and the driver, which is then started again with `resume=auto`. Read from the
-run folder: steps, what was counted as mended, and for each fault the time to recover: from the fault until a step
-is written that was not there before. "Twice" are steps that were written and, after a fault, computed again; the
-one under way at the fault is not among them. "Lost" are steps that are missing from the metrics or there twice in
-the end, and prompts of a step that were not visited exactly once.
+Faults happen to a run on two Ray nodes of this machine, in rounds of every kind once, in an order drawn from the seed,
+one or two at once; those that last overlap with the next ones. A driver that ends is started again with `resume=auto`.
+Then the same run goes undisturbed to the same step. Read from the run folders: steps, what was counted as mended, and
+for each fault the time to recover: from the fault until a step is written that was not there before. "Twice" are steps
+that were written and, after a fault, computed again; the one under way at the fault is not among them. "Lost" are steps
+that are missing from the metrics or there twice in the end, and prompts of a step that were not visited exactly once.
+The parameters at the end are compared with those of the undisturbed run.
+
+All of it sees a run folder and a /dev/shm of its own, small disks in memory, so Linux and `unshare` are needed.
 """
 
 from __future__ import annotations
@@ -17,14 +19,13 @@ import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,39 +33,29 @@ from typing import Any
 import psutil
 from machine import machine, versions, write
 
-from hpt_ray.observe.run_folder import RunFolder
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "cluster"))
 
+from command import MAIN, child_environment  # noqa: E402
+from endings import newest, weights  # noqa: E402
+from faults import FAULTS, SHM, Target, Undo, disk  # noqa: E402
+from killer import steps_done  # noqa: E402
+from nodes import Nodes, cluster  # noqa: E402
 
-@dataclass(frozen=True)
-class Fault:
-    """What marks the processes one of which it hits (none: the driver), how often it is drawn, and the signal."""
+from hpt_ray.observe.run_folder import RunFolder  # noqa: E402
 
-    mark: str
-    weight: int
-    signal: signal.Signals = signal.SIGKILL
-
-
-# Rare where much is computed again, or the run stands still until the freeze is noticed.
-FAULTS = {
-    "engine": Fault("ray::RolloutWorker", 8),
-    "learner": Fault("ray::LearnerWorker", 4),
-    "reference": Fault("ray::ReferenceWorker", 2),
-    "verifier": Fault("ray::Verifier", 2),
-    "reward_function": Fault("hpt_ray.reward.pool", 4),
-    "driver": Fault("", 2),
-    "frozen engine": Fault("ray::RolloutWorker", 1, signal.SIGSTOP),
-    "frozen learner": Fault("ray::LearnerWorker", 1, signal.SIGSTOP),
-}
 # Ray's pings, by which a frozen process is noticed: every 300 s and 120 s for the answer, if nothing is set.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
-PAUSE_S = (20.0, 40.0)  # between two faults
-PROMPTS = 32
+PAUSE_S = (2.0, 10.0)  # between a recovery and the next faults
+TOGETHER = (1, 2)  # faults at once
+LIMIT_S = 900.0  # for a recovery
+PROMPTS = 8
+DISK, SHM_SIZE = "128m", "512m"
+STORE = "--object-store-memory=100000000"
 
 
 def main() -> None:
@@ -73,9 +64,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--undisturbed-minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS), help="kinds of faults")
     arguments = parser.parse_args()
+    if "HPT_RAY_CHAOS" not in os.environ:  # again, where mounts are seen by nobody else
+        os.environ["HPT_RAY_CHAOS"] = "1"
+        os.execvp("unshare", ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv])
     report: dict[str, Any] = {
         "benchmark": "chaos",
         "versions": versions(),
@@ -83,168 +77,250 @@ def main() -> None:
         "settings": {
             "overrides": words(),
             "pause_s": PAUSE_S,
+            "together": TOGETHER,
             "environment": ENVIRONMENT,
-            "weights": {kind: fault.weight for kind, fault in FAULTS.items()},
-            **{name: value for name, value in vars(arguments).items() if name != "out"},
+            "disk": DISK,
+            "shm": SHM_SIZE,
+            "faults": {kind: {"lasts_s": FAULTS[kind].lasts_s} for kind in arguments.only},
+            **{name: value for name, value in vars(arguments).items() if name not in ("out", "only")},
         },
     }
-    with tempfile.TemporaryDirectory() as folder:
-        quiet = Run(Path(folder) / "quiet")
-        quiet.go_on(arguments.undisturbed_minutes * 60, faults=None)
-        disturbed = Run(Path(folder) / "disturbed")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        disk(SHM, SHM_SIZE),
+        disk(Path(folder, "runs"), DISK) as runs,
+        cluster(3, STORE, "--include-dashboard=false", **ENVIRONMENT) as nodes,
+    ):
+        disturbed = Disturbed(runs, nodes, random.Random(arguments.seed), arguments.only)
+        raw: dict[str, Any] = {}
         try:
-            disturbed.go_on(arguments.minutes * 60, faults=random.Random(arguments.seed))
-        except RuntimeError as error:  # a run that a fault has ended is a result too
-            report["failed"] = str(error)
-        report |= {"raw": {"undisturbed": quiet.figures(), "disturbed": disturbed.figures()}}
-    report["result"] = result(**report["raw"])
+            try:
+                disturbed.go_on(arguments.minutes * 60)
+            finally:
+                raw["disturbed"] = disturbed.figures()
+            quiet = Path(folder, "undisturbed")
+            raw["undisturbed"] = undisturbed(quiet, nodes, disturbed.last_step)
+            raw["distance"] = distance(runs, quiet, disturbed.last_step)
+        except Exception as error:  # a run that a fault has ended is a result too
+            report["failed"] = f"{type(error).__name__}: {error}"
+    report |= {"raw": raw, "result": result(raw)}
     write(arguments.out, report)
     sys.exit(report.get("failed"))
 
 
 def words() -> list[str]:
-    """More steps than time; two engines, so that one can be missed; a reference, so that there is one to lose."""
+    """More steps than time; two engines, so that one can be missed; a reference, so that there is one to lose.
+
+    One rank's node is the second one: the first has no room for both. What a rounded log-prob of a response that was
+    generated again could change is computed by the learner, so that the parameters can be compared bit for bit.
+    """
     return [
         "run.steps=100000",
+        "run.deterministic=true",
         f"prompts_per_step={PROMPTS}",
+        "group_size=4",
         "algorithm.kl_coef=0.001",
         "rollout.num_workers=2",
         "rollout.num_cpus=0.5",
+        "rollout.start_timeout_s=900",
         "reference.num_cpus=0",
         "learner.num_ranks=2",
-        "learner.num_cpus=0.5",
-        "checkpoint.every=10",
+        "learner.num_cpus=2",
+        "learner.recompute_old_logprobs=true",
+        "learner.max_restarts=10",
+        "checkpoint.every=5",
+        "checkpoint.keep=3",
         "evaluation.sets={}",
         "evaluation.every=0",
         "observe.samples_every=0",
-        "cluster.address=local",
     ]
 
 
-class Run:
+def start(runs: Path, nodes: Nodes, said: Path, *more: str) -> subprocess.Popen[bytes]:
+    with said.open("w") as output:
+        return subprocess.Popen(
+            [*MAIN, *words(), *more, f"run.dir={runs}", f"cluster.address={nodes.address}", "resume=auto"],
+            cwd=ROOT,
+            env=child_environment(**nodes.environment),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+class Disturbed:
     """One run, through as many driver processes as it takes."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, runs: Path, nodes: Nodes, rng: random.Random, kinds: list[str]):
+        self._runs, self._random, self._kinds = runs, rng, kinds
+        self._said = Path(tempfile.mkdtemp())
+        numbers = count()
+
+        def one_more() -> tuple[subprocess.Popen[bytes], Path]:
+            said = self._said / f"driver-{next(numbers)}.txt"
+            return start(runs, nodes, said), said
+
+        second = nodes.start(2, f"--address={nodes.address}", STORE)
+        self.target = Target(runs, nodes, second, rng, one_more)
+        self._undo: list[tuple[float, str, Undo]] = []  # when it is due, of which fault
         self._faults: list[dict[str, Any]] = []
+        self._ends: list[dict[str, Any]] = []  # of drivers, by themselves
+        self._twice = 0
         self._seconds = 0.0
 
-    def go_on(self, seconds: float, faults: random.Random | None) -> None:
-        process = self._start()
-        self._wait_for_step(process, 0)
+    def go_on(self, seconds: float) -> None:
+        self._wait_for_step(0)
         begin = time.monotonic()
+        deck: list[str] = []
         try:
-            while (left := seconds - (time.monotonic() - begin)) > 0:
-                time.sleep(min(left, faults.uniform(*PAUSE_S) if faults else left))
-                if process.poll() is not None:
-                    raise RuntimeError(f"the run ended by itself with code {process.returncode}")
-                if faults and time.monotonic() - begin < seconds:
-                    process = self._strike(process, faults)
-        finally:
+            while time.monotonic() - begin < seconds:
+                deck = deck or self._random.sample(self._kinds, len(self._kinds))
+                together = [deck.pop() for _ in range(min(len(deck), self._random.choice(TOGETHER)))]
+                self._strike([kind for kind in FAULTS if kind in together])
+                until = time.monotonic() + self._random.uniform(*PAUSE_S)
+                while time.monotonic() < until:
+                    self._look_after()
             self._seconds = time.monotonic() - begin
-            process.terminate()
-            process.wait(timeout=120)
+            self._undo_all()
+            self._wait_for_step(self.last_step)  # so that it is up, and ends in order
+        finally:
+            self._undo_all()
+            self.target.driver.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.target.driver.wait(timeout=LIMIT_S)
+            self.target.driver.kill()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "hpt_ray.main", *words(), f"run.dir={self._folder}", "resume=auto"],
-            cwd=ROOT,
-            env={**ENVIRONMENT, **os.environ},
-            stdout=subprocess.DEVNULL,
-        )
+    def _strike(self, kinds: list[str]) -> None:
+        """Faults at once, and the time until a step is written that was not there before."""
+        step, begin, records = self.last_step, time.monotonic(), []
+        for kind in kinds:
+            record: dict[str, Any] = {"kind": kind, "step": step, "load_1min": round(os.getloadavg()[0], 1)}
+            self._faults.append(record)
+            try:
+                undo = FAULTS[kind].do(self.target)
+            except (psutil.NoSuchProcess, OSError) as error:  # another fault has it
+                record["missed"] = f"{error}"
+                continue
+            records.append(record)
+            if undo is not None:
+                self._undo.append((time.monotonic() + FAULTS[kind].lasts_s, kind, undo))
+        step = max(step, self.last_step)  # the run may have gone on before it came to that
+        went_back_to = self._wait_for_step(step)
+        for record in records:
+            record |= {"recovered_s": time.monotonic() - begin, "together": len(records)}
+        self._twice += step - went_back_to
+        print(json.dumps(records), flush=True)
 
-    def _strike(self, process: subprocess.Popen[bytes], faults: random.Random) -> subprocess.Popen[bytes]:
-        """One fault, and the time until a step is written that was not there before."""
-        weights = [fault.weight for fault in FAULTS.values()]
-        (kind,) = faults.choices(list(FAULTS), weights)
-        fault, step, begin = FAULTS[kind], self._last_step(), time.monotonic()
-        if not fault.mark:
-            process.send_signal(fault.signal)
-            process.wait()
-            process = self._start()
-        else:
-            found = find(process.pid, fault.mark)
-            if not found:  # it is being started again already
-                self._faults.append({"kind": kind, "step": step, "missed": True})
-                return process
-            with suppress(psutil.NoSuchProcess):
-                faults.choice(found).send_signal(fault.signal)
-        went_back_to = self._wait_for_step(process, step)
-        self._faults.append(
-            {
-                "kind": kind,
-                "step": step,
-                "recovered_s": time.monotonic() - begin,
-                "steps_twice": step - went_back_to,
-            }
-        )
-        return process
+    def _look_after(self) -> None:
+        """Undo what is due; start an ended driver again, after what made it end is undone."""
+        for each in [each for each in self._undo if each[0] <= time.monotonic()]:
+            self._undo.remove(each)
+            each[-1]()
+        if (code := self.target.driver.poll()) is not None:
+            if code >= 0:
+                self._by_itself(code)
+            self._undo_all()
+            self.target.driver, _ = self.target.start()
+        time.sleep(0.05)
 
-    def _wait_for_step(self, process: subprocess.Popen[bytes], before: int) -> int:
+    def _by_itself(self, code: int) -> None:
+        said = max(self._said.iterdir(), key=lambda path: path.stat().st_mtime).read_text()[-2000:]
+        during = [kind for _, kind, _ in self._undo] or [fault["kind"] for fault in self._faults[-1:]]
+        self._ends.append({"code": code, "during": during, "step": self.last_step, "said": said})
+        print(json.dumps(self._ends[-1]), flush=True)
+        if [end["step"] for end in self._ends[-4:]] == 4 * [self.last_step]:
+            raise RuntimeError(f"the run ends again and again: {said}")
+
+    def _undo_all(self) -> None:
+        while self._undo:
+            self._undo.pop()[-1]()
+
+    def _wait_for_step(self, before: int) -> int:
         """Until a step after `before` is written; the step from which the run went on."""
-        lowest, deadline = before, time.monotonic() + 600
-        while (step := self._last_step()) <= before:
+        lowest, deadline = before, time.monotonic() + LIMIT_S
+        while (step := self.last_step) <= before:
             lowest = min(lowest, step)
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no step is written any more; the driver's exit code: {process.poll()}")
-            time.sleep(0.05)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no step after {before} is written any more")
+            self._look_after()
         return lowest
 
-    def _lines(self) -> list[dict[str, Any]]:
-        latest = self._folder / "latest"
-        return RunFolder(latest.resolve()).read_metrics() if latest.exists() else []
-
-    def _last_step(self) -> int:
-        return max((line["step"] for line in self._lines()), default=0)
+    @property
+    def last_step(self) -> int:
+        return steps_done(self._runs)
 
     def figures(self) -> dict[str, Any]:
-        lines = self._lines()
-        steps = Counter(line["step"] for line in lines)
-        attempts: Counter[int] = Counter()
-        for text in (self._folder / "latest" / "prompt_history.jsonl").read_text().splitlines():
-            attempts[json.loads(text)["step"]] += 1
-        mended: Counter[str] = Counter()
-        for line in lines:
-            mended.update({k: v for k, v in line.items() if k.startswith("faults/")})
-        last = max(steps, default=0)
         return {
             "seconds": self._seconds,
-            "steps": last,
-            "steps_missing_or_twice": sum(steps[step] != 1 for step in range(1, last + 1)),
-            "steps_with_other_than_all_prompts": sum(attempts[s] != PROMPTS for s in range(1, last + 1)),
+            **counted(self.target.folder),
+            "steps_twice": self._twice,
             "faults": self._faults,
-            "mended_in_lines": dict(mended),
+            "ended_by_themselves": self._ends,
         }
 
 
-def find(root: int, mark: str) -> list[psutil.Process]:
-    """Descendants of process `root` whose title begins with `mark`, or whose command line has it."""
-    found = []
-    for process in psutil.Process(root).children(recursive=True):
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            command = process.cmdline()
-            if command and (command[0].startswith(mark) or any(mark in word for word in command[1:])):
-                found.append(process)
-    return found
+def undisturbed(runs: Path, nodes: Nodes, steps: int) -> dict[str, Any]:
+    """The same run without a fault, to the same step."""
+    said = runs.with_name("undisturbed.txt")
+    process = start(runs, nodes, said, f"run.steps={steps}")
+    while process.poll() is None and steps_done(runs) == 0:
+        time.sleep(0.05)
+    begin = time.monotonic()
+    if process.wait() != 0:
+        raise RuntimeError(said.read_text())
+    return {"seconds": time.monotonic() - begin, **counted(newest(runs))}
 
 
-def result(undisturbed: dict[str, Any], disturbed: dict[str, Any]) -> dict[str, Any]:
-    done = [fault for fault in disturbed["faults"] if "missed" not in fault]
-    rate = undisturbed["steps"] / undisturbed["seconds"]
+def distance(runs: Path, others: Path, step: int) -> float:
+    """Between the parameters of two runs, over the norm of those of the other."""
+    ours, theirs = weights(newest(runs), step), weights(newest(others), step)
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def counted(folder: RunFolder) -> dict[str, Any]:
+    """Steps and prompts, and what was mended, from a run folder."""
+    lines = folder.read_metrics()
+    steps = Counter(line["step"] for line in lines)
+    attempts = Counter(json.loads(text)["step"] for text in folder.prompt_history.read_text().splitlines())
+    mended: Counter[str] = Counter()
+    for line in lines:
+        mended.update({k: v for k, v in line.items() if k.startswith("faults/")})
+    last = max(steps, default=0)
     return {
+        "steps": last,
+        "steps_missing_or_twice": sum(steps[step] != 1 for step in range(1, last + 1)),
+        "steps_with_other_than_all_prompts": sum(attempts[s] != PROMPTS for s in range(1, last + 1)),
+        "mended_in_lines": dict(mended),
+    }
+
+
+def result(raw: dict[str, Any]) -> dict[str, Any]:
+    disturbed = raw["disturbed"]
+    done = [fault for fault in disturbed["faults"] if "recovered_s" in fault]
+    by_kind = {
+        kind: [fault["recovered_s"] for fault in done if fault["kind"] == kind]
+        for kind in sorted({fault["kind"] for fault in done})
+    }
+    found = {
         "steps": disturbed["steps"],
-        "steps_over_undisturbed": disturbed["steps"] / disturbed["seconds"] / rate,
-        "steps_computed_twice": sum(fault["steps_twice"] for fault in done),
-        "seconds_per_step_undisturbed": 1 / rate,
-        "faults": dict(Counter(fault["kind"] for fault in done)),
-        "mean_seconds_to_recover": {
-            kind: fmean(fault["recovered_s"] for fault in done if fault["kind"] == kind)
-            for kind in sorted({fault["kind"] for fault in done})
-        },
+        "steps_computed_twice": disturbed["steps_twice"],
+        "faults": {kind: len(each) for kind, each in by_kind.items()},
+        "mean_seconds_to_recover": {kind: fmean(each) for kind, each in by_kind.items()},
+        "longest_seconds_to_recover": {kind: max(each) for kind, each in by_kind.items()},
+        "drivers_ended_by_themselves": len(disturbed["ended_by_themselves"]),
         "nothing_lost": not (
             disturbed["steps_missing_or_twice"] or disturbed["steps_with_other_than_all_prompts"]
         ),
     }
+    if "distance" in raw:
+        undisturbed = raw["undisturbed"]
+        rate = undisturbed["steps"] / undisturbed["seconds"]
+        found |= {
+            "steps_over_undisturbed": disturbed["steps"] / disturbed["seconds"] / rate,
+            "seconds_per_step_undisturbed": 1 / rate,
+            "parameters_equal": raw["distance"] == 0.0,
+            "relative_distance_of_parameters": raw["distance"],
+        }
+    return found
 
 
 if __name__ == "__main__":

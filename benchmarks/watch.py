@@ -1,11 +1,13 @@
 """What the live page takes: seconds until it is open with much data, and what it costs while a run trains.
 
-    python benchmarks/watch.py --out benchmarks/results/watch.json
+    python benchmarks/watch.py
 
+Writes benchmarks/results/watch.json, and from it the figures in docs/watch.md.
 Makes 200 runs of 5,000 steps, the first of them with 1,000,000 rollouts and 250,000 attempts, serves them and opens
 every view in Chromium, each in a new page of a warm server, several times. `open_s`: medians, from the address to
 what was asked for. `together_s`: all 200 runs drawn over each other. `server_share`: processor time of the server while
-a page shows a run that does a step a second, as a share of one core; the run itself does nothing for the page.
+a page shows a run that does a step a second, as a share of one core, and of the machine; the run itself does nothing
+for the page.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, versions, write
+from quickstart import between_marks
 
 from hpt_ray.observe.metrics import METRICS
 from hpt_ray.observe.rollout_dump import SCHEMA, dump_of
 from hpt_ray.observe.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "watch.json", ROOT / "docs" / "watch.md"
 NUM_RUNS, STEPS, DUMPED_STEPS, PROMPTS, N = 200, 5000, 500, 500, 4  # 500 × 500 × 4 rollouts
 LIVE_S = 30
 READY = {
@@ -50,7 +54,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
     arguments = parser.parse_args()
     report: dict[str, Any] = {
         "benchmark": "watch",
@@ -63,6 +67,25 @@ def main() -> None:
         first = make_runs(Path(folder))
         report["result"] = measured(Path(folder), first, arguments.repeats)
     write(arguments.out, report)
+    if arguments.out == RESULT:
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), report), encoding="utf-8")
+
+
+def page(text: str, report: dict[str, Any] | None) -> str:
+    """docs/watch.md with the report's figures between its marks; without a report there are none."""
+    if report is None:
+        return between_marks(text, "", of=RESULT.name)
+    where, settings, found = report["machine"], report["settings"], report["result"]
+    runs, steps, dumped = (f"{settings[name]:,}" for name in ("runs", "steps", "rollouts"))
+    took = ", ".join(f"{view} {seconds:.1f}" for view, seconds in found["open_s"].items())
+    load = f"{where['num_cpus']} cores, load {where['load_1min_before']:.1f} before"
+    part = (
+        f"With {runs} runs of {steps} steps, one of them with {dumped} rollouts, the views open in seconds:\n"
+        f"{took}; all {runs} runs are drawn over each other in {found['together_s']:.1f} s. While a run of one step a\n"
+        f"second is watched, the server takes {found['server_share']:.1%} of a core ({load};\n"
+        "`benchmarks/watch.py`).\n"
+    )
+    return between_marks(text, part, of=RESULT.name)
 
 
 def make_runs(parent: Path) -> RunFolder:
@@ -153,6 +176,7 @@ def measured(parent: Path, first: RunFolder, repeats: int) -> dict[str, Any]:
         "first_open_s": {view: round(seconds[0], 2) for view, seconds in took.items()},
         "together_s": round(median(together), 2),
         "server_share": round(share, 4),
+        "machine_share": round(share / psutil.cpu_count(), 4),
     }
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("hpt_ray.cli.evaluate", "sample and grade benchmarks, or compare two results"),
     "grade": ("hpt_ray.cli.grade", "grade a file of responses, and show at which stage each was decided"),
     "explain": ("hpt_ray.cli.explain", "an algorithm's parts, formulas and a worked example"),
+    "measure": ("hpt_ray.cli.measure", "bias, variance and signal-to-noise of methods' gradients"),
     "replay": ("hpt_ray.cli.replay", "compute a step again and compare its gradient"),
     "watch": ("hpt_ray.tools.watch.__main__", "a live page of runs: curves, the gate, rollouts"),
     "report": ("hpt_ray.tools.report.__main__", "a page about one run or several"),

@@ -116,12 +116,15 @@ class CheckpointStore:
         For errors of those who write the files, too: `raise store.failed(step, error) from error`.
         """
         shutil.rmtree(self._partial(step), ignore_errors=True)
-        steps = self.steps()
-        stays = f"The newest checkpoint is still {folder_name(steps[-1])}" if steps else "There is no other"
+        stays = "Older checkpoints were not touched"
         free = total = "nothing that can be read"
-        with suppress(OSError):  # where the folder itself is gone
+        with suppress(OSError):  # where the folder itself is gone, or this process may open no more files
             disk = shutil.disk_usage(self.root)
             free, total = _size(disk.free), _size(disk.total)
+            steps = self.steps()
+            stays = (
+                f"The newest checkpoint is still {folder_name(steps[-1])}" if steps else "There is no other"
+            )
         return CheckpointFailed(
             f"the checkpoint of step {step} could not be saved: {error}. The disk of {self.root} "
             f"has {free} free of {total}. {stays}. Make room there, or lower checkpoint.keep."

@@ -16,6 +16,7 @@ import torch
 
 from hpt_ray.algorithms import GATES, BatchShape, Estimator, SampleWeights, TokenBatch, describe, overview
 from hpt_ray.algorithms.build import aligned
+from hpt_ray.algorithms.estimator import FAMILIES
 from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import QUICKSTART, load_config
@@ -50,6 +51,8 @@ MOVES = (0.05, -0.05, 0.3, -0.3)
 ENTROPIES = (0.4, 0.9, 1.5)
 VALUES = (0.2, 0.4, 0.6, 0.7)
 REFERENCE_GAP = -0.1  # log π_frozen − log π_old
+# The columns of the table of algorithms.
+SYMBOLS = {"clip": "m", "denominator": "π_ref", "advantage": "Â", "shaping": "s", "loss_aggregation": "Z"}
 DEFAULT = (
     "With the settings of configs/quickstart.yaml, as no --config FILE is named. Another algorithm: "
     "algorithm.name=grpo; their names: --all."
@@ -83,7 +86,12 @@ def explain(config: Config) -> str:
 
 
 def tables() -> str:
-    """Every algorithm with its parts, then whatever else a configuration may name; that of plugins too."""
+    """Every algorithm with its parts (the paper's Table 1) and their formulas, then whatever else a configuration may
+    name; that of plugins too."""
+    parts = {
+        (family.replace("_", " "), symbol): {name: part.formula for name, part in FAMILIES[family].items()}
+        for family, symbol in SYMBOLS.items()
+    }
     others = {
         ("gate", "a step trains on"): {name: gate.data for name, gate in GATES.items()},
         ("reward function", "what makes a response correct"): {
@@ -92,7 +100,7 @@ def tables() -> str:
         ("weight sync backend", "what it is"): {name: backend.doc for name, backend in BACKENDS.items()},
         ("tracker", "where its metrics go"): {name: kind.doc for name, kind in TRACKERS.items()},
     }
-    blocks = ["\n".join(aligned([head, *rows.items()])) for head, rows in others.items()]
+    blocks = ["\n".join(aligned([head, *rows.items()])) for head, rows in (parts | others).items()]
     return "\n\n".join([overview(), *blocks])
 
 

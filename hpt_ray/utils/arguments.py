@@ -109,6 +109,40 @@ Keys and benchmarks: docs/evaluation.md.""",
     return parser.parse_intermixed_args(words)
 
 
+def measure(words: Words) -> argparse.Namespace:
+    parser = Parser(
+        "measure",
+        "Measure bias, variance and signal-to-noise of methods' gradients against the true policy gradient.",
+        """examples:
+  hpt_ray measure --model mini:t --prompts 64
+  hpt_ray measure --model runs/latest --method grpo --method hpt,gate=posterior,gamma=0.125
+  hpt_ray measure --model mini:t --parts grpo
+
+How to read it: docs/meter.md.""",
+    )
+    parser.add_config("the run's own where --model is one, else configs/quickstart.yaml")
+    help = "a run, checkpoint or model folder; repeated: stages, joined by a path; default: model.path"
+    parser.add_argument("--model", action="append", default=[], metavar="M", help=help)
+    help = "sample the measured rollouts from this model instead, as a policy that has become stale"
+    parser.add_argument("--sampler", metavar="M", help=help)
+    help = "NAME[,KEY=VALUE…]: an algorithm with keys of `algorithm`, gate or gamma; may be repeated; default: all"
+    parser.add_argument("--method", action="append", default=[], metavar="NAME", help=help)
+    parser.add_argument("--parts", metavar="NAME", help="this algorithm, and each of its parts switched")
+    sizes = {
+        "prompts": (512, "prompts, drawn at random"),
+        "draws": (1, "groups of rollouts a prompt"),
+        "reference": (128, "further rollouts a prompt, for the true gradient"),
+        "dimensions": (16384, "numbers of a projected gradient"),
+    }
+    for name, (default, what) in sizes.items():
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{what}; default: {default}"
+        )
+    parser.add_argument("--out", type=Path, default=Path("measure"), metavar="DIR", help="default: measure/")
+    parser.add_keys()
+    return parser.parse_intermixed_args(words)
+
+
 def explain(words: Words) -> argparse.Namespace:
     parser = Parser(
         "explain",
@@ -180,9 +214,8 @@ def suite(words: Words) -> argparse.Namespace:
         metavar="PATTERN",
         help="runs by name, as in 't.hpt.*'; may be repeated",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, show what is missing and stop"
-    )
+    help = "check everything, show what is missing, and its GPU hours, cost and wall time, and stop"
+    parser.add_argument("--dry-run", "--plan", action="store_true", help=help)
     parser.add_argument("--report", action="store_true", help="start nothing; report about what is there")
     parser.add_argument(
         "--jobs", choices=("local", "ray"), default="local", help="processes here, or Ray jobs"
@@ -243,6 +276,7 @@ READERS: dict[str, Callable[[Words], argparse.Namespace]] = {
     "evaluate": evaluate,
     "explain": explain,
     "grade": grade,
+    "measure": measure,
     "replay": replay,
     "report": report,
     "watch": watch,

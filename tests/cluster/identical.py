@@ -47,7 +47,7 @@ def numbers(folder: RunFolder) -> list[dict[str, Any]]:
         {
             name: value
             for name, value in line.items()
-            if not any(part in name for part in TIMES) and not name.startswith("faults/")
+            if not any(part in name for part in TIMES) and not name.startswith(("faults/", "run/"))
         }
         for line in folder.read_metrics()
     ]

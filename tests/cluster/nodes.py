@@ -27,7 +27,7 @@ from hpt_ray.utils.cache import cache_dir
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HOST = "127.0.0.2"  # Ray would replace 127.0.0.1 by the address of a network card
-START_LIMIT_S = 120
+START_LIMIT_S = 240
 STARTED = "Ray runtime started"
 # Below those that the system gives to whoever asks for any port, above those of Ray's workers.
 PORTS = range(20_000, 32_000)
@@ -76,8 +76,8 @@ class Nodes:
 
 
 @contextmanager
-def cluster(cpus: int, *options: str) -> Iterator[Nodes]:
-    """A head with so many logical CPUs and these options of `ray start`."""
+def cluster(cpus: int, *options: str, **more: str) -> Iterator[Nodes]:
+    """A head with so many logical CPUs and these options of `ray start`, and more in everybody's environment."""
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: names of sockets are limited
     token = folder / "token"
     token.touch(mode=0o600)
@@ -93,6 +93,7 @@ def cluster(cpus: int, *options: str) -> Iterator[Nodes]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **more,
     }
     port, dashboard, agent, client = free_ports(4)
     nodes = Nodes(folder, port, dashboard, environment)

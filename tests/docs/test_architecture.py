@@ -1,4 +1,4 @@
-"""docs/architecture.md is true: every file and name on it exists, and the house is drawn as it is held."""
+"""docs/architecture.md is true: every file and name on it exists, and the drawing has every package."""
 
 import importlib
 import re
@@ -28,7 +28,7 @@ def test_every_file_that_is_mentioned_exists() -> None:
         assert (ROOT / "hpt_ray" / file).is_file() or (ROOT / file).is_file(), file
 
 
-def test_the_house_is_drawn_as_it_is_held() -> None:
+def test_the_drawing_has_every_package() -> None:
     drawing = PAGE.split("```")[1]
     rooms = [room for line in drawing.strip("\n").splitlines() for room in re.split(r"\s{2,}", line)[1:]]
     drawn = {room for part in rooms for room in part.split()}

@@ -207,3 +207,16 @@ def test_bad_input_ends_with_one_message(
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+def test_all_prints_table_1_with_the_formula_of_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--all"]) == 0
+    said = capsys.readouterr().out
+    assert overview() in said
+    for part in (
+        "m = 0 if (Â > 0 and",
+        "π_ref = 1, so",
+        "Â = (R − mean_G R)/(std_G R + 1e-6)",
+        "f'(π_θ) = γ/",
+    ):
+        assert part in said

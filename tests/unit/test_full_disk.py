@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_a_commit_that_fails_is_a_failed_save(small_disk: Disk) -> None:
     asyncio.run(write_and_settle())
     assert (manager.saved_at, manager.faults["checkpoint_failed"], len(said)) == (None, 1, 1)
     assert list(root.iterdir()) == []
+
+
+def test_a_save_of_a_driver_that_may_open_no_more_files_is_a_failed_save(tmp_path: Path) -> None:
+    said: list[str] = []
+    manager, ranks = (
+        CheckpointManager(CheckpointStore(tmp_path, keep=0), timeout_s=1.0, say=said.append),
+        Ranks(),
+    )
+
+    async def write_without_handles() -> None:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+        try:
+            await manager.write(actors, 1, None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    actors: Any = SimpleNamespace(learners=ranks, critic=None)
+    asyncio.run(write_without_handles())
+    assert manager.faults["checkpoint_failed"] == 1
+    assert "Too many open files" in said[0]
+    assert "Older checkpoints were not touched" in said[0]
 
 
 def test_a_lost_rank_is_no_failed_save(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from hpt_ray.learner.model import load_policy
 from hpt_ray.main import main
 from hpt_ray.tools.plan import check_plan, find_shape, make_plan
 from hpt_ray.tools.plan.paper_table import METHODS, MODELS, PAGE, PLACEMENTS, load_recipe, render_page
+from hpt_ray.tools.suite.matrix import reported_runs, untuned
+from hpt_ray.tools.suite.suite import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -254,8 +256,35 @@ def test_a_method_replaces_what_is_hpts_own(model: str, method: str) -> None:
     assert num_rollouts == {"sft": 0, "sft_then_grpo": 0, "luffy": 7}.get(method, estimator.num_rollouts(8))
 
 
+# Table 5 on the 1.5B, of whose SFT alone the code's coefficient is 0.3: demonstration terms as shaping, Z, coefficient.
+SFT, RL = ("none", "official-micro-batch-mean"), ("luffy", "official-sum")
+BRANCHES = {
+    None: [(*SFT, 0.3)],
+    "hpt_off_policy": [(*RL, 1.0)],
+    "hpt_mix": [(*SFT, 0.1), (*RL, 1.0)],
+}
+
+
+@pytest.mark.parametrize("method", BRANCHES)
+def test_the_weight_of_sft_does_not_scale_off_policy_rl(method: str | None) -> None:
+    config = load_recipe("qwen2.5-math-1.5b", method)
+    terms = estimator_from_config(config.algorithm).terms
+    found = [(t.shaping, t.loss_aggregation, t.coef) for t in terms if t.stream == "demonstrations"]
+    assert found == BRANCHES[method]
+    names = [
+        f"matrix.methods=[hpt,{method or 'grpo'}]",
+        "matrix.models=[qwen2.5-math-1.5b]",
+        "pass_at_k.methods=[hpt]",
+    ]
+    suite = load_suite(PAPER / "suite.yaml", names)
+    runs = reported_runs(suite, untuned(suite))
+    (run,) = (run for run in runs if run.id == f"qwen2.5-math-1.5b.{method or 'hpt'}.s1")
+    assert run.config.algorithm == config.algorithm, "the suite runs what the files say"
+
+
 def test_every_method_file_is_tested() -> None:
-    assert {path.stem for path in (PAPER / "method").glob("*.yaml")} == set(METHOD_VALUES)
+    files = {path.stem for path in (PAPER / "method").glob("*.yaml")}
+    assert files == {*METHOD_VALUES, *(name for name in BRANCHES if name)}
     assert set(METHOD_VALUES) == {name for name in METHODS.values() if name}
     assert {path.stem for path in (PAPER / "placement").glob("*.yaml")} == set(PLACEMENTS.values())
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from hpt_ray.algorithms import make_estimator
+from hpt_ray.checkpoint.state import RunState
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.reporter import Reporter
 from hpt_ray.driver.step_metrics import Pairs
 from hpt_ray.observe.metrics import complete_line
 from hpt_ray.observe.progress import Progress
+from hpt_ray.observe.rollout_dump import dump_of, read_columns
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.trackers import TRACKERS, Row, TrackerKind
 from hpt_ray.types import Decision, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 
@@ -44,6 +49,53 @@ def report(folder: RunFolder, after: int, steps: dict[int, dict[str, Any]]) -> s
             reporter.write(step, line, pairs() if step else [], Counter(), make_estimator("dr_grpo"))
         reporter.close()
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+class Kept:
+    """A tracker of one's own: keeps what it is given."""
+
+    def __init__(self, folder: RunFolder, config: Mapping[str, Any], first_step: int):
+        self.given: list[tuple[str, Any]] = []
+        MADE.append(self)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def log_table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        self.given.append((name, [(row["solved"], row["outcome"]) for row in rows]))
+
+    def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
+        self.given.append(("advantages", values.get("reward/advantage")))
+
+    def log_file(self, path: Path) -> None:
+        self.given.append(("file", path))
+
+    def close(self) -> None: ...
+
+
+MADE: list[Kept] = []
+
+
+def test_trackers_get_evaluations_advantages_and_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRACKERS, "kept", TrackerKind(Kept, "keeps what it is given"))
+    folder, config, written = RunFolder.create(str(tmp_path), "mine"), Config(), tmp_path / "index.html"
+    config.observe.trackers = ["kept"]
+    (group, _), *_ = pairs()
+    with Progress(1, console=Console(file=io.StringIO())) as progress:
+        reporter = Reporter(config, folder, progress, lambda run: written)
+        reporter.go_to(-1)
+        reporter.write(1, complete_line({}), pairs(), Counter(), make_estimator("dr_grpo"))
+        reporter.keep_evaluation(1, {"math": [group]})
+        reporter.finish(RunState(1, 1, {}), {"dropped_rows": {}}, None, quiet=True)
+        reporter.close()
+    assert MADE.pop().given == [
+        ("advantages", [0.5, -0.5]),
+        ("eval/math", [("1/2", "correct"), ("1/2", "wrong")]),
+        ("file", written),
+    ]
+    assert dump_of(folder.rollouts, 1, "eval").is_file()
+    assert read_columns(dump_of(folder.rollouts, 1), ["advantage"])["advantage"].to_pylist() == [0.5, -0.5]
 
 
 def test_steps_evaluations_and_samples_as_they_come(tmp_path: Path) -> None:

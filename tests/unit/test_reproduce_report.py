@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -11,14 +12,16 @@ import pytest
 from hpt_ray.config.load import dump_config
 from hpt_ray.evaluation.results import PromptResult, write_results
 from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.tools.report import RunData
+from hpt_ray.tools.report.load import Attempt
 from hpt_ray.tools.suite import tables
 from hpt_ray.tools.suite.collect import ALL, ID, collect
-from hpt_ray.tools.suite.dynamics import findings
+from hpt_ray.tools.suite.dynamics import findings, offline_ratio
 from hpt_ray.tools.suite.jobs import Outcome
 from hpt_ray.tools.suite.matrix import RunSpec, Try, best_of
 from hpt_ray.tools.suite.paper_tables import MATH, TABLES
-from hpt_ray.tools.suite.passes import read_passes
-from hpt_ray.tools.suite.report import write_report
+from hpt_ray.tools.suite.passes import FINAL, read_passes
+from hpt_ray.tools.suite.report import exclusive_solves, write_report
 from hpt_ray.tools.suite.runner import Done, look
 from hpt_ray.tools.suite.suite import Suite, load_suite
 
@@ -56,25 +59,29 @@ def suite(tmp_path: Path) -> Suite:
 
 
 def write_run(spec: RunSpec, scores: dict[str, float], offline: list[float], entropy: float) -> None:
-    """A finished run: the files that the driver writes, with these numbers."""
+    """A finished run: the files that the driver writes, with these numbers. `offline`: shares of ten prompts."""
     folder = RunFolder.create(spec.config.run.dir, spec.id)
     dump_config(spec.config, folder.config)
     before = {f"eval/{name}/mean": 0.0 for name in scores}
     folder.append_metrics({"step": 0, **before})
-    for step, ratio in enumerate(offline, 1):
+    for step, _ in enumerate(offline, 1):
         folder.append_metrics(
             {
                 "step": step,
                 "reward/mean": 0.1 * step,
-                "selection/demo_prompt_ratio": ratio,
                 "policy/entropy": entropy,
                 "rollout/length_mean": 10.0,
                 "reward/outcome/correct": 32,
                 **({f"eval/{n}/mean": s for n, s in scores.items()} if step == len(offline) else {}),
             }
         )
-    attempt = {"step": 1, "solved": 1, "rollouts": 4, "aborted": 0, "reason": "solved"}
-    lines = [{**attempt, "prompt_id": f"q{i}", "rollout_weight": 1.0, "demo_weight": 0.0} for i in range(3)]
+    attempt = {"solved": 1, "rollouts": 4, "aborted": 0, "reason": "solved"}
+    lines = [
+        {**attempt, "step": step, "prompt_id": f"q{i}", "rollout_weight": float(i >= 10 * ratio)}
+        for step, ratio in enumerate(offline, 1)
+        for i in range(10)
+    ]
+    lines = [{**line, "demo_weight": 1 - line["rollout_weight"]} for line in lines]
     (folder.root / "prompt_history.jsonl").write_text(
         "".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8"
     )
@@ -237,7 +244,7 @@ def test_page_and_numbers(done: Done) -> None:
     ):
         assert f"<h2>{title}</h2>" in page
     assert {path.name for path in (done.suite.out / "figures").iterdir()} >= {
-        *("t-methods-id.png", "t-methods-offline.png", "t-ablations-id.png", "t-pass-at-k.png"),
+        *("t-methods-id.png", "t-methods-offline.png", "t-gamma-id.png", "t-pass-at-k.png"),
         "t-solve-rates.png",
     }
     numbers = json.loads((done.suite.out / "results.json").read_text(encoding="utf-8"))
@@ -247,6 +254,67 @@ def test_page_and_numbers(done: Done) -> None:
     assert {row["method"] for row in numbers["summary"]} == {"base", "grpo", "hpt", "hpt_gamma_1"}
     (exclusive,) = numbers["exclusive_solves"]
     assert exclusive["rows"][-1]["only_a"] == 1
+
+
+def test_the_offline_ratio_is_that_of_rows() -> None:
+    def step(gated: int) -> list[Attempt]:
+        return [Attempt(1, f"q{i}", 0, 8, "", float(i >= gated), float(i < gated)) for i in range(128)]
+
+    ratios = {a: offline_ratio(RunData(Path(), {}, attempts=step(a))).values for a in (0, 16, 64, 93, 128)}
+    expected = {
+        0: 0.0,
+        16: 0.0175,
+        64: 0.1111,
+        93: 0.2493,
+        128: 1.0,
+    }  # a / (1024 − 7a), as the official code logs
+    assert {a: round(float(r[0]), 4) for a, r in ratios.items()} == expected
+
+
+def test_the_papers_figures_and_table_4(tmp_path: Path) -> None:
+    """As configs/paper has it: training evaluates three of the sets, and the scores are of a final evaluation."""
+    text = SUITE.format(out=tmp_path / "out", root=ROOT).replace("[chain, word]", "[chain, word, math500]")
+    text = text.replace("test: {", 'test: {math500: "mini:test/geo", ').replace("table6: [t]", "table4: [t]")
+    text += "final: {benchmarks: [math500]}\n"
+    text += "recipe: recipe.yaml\n"
+    text = text.replace(f"recipe: {ROOT}/tests/cluster/tiny.yaml\n", "")
+    text = re.sub(r"sweep:\n(  .*\n)+", "", text)
+    text = text.replace(
+        "  hpt_gamma_1:",
+        "  hpt_mix: {title: mix, config: {algorithm: {name: hpt, offline_branch: mix}}}\n  hpt_gamma_1:",
+    )
+    recipe = (
+        f'defaults: [{ROOT}/tests/cluster/tiny.yaml]\nevaluation: {{sets: {{chain: "mini:test/chain"}}}}\n'
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    path = tmp_path / "suite.yaml"
+    path.write_text(text, encoding="utf-8")
+    suite = load_suite(path)
+    for run in look(suite).runs:
+        if run.method != "luffy":
+            write_run(run, {"chain": 0.5}, [0.5, 0.2], 1.0)
+    done = look(suite)
+    solved = {"hpt": [1, 1, 0, 1], "grpo": [1, 0, 1, 0], "hpt_mix": [0, 0, 0, 0]}
+    for method, correct in solved.items():
+        evaluation = next(e for e in done.evaluations if (e.kind, e.method, e.seed) == (FINAL, method, 1))
+        evaluation.out.mkdir(parents=True)
+        rows = [
+            replace(tallied(4 * c, i), benchmark="math500", level="15"[i > 1]) for i, c in enumerate(correct)
+        ]
+        write_results(evaluation.out, rows)
+        mean = {"benchmarks": {"math500": {"mean": {"value": fmean(correct)}}}}
+        (evaluation.out / "results.json").write_text(json.dumps(mean), encoding="utf-8")
+    write_report(done)
+    figures = {path.name for path in (suite.out / "figures").iterdir()}
+    for part in ("methods", "gamma", "offline-branches"):
+        assert {f"t-{part}-{name}.png" for name in ("chain", "reward", "offline")} <= figures
+    rows = tables.exclusive_table(collect(done), exclusive_solves(done)).rows
+    assert [row for row in rows if row[0] == "GRPO"] == [
+        ["GRPO", "small", "math500", "1", "2", "+1/−0", "50.0/0.0", "+0/−0", "0.0/0.0"],
+        ["GRPO", "small", "math500", "5", "2", "+1/−1", "50.0/50.0", "+27/−8", "20.1/6.0"],
+        ["GRPO", "small", "math500", "all", "4", "+2/−1", "50.0/25.0", "+58/−15", "11.6/3.0"],
+    ]
+    assert rows[-1] == ["mix", "small", "math500", "all", "4", "+3/−0", "75.0/0.0", "–", "–"]
 
 
 def test_a_report_without_any_run(suite: Suite) -> None:

@@ -48,8 +48,5 @@ def test_who_waited_for_whom(trace: Path) -> None:
 
 def test_the_newest_step_ends_with_its_last_span_and_others_are_not_there(trace: Path) -> None:
     assert timeline(trace, 3)["seconds"] == 4
-    for step in (0, 4, 11):
-        with pytest.raises(KeyError, match=f"step {step} in trace"):
-            timeline(trace, step)
-    with pytest.raises(KeyError):
-        timeline(trace.with_name("none.json"), 1)
+    for path, step in ((trace, 0), (trace, 4), (trace, 11), (trace.with_name("none.json"), 1)):
+        assert timeline(path, step)["tracks"] == []

@@ -60,7 +60,7 @@ class Interval:
 
     @property
     def known(self) -> bool:
-        return not np.isnan(self.value)
+        return bool(np.isfinite([self.value, self.low, self.high]).all())
 
     def holds(self, truth: float) -> bool:
         return self.low <= truth <= self.high
@@ -91,13 +91,16 @@ def quality(x: Array, squares: Array, y: Array) -> dict[str, Interval]:
     for kernel in kernels:
         np.fill_diagonal(kernel, 0)
     squares = squares.astype(np.float64)
-    found = {name: _measured(function, kernels, squares) for name, function in QUANTITIES.items()}
-    truth = _measured(lambda mm, mt, tt, square: tt, kernels, squares)
-    divided = ((found["mean_square"], OVER_MEAN), (truth, OVER_TRUTH))
-    for length, names in divided:
-        if length.low < length.value / 2 or length.value <= 0:
-            found |= dict.fromkeys(names, UNKNOWN)
-    return found
+    mean_square, truth = (_measured(lambda *moments, k=k: moments[k], kernels, squares) for k in (0, 2))
+    unknown = (set() if _is_sure(mean_square) else OVER_MEAN) | (set() if _is_sure(truth) else OVER_TRUTH)
+    return {
+        name: UNKNOWN if name in unknown else _measured(function, kernels, squares)
+        for name, function in QUANTITIES.items()
+    }
+
+
+def _is_sure(length: Interval) -> bool:
+    return 0 < length.value < 2 * length.low
 
 
 def _measured(function: Callable[..., Tensor], kernels: list[Array], squares: Array) -> Interval:

@@ -123,10 +123,10 @@ class Meter:
         method = Method.of(make_estimator("rloo"), 1)
         return np.mean([self.draw({"": method}, group)[""].gradient for group in groups], axis=0)
 
-    def seconds(self, cost: Cost, *, sampling_seconds_per_rollout: float) -> float:
-        """Of one gradient: sampling, forward and backward passes."""
+    def seconds(self, cost: Cost, *, per_rollout: float) -> float:
+        """Of one gradient: sampling at `per_rollout` seconds, forward and backward passes."""
         forward = cost.tokens * self.forward_seconds / max(self.forward_tokens, 1)
-        return (cost.rollouts * sampling_seconds_per_rollout + forward + cost.seconds) / max(cost.draws, 1)
+        return (cost.rollouts * per_rollout + forward + cost.seconds) / max(cost.draws, 1)
 
 
 def _tokens_of(
@@ -148,15 +148,3 @@ def _tokens_of(
         entropy=entropy[inside],
         prompt_lengths=torch.tensor([s.prompt_length for s in chosen]),
     )
-
-
-# ---- which methods there are -------------------------------------------------------------------------
-
-
-def unmeasurable(estimator: Estimator) -> str | None:
-    """Why the meter cannot draw a gradient of this estimator."""
-    if estimator.needs_values:
-        return "it needs a critic"
-    if estimator.needs_reference:
-        return "it needs a frozen policy"
-    return None

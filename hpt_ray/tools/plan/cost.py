@@ -100,6 +100,28 @@ def costs_of(
     return cost(LEAST), cost(EXPECTED), cost(MOST)
 
 
+def sampling_costs(
+    shape: ModelShape, responses: Mapping[int, float], max_prompt_tokens: int, num_gpus: int
+) -> tuple[Cost, Cost, Cost]:
+    """An evaluation of `responses`, how many by the limit of their tokens, on engines that stay busy."""
+
+    def cost(assumed: Assumption) -> Cost:
+        prompt = assumed.prompt * max_prompt_tokens
+        flops = sum(
+            count * _generate_flops(shape, prompt, assumed.response * limit)
+            for limit, count in responses.items()
+        )
+        held = flops / (PEAK * assumed.evaluation)
+        return Cost({"evaluation": held}, held, held / num_gpus)
+
+    return cost(LEAST), cost(EXPECTED), cost(MOST)
+
+
+def _generate_flops(shape: ModelShape, prompt: float, response: float) -> float:
+    """Operations of one response."""
+    return response * forward_flops(shape, prompt + response) + prompt * forward_flops(shape, prompt)
+
+
 def _step_wall(seconds: Mapping[str, float], gpus: Mapping[str, float], *, shared: bool) -> float:
     """Seconds of a step: generation and training run side by side, or in turns on shared GPUs."""
     engines, ranks = gpus.get("rollout", 0) or 1, gpus.get("learner", 0) or 1
@@ -132,7 +154,7 @@ def _step_flops(
     passes = 4 if config.learner.gradient_checkpointing else 3
     # Forward passes beside the training one: frozen reference, old logprobs, values.
     scores = estimator.needs_reference + config.learner.recompute_old_logprobs + estimator.needs_values
-    generate = response * forward_flops(shape, prompt + response) + prompt * forward_flops(shape, prompt)
+    generate = _generate_flops(shape, prompt, response)
     evaluation = config.evaluation
     responses = sum(facts.evaluation_prompts.get(name, 0) for name in evaluation.sets) * evaluation.samples
     times = (config.run.steps // evaluation.every if evaluation.every else 1) + evaluation.before_training

@@ -1,4 +1,4 @@
-"""`python -m hpt_ray.tools.suite SUITE.yaml [--only PATTERN] [--dry-run] [--report] [--jobs local|ray] [key=value …]`
+"""`python -m hpt_ray.tools.suite SUITE.yaml [--only PATTERN] [--plan] [--report] [--jobs local|ray] [key=value …]`
 
 Carry a suite out and write one report. The same command goes on where it was stopped. Exit code 0: everything
 is there. 1: something failed; the report says what. 2: the user must change something. 130: stopped by Ctrl-C;
@@ -15,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,8 @@ for _name, _value in QUIET.items():
 
 from hpt_ray.errors import Stopped, UserError, exit_code  # noqa: E402  (after the environment is set)
 from hpt_ray.observe.console import CommandConsole  # noqa: E402
+from hpt_ray.tools.plan.show import two_digits  # noqa: E402
+from hpt_ray.tools.suite.hours import GPUS, Row, rows_of  # noqa: E402
 from hpt_ray.tools.suite.jobs import Launcher, LocalLauncher  # noqa: E402
 from hpt_ray.tools.suite.matrix import RunSpec  # noqa: E402
 from hpt_ray.tools.suite.ray_jobs import RayLauncher  # noqa: E402
@@ -125,10 +128,47 @@ def show_plan(suite: Suite, only: list[str], console: Console) -> None:
         f"{counts(done.tries)} tries and {counts(done.planned)} runs are done. Output: {suite.out}",
         highlight=False,
     )
+    if rows := rows_of(done):
+        console.print(hours_table(suite, rows))
     for name, state in done.states.items():
         if state.action in (Action.CHANGED, Action.CONTINUE):
             why = "; ".join(state.differences)
             console.print(f"{name}: {state.action.value} {why}", markup=False, highlight=False)
+
+
+def hours_table(suite: Suite, rows: Sequence[Row]) -> Table:
+    """What is left, a line for each model and method."""
+    price = suite.keys.gpu_hour_price
+    table = Table(
+        "model",
+        "method",
+        box=box.SIMPLE_HEAD,
+        title="What is left, expected (least to most): GPU hours of an A100",
+    )
+    for name in ("runs", "evaluations", "all", f"at ${price:g} an hour", *(f"on {n}" for n in GPUS)):
+        table.add_column(name, justify="right")
+    for row in rows:
+        model, method = row.pair
+        if row is rows[-1]:
+            table.add_section()
+        title = suite.methods[method].title if method in suite.methods else method and "before training"
+        least, expected, most = (two_digits(row.gpu_hours(which)) for which in range(3))
+        table.add_row(
+            model or "all",
+            title,
+            *(
+                two_digits(row.gpu_hours(kind="tries") + row.gpu_hours(kind="runs")),
+                two_digits(row.gpu_hours(kind="evaluations")),
+            ),
+            f"{expected} ({least} to {most})",
+            f"${two_digits(price * row.gpu_hours())}",
+            *("too large" if (hours := row.wall_h(n)) is None else f"{two_digits(hours)} h" for n in GPUS),
+        )
+    table.caption = (
+        "on 1, 8, 64: wall time on so many GPUs, each run on as many as its recipe names, with `parallel` as many runs "
+        "as there is room for; on 1: on a single one."
+    )
+    return table
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ come out one way; a claim of which the runs are missing is left out.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,12 +15,11 @@ from statistics import fmean
 import numpy as np
 
 from hpt_ray.evaluation.statistics import difference, percent
-from hpt_ray.tools.report import RunData
+from hpt_ray.tools.report import RunData, Series
 from hpt_ray.tools.suite.collect import ALL, Results
 from hpt_ray.tools.suite.passes import Passes
 from hpt_ray.tools.suite.tables import signed
 
-OFFLINE = "selection/demo_prompt_ratio"
 ENTROPY = "policy/entropy"
 WINDOW = 5  # steps that stand for the start and for the end
 GATES = {"hpt_gamma_1": "1/8", "hpt_gamma_2": "2/8"}
@@ -52,17 +52,31 @@ def findings(results: Results, passes: Passes) -> list[Finding]:
     ]
 
 
+def offline_ratio(run: RunData) -> Series:
+    """Demonstrations as a share of the rows that a step trains on, as the paper's Figures 6 and 8 have it: with
+    `a` of 128 prompts gated and 8 rollouts each, a / (8 · (128 − a) + a)."""
+    rows: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
+    for attempt in run.attempts:
+        rows[attempt.step][0] += attempt.demo_weight > 0
+        rows[attempt.step][1] += (attempt.rollouts - attempt.aborted) * (attempt.rollout_weight > 0)
+    shares = {
+        step: demos / (demos + rollouts) for step, (demos, rollouts) in rows.items() if demos + rollouts
+    }
+    steps = sorted(shares)
+    return Series(np.array(steps, int), np.array([shares[step] for step in steps]))
+
+
 Said = Iterator[tuple[str, str, str, str]]  # the fields of a finding after its model
 
 
 def offline_ratio_falls(results: Results, passes: Passes, model: str) -> Said:
-    ends = [ends for run in results.runs(model, "hpt") if (ends := _ends(run.series(OFFLINE).values))]
+    ends = [ends for run in results.runs(model, "hpt") if (ends := _ends(offline_ratio(run).values))]
     if not ends:
         return
     starts, lasts = zip(*ends, strict=True)
     falls, stays = [last < start for start, last in ends], [last > 0 for last in lasts]
     means = (
-        f"{fmean(starts):.1%} of prompts in the first {WINDOW} steps, {fmean(lasts):.1%} in the last {WINDOW}"
+        f"{fmean(starts):.1%} of rows in the first {WINDOW} steps, {fmean(lasts):.1%} in the last {WINDOW}"
     )
     each = f"In the last {WINDOW} steps: {', '.join(f'{last:.1%}' for last in lasts)}"
     yield "HPT's share of demonstrations falls", "Figure 6", *_by_seeds(means, falls)
@@ -76,11 +90,11 @@ def gate_at_zero_is_best(results: Results, passes: Passes, model: str) -> Said:
             numbers = f"{signed(diff.mean, diff.ci95)} points over all sets, {diff.n} seeds."
             yield f"γ = 0 is better than γ = {gamma}", "Table 6", _verdict(diff.mean, diff.differs), numbers
     for method, gamma in GATES.items():
-        series = [[run.series(OFFLINE).values for run in results.runs(model, m)] for m in ("hpt", method)]
+        series = [[offline_ratio(run).values for run in results.runs(model, m)] for m in ("hpt", method)]
         means = [[values.mean() for values in of_method if len(values)] for of_method in series]
         if all(means):
             ours, theirs = (float(np.mean(of_method)) for of_method in means)
-            numbers = f"{theirs:.1%} of prompts over the run, against {ours:.1%} at γ = 0."
+            numbers = f"{theirs:.1%} of rows over the run, against {ours:.1%} at γ = 0."
             verdict = _verdict(theirs - ours, True)
             yield f"γ = {gamma} asks for more demonstrations", "Figure 8", verdict, numbers
 

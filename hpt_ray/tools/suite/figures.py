@@ -1,14 +1,15 @@
 """The paper's figures from our runs: curves with bands over seeds, solve-rate maps, pass@k.
 
 In: `Results` and what the evaluations came to. Out: HTML with the pictures in it; the same as PNG files. One set of
-figures a model; methods that are ablations of the reference are drawn apart, so that lines can be told apart.
+figures a model; ablations of the reference are drawn apart, by what they vary, so that lines can be told apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,18 @@ from hpt_ray.tools import report
 from hpt_ray.tools.report import Curve, Html, Method, Pictures, RunData, Series
 from hpt_ray.tools.report.style import INK
 from hpt_ray.tools.suite.collect import Results
-from hpt_ray.tools.suite.dynamics import ENTROPY, OFFLINE
-from hpt_ray.tools.suite.passes import BASE, Passes
+from hpt_ray.tools.suite.dynamics import ENTROPY, offline_ratio
+from hpt_ray.tools.suite.passes import Passes
 
 MOST_MAPS = 3
 BAND = "ci95"
+# What a method of the reference's algorithm may vary → the name of the figures that show it beside the reference.
+ABLATIONS = {
+    "selection.gate": "gates",
+    "selection.gamma": "gamma",
+    "algorithm.offline_branch": "offline branches",
+}
+Line = tuple[str, str, str | Callable[[RunData], Series], bool]  # title, unit, metric, is a share
 
 
 def mean_over(names: Sequence[str]) -> Callable[[RunData], Series]:
@@ -38,13 +46,9 @@ def mean_over(names: Sequence[str]) -> Callable[[RunData], Series]:
 
 def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
     """All curves and maps of one model."""
-    sets = results.suite.keys.sets
-    near, far = mean_over(sets.in_distribution), mean_over(sets.out_of_distribution)
-    lines: dict[str, tuple[str, str, str | Callable[[RunData], Series], bool]] = {
-        "id": ("Held-out prompts like those of training", "share correct", near, True),
-        "ood": ("Held-out prompts of other kinds", "share correct", far, True),
+    lines = _evaluation_lines(results, model) | {
         "reward": ("Training reward", "mean score of the rollouts", "reward/mean", False),
-        "offline": ("Offline ratio", "share of prompts on demonstrations", OFFLINE, True),
+        "offline": ("Offline ratio", "share of training rows that are demonstrations", offline_ratio, True),
         "entropy": ("Entropy", "nats per trained token", ENTROPY, False),
         "length": ("Response length", "tokens of a rollout", "rollout/length_mean", False),
     }
@@ -55,8 +59,22 @@ def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
             if curves:
                 figure = report.curves_figure(curves, f"{title}: {part}", unit, share=share)
                 alt = f"{title} over steps on {model}: {', '.join(c.label for c in curves)}."
-                drawn.append(pictures.add(f"{model}-{part}-{name}", figure, alt))
+                drawn.append(pictures.add(f"{model}-{part.replace(' ', '-')}-{name}", figure, alt))
     return Html(report.grid(*drawn) + _maps(results, model, pictures))
+
+
+def _evaluation_lines(results: Results, model: str) -> dict[str, Line]:
+    """The two averages where training evaluates all their sets; else each set that it does (paper, Figure 5)."""
+    sets, unit = results.suite.keys.sets, "share correct"
+    runs = [run for name in results.suite.methods for run in results.runs(model, name)]
+    there = [name for name in sets.test if any(name in run.evaluations() for run in runs)]
+    if set(there) >= set(sets.in_distribution):
+        near, far = mean_over(sets.in_distribution), mean_over(sets.out_of_distribution)
+        return {
+            "id": ("Held-out prompts like those of training", unit, near, True),
+            "ood": ("Held-out prompts of other kinds", unit, far, True),
+        }
+    return {name: (f"Held-out prompts, {name}", unit, mean_over([name]), True) for name in there}
 
 
 def _with_one_end(results: Results, curves: list[Curve]) -> list[Curve]:
@@ -73,19 +91,27 @@ def _cut(curve: Curve, end: float) -> Curve:
 
 
 def _parts(results: Results, model: str) -> dict[str, list[Method]]:
-    """The methods of a model: the main ones, and the ablations of the reference with it."""
-    reference, suite = results.suite.keys.reference, results.suite
-    names = [name for name in results.methods if name != BASE]
-    ablations = [name for name in names if suite.methods[name].tuned_as == reference]
-    parts = {"methods": [name for name in names if name not in ablations]}
-    if ablations:
-        parts["ablations"] = [name for name in names if name == reference or name in ablations]
+    """The methods of a model; apart from them, with the reference, those that vary one of `ABLATIONS` in it."""
+    reference = results.suite.keys.reference
+    runs = {name: of_name for name in results.suite.methods if (of_name := results.runs(model, name))}
+    parts: dict[str, list[str]] = {"methods": []}
+    for name, of_name in runs.items():
+        of_reference = runs.get(reference, of_name)
+        varied = _varied(of_name[0].config, of_reference[0].config)
+        parts.setdefault(varied or "methods", [] if name == reference else [reference]).append(name)
     made = {}
-    for part, of_part in parts.items():
-        titles = {run.root: results.title(name) for name in of_part for run in results.runs(model, name)}
-        runs = [run for name in of_part for run in results.runs(model, name)]
-        made[part] = report.group_runs(runs, titles) if runs else []
+    for part, names in parts.items():
+        titles = {run.root: results.title(name) for name in names for run in runs.get(name, [])}
+        of_part = [run for name in names for run in runs.get(name, [])]
+        made[part] = report.group_runs(of_part, titles) if of_part else []
     return {part: methods for part, methods in made.items() if methods}
+
+
+def _varied(config: Mapping[str, Any], reference: Mapping[str, Any]) -> str | None:
+    """Under which name of `ABLATIONS` a method is shown; None: with the main ones."""
+    if config["algorithm.name"] != reference["algorithm.name"]:
+        return None
+    return next((name for key, name in ABLATIONS.items() if config.get(key) != reference.get(key)), None)
 
 
 def _maps(results: Results, model: str, pictures: Pictures) -> str:

@@ -37,7 +37,7 @@ from hpt_ray.tools.suite.dynamics import Finding, findings
 from hpt_ray.tools.suite.figures import figures_of, pass_figures
 from hpt_ray.tools.suite.matrix import flat
 from hpt_ray.tools.suite.paper_tables import TABLE4_NOTE
-from hpt_ray.tools.suite.passes import PASS, Passes, read_passes
+from hpt_ray.tools.suite.passes import FINAL, PASS, Passes, read_passes
 from hpt_ray.tools.suite.runner import Done
 from hpt_ray.tools.suite.tables import Rows
 
@@ -75,8 +75,10 @@ def write_report(done: Done) -> Path:
 
 
 def exclusive_solves(done: Done) -> Exclusive:
-    """The reference against every other evaluated method, on the first seed that both have (paper, Table 4)."""
-    folders = {(e.model, e.method, e.seed): e.out for e in done.evaluations if e.kind == PASS and e.is_done}
+    """The reference against every other evaluated method, on the first seed that both have (paper, Table 4): by the
+    final evaluation, or where the suite has none by that of pass@k."""
+    kind = FINAL if done.suite.keys.final.benchmarks else PASS
+    folders = {(e.model, e.method, e.seed): e.out for e in done.evaluations if e.kind == kind and e.is_done}
     reference = done.suite.keys.reference
     found: Exclusive = []
     for model, method in done.suite.pairs():
@@ -231,8 +233,7 @@ def _paper(results: Results, exclusive: Exclusive) -> Iterator[Block]:
         yield table.note
     if exclusive:
         yield tables.exclusive_table(results, exclusive)
-        yield tables.paper_exclusive_table()
-        yield TABLE4_NOTE
+        yield TABLE4_NOTE if "table4" in results.suite.keys.paper else ""
 
 
 def _tuning(done: Done, results: Results) -> Iterator[Block]:

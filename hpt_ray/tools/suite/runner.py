@@ -57,6 +57,13 @@ class Done:
         return evaluations_of(self.suite, self.runs, self.folders)
 
     @property
+    def evaluations_to_be(self) -> list[Evaluation]:
+        """Those that there will be if every run ends well."""
+        return evaluations_of(
+            self.suite, self.planned, {run.id: Path(run.id) for run in self.planned} | self.folders
+        )
+
+    @property
     def missing_evaluations(self) -> list[Evaluation]:
         return [evaluation for evaluation in self.evaluations if not evaluation.is_done]
 
@@ -83,7 +90,9 @@ def look(suite: Suite, only: Sequence[str] = ()) -> Done:
     choices = matrix.choose(suite, tries, folders_of(states))
     chosen = {pair: choice.settings for pair, choice in choices.items()}
     ids = {run.id for run in wanted}
-    planned = [run for run in matrix.reported_runs(suite, {**fallback, **chosen}) if run.id in ids]
+    planned = (
+        [run for run in matrix.reported_runs(suite, fallback | chosen) if run.id in ids] if chosen else wanted
+    )
     states |= {run.id: state_of(run) for run in planned}
     return Done(suite, tries, choices, planned, states)
 
@@ -98,9 +107,7 @@ async def carry_out(suite: Suite, launcher: Launcher, console: Console, only: Se
     done = look(suite, only)
     absent = [run for run in (*done.tries, *done.planned) if not done.states[run.id].is_done]
     bases = _missing_bases(suite, absent)
-    if_all_end_well = {run.id: Path(run.id) for run in done.planned} | done.folders
-    evaluations = evaluations_of(suite, done.planned, if_all_end_well)
-    total = len(bases) + len(absent) + sum(not evaluation.is_done for evaluation in evaluations)
+    total = len(bases) + len(absent) + sum(not evaluation.is_done for evaluation in done.evaluations_to_be)
     queue = Queue(launcher, done.journal, console, suite.keys.parallel, suite.keys.timeout_s, total)
     for base in bases:  # one at a time and before the runs, several of which would each build it
         await queue.run([base])

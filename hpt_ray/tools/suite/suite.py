@@ -94,10 +94,12 @@ class SuiteKeys:
     notes: list[str] = key([], "What a reader must know to read the tables; printed above them.")
     paper: dict[str, Any] = key(
         {},
-        "Table of the paper (`table2`, `table3-llama`, `table3-1.5b`, `table5`, `table6`) → models shown beside it.",
+        "Table of the paper (`table2`, `table3-llama`, `table3-1.5b`, `table4`, `table5`, `table6`) → models "
+        "shown beside it.",
     )
     parallel: int = key(1, "Runs at the same time.", minimum=1)
     timeout_s: float = key(86400.0, "Limit for one run; then it counts as failed.", minimum=1)
+    gpu_hour_price: float = key(2.0, "Dollars for an hour of one GPU, for what `--dry-run` says.", minimum=0)
     matrix: MatrixKeys = section(MatrixKeys)
     sets: SetKeys = section(SetKeys)
     sweep: SweepKeys = section(SweepKeys)
@@ -214,7 +216,7 @@ def _names_are_known(suite: Suite) -> Iterator[str]:
         "sweep.select_on": (keys.sweep.select_on, keys.sweep.sets),
         "pass_at_k.methods": (keys.pass_at_k.methods, suite.methods),
         "pass_at_k.seeds": (keys.pass_at_k.seeds, suite.seeds),
-        "paper": (keys.paper, BY_NAME),
+        "paper": (keys.paper, [*BY_NAME, "table4"]),
         **{f"paper.{table}": (models, keys.models) for table, models in keys.paper.items()},
     }
     for name, method in suite.methods.items():

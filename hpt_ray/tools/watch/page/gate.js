@@ -71,7 +71,7 @@ export async function show(runs) {
 
 function summary() {
   const [, height] = map.rows, [, width] = map.columns;
-  const cell = height * width === 1 ? "A cell is one attempt: click it for its rollouts." : `A cell is ${height} prompts × ${width} ${state.get("by") ? "attempts" : "steps"}, their mean: click to zoom in.`;
+  const cell = height * width === 1 ? "A cell is one attempt: click it for its rollouts." : `A cell is ${height} prompt${height > 1 ? "s" : ""} × ${width} ${state.get("by") ? "attempt" : "step"}${width > 1 ? "s" : ""}, their mean: click to zoom in.`;
   return `${number(map.prompts)} prompts. ${cell} Drag to zoom in, double-click for the whole map. Pale: as at the last attempt.`;
 }
 

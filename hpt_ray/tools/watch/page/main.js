@@ -10,7 +10,7 @@ import * as time from "./time.js";
 
 const VIEWS = { curves: ["Curves", curves], gate: ["Gate", gate], rollouts: ["Rollouts", rollouts], time: ["Time", time], config: ["Configuration", config] };
 const FIRST_RUNS = 6; // that are drawn where the address names none
-const EVERY_MS = 2000;
+const EVERY_MS = 3000;
 const COLORS = ["#0072b2", "#d55e00", "#009e73", "#b0558f", "#e09900", "#4faee5", "#8c6d46", "#7a7f87"];
 
 let runs = [];

@@ -52,9 +52,7 @@ async function showStep(run) {
   const step = Number(state.get("at")) || run.step;
   const key = JSON.stringify([run.id, step, line?.newest ? run.version : ""]);
   if (key === shownStep || !step) return;
-  let found;
-  try { found = await ask("timeline", { run: run.id, step }); } catch (error) { found = { error: error.message, tracks: [] }; }
-  line = { ...found, newest: step === run.step };
+  line = { ...await ask("timeline", { run: run.id, step }), newest: step === run.step };
   shownStep = JSON.stringify([run.id, step, line.newest ? run.version : ""]);
   const go = by => el("button", { textContent: by < 0 ? "‹" : "›", ariaLabel: by < 0 ? "Step before" : "Next step", disabled: step + by < 1 || step + by > run.step, onclick: () => state.set({ run: run.id, at: step + by }) });
   const kinds = [...new Set(line.tracks.flatMap(track => Object.keys(track.waits)))].sort((a, b) => (a === "nobody") - (b === "nobody"));
@@ -63,7 +61,7 @@ async function showStep(run) {
   line.tip = el("p", { className: "tip soft" });
   line.canvas.addEventListener("pointermove", hover);
   card.replaceChildren(el("div", { className: "bar" }, go(-1), go(1), el("b", { textContent: `Step ${step}` }), el("span", { className: "soft", textContent: `of ${run.id}${line.seconds ? `: ${seconds(line.seconds)} s to the next step` : ""}` })),
-    ...(line.error ? [el("p", { className: "soft", textContent: `No timeline: ${line.error}.` })] : [
+    ...(!line.tracks.length ? [el("p", { className: "soft", textContent: "trace.json does not hold this step." })] : [
       el("p", { className: "legend-row soft" }, ...names.map(name => el("span", {}, el("i", { className: "swatch", style: { background: spanColor(name) } }), name))), line.canvas, line.tip,
       el("div", { className: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...["actor", "busy", ...kinds.map(kind => kind === "nobody" ? "all idle" : `waited for ${kind}`)].map(text => el("th", { textContent: text })))),
         el("tbody", {}, ...line.tracks.filter(track => track.actor !== "driver").map(track => el("tr", {}, el("th", { textContent: track.actor }), el("td", { textContent: `${seconds(track.busy_s)} s` }), ...kinds.map(kind => el("td", { textContent: track.waits[kind] ? `${seconds(track.waits[kind])} s` : "–" })))))))]));
