@@ -280,7 +280,7 @@ def wrong_stack(num_gpus: float, device: str, has_flashinfer: bool) -> UserError
     if device == "cuda" and not has_flashinfer:
         return UserError(
             "vLLM samples with flashinfer's Python package on a GPU, which is not installed: "
-            "pip install -c requirements/gpu.lock flashinfer-python"
+            "grep ^flashinfer-python requirements/gpu.lock | pip install -r /dev/stdin --no-deps"
         )
     return None
 
