@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hpt_ray.errors import UserError
 
@@ -17,6 +18,15 @@ def check_name(key: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UserError(f"{key}={name}: no such name. {hint}There are: {', '.join(names)}.")
+
+
+def dotted(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every entry by its full name: `{"run": {"seed": 1}}` as `{"run.seed": 1}`. A dict without keys stays."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        is_section = isinstance(value, Mapping) and value
+        found |= dotted(value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
+    return found
 
 
 def nearest_path(path: Path, *, holding: str = "") -> Path | None:

@@ -9,8 +9,8 @@ import json
 import os
 import resource
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,14 +180,21 @@ def test_a_start_on_a_full_disk_is_a_users_mistake_and_keeps_what_is_there(small
     assert run.read_metrics() == [{"step": 1, "observe/non_finite": 0}]
 
 
+@contextmanager
+def reporting(disk: Path, said: io.StringIO) -> Iterator[tuple[RunFolder, Reporter]]:
+    """A run that begins on `disk`; what it says on the terminal is added to `said`."""
+    run = RunFolder.create(disk, "demo")
+    with Progress(40, console=Console(width=1000, file=said)) as progress:
+        reporter = Reporter(Config(), run, progress)
+        reporter.go_to(-1)
+        yield run, reporter
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
 def test_a_run_goes_on_while_its_lines_wait_for_room(small_disk: Disk) -> None:
     """Each line is there once in the end, whole and in order; the steps whose rollouts are missing are counted."""
-    disk, console = small_disk(2), Console(width=1000, file=io.StringIO())
-    run = RunFolder.create(disk, "demo")
-    with Progress(40, console=console) as progress:
-        reporter = Reporter(Config(), run, progress)
-        reporter.go_to(-1)
+    disk, said = small_disk(2), io.StringIO()
+    with reporting(disk, said) as (run, reporter):
         trace = TraceWriter(run.trace)
 
         def write(step: int) -> bool:
@@ -219,26 +226,20 @@ def test_a_run_goes_on_while_its_lines_wait_for_room(small_disk: Disk) -> None:
     assert written[-1] == steps[-1]
     assert reporter.full["disk_full"] == sum(line.get("faults/disk_full", 0) for line in run.read_metrics())
     assert reporter.full["disk_full"] == len(steps) - len(written) >= 2
-    said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert (
-        said.count("The run goes on, but the disk of") == said.count("There is room on the disk again") == 1
-    )
+    once = ("The run goes on, but the disk of", "There is room on the disk again")
+    assert [said.getvalue().count(sentence) for sentence in once] == [1, 1]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
 def test_lines_that_found_no_room_to_the_end_are_said_to_be_lost(small_disk: Disk) -> None:
-    disk, console = small_disk(1), Console(width=1000, file=io.StringIO())
-    run = RunFolder.create(disk, "demo")
-    with Progress(4, console=console) as progress:
-        reporter = Reporter(Config(), run, progress)
-        reporter.go_to(-1)
+    disk, said = small_disk(1), io.StringIO()
+    with reporting(disk, said) as (run, reporter):
         fill(disk)
         reporter.write(1, complete_line({}), pairs(), Counter(), make_estimator("dr_grpo"))
         with pytest.raises(OSError, match="No space left"):
             reporter.finish(RunState(step=1, version=1, sampler={}), {}, None, quiet=True)
         reporter.close()
-    said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "Lines of the steps since 1 are lost: OSError: [Errno 28] No space left" in said
+    assert "Lines of the steps since 1 are lost: OSError: [Errno 28] No space left" in said.getvalue()
     assert run.read_metrics() == []
 
 

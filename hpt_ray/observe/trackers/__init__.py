@@ -170,15 +170,6 @@ def _load(name: str) -> Callable[..., Tracker]:
     return pkgutil.resolve_name(make) if isinstance(make, str) else make
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Keys by which runs are searched. Example: `{"run": {"seed": 1}}` gives `{"run.seed": 1}`."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        is_section = isinstance(value, Mapping) and value
-        found |= flat(value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
-    return found
-
-
 class _Feed:
     """One tracker on its own thread, fed by a bounded queue."""
 

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.trackers import Row, flat
+from hpt_ray.observe.trackers import Row
+from hpt_ray.utils.names import dotted
 
 MAX_PARAMS = 100  # MLflow takes this many in one call
 MAX_PARAM_LENGTH = 6000
@@ -24,7 +25,7 @@ class MlflowTracker:
         self._client = MlflowClient()
         self._run_id = self._find_or_create(folder.root.name).info.run_id
         if first_step == 0:
-            params = [Param(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in flat(config).items()]
+            params = [Param(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in dotted(config).items()]
             for start in range(0, len(params), MAX_PARAMS):
                 self._client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
 

@@ -13,8 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.trackers import Row, flat
+from hpt_ray.observe.trackers import Row
 from hpt_ray.text import printable
+from hpt_ray.utils.names import dotted
 
 PLAIN = (bool, int, float, str)  # what a hyperparameter may be
 
@@ -30,7 +31,7 @@ class TensorBoardTracker:
         if first_step == 0:
             keys = {
                 name: value if isinstance(value, PLAIN) else str(value)
-                for name, value in flat(config).items()
+                for name, value in dotted(config).items()
             }
             for summary in hparams(keys, {"reward/mean": 0.0})[:2]:  # without one that says it is done
                 self._writer._get_file_writer().add_summary(summary)

@@ -11,7 +11,8 @@ import pandas
 import trackio
 
 from hpt_ray.observe.run_folder import RunFolder
-from hpt_ray.observe.trackers import Row, flat
+from hpt_ray.observe.trackers import Row
+from hpt_ray.utils.names import dotted
 
 
 class TrackioTracker:
@@ -20,7 +21,7 @@ class TrackioTracker:
             project=os.environ.get("TRACKIO_PROJECT", "hpt_ray"),
             name=folder.root.name,
             resume="allow",
-            config=flat(config),
+            config=dotted(config),
             embed=False,
             auto_log_cpu=False,
         )

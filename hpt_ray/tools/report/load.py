@@ -24,6 +24,7 @@ from hpt_ray.evaluation.results import PROMPTS, PromptResult, read_results
 from hpt_ray.observe.metrics import branch_of
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.types import Decision
+from hpt_ray.utils.names import dotted
 
 Results = dict[str, list[PromptResult]]
 
@@ -167,13 +168,9 @@ def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
     return RunData(folder.root, flat_keys(config), lines, attempts, summary, results, data_card)
 
 
-def flat_keys(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(nested: Mapping[str, Any]) -> dict[str, Any]:
     """`{"run": {"seed": 1}}` as `{"run.seed": 1}`. A dict without keys is None."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        inner = flat_keys(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {}
-        flat |= inner or {f"{prefix}{name}": None if value == {} else value}
-    return flat
+    return {name: None if value == {} else value for name, value in dotted(nested).items()}
 
 
 def _attempt(line: Mapping[str, Any]) -> Attempt:
