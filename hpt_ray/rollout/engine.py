@@ -28,6 +28,19 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 BATCHED_TOKENS = {True: 8192, False: 16384}  # of one step, on a GPU or not
+HEAD_SIZES_ON_CPU = (
+    32,
+    64,
+    80,
+    96,
+    112,
+    128,
+    160,
+    192,
+    224,
+    256,
+    512,
+)  # what vLLM's attention there is built for
 CPU_ENVIRONMENT = {
     # vLLM compiles a small logprob helper on first use, even in eager mode: 10 s for nothing here.
     "TORCHDYNAMO_DISABLE": "1",

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers import Qwen2Config
 
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 from hpt_ray.main import main
+from hpt_ray.rollout.engine import HEAD_SIZES_ON_CPU
 from hpt_ray.tools.plan import DataFacts, Plan, check_plan, find_shape, make_plan
 from hpt_ray.tools.plan.cost import forward_flops
+from hpt_ray.tools.plan.make import check_heads
 from hpt_ray.tools.plan.shape import NAMED, shape_of
 from hpt_ray.tools.plan.show import plan_summary, two_digits
 
@@ -207,6 +213,41 @@ def test_host_memory_is_compared_on_request() -> None:
     check_plan(config, plan)
     with pytest.raises(UserError, match=r"this machine has 64.*largest part is"):
         check_plan(config, plan, host_gib=64)
+
+
+@pytest.mark.parametrize(
+    ("heads", "words", "refused"),
+    [
+        (4, (), "a head of .* has 16 numbers"),
+        (2, (), None),
+        (4, ("algorithm.name=sft",), None),  # nobody samples
+        (4, ("rollout.num_gpus=1",), None),
+    ],
+)
+def test_heads_that_no_engine_on_a_cpu_serves_are_refused(
+    tmp_path: Path, heads: int, words: tuple[str, ...], refused: str | None
+) -> None:
+    sizes = {
+        "hidden_size": 64,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    Qwen2Config(**sizes, vocab_size=100, intermediate_size=64).save_pretrained(tmp_path)
+    config = load_config(None, [f"model.path={tmp_path}", "data.train=[some.parquet]", *words])
+    shape = find_shape(config.model, config.model.path)
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        check_heads(config, shape)
+
+
+def test_the_sizes_of_heads_are_those_of_the_installed_vllm() -> None:
+    found = find_spec("vllm")  # which imports nothing of it
+    assert found is not None
+    assert found.origin is not None
+    source = (Path(found.origin).parent / "v1" / "attention" / "backends" / "cpu_attn.py").read_text()
+    listed = re.search(r"def get_supported_head_sizes.*?return (\[.*?\])", source, re.DOTALL)
+    assert listed is not None
+    assert tuple(json.loads(listed[1])) == HEAD_SIZES_ON_CPU
 
 
 # -- cost ----------------------------------------------------------------------------------------------

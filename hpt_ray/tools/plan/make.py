@@ -12,6 +12,7 @@ from hpt_ray.config.schema import Config
 from hpt_ray.driver.actors import resource_requests
 from hpt_ray.driver.setup import roles_of
 from hpt_ray.errors import UserError
+from hpt_ray.rollout.engine import HEAD_SIZES_ON_CPU
 from hpt_ray.tools.plan.cost import Cost, DataFacts, costs_of
 from hpt_ray.tools.plan.memory import MEMORY, GroupMemory, width_of
 from hpt_ray.tools.plan.shape import ModelShape
@@ -94,6 +95,18 @@ def check_context(config: Config, shape: ModelShape | None) -> None:
         f"or write model.config_overrides.max_position_embeddings={longest} for a model that is to learn longer "
         "ones; RoPE's base is then often raised too, as configs/paper/parts/qwen2.5-math-7b.yaml does."
     )
+
+
+def check_heads(config: Config, shape: ModelShape | None) -> None:
+    """Raise `UserError` where engines on CPUs cannot serve heads of the model's size."""
+    if shape is None or config.rollout.num_gpus or not roles_of(config).rollouts:
+        return
+    if shape.head_size not in HEAD_SIZES_ON_CPU:
+        raise UserError(
+            f"model.path: a head of {config.model.path} has {shape.head_size} numbers (head_dim, or hidden_size / "
+            f"num_attention_heads), but vLLM on CPUs serves heads of {', '.join(map(str, HEAD_SIZES_ON_CPU))}. Use "
+            "another model, as a tiny one with hidden_size=64 and num_attention_heads=2, or GPUs (rollout.num_gpus)."
+        )
 
 
 def check_plan(config: Config, plan: Plan, *, host_gib: float | None = None) -> None:

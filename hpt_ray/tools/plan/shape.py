@@ -35,6 +35,7 @@ class ModelShape:
     num_layers: int
     width: int  # of the hidden states
     mlp_width: int
+    head_size: int
     query_width: int  # heads · head size
     key_width: int  # heads of keys (and values) · head size
     vocabulary: int
@@ -138,6 +139,7 @@ def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
         mlp_width=getattr(text, "intermediate_size", None)
         or getattr(text, "n_inner", None)
         or 4 * text.hidden_size,
+        head_size=head_size,
         query_width=heads * head_size,
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=text.vocab_size,

@@ -22,7 +22,7 @@ from hpt_ray.driver.setup import Prepared, asked_of, check_choices, loader, prep
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import check_run_dir
 from hpt_ray.tools.plan.cost import DataFacts
-from hpt_ray.tools.plan.make import Plan, check_context, check_plan, make_plan
+from hpt_ray.tools.plan.make import Plan, check_context, check_heads, check_plan, make_plan
 from hpt_ray.tools.plan.memory import GIB
 from hpt_ray.tools.plan.shape import find_shape, local_folder
 from hpt_ray.utils.names import nearest_path
@@ -35,6 +35,7 @@ def plan_run(config: Config, prepared: Prepared | None) -> Plan:
     """
     shape = find_shape(config.model, config.model.path)
     check_context(config, shape)
+    check_heads(config, shape)
     plan = make_plan(config, shape, facts_of(config, prepared))
     is_local = config.cluster.address == "local"
     check_plan(config, plan, host_gib=psutil.virtual_memory().total / GIB if is_local else None)
