@@ -1,6 +1,6 @@
 """The small task under every fault of `faults.py`: what gets done, what is lost.
 
-    python benchmarks/chaos.py --minutes 60 --out benchmarks/results/chaos.json
+    python benchmarks/chaos.py --minutes 60 --times 10 --out benchmarks/results/chaos.json
 
 Faults happen to a run on two Ray nodes of this machine, in rounds of every kind once, in an order drawn from the seed,
 one or two at once; those that last overlap with the next ones. A driver that ends is started again with `resume=auto`.
@@ -45,12 +45,7 @@ from nodes import Nodes, cluster  # noqa: E402
 
 from hpt_ray.observe.run_folder import RunFolder, read_json_lines  # noqa: E402
 
-# Ray's pings, by which a frozen process is noticed: every 300 s and 120 s for the answer, if nothing is set.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "RAY_grpc_client_keepalive_time_ms": "10000",
-    "RAY_grpc_client_keepalive_timeout_ms": "10000",
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 PAUSE_S = (2.0, 10.0)  # between a recovery and the next faults
 TOGETHER = (1, 2)  # faults at once
 LIMIT_S = 900.0  # for a recovery
@@ -65,6 +60,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument(
+        "--times", type=int, default=0, help="go on until every kind came so often, twice as long at most"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS), help="kinds of faults")
     arguments = parser.parse_args()
@@ -96,7 +94,7 @@ def main() -> None:
         raw: dict[str, Any] = {}
         try:
             try:
-                disturbed.go_on(arguments.minutes * 60)
+                disturbed.go_on(arguments.minutes * 60, arguments.times)
             finally:
                 raw["disturbed"] = disturbed.figures()
             quiet = Path(folder, "undisturbed")
@@ -169,12 +167,14 @@ class Disturbed:
         self._twice = 0
         self._seconds = 0.0
 
-    def go_on(self, seconds: float) -> None:
+    def go_on(self, seconds: float, times: int) -> None:
         self._wait_for_step(0)
         begin = time.monotonic()
         deck: list[str] = []
         try:
-            while time.monotonic() - begin < seconds:
+            while (done := time.monotonic() - begin) < seconds or (
+                self._fewest < times and done < 2 * seconds
+            ):
                 deck = deck or self._random.sample(self._kinds, len(self._kinds))
                 together = [deck.pop() for _ in range(min(len(deck), self._random.choice(TOGETHER)))]
                 self._strike([kind for kind in FAULTS if kind in together])
@@ -246,6 +246,12 @@ class Disturbed:
                 raise RuntimeError(f"no step after {before} is written any more")
             self._look_after()
         return lowest
+
+    @property
+    def _fewest(self) -> int:
+        """Of any kind."""
+        caused = Counter(fault["kind"] for fault in self._faults if "missed" not in fault)
+        return min(caused[kind] for kind in self._kinds)
 
     @property
     def last_step(self) -> int:
