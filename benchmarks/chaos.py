@@ -61,7 +61,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument(
-        "--times", type=int, default=0, help="go on until every kind came so often, twice as long at most"
+        "--times",
+        type=int,
+        default=0,
+        help="go on until every kind came so often, half as long again at most",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS), help="kinds of faults")
@@ -173,7 +176,7 @@ class Disturbed:
         deck: list[str] = []
         try:
             while (done := time.monotonic() - begin) < seconds or (
-                self._fewest < times and done < 2 * seconds
+                self._fewest < times and done < 1.5 * seconds
             ):
                 deck = deck or self._random.sample(self._kinds, len(self._kinds))
                 together = [deck.pop() for _ in range(min(len(deck), self._random.choice(TOGETHER)))]
