@@ -1,4 +1,5 @@
-"""Where a Ray that is started here keeps its sockets, logs, spilled objects and code: where only this user enters.
+"""A folder where only this user enters: for sockets, logs, spilled objects and code of a Ray that is started here, and
+for the files by which the processes of an engine meet.
 
 Ray itself makes its folders open to everybody, so that users of one machine can share a cluster; a run's own Ray is
 for nobody else.
@@ -19,13 +20,14 @@ SOCKET_BYTES = 107 - len("/session_2026-01-31_23-59-59_999999_9999999/sockets/pl
 def session_folder() -> Path:
     """What Ray takes as its folder, inside one that is private: of `RAY_TMPDIR`, else of `TMPDIR` or /tmp."""
     chosen = os.environ.get("RAY_TMPDIR")
-    folder = _within(Path(chosen or tempfile.gettempdir()))
+    folder = private_folder(Path(chosen or tempfile.gettempdir())) / "r"
     if chosen is None and len(os.fsencode(folder)) > SOCKET_BYTES:
-        folder = _within(Path("/tmp"))
+        folder = private_folder(Path("/tmp")) / "r"
     return folder
 
 
-def _within(parent: Path) -> Path:
+def private_folder(parent: Path) -> Path:
+    """This user's own in `parent`, which may be open to everybody; one of mode 0700 in any case."""
     parent.mkdir(parents=True, exist_ok=True)
     private = parent / f"ray-{os.getuid()}"
     with suppress(FileExistsError):
@@ -35,4 +37,4 @@ def _within(parent: Path) -> Path:
         private = Path(tempfile.mkdtemp(prefix="r", dir=parent))  # somebody else was there first
     else:
         private.chmod(0o700)
-    return private / "r"
+    return private

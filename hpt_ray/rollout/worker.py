@@ -10,14 +10,18 @@ beginning of a weight update and its commit nothing is decoded.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hpt_ray.cluster.private_folder import private_folder
 from hpt_ray.cluster.process import memory_mb, prepare_process
 from hpt_ray.observe.trace import SpanLog, SpanRecord
 from hpt_ray.rollout.engine import EngineSpec, Finished, VllmEngine, environment
@@ -44,6 +48,9 @@ class RolloutWorker:
             environment=environment(spec.rollout),
             gpus=spec.gpus,
         )
+        if spec.rollout.tensor_parallel > 1:  # the processes of an engine meet in a file there
+            tempfile.tempdir = str(private_folder(Path(tempfile.gettempdir())))
+            os.environ["TMPDIR"] = tempfile.tempdir
         self._spec = spec
         self._commands: queue.SimpleQueue[tuple[Callable[[VllmEngine], Any], Future]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None

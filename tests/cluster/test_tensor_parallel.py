@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -30,6 +32,10 @@ def test_sampler_and_learner_agree_and_no_process_stays_behind(wired, capsys):
     worker = wired.workers.actors[0]
     processes = psutil.Process(ray.get(worker.pid.remote(), timeout=LIMIT_S)).children(recursive=True)
     assert len(processes) >= 2
+    for process in processes:  # where they meet, no other user looks
+        folder = Path(process.environ()["TMPDIR"])
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert list(folder.glob("vllm_dist_*"))
     for version in (1, 2):
         if version == 2:
             wired.train()
