@@ -3,7 +3,7 @@
     python benchmarks/chaos.py --minutes 60 --times 10 --out benchmarks/results/chaos.json
 
 Faults happen to a run on two Ray nodes of this machine, in rounds of every kind once, in an order drawn from the seed,
-one or two at once; those that last overlap with the next ones. A driver that ends is started again with `resume=auto`.
+one to three at once; those that last overlap with the next ones. A driver that ends starts again with `resume=auto`.
 Then the same run goes undisturbed to the same step. Read from the run folders: steps, what was counted as mended, and
 for each fault the time to recover: from the fault until a step is written that was not there before. "Twice" are steps
 that were written and, after a fault, computed again; the one under way at the fault is not among them. "Lost" are steps
@@ -47,7 +47,7 @@ from hpt_ray.observe.run_folder import RunFolder, read_json_lines  # noqa: E402
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 PAUSE_S = (2.0, 10.0)  # between a recovery and the next faults
-TOGETHER = (1, 2)  # faults at once
+TOGETHER = (1, 2, 3)  # faults at once
 LIMIT_S = 900.0  # for a recovery
 PROMPTS = 8
 DISK, SHM_SIZE = "128m", "512m"
@@ -64,7 +64,7 @@ def main() -> None:
         "--times",
         type=int,
         default=0,
-        help="go on until every kind came so often, half as long again at most",
+        help="go on until every kind came so often, a third longer at most",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS), help="kinds of faults")
@@ -163,7 +163,7 @@ class Disturbed:
             return start(runs, nodes, said), said
 
         second = nodes.start(2, f"--address={nodes.address}", STORE)
-        self.target = Target(runs, nodes, second, rng, one_more)
+        self.target = Target(runs, nodes, second, rng, one_more, self._undo_due)
         self._undo: list[tuple[float, str, Undo]] = []  # when it is due, of which fault
         self._faults: list[dict[str, Any]] = []
         self._ends: list[dict[str, Any]] = []  # of drivers, by themselves
@@ -176,7 +176,7 @@ class Disturbed:
         deck: list[str] = []
         try:
             while (done := time.monotonic() - begin) < seconds or (
-                self._fewest < times and done < 1.5 * seconds
+                self._fewest < times and done < 4 / 3 * seconds
             ):
                 deck = deck or self._random.sample(self._kinds, len(self._kinds))
                 together = [deck.pop() for _ in range(min(len(deck), self._random.choice(TOGETHER)))]
@@ -217,15 +217,18 @@ class Disturbed:
 
     def _look_after(self) -> None:
         """Undo what is due; start an ended driver again, after what made it end is undone."""
-        for each in [each for each in self._undo if each[0] <= time.monotonic()]:
-            self._undo.remove(each)
-            each[-1]()
+        self._undo_due()
         if (code := self.target.driver.poll()) is not None:
             if code >= 0:
                 self._by_itself(code)
             self._undo_all()
             self.target.driver, _ = self.target.start()
         time.sleep(0.05)
+
+    def _undo_due(self) -> None:
+        for each in [each for each in self._undo if each[0] <= time.monotonic()]:
+            self._undo.remove(each)
+            each[-1]()
 
     def _by_itself(self, code: int) -> None:
         printed = max(self._said.iterdir(), key=lambda path: path.stat().st_mtime).read_text()

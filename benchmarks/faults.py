@@ -35,6 +35,7 @@ class Target:
     second: psutil.Popen
     random: random.Random
     start: Callable[[], tuple[subprocess.Popen[bytes], Path]]
+    look_after: Callable[[], None]  # what goes on while a fault waits for its moment
     driver: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,6 +148,7 @@ def node_lost(target: Target) -> None:
     while not any(saving.glob(".partial-step-*")):
         if target.driver.poll() is not None or time.monotonic() > deadline:
             raise psutil.NoSuchProcess(0, msg="no save")
+        target.look_after()
         time.sleep(0.001)
     lose(target.second)
     target.second = target.nodes.join(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import textwrap
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,17 @@ from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trackers import Row
 from hpt_ray.text import printable
 from hpt_ray.utils.names import dotted
+
+_of_threads = threading.excepthook
+
+
+def _not_of_its_thread(failed: threading.ExceptHookArgs) -> None:
+    """What ends TensorBoard's own thread is raised by the next call too, and said there once."""
+    if type(failed.thread).__name__ != "_AsyncWriterThread":
+        _of_threads(failed)
+
+
+threading.excepthook = _not_of_its_thread
 
 PLAIN = (bool, int, float, str)  # what a hyperparameter may be
 
