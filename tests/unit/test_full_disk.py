@@ -190,7 +190,7 @@ def reporting(disk: Path, said: io.StringIO) -> Iterator[tuple[RunFolder, Report
         yield run, reporter
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard prints none
 def test_a_run_goes_on_while_its_lines_wait_for_room(small_disk: Disk) -> None:
     """Each line is there once in the end, whole and in order; the steps whose rollouts are missing are counted."""
     disk, said = small_disk(2), io.StringIO()
@@ -230,7 +230,7 @@ def test_a_run_goes_on_while_its_lines_wait_for_room(small_disk: Disk) -> None:
     assert [said.getvalue().count(sentence) for sentence in once] == [1, 1]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard prints none
 def test_lines_that_found_no_room_to_the_end_are_said_to_be_lost(small_disk: Disk) -> None:
     disk, said = small_disk(1), io.StringIO()
     with reporting(disk, said) as (run, reporter):
