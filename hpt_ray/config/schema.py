@@ -98,7 +98,9 @@ class RolloutConfig:
         "parameters.",
         minimum=None,
     )
-    enforce_eager: bool = key(True, "Run vLLM without compiled graphs.")
+    enforce_eager: bool = key(
+        False, "Run vLLM without CUDA graphs of decoding steps. On a CPU there are none."
+    )
     engine: dict[str, Any] = key({}, "More vLLM engine arguments, as vLLM names them.")
     start_timeout_s: float = key(300.0, "Limit for an engine to come up.", minimum=1)
     timeout_s: float = key(1800.0, "Limit for the next rollout to come, from any worker.", minimum=1)

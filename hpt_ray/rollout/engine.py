@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -240,7 +241,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "tensor_parallel_size": rollout.tensor_parallel,
         "max_model_len": spec.max_model_len,
         "max_num_seqs": rollout.max_num_seqs,
-        "enforce_eager": rollout.enforce_eager,
+        "enforce_eager": not uses_graphs(rollout),
         "seed": spec.seed,
         # The distribution that was sampled from: temperature, top-p and top-k applied.
         "logprobs_mode": "processed_logprobs",
@@ -266,7 +267,27 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["max_num_batched_tokens"] = BATCHED_TOKENS[True]
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         arguments["enable_sleep_mode"] = spec.sleeps
+        if uses_graphs(rollout):
+            arguments["sleep_mode_offload_cudagraph"] = spec.sleeps
+            # Decoding steps whole, without torch.compile, which every start would wait for.
+            arguments["compilation_config"] = {
+                "mode": "NONE",
+                "cudagraph_mode": "FULL_DECODE_ONLY",
+                "cudagraph_capture_sizes": graph_sizes(rollout.max_num_seqs),
+                **engine.pop("compilation_config", {}),
+            }
     return arguments | engine
+
+
+def uses_graphs(rollout: RolloutConfig) -> bool:
+    """Whether decoding is replayed from CUDA graphs: on GPUs, unless told not to."""
+    return rollout.num_gpus > 0 and not rollout.engine.get("enforce_eager", rollout.enforce_eager)
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Batches that get a graph, at most 36; one in between is padded to the next. Example: 20 → 1, 2, 4, 8, 16, 20."""
+    between = range(8, max_num_seqs, 8 * ceil(max_num_seqs / 256))
+    return [*(size for size in (1, 2, 4, *between) if size < max_num_seqs), max_num_seqs]
 
 
 def environment(rollout: RolloutConfig) -> dict[str, str]:

@@ -8,7 +8,7 @@ from hpt_ray.config.load import load_config
 from hpt_ray.driver.actors import resource_requests, with_one_thread
 from hpt_ray.driver.setup import Roles
 from hpt_ray.errors import UserError
-from hpt_ray.rollout.engine import BATCHED_TOKENS, EngineSpec, engine_arguments, wrong_stack
+from hpt_ray.rollout.engine import BATCHED_TOKENS, EngineSpec, engine_arguments, graph_sizes, wrong_stack
 from hpt_ray.weight_sync.backends import BACKENDS, Backend, backend_of
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
@@ -148,6 +148,46 @@ def test_only_on_gpus_is_there_memory_to_give_up() -> None:
     assert arguments_of("rollout.num_gpus=1", sleeps=True)["enable_sleep_mode"] is True
     assert arguments_of("rollout.num_gpus=1")["enable_sleep_mode"] is False
     assert "enable_sleep_mode" not in arguments_of(sleeps=True)
+
+
+def test_on_gpus_decoding_steps_are_whole_graphs_without_a_compilation() -> None:
+    from vllm import EngineArgs
+    from vllm.config.compilation import CompilationMode, CUDAGraphMode
+
+    arguments = arguments_of("rollout.num_gpus=1", "rollout.max_num_seqs=20", sleeps=True)
+    compiled = EngineArgs(**arguments).compilation_config  # type: ignore[arg-type]
+    assert arguments["enforce_eager"] is False
+    assert (compiled.mode, compiled.cudagraph_mode) == (CompilationMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
+    assert compiled.cudagraph_capture_sizes == [1, 2, 4, 8, 16, 20]
+    assert arguments["sleep_mode_offload_cudagraph"] is True
+    more = ("rollout.num_gpus=1", "rollout.engine={compilation_config: {mode: VLLM_COMPILE}}")
+    compiled = EngineArgs(**arguments_of(*more)).compilation_config  # type: ignore[arg-type]
+    assert (compiled.mode, compiled.cudagraph_mode) == (
+        CompilationMode.VLLM_COMPILE,
+        CUDAGraphMode.FULL_DECODE_ONLY,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("rollout.num_gpus=1", "rollout.enforce_eager=true"),
+        ("rollout.num_gpus=1", "rollout.engine={enforce_eager: true}"),
+    ],
+)
+def test_on_cpus_and_on_request_there_are_no_graphs(words: tuple[str, ...]) -> None:
+    arguments = arguments_of(*words, sleeps=True)
+    assert arguments["enforce_eager"] is True
+    assert "compilation_config" not in arguments
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 8, 250, 256, 257, 1024, 4096])
+def test_graphs_reach_the_largest_batch_and_are_few(most: int) -> None:
+    sizes = graph_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1]) == (1, most)
+    assert len(sizes) <= 36
 
 
 def test_what_is_overridden_for_the_engine_alone_is_added_to_what_holds_for_both() -> None:
