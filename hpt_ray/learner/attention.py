@@ -115,7 +115,7 @@ def segment_attention(
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
     if dropout == 0 and softcap is None and s_aux is None and has_kernel(query, value):
         longest = int(segments.lengths.max())
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        back = -1 if sliding_window is None else sliding_window - 1
         out = varlen_attn(
             query,
             key,
@@ -125,9 +125,10 @@ def segment_attention(
             longest,
             longest,
             scale=scaling,
-            window_size=window,
+            window_size=(back, 0),
             enable_gqa=groups > 1,
         )
+        assert isinstance(out, torch.Tensor)
         return out.unsqueeze(0), None
     parts, places = [], []
     for block in segments.blocks:
