@@ -241,7 +241,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "tensor_parallel_size": rollout.tensor_parallel,
         "max_model_len": spec.max_model_len,
         "max_num_seqs": rollout.max_num_seqs,
-        "enforce_eager": not uses_graphs(rollout),
+        "enforce_eager": rollout.is_eager,
         "seed": spec.seed,
         # The distribution that was sampled from: temperature, top-p and top-k applied.
         "logprobs_mode": "processed_logprobs",
@@ -267,21 +267,15 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["max_num_batched_tokens"] = BATCHED_TOKENS[True]
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         arguments["enable_sleep_mode"] = spec.sleeps
-        if uses_graphs(rollout):
-            arguments["sleep_mode_offload_cudagraph"] = spec.sleeps
-            # Decoding steps whole, without torch.compile, which every start would wait for.
+        if not rollout.is_eager:
+            # Of whole decoding steps, which need no compiler and so no minute of it at every start.
             arguments["compilation_config"] = {
-                "mode": "NONE",
+                "mode": 0,
                 "cudagraph_mode": "FULL_DECODE_ONLY",
                 "cudagraph_capture_sizes": graph_sizes(rollout.max_num_seqs),
-                **engine.pop("compilation_config", {}),
             }
+            arguments["sleep_mode_offload_cudagraph"] = spec.sleeps
     return arguments | engine
-
-
-def uses_graphs(rollout: RolloutConfig) -> bool:
-    """Whether decoding is replayed from CUDA graphs: on GPUs, unless told not to."""
-    return rollout.num_gpus > 0 and not rollout.engine.get("enforce_eager", rollout.enforce_eager)
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:

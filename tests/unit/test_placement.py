@@ -150,36 +150,21 @@ def test_only_on_gpus_is_there_memory_to_give_up() -> None:
     assert "enable_sleep_mode" not in arguments_of(sleeps=True)
 
 
-def test_on_gpus_decoding_steps_are_whole_graphs_without_a_compilation() -> None:
+def test_an_engine_on_gpus_decodes_by_graphs_that_need_no_compiler() -> None:
     from vllm import EngineArgs
-    from vllm.config.compilation import CompilationMode, CUDAGraphMode
+    from vllm.config import CompilationMode, CUDAGraphMode
 
-    arguments = arguments_of("rollout.num_gpus=1", "rollout.max_num_seqs=20", sleeps=True)
-    compiled = EngineArgs(**arguments).compilation_config  # type: ignore[arg-type]
-    assert arguments["enforce_eager"] is False
-    assert (compiled.mode, compiled.cudagraph_mode) == (CompilationMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
-    assert compiled.cudagraph_capture_sizes == [1, 2, 4, 8, 16, 20]
-    assert arguments["sleep_mode_offload_cudagraph"] is True
-    more = ("rollout.num_gpus=1", "rollout.engine={compilation_config: {mode: VLLM_COMPILE}}")
-    compiled = EngineArgs(**arguments_of(*more)).compilation_config  # type: ignore[arg-type]
-    assert (compiled.mode, compiled.cudagraph_mode) == (
-        CompilationMode.VLLM_COMPILE,
-        CUDAGraphMode.FULL_DECODE_ONLY,
-    )
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        (),
-        ("rollout.num_gpus=1", "rollout.enforce_eager=true"),
-        ("rollout.num_gpus=1", "rollout.engine={enforce_eager: true}"),
-    ],
-)
-def test_on_cpus_and_on_request_there_are_no_graphs(words: tuple[str, ...]) -> None:
-    arguments = arguments_of(*words, sleeps=True)
-    assert arguments["enforce_eager"] is True
-    assert "compilation_config" not in arguments
+    arguments = arguments_of("rollout.num_gpus=1", sleeps=True)
+    assert (arguments["enforce_eager"], arguments["sleep_mode_offload_cudagraph"]) == (False, True)
+    graphs = EngineArgs(**arguments).compilation_config
+    assert graphs.cudagraph_capture_sizes == graph_sizes(256)
+    assert (graphs.mode, graphs.cudagraph_mode) == (CompilationMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
+    eager = arguments_of("rollout.num_gpus=1", "rollout.enforce_eager=true", sleeps=True)
+    assert eager["enforce_eager"] is True
+    assert "compilation_config" not in eager
+    assert arguments_of()["enforce_eager"] is True, "a CPU has no graphs"
+    own = arguments_of("rollout.num_gpus=1", "rollout.engine={compilation_config: {mode: 3}}")
+    assert own["compilation_config"] == {"mode": 3}
 
 
 @pytest.mark.parametrize("most", [1, 3, 4, 8, 250, 256, 257, 1024, 4096])

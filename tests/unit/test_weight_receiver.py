@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpt_ray.weight_sync.buckets import TensorMeta, cut, unpack
+from hpt_ray.weight_sync.buckets import TensorMeta, cut
 
 
 class Two(torch.nn.Module):

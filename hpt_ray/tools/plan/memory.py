@@ -34,7 +34,7 @@ from typing import Any
 from hpt_ray.config.schema import Config, LearnerConfig
 from hpt_ray.learner.critic import optimizer_of
 from hpt_ray.learner.deepspeed import deepspeed_config
-from hpt_ray.rollout.engine import BATCHED_TOKENS, graph_sizes, uses_graphs
+from hpt_ray.rollout.engine import BATCHED_TOKENS, graph_sizes
 from hpt_ray.tools.plan.shape import ModelShape
 
 GIB = 2.0**30
@@ -212,8 +212,10 @@ def rollout_memory(config: Config, shape: ModelShape) -> GroupMemory:
         number * shape.kv_numbers * (config.data.max_prompt_tokens + config.data.max_response_tokens) / parts
     )
     process = (ON_GPU if on_gpu else ON_CPU["rollout"]) + 2 * config.weight_sync.bucket_mb / 1024
-    graphs = GRAPH * GIB * len(graph_sizes(rollout.max_num_seqs)) if uses_graphs(rollout) else 0.0
+    graphs = 0.0
     if on_gpu:
+        if not rollout.is_eager:
+            graphs = GRAPH * GIB * len(graph_sizes(rollout.max_num_seqs))
         most = rollout.gpu_memory_utilization * config.cluster.gpu_memory_gib
         cache = (most - process) * GIB - weights - work - graphs
     else:  # weights of linear layers lie there a second time, as oneDNN wants them
