@@ -107,6 +107,7 @@ class Spread:
     mean: float
     std: float | None
     ci95: float | None
+    over: str = "seeds"  # what the interval covers
 
     def text(self) -> str:
         """`97.2 ± 1.3`: mean and standard deviation in percent."""
@@ -185,6 +186,7 @@ class Difference:
     ci95: float | None
     p_t: float | None
     p_permutation: float | None = None
+    over: str = "seeds"  # what the interval covers
 
     @property
     def differs(self) -> bool:
