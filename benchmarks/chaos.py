@@ -1,6 +1,7 @@
 """The small task under every fault of `faults.py`: what gets done, what is lost.
 
     python benchmarks/chaos.py --minutes 60 --times 10 --out benchmarks/results/chaos.json
+    python benchmarks/chaos.py --pages    # write the figures of benchmarks/results/chaos.json into docs/faults.md
 
 Faults happen to a run on two Ray nodes of this machine, in rounds of every kind once, in an order drawn from the seed,
 one to three at once; those that last overlap with the next ones. A driver that ends starts again with `resume=auto`.
@@ -19,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from typing import Any
 
 import psutil
 from machine import machine, versions, write
+from quickstart import between_marks
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "cluster"))
@@ -51,6 +54,7 @@ TOGETHER = (1, 2, 3)  # faults at once
 LIMIT_S = 900.0  # for a recovery
 PROMPTS = 8
 DISK, SHM_SIZE = "128m", "512m"
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "chaos.json", ROOT / "docs" / "faults.md"
 STORE = "--object-store-memory=100000000"
 
 
@@ -58,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument(
         "--times",
@@ -68,7 +72,13 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS), help="kinds of faults")
+    parser.add_argument("--pages", action="store_true", help="only write the page again")
     arguments = parser.parse_args()
+    if arguments.pages:
+        PAGE.write_text(
+            page(PAGE.read_text(encoding="utf-8"), json.loads(RESULT.read_text())), encoding="utf-8"
+        )
+        return
     if "HPT_RAY_CHAOS" not in os.environ:  # again, where mounts are seen by nobody else
         os.environ["HPT_RAY_CHAOS"] = "1"
         os.execvp("unshare", ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv])
@@ -84,7 +94,9 @@ def main() -> None:
             "disk": DISK,
             "shm": SHM_SIZE,
             "faults": {kind: {"lasts_s": FAULTS[kind].lasts_s} for kind in arguments.only},
-            **{name: value for name, value in vars(arguments).items() if name not in ("out", "only")},
+            **{
+                name: value for name, value in vars(arguments).items() if name not in ("out", "only", "pages")
+            },
         },
     }
     with (
@@ -336,6 +348,40 @@ def result(raw: dict[str, Any]) -> dict[str, Any]:
             "relative_distance_of_parameters": raw["distance"],
         }
     return found
+
+
+def page(text: str, report: dict[str, Any]) -> str:
+    """docs/faults.md with the report's figures between its marks."""
+    found, disturbed = report["result"], report["raw"]["disturbed"]
+    loads = [fault["load_1min"] for fault in disturbed["faults"]]
+    faults = sum(found["faults"].values())
+    lost = "nothing was lost" if found["nothing_lost"] else "SOMETHING WAS LOST"
+    equal = "are those of the undisturbed run, bit for bit" if found["parameters_equal"] else "DIFFER"
+    minutes, cores = disturbed["seconds"] / 60, report["machine"]["num_cpus"]
+    twice, alone = found["steps_computed_twice"], found["drivers_ended_by_themselves"]
+    pace, step_s = found["steps_over_undisturbed"], found["seconds_per_step_undisturbed"]
+    lines = [
+        f"{minutes:.0f} minutes on {cores} cores at a load of {fmean(loads):.1f} on average, {found['steps']:,} steps,",
+        f"{faults} faults: **{lost}.** Every step is in the metrics once, every prompt of every step was attempted",
+        f"once, and the parameters {equal}. The run kept",
+        f"{pace:.0%} of the undisturbed pace ({step_s:.2f} s a step)",
+        f"and computed {twice:,} steps twice. Drivers that ended by themselves: {alone}"
+        + "".join(f"; {sentence}" for sentence in ends(disturbed["ended_by_themselves"]))
+        + ".",
+        "",
+        "| fault | times | seconds until a new step is done, mean (longest) |",
+        "|---|---:|---:|",
+    ]
+    for kind, times in found["faults"].items():
+        mean, longest = (found[f"{which}_seconds_to_recover"][kind] for which in ("mean", "longest"))
+        lines.append(f"| {kind} | {times} | {mean:.1f} ({longest:.1f}) |")
+    return between_marks(text, "\n".join(lines) + "\n", of=RESULT.name)
+
+
+def ends(drivers: list[dict[str, Any]]) -> list[str]:
+    """What they said, and how often; numbers aside."""
+    said = Counter(re.sub(r"\d+", "N", " ".join(end["said"]) or f"code {end['code']}") for end in drivers)
+    return [f"{count} × `{sentence.removeprefix('failed: ')}`" for sentence, count in said.most_common()]
 
 
 if __name__ == "__main__":

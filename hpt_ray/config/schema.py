@@ -98,7 +98,9 @@ class RolloutConfig:
         "parameters.",
         minimum=None,
     )
-    enforce_eager: bool = key(True, "Run vLLM without compiled graphs.")
+    enforce_eager: bool | None = key(
+        None, "Decode without CUDA graphs, which start some seconds sooner; default: with them on GPUs."
+    )
     engine: dict[str, Any] = key({}, "More vLLM engine arguments, as vLLM names them.")
     start_timeout_s: float = key(300.0, "Limit for an engine to come up.", minimum=1)
     timeout_s: float = key(1800.0, "Limit for the next rollout to come, from any worker.", minimum=1)
@@ -113,6 +115,11 @@ class RolloutConfig:
         "ratio or `algorithm.correction` accounts for it.",
     )
     max_restarts: int = key(3, "Most restarts of a worker in a row without a rollout.")
+
+    @property
+    def is_eager(self) -> bool:
+        """Decoding goes without CUDA graphs."""
+        return self.num_gpus == 0 if self.enforce_eager is None else self.enforce_eager
 
     @property
     def is_cut(self) -> bool:

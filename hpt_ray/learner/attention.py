@@ -1,7 +1,8 @@
-"""Exact attention over packed samples on any device, without a T × T mask and without flash attention.
+"""Exact attention over packed samples on any device, without a T × T mask and without the package flash-attn.
 
 Samples lie end to end in one sequence of T tokens, and a token may see its own sample only. All layers but
-attention work on the packed sequence. Here queries, keys and values are laid out as [samples, longest],
+attention work on the packed sequence. In bfloat16 on a GPU torch's flash attention does too, in one call a layer.
+Elsewhere queries, keys and values are laid out as [samples, longest],
 causal attention runs on that, and the result is laid back. Padding stands at the end of each sample,
 where causal attention never looks, so it changes nothing. Samples of similar length share a block, so
 that one long sample does not pad many short ones. Sliding windows go in as a mask; soft-capped scores and
@@ -14,11 +15,13 @@ Registered with transformers as attention implementation `segments`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 NAME = "segments"
@@ -26,6 +29,7 @@ NAME = "segments"
 # little padding for long samples, few blocks for short ones.
 MAX_PADDING = 0.2
 MAX_PADDING_TOKENS = 32
+MOST_HEAD = 256  # numbers of one head, for torch's flash attention
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,24 @@ class Block:
 
 @dataclass(frozen=True)
 class Segments:
-    """How a packed sequence of `num_tokens` divides into samples, for `segment_attention`."""
+    """How a packed sequence divides into samples, for `segment_attention`. `lengths` [samples] int64."""
 
-    blocks: list[Block]
-    num_tokens: int
+    lengths: np.ndarray
+    device: torch.device | str
 
     @classmethod
     def from_lengths(cls, sample_lengths: np.ndarray, device: torch.device | str = "cpu") -> Segments:
         """`sample_lengths` [samples]: tokens of each sample, in packed order."""
-        lengths = np.asarray(sample_lengths, np.int64)
+        return cls(np.asarray(sample_lengths, np.int64), device)
+
+    @cached_property
+    def bounds(self) -> torch.Tensor:
+        """[samples + 1] int32: where each sample begins, and where the last one ends."""
+        return torch.from_numpy(np.cumsum([0, *self.lengths], dtype=np.int32)).to(self.device)
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        lengths = self.lengths
         starts = np.cumsum(lengths) - lengths
         order = np.argsort(lengths, kind="stable")[::-1]
         blocks: list[Block] = []
@@ -67,11 +80,10 @@ class Segments:
             real = offsets[None, :] < lengths[samples, None]
             gather = np.where(real, starts[samples, None] + offsets[None, :], starts[samples, None])
             flat = np.flatnonzero(real)
-            blocks.append(
-                Block(*(torch.from_numpy(a).to(device) for a in (gather, flat, gather.reshape(-1)[flat])))
-            )
+            parts = (gather, flat, gather.reshape(-1)[flat])
+            blocks.append(Block(*(torch.from_numpy(part).to(self.device) for part in parts)))
             first = last
-        return cls(blocks, int(lengths.sum()))
+        return blocks
 
 
 def _samples(x: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
@@ -101,6 +113,23 @@ def segment_attention(
     """
     groups = query.shape[1] // key.shape[1]
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
+    if dropout == 0 and softcap is None and s_aux is None and has_kernel(query, value):
+        longest = int(segments.lengths.max())
+        back = -1 if sliding_window is None else sliding_window - 1
+        out = varlen_attn(
+            query,
+            key,
+            value,
+            segments.bounds,
+            segments.bounds,
+            longest,
+            longest,
+            scale=scaling,
+            window_size=(back, 0),
+            enable_gqa=groups > 1,
+        )
+        assert isinstance(out, torch.Tensor)
+        return out.unsqueeze(0), None
     parts, places = [], []
     for block in segments.blocks:
         longest = block.gather.shape[1]
@@ -128,6 +157,19 @@ def segment_attention(
     return out.unsqueeze(0), None
 
 
+def has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch's flash attention takes samples of several lengths: [T, heads, d] on a GPU since Ampere."""
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and size == value.shape[-1]
+        and size <= MOST_HEAD
+        and size % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
 def _written_out(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -153,4 +195,6 @@ def _written_out(
     return F.dropout(weights.to(v.dtype), dropout) @ v
 
 
+# Its plans are made for every shape anew, and packs hardly ever have the same: tens of milliseconds each.
+torch.backends.cuda.enable_cudnn_sdp(False)
 AttentionInterface.register(NAME, segment_attention)

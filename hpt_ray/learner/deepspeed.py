@@ -116,6 +116,8 @@ class DeepSpeedEngine:
             base_pull=config.base_pull,
         )
         settings = deepspeed_config(config, dtype=dtype)
+        if config.zero_stage == 3:
+            _share_out(module, settings)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=settings)
         sums_short = settings.get("data_types", {}).get("grad_accum_dtype") == "bf16"
         if dtype == "bfloat16" and config.zero_stage < 2 and not sums_short:
@@ -331,6 +333,18 @@ class DeepSpeedEngine:
         path, _ = self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=is_whole)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no state in {folder}")
+
+
+def _share_out(module: torch.nn.Module, settings: dict[str, Any]) -> None:
+    """ZeRO 3, a parameter at a time: `initialize` would take the whole model to each device first. Collective."""
+    from deepspeed import zero
+    from deepspeed.accelerator import get_accelerator
+
+    zero.Init(module=module, config_dict_or_path=settings)
+    device = get_accelerator().current_device_name()
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = buffer.to(device)
 
 
 def _full_bytes(named: tuple[str, torch.nn.Parameter]) -> int:

@@ -240,7 +240,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "tensor_parallel_size": rollout.tensor_parallel,
         "max_model_len": spec.max_model_len,
         "max_num_seqs": rollout.max_num_seqs,
-        "enforce_eager": rollout.enforce_eager,
+        "enforce_eager": rollout.is_eager,
         "seed": spec.seed,
         # The distribution that was sampled from: temperature, top-p and top-k applied.
         "logprobs_mode": "processed_logprobs",
@@ -266,6 +266,10 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["max_num_batched_tokens"] = BATCHED_TOKENS[True]
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         arguments["enable_sleep_mode"] = spec.sleeps
+        if not rollout.is_eager:
+            # Of whole decoding steps, which need no compiler and so no minute of it at every start.
+            arguments["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+            arguments["sleep_mode_offload_cudagraph"] = spec.sleeps
     return arguments | engine
 
 

@@ -48,9 +48,9 @@ class RolloutWorker:
             environment=environment(spec.rollout),
             gpus=spec.gpus,
         )
-        if spec.rollout.tensor_parallel > 1:  # the processes of an engine meet in a file there
-            tempfile.tempdir = str(private_folder(Path(tempfile.gettempdir())))
-            os.environ["TMPDIR"] = tempfile.tempdir
+        # The processes of an engine meet in a file there.
+        tempfile.tempdir = str(private_folder(Path(tempfile.gettempdir())))
+        os.environ["TMPDIR"] = tempfile.tempdir
         self._spec = spec
         self._commands: queue.SimpleQueue[tuple[Callable[[VllmEngine], Any], Future]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None

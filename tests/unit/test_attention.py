@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpt_ray.learner.attention import MAX_PADDING, MAX_PADDING_TOKENS, Segments, segment_attention
+from hpt_ray.learner import attention
+from hpt_ray.learner.attention import (
+    MAX_PADDING,
+    MAX_PADDING_TOKENS,
+    Segments,
+    has_kernel,
+    segment_attention,
+)
 
 LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=12)
 
@@ -80,7 +87,7 @@ def test_default_scaling_is_one_over_root_of_head_size():
 def test_blocks_hold_every_token_once_and_pad_little(lengths):
     segments = Segments.from_lengths(np.array(lengths))
     packed = torch.cat([block.packed for block in segments.blocks])
-    assert sorted(packed.tolist()) == list(range(sum(lengths))) == list(range(segments.num_tokens))
+    assert sorted(packed.tolist()) == list(range(sum(lengths)))
     for block in segments.blocks:
         longest = block.gather.shape[1]
         shortest = torch.bincount(block.flat // longest).min()
@@ -114,3 +121,50 @@ def test_windows_soft_caps_and_sinks_equal_those_written_out(kind):
         strict=True,
     ):
         assert (a - b).abs().max() < 1e-12
+
+
+def by_its_documentation(q, k, v, bounds, bounds_k, longest, longest_k, *, scale, window_size, enable_gqa):
+    """What torch says of `varlen_attn`, which has kernels on GPUs only; q [T, heads, d]."""
+    assert (bounds is bounds_k, longest, bounds.dtype) == (True, longest_k, torch.int32)
+    lengths = bounds.diff().tolist()
+    assert longest == max(lengths)
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    left, right = window_size
+    assert right == 0, "causal"
+    tensors = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    return per_sample(*tensors, lengths, scale, sliding_window=None if left < 0 else left + 1)[0]
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1, 16])
+@pytest.mark.parametrize("num_kv_heads", [1, 4])
+def test_torchs_kernel_is_asked_for_the_same(num_kv_heads, sliding_window, monkeypatch):
+    lengths = [7, 40, 1]
+    tensors = [draw(sum(lengths), heads, seed) for seed, heads in enumerate((4, num_kv_heads, num_kv_heads))]
+    options = {"segments": Segments.from_lengths(lengths), "scaling": 0.3, "sliding_window": sliding_window}
+    ours, _ = segment_attention(torch.nn.Module(), *tensors, None, **options)
+    monkeypatch.setattr(attention, "has_kernel", lambda query, value: True)
+    monkeypatch.setattr(attention, "varlen_attn", by_its_documentation)
+    its, _ = segment_attention(torch.nn.Module(), *tensors, None, **options)
+    assert its.shape == ours.shape
+    assert (its - ours).abs().max() < 1e-12
+
+
+def test_torchs_kernel_takes_and_gives_the_right_shapes(monkeypatch):
+    """On the device without values, where torch checks arguments and shapes."""
+    monkeypatch.setattr(attention, "has_kernel", lambda query, value: True)
+    query, key, value = (
+        torch.empty(1, heads, 50, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+        for heads in (8, 2, 2)
+    )
+    segments = Segments.from_lengths([20, 30], "meta")
+    out, _ = segment_attention(
+        torch.nn.Module(), query, key, value, None, segments=segments, scaling=0.3, sliding_window=16
+    )
+    assert (out.shape, out.dtype) == ((1, 50, 8, 64), torch.bfloat16)
+    out.float().sum().backward()
+    assert (query.grad.shape, key.grad.shape) == (query.shape, key.shape)
+
+
+def test_the_cpu_has_no_kernel():
+    query = torch.empty(5, 2, 64, dtype=torch.bfloat16)
+    assert not has_kernel(query, query)

@@ -150,6 +150,22 @@ def test_only_on_gpus_is_there_memory_to_give_up() -> None:
     assert "enable_sleep_mode" not in arguments_of(sleeps=True)
 
 
+def test_an_engine_on_gpus_decodes_by_graphs_that_need_no_compiler() -> None:
+    from vllm import EngineArgs
+    from vllm.config import CompilationMode, CUDAGraphMode
+
+    arguments = arguments_of("rollout.num_gpus=1", sleeps=True)
+    assert (arguments["enforce_eager"], arguments["sleep_mode_offload_cudagraph"]) == (False, True)
+    graphs = EngineArgs(**arguments).compilation_config
+    assert (graphs.mode, graphs.cudagraph_mode) == (CompilationMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
+    eager = arguments_of("rollout.num_gpus=1", "rollout.enforce_eager=true", sleeps=True)
+    assert eager["enforce_eager"] is True
+    assert "compilation_config" not in eager
+    assert arguments_of()["enforce_eager"] is True, "a CPU has no graphs"
+    own = arguments_of("rollout.num_gpus=1", "rollout.engine={compilation_config: {mode: 3}}")
+    assert own["compilation_config"] == {"mode": 3}
+
+
 def test_what_is_overridden_for_the_engine_alone_is_added_to_what_holds_for_both() -> None:
     both = ("model.config_overrides={rope_theta: 5000.0, sliding_window: 64}",)
     alone = ("rollout.engine={hf_overrides: {sliding_window: 32}}",)

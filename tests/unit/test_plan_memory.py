@@ -174,6 +174,23 @@ def test_an_engine_holds_what_is_planned(
         assert step_peak - held <= states["step"] * (1 + TOLERANCE) + states["gradients"]
 
 
+def begin(world_size: int, stage: int) -> bool:
+    """Whether the whole model goes to the rank's device as its engine starts."""
+    model = create_model("m", seed=0)
+    moved = []
+    model.to = lambda *_, **__: moved.append(True)
+    DeepSpeedEngine(model, learner(stage, world_size, 0), dtype="float32", world_size=world_size)
+    torch.distributed.barrier()
+    return bool(moved)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_with_zero_3_no_rank_takes_the_whole_model(stage: int, ranks: dict[int, Ranks]) -> None:
+    world_size = max(ranks)
+    starting = [rank.submit(begin, world_size, stage) for rank in ranks[world_size]]
+    assert [one.result(LIMIT_S) for one in starting] == [stage != 3] * world_size
+
+
 def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recompute: bool) -> float:
     """What a forward pass keeps for the backward pass, apart from parameters."""
     config = model_config("s", architecture)
