@@ -343,8 +343,9 @@ def test_the_report_has_it_as_data(model: Path, tmp_path: Path) -> None:
     RunFolder(root).write_data_card(asdict(nasty_card(model, tmp_path)))
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
     blocks = {block["title"]: block for block in saved_of(tmp_path / "out" / "index.html")["summary"]}
-    assert "boxed accepts 0 of 8 demonstrations" in str(blocks["Overview"]["warnings"])
+    assert blocks["Overview"]["warnings"]
     data = str(blocks["Data"])
+    assert "boxed accepts 0 of 8 demonstrations" in data
     assert "<|im_start|>user" in data
     assert "a.jsonl: read as TRL" in data
 
