@@ -164,7 +164,7 @@ def target(faults: ModuleType, tmp_path: Path) -> Iterator[Any]:
     def start() -> tuple[subprocess.Popen[bytes], Path]:
         return subprocess.Popen(["sleep", "60"]), tmp_path / "said"
 
-    made = faults.Target(tmp_path / "disk", None, None, random.Random(0), start)
+    made = faults.Target(tmp_path / "disk", None, None, random.Random(0), start, lambda: None)
     yield made
     made.kill_driver()
 
