@@ -56,7 +56,7 @@ METRICS: tuple[Metric, ...] = (
         "share",
         "Prompts that trained on their demonstration, at any weight.",
     ),
-    Metric("selection/demo_sample_ratio", "share", "Training rows that are demonstrations."),
+    Metric("selection/demo_sample_ratio", "share", "Training samples that are demonstrations."),
     Metric(
         "selection/tokens_saved",
         "tokens",
@@ -94,7 +94,7 @@ METRICS: tuple[Metric, ...] = (
         False,
     ),
     Metric("learner/demo_loss", "nats/token", "Mean −log π on the demonstrations that trained.", False),
-    Metric("learner/skipped_samples", "rows", "Rows whose terms are all exactly zero, so never sent."),
+    Metric("learner/skipped_samples", "samples", "Samples whose terms are all exactly zero, so never sent."),
     Metric(
         "learner/skipped_updates",
         "updates",

@@ -1,4 +1,4 @@
-"""The data card of a run as HTML: what its files held, what was dropped, an example, what the grader said.
+"""The data card of a run as HTML: what its files held, what was dropped, an example, what the reward functions said.
 
 In: `RunData.data_card`, as `observe/data_card.py` describes it. Runs of older versions have none.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpt_ray.observe.data_card import Grader, Refused, details_of, dropped_in_words
+from hpt_ray.config import renamed
+from hpt_ray.observe.data_card import Refused, RewardCheck, details_of, dropped_in_words
 from hpt_ray.tools.report.html import Html, Pictures, grid, part, table_html
 from hpt_ray.tools.report.load import RunData
 from hpt_ray.tools.report.methods import DASH
@@ -34,7 +35,8 @@ def data_section(run: RunData, pictures: Pictures) -> str:
 
 
 def _training_set(one: Mapping[str, Any]) -> str:
-    grader = Grader(**one["grader"]) if one["grader"] else None
+    one = renamed.fields(one)
+    check = RewardCheck(**one["reward_check"]) if one["reward_check"] else None
     demonstrations = "not used"
     if one["demonstrations"] is not None:
         dropped = dropped_in_words(one["demonstrations_dropped"])
@@ -43,14 +45,14 @@ def _training_set(one: Mapping[str, Any]) -> str:
         *(["file", line] for line in one["read_as"]),
         ["rows", f"{one['rows']:,} read, {one['kept']:,} kept; dropped: {dropped_in_words(one['dropped'])}"],
         ["demonstrations", demonstrations],
-        ["reward function", grader.in_words if grader else DASH],
+        ["reward function", check.in_words if check else DASH],
     ]
     lengths = {"prompts": one["prompt_tokens"], "demonstrations": one["demonstration_tokens"]}
     rows = [[name, *(f"{found[key]:,}" for key in QUANTILES)] for name, found in lengths.items() if found]
     example = one["example"]
     texts = [("the model sees", example["prompt"]), ("and learns", example["demonstration"])]
     cards = [part("texts", f"Example: {example['id']}", [pair for pair in texts if pair[1] is not None])]
-    if grader and (found := one["grader"]["refused"]):
+    if check and (found := one["reward_check"]["refused"]):
         refused = Refused(**found)
         cards.append(part("texts", f"Not accepted: {refused.id}", details_of(refused).items()))
     tables = table_html(facts, ["", "what was read"], one["title"], align="ll") + table_html(

@@ -77,7 +77,7 @@ def offline_ratio_falls(results: Results, passes: Passes, model: str) -> Said:
     starts, lasts = zip(*ends, strict=True)
     falls, stays = [last < start for start, last in ends], [last > 0 for last in lasts]
     means = (
-        f"{fmean(starts):.1%} of rows in the first {WINDOW} steps, {fmean(lasts):.1%} in the last {WINDOW}"
+        f"{fmean(starts):.1%} of samples in the first {WINDOW} steps, {fmean(lasts):.1%} in the last {WINDOW}"
     )
     each = f"In the last {WINDOW} steps: {', '.join(f'{last:.1%}' for last in lasts)}"
     yield "HPT's share of demonstrations falls", "Figure 6", *_by_seeds(means, falls)
@@ -100,7 +100,7 @@ def gate_at_zero_is_best(results: Results, passes: Passes, model: str) -> Said:
         means = [[values.mean() for values in of_method if len(values)] for of_method in series]
         if all(means):
             ours, theirs = (float(np.mean(of_method)) for of_method in means)
-            numbers = f"{theirs:.1%} of rows over the run, against {ours:.1%} at γ = 0."
+            numbers = f"{theirs:.1%} of samples over the run, against {ours:.1%} at γ = 0."
             verdict = _verdict(theirs - ours, True)
             yield f"γ = {gamma} asks for more demonstrations", "Figure 8", verdict, numbers
 
