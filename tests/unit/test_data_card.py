@@ -355,6 +355,17 @@ def test_the_report_has_it_escaped(model: Path, tmp_path: Path) -> None:
     assert "a.jsonl: read as TRL" in page
 
 
+def test_a_card_with_its_keys_of_old_is_read(model: Path, tmp_path: Path) -> None:
+    root = make_run(tmp_path, steps=2)
+    card = asdict(nasty_card(model, tmp_path))
+    for one in card["training"]:
+        one["grader"] = one.pop("reward_check")
+    RunFolder(root).write_data_card(card)
+    assert report([str(root), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "boxed accepts 0 of 8 demonstrations" in page
+
+
 def test_a_run_without_a_card_has_a_report_without_one(tmp_path: Path) -> None:
     root = make_run(tmp_path, steps=2)
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
