@@ -36,7 +36,7 @@ from hpt_ray.tools.measure.estimate import LEAST_PROMPTS
 from hpt_ray.tools.measure.methods import chosen
 from hpt_ray.tools.measure.page import terminal_table, write_page
 from hpt_ray.tools.measure.policy import Policy
-from hpt_ray.tools.measure.run import Grader, Sizes, measure
+from hpt_ray.tools.measure.run import RewardFunctions, Sizes, measure
 from hpt_ray.tools.report.html import Pictures
 from hpt_ray.types import Prompt
 from hpt_ray.utils import arguments, plugins
@@ -68,17 +68,17 @@ def run(options: Namespace) -> Path:
         None if options.sampler is None else Policy(config, _folder(locate_model(options.sampler)), template)
     )
     sizes = Sizes(config.group_size, options.draws, options.reference, options.dimensions)
-    console, grader, found = CommandConsole(), Grader(config), []
+    console, rewards, found = CommandConsole(), RewardFunctions(config), []
     try:
         for source in sources:
             policy = Policy(config, _folder(source), template)
             bar = track(prompts, f"{source.name}: prompts", console=console)
-            measured = measure(policy, sampler or policy, grader, bar, methods, sizes, config.run.seed)
+            measured = measure(policy, sampler or policy, rewards, bar, methods, sizes, config.run.seed)
             found.append({"name": source.name, "path": source.path, **measured})
             console.print(terminal_table(found[-1]))
             page = _write(options.out, {"asked": _asked(options, config), "models": found})
     finally:
-        grader.close()
+        rewards.close()
     return page
 
 

@@ -60,7 +60,7 @@ def open_meeting(host: str) -> tuple[Meeting, int]:
     """A meeting for members that reach `host`, and the descriptor that holds it open in this process."""
     secret = secrets.token_bytes(SIZE)
     if ip_address(host).is_loopback:
-        held = os.memfd_create("meeting")
+        held = os.memfd_create("rendezvous")
         return Meeting(f"/proc/{os.getpid()}/fd/{held}", 0, secret), held
     # TCPStore would bind every interface. This port nobody else can take before it does.
     listener = socket.create_server((host, 0), backlog=128)

@@ -1,4 +1,4 @@
-"""The keys of the section `algorithm`: a row of the estimator's table, and what to change in it."""
+"""The keys of the section `algorithm`: which algorithm, and what to change in it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hpt_ray.config.fields import key
 
 @dataclass
 class AlgorithmConfig:
-    """A row of the estimator's table, and what to change in it. None keeps the row's own choice."""
+    """An algorithm, and what to change in it. None keeps the algorithm's own choice."""
 
     name: str = key(
         "hpt",
-        "Row of the table of algorithms: `sft`, `reinforce`, `rloo`, `ppo`, `grpo`, `dr_grpo`, `dapo`, "
+        "Algorithm: `sft`, `reinforce`, `rloo`, `ppo`, `grpo`, `dr_grpo`, `dapo`, "
         "`cispo`, `gspo`, `luffy`, `srft`, `srft_official`, `hpt`, `dft`, `iw_sft`, "
         "`chord_mu`, `chord_phi`, `rl_plus`, `superrl`, `opd`; or `python:FILE:NAME`, one of yours, and the "
         "same "

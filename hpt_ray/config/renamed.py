@@ -53,13 +53,14 @@ METRICS = {  # by what a metric's name begins with
     "rollout/staleness": "rollout/off_policy_steps",
 }
 
-FIELDS = {  # of state.json, rollouts/*.parquet, prompt_history.jsonl, prompts.parquet
+FIELDS = {  # of state.json, data_card.json, rollouts/*.parquet, prompt_history.jsonl, prompts.parquet
     "question_id": "prompt_id",
     "num_questions": "num_prompts",
     "visits": "attempts",
     "logps": "logprobs",
     "num_solved": "num_correct",
     "solved": "correct",
+    "grader": "reward_check",
 }
 
 FILES = {"prompt_history.jsonl": "feedback.jsonl", "prompts.parquet": "questions.parquet"}  # new → old

@@ -17,7 +17,15 @@ from hpt_ray.config.schema import Config
 from hpt_ray.data.dropped import in_words
 from hpt_ray.driver.setup import Prepared, PreparedPhase
 from hpt_ray.errors import UserError
-from hpt_ray.observe.data_card import DataCard, EvaluationSet, Example, Grader, Lengths, Refused, TrainingSet
+from hpt_ray.observe.data_card import (
+    DataCard,
+    EvaluationSet,
+    Example,
+    Lengths,
+    Refused,
+    RewardCheck,
+    TrainingSet,
+)
 from hpt_ray.reward.service import reward_function_of
 from hpt_ray.reward.trial import try_rewards
 from hpt_ray.types import Prompt, RewardResult
@@ -49,9 +57,9 @@ def _training_set(config: Config, prepared: Prepared, phase: PreparedPhase) -> T
         for reason in LOST_ON_THE_WAY
     }
     sample = prompts.sample(NUM_GRADED if tally.demonstrations else NUM_TRIED)
-    grader, refusal = None, None
+    reward_check, refusal = None, None
     try:
-        grader = _grade(config, phase, sample)
+        reward_check = _grade(config, phase, sample)
     except UserError as error:
         refusal = str(error)
     prompt_tokens, demonstration_tokens = prompts.lengths()
@@ -69,8 +77,8 @@ def _training_set(config: Config, prepared: Prepared, phase: PreparedPhase) -> T
         if len(demonstration_tokens)
         else None,
         example=_example(prepared, example),
-        grader=grader,
-        warnings=tuple(_warnings(phase, lost, grader)),
+        reward_check=reward_check,
+        warnings=tuple(_warnings(phase, lost, reward_check)),
         refusal=refusal,
     )
 
@@ -96,7 +104,7 @@ def _example(prepared: Prepared, prompt: Prompt) -> Example:
     )
 
 
-def _grade(config: Config, phase: PreparedPhase, sample: list[Prompt]) -> Grader | None:
+def _grade(config: Config, phase: PreparedPhase, sample: list[Prompt]) -> RewardCheck | None:
     """None where no response is graded in training and the rows have nothing to compare with."""
     if not phase.num_rollouts:
         sample = [prompt for prompt in sample if prompt.ground_truth not in (None, "", [])]
@@ -106,7 +114,7 @@ def _grade(config: Config, phase: PreparedPhase, sample: list[Prompt]) -> Grader
     refused = next(((prompt, result) for prompt, result in graded if not result.correct), None)
     functions = dict.fromkeys(reward_function_of(config.reward, prompt.data_source) for prompt in sample)
     accepted = sum(result.correct for _, result in graded)
-    return Grader(
+    return RewardCheck(
         tuple(map(public, functions)),
         len(graded),
         accepted,
@@ -146,8 +154,8 @@ def _refused(prompt: Prompt, result: RewardResult) -> Refused:
     )
 
 
-def _warnings(phase: PreparedPhase, lost: dict[str, int], grader: Grader | None) -> Iterator[str]:
-    """Fewer than half of the rows, of the demonstrations, or of those the grader saw are of use."""
+def _warnings(phase: PreparedPhase, lost: dict[str, int], check: RewardCheck | None) -> Iterator[str]:
+    """Fewer than half of the rows, of the demonstrations, or of those the reward function saw are of use."""
     tally, data = phase.prompts.tally, phase.config.data
     limits = data.max_prompt_tokens, data.max_response_tokens
     had = tally.demonstrations + sum(lost.values())
@@ -157,12 +165,12 @@ def _warnings(phase: PreparedPhase, lost: dict[str, int], grader: Grader | None)
     others = {reason: n for reason, n in tally.dropped.items() if reason not in LOST_ON_THE_WAY}
     if sum(others.values()) * 2 > tally.rows:
         yield f"Only {tally.kept:,} of {tally.rows:,} rows are kept. {in_words(others, tally, *limits)}"
-    if grader is not None and grader.num_accepted * 2 < grader.num_graded and (one := grader.refused):
+    if check is not None and check.num_accepted * 2 < check.num_graded and (one := check.refused):
         read = "nothing was read from it" if one.extracted is None else f"“{one.extracted}” was read from it"
         end = one.demonstration[-MOST_CHARS // 5 :]
         yield (
-            f"The reward function {grader.in_words}"
-            f"{f', and {grader.better}' if grader.better else ''}. So either these "
+            f"The reward function {check.in_words}"
+            f"{f', and {check.better}' if check.better else ''}. So either these "
             "demonstrations are wrong, or reward.function is not the "
             "one for this data, or the ground truth is in another column. One that it refuses, "
             f"{one.id}: its reference is “{one.reference}”, {read}, the result is {one.result}. It ends: “{end}”"

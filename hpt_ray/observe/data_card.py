@@ -54,7 +54,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Grader:
+class RewardCheck:
     """What the reward functions say of demonstrations of the set. `num_graded` of 0: there are none, or not used."""
 
     functions: tuple[str, ...]
@@ -80,8 +80,8 @@ class Grader:
 class TrainingSet:
     """The training files of one phase. `demonstrations` is None where they are not used.
 
-    `grader` is None where nothing is graded. `warnings` are sentences that nobody must overlook; `refusal` says why
-    a run cannot train on the set.
+    `reward_check` is None where nothing is graded. `warnings` are sentences that nobody must overlook; `refusal` says
+    why a run cannot train on the set.
     """
 
     title: str
@@ -94,7 +94,7 @@ class TrainingSet:
     prompt_tokens: Lengths
     demonstration_tokens: Lengths | None
     example: Example
-    grader: Grader | None
+    reward_check: RewardCheck | None
     warnings: tuple[str, ...]
     refusal: str | None = None
 
@@ -157,7 +157,7 @@ def _facts(one: TrainingSet) -> RenderableType:
         demonstrations = f"{one.demonstrations:,}; dropped: {dropped_in_words(one.demonstrations_dropped)}"
     table.add_row("demonstrations", demonstrations)
     without = "failed" if one.refusal else "not run: no ground truth, and nothing is graded"
-    table.add_row("reward function", Text(one.grader.in_words if one.grader else without))
+    table.add_row("reward function", Text(one.reward_check.in_words if one.reward_check else without))
     return table
 
 
@@ -180,7 +180,7 @@ def _lengths(one: TrainingSet) -> RenderableType:
 
 def _texts(one: TrainingSet) -> RenderableType:
     table = two_columns()
-    example, refused = one.example, one.grader.refused if one.grader else None
+    example, refused = one.example, one.reward_check.refused if one.reward_check else None
     table.add_row("the model sees", Text(printable(example.prompt), style="cyan"))
     if example.demonstration is not None:
         table.add_row("and learns", Text(printable(example.demonstration), style="green"))

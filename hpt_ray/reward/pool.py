@@ -127,7 +127,7 @@ class Pool:
         batch = _Batch(tasks)
         with self._lock:
             if self.closed:
-                raise RuntimeError("the grading pool is closed")
+                raise RuntimeError("the reward processes are stopped")
             for index in range(len(tasks)):
                 self.queue.put((batch, index))
         return batch
@@ -254,7 +254,7 @@ class _Worker(threading.Thread):
     def _start(self) -> None:
         """Start the process unless it is there. Raises _CannotStart, or _Ended when the pool is closed."""
         if self._pool.closed:
-            raise _Ended("the grading pool was closed")
+            raise _Ended("the reward processes were stopped")
         if self._popen is not None:
             return
         self._loaded: set[str] = set()

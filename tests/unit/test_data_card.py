@@ -137,10 +137,14 @@ def test_the_numbers_of_a_mixed_file(model: Path, tmp_path: Path) -> None:
     assert (one.demonstration_tokens.min, one.demonstration_tokens.max) == (min(lengths), max(lengths))
     assert one.example.prompt == "<|im_start|>user\nWhat is 0 + 1?<|im_end|>\n<|im_start|>assistant\n"
     assert one.example.demonstration == "It is \\boxed{0}.<|im_end|>"
-    assert one.grader is not None
-    assert (one.grader.num_graded, one.grader.num_accepted) == (10, 8)
-    assert one.grader.refused is not None
-    assert (one.grader.refused.reference, one.grader.refused.extracted, one.grader.refused.result) == (
+    assert one.reward_check is not None
+    assert (one.reward_check.num_graded, one.reward_check.num_accepted) == (10, 8)
+    assert one.reward_check.refused is not None
+    assert (
+        one.reward_check.refused.reference,
+        one.reward_check.refused.extracted,
+        one.reward_check.refused.result,
+    ) == (
         "1",
         "0",
         "wrong",
@@ -302,7 +306,7 @@ def test_each_phase_has_its_card(model: Path, tmp_path: Path) -> None:
     words = words.replace(f"data: {{train: [{second}]}}", f"data: {{train: ['{second}']}}")
     card = card_of(model, first, words, "evaluation.sets={held: " + str(second) + "}", "evaluation.every=1")
     assert [one.title for one in card.training] == ["Training data of phase 1", "Training data of phase 2"]
-    assert [one.grader and one.grader.num_accepted for one in card.training] == [0, 8]
+    assert [one.reward_check and one.reward_check.num_accepted for one in card.training] == [0, 8]
     assert [(one.name, one.rows, one.kept) for one in card.evaluation] == [("held", 8, 8)]
     assert len(card.warnings) == 1
 
@@ -348,6 +352,16 @@ def test_the_report_has_it_as_data(model: Path, tmp_path: Path) -> None:
     assert "boxed accepts 0 of 8 demonstrations" in data
     assert "<|im_start|>user" in data
     assert "a.jsonl: read as TRL" in data
+
+
+def test_a_card_with_its_keys_of_old_is_read(model: Path, tmp_path: Path) -> None:
+    root = make_run(tmp_path, steps=2)
+    card = asdict(nasty_card(model, tmp_path))
+    for one in card["training"]:
+        one["grader"] = one.pop("reward_check")
+    RunFolder(root).write_data_card(card)
+    assert report([str(root), "--out", str(tmp_path / "out")]) == 0
+    assert "boxed accepts 0 of 8 demonstrations" in str(saved_of(tmp_path / "out" / "index.html")["summary"])
 
 
 def test_a_run_without_a_card_has_a_report_without_one(tmp_path: Path) -> None:

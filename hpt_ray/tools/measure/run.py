@@ -40,7 +40,7 @@ class Sizes:
     dimensions: int  # of a projected gradient
 
 
-class Grader:
+class RewardFunctions:
     """The reward functions of a run, in this process's own pool."""
 
     def __init__(self, config: Config):
@@ -76,8 +76,8 @@ class Draws:
 class Sampling:
     """Graded groups of a policy, and what sampling them took."""
 
-    def __init__(self, grader: Grader):
-        self._grader = grader
+    def __init__(self, rewards: RewardFunctions):
+        self._rewards = rewards
         self.rollouts, self.seconds = 0, 0.0
 
     def groups(self, policy: Policy, prompt: Prompt, count: int, size: int, what: str) -> list[Group]:
@@ -86,7 +86,7 @@ class Sampling:
         rollouts = policy.sample(prompt, count * size, what)
         self.seconds += perf_counter() - began
         self.rollouts += len(rollouts)
-        results = self._grader.grade(prompt, rollouts)
+        results = self._rewards.grade(prompt, rollouts)
         starts = range(0, count * size, size)
         return [Group(prompt, rollouts[i : i + size], results[i : i + size]) for i in starts]
 
@@ -94,7 +94,7 @@ class Sampling:
 def measure(
     policy: Policy,
     sampler: Policy,
-    grader: Grader,
+    rewards: RewardFunctions,
     prompts: Iterable[Prompt],
     methods: dict[str, Method],
     sizes: Sizes,
@@ -107,7 +107,7 @@ def measure(
     began = perf_counter()
     meter, sampling = (
         Meter(policy.score, policy.parameters, Projection(sizes.dimensions, seed)),
-        Sampling(grader),
+        Sampling(rewards),
     )
     num_references = -(-sizes.reference // REFERENCE_GROUP)
     solved: list[int] = []

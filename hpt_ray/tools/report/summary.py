@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from hpt_ray.config import renamed
 from hpt_ray.config.load import known_keys
 from hpt_ray.evaluation.statistics import mean_over_prompts, percent
-from hpt_ray.observe.data_card import Grader, Refused, details_of, dropped_in_words
+from hpt_ray.observe.data_card import Refused, RewardCheck, details_of, dropped_in_words
 from hpt_ray.observe.metrics import METRICS, summarize_evaluations
 from hpt_ray.observe.step_line import short_time
 from hpt_ray.tools.report.attempts import by_prompt, moves
@@ -172,7 +173,8 @@ def data(run: RunData) -> Block:
 
 
 def _training_set(one: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
-    grader = Grader(**one["grader"]) if one["grader"] else None
+    one = renamed.fields(one)
+    check = RewardCheck(**one["reward_check"]) if one["reward_check"] else None
     demonstrations = "not used"
     if one["demonstrations"] is not None:
         dropped = dropped_in_words(one["demonstrations_dropped"])
@@ -181,14 +183,14 @@ def _training_set(one: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         *(["file", line] for line in one["read_as"]),
         ["rows", f"{one['rows']:,} read, {one['kept']:,} kept; dropped: {dropped_in_words(one['dropped'])}"],
         ["demonstrations", demonstrations],
-        ["reward function", grader.in_words if grader else DASH],
+        ["reward function", check.in_words if check else DASH],
     ]
     lengths = {"prompts": one["prompt_tokens"], "demonstrations": one["demonstration_tokens"]}
     rows = [[name, *(f"{found[key]:,}" for key in QUANTILES)] for name, found in lengths.items() if found]
     example = one["example"]
     seen = [("the model sees", example["prompt"]), ("and learns", example["demonstration"])]
     texts: list[Any] = [[f"Example: {example['id']}", [pair for pair in seen if pair[1] is not None]]]
-    if grader and (found := one["grader"]["refused"]):
+    if check and (found := one["reward_check"]["refused"]):
         refused = Refused(**found)
         texts.append([f"Not accepted: {refused.id}", list(details_of(refused).items())])
     tables = table(one["title"], ["", "what was read"], facts)

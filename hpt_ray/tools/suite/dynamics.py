@@ -100,9 +100,7 @@ def offline_ratio_falls(results: Results, passes: Passes, model: str) -> Iterato
     if not ends:
         return
     starts, lasts = zip(*ends.values(), strict=True)
-    means = (
-        f"{fmean(starts):.1%} of rows in the first {WINDOW} steps, {fmean(lasts):.1%} in the last {WINDOW};"
-    )
+    means = f"{fmean(starts):.1%} of samples in the first {WINDOW} steps, {fmean(lasts):.1%} in the last {WINDOW};"
     each = f"In the last {WINDOW} steps {fmean(lasts):.1%} ({min(lasts):.1%} to {max(lasts):.1%});"
     falls = _over({unit: start - last for unit, (start, last) in ends.items()})
     yield Said("HPT's share of demonstrations falls", "Figure 6", falls, means)
@@ -130,7 +128,8 @@ def gate_at_zero_is_best(results: Results, passes: Passes, model: str) -> Iterat
             for m in ("hpt", method)
         )
         if ours and theirs:
-            numbers = f"{fmean(theirs.values()):.1%} of rows over the run, against {fmean(ours.values()):.1%} at γ = 0;"
+            high, low = fmean(theirs.values()), fmean(ours.values())
+            numbers = f"{high:.1%} of samples over the run, against {low:.1%} at γ = 0;"
             yield Said(f"γ = {gamma} asks for more demonstrations", "Figure 8", _over(theirs, ours), numbers)
 
 

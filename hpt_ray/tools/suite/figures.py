@@ -48,7 +48,12 @@ def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
     """All curves and maps of one model."""
     lines = _evaluation_lines(results, model) | {
         "reward": ("Training reward", "mean score of the rollouts", "reward/mean", False),
-        "offline": ("Offline ratio", "share of training rows that are demonstrations", offline_ratio, True),
+        "offline": (
+            "Offline ratio",
+            "share of training samples that are demonstrations",
+            offline_ratio,
+            True,
+        ),
         "entropy": ("Entropy", "nats per trained token", ENTROPY, False),
         "length": ("Response length", "tokens of a rollout", "rollout/length_mean", False),
     }
