@@ -7,11 +7,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
 from hpt_ray.config.load import dump_config
 from hpt_ray.evaluation.results import PromptResult, write_results
+from hpt_ray.evaluation.statistics import Asked, spread_of
+from hpt_ray.observe.rollout_dump import dump_of
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.report import RunData
 from hpt_ray.tools.report.load import Attempt
@@ -212,6 +216,44 @@ def test_scores_with_missing_cells(done: Done) -> None:
     assert rows["HPT, γ = 1/4"] == ["50.0", "50.0", "50.0", "50.0", "50.0", "50.0", "1"]
     assert rows["HPT"][0] == "91.5 ± 6.4"  # t(0.975, 1) · 0.00707 / √2
     assert rows["before training"][-2:] == ["0.0", ""]
+
+
+def test_an_interval_is_over_prompts_too_where_their_responses_are_kept(done: Done) -> None:
+    """Of four prompts HPT solves two with each seed, GRPO the first with seed 1 and the second with seed 2."""
+    solved = {"hpt": {1: "01", 2: "01"}, "grpo": {1: "0", 2: "1"}}
+    for run in done.runs:
+        if run.method in solved:
+            lines = [
+                {
+                    "request_id": f"{name}#{i}",
+                    "outcome": "correct" if i in solved[run.method][run.seed] else "wrong",
+                }
+                for name in ("chain", "word", "lose")
+                for i in "0123"
+            ]
+            table = pa.Table.from_pylist(lines)
+            pq.write_table(table, dump_of(RunFolder(done.folders[run.id]).rollouts, 4, "eval"))
+    results = collect(done)
+    assert [r.outcomes["word"] for r in results.of("t", "hpt")] == 2 * [{"0": 1, "1": 1, "2": 0, "3": 0}]
+    kept = results.asked("t", "hpt", "word")
+    assert kept is not None
+    assert kept.variance == pytest.approx(np.var([1, 1, 0, 0], ddof=1) / 4), "no seed differs"
+    average = results.asked("t", "hpt", ID)
+    assert average is not None
+    assert average.variance == pytest.approx(kept.variance / 2), "two sets"
+    deltas = np.array([[0, 1, 0, 0], [1, 0, 0, 0]])
+    assert results.asked("t", "hpt", "word", minus="grpo") == Asked.of(deltas)
+    assert results.asked("t", "hpt", "seconds") is None
+    assert results.asked("t", "hpt_gamma_1", "word") is None, "it kept none"
+    wide, narrow = results.spread("t", "hpt", "chain"), spread_of([0.91, 0.92])
+    assert wide is not None
+    assert wide.mean == pytest.approx(narrow.mean)
+    rows = {row[0]: row[1] for row in tables.scores_table(results, "t").rows}
+    assert rows["HPT"] == tables.mean_text(wide)
+    assert (
+        not {"outcomes", "run"}
+        & json.loads(write_report(done).with_name("results.json").read_text())["runs"][0].keys()
+    )
 
 
 def test_costs_count_attempts_and_tokens(done: Done) -> None:

@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from hpt_ray.evaluation.results import read_results
+from hpt_ray.evaluation.statistics import Asked
+from hpt_ray.observe.rollout_dump import dump_of, read_columns
+from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.report import RunData, Spread, load_run, spread_of
 from hpt_ray.tools.suite.passes import BASE, FINAL, Evaluation
 from hpt_ray.tools.suite.runner import Done
@@ -24,7 +30,7 @@ COSTS = ("prompt attempts", "tokens sampled", "tokens trained", "seconds")
 
 @dataclass(frozen=True)
 class Record:
-    """One run, as results.json has it; there, `run`, the content of its folder, is left out."""
+    """One run, as results.json has it, but for `outcomes` and `run`, the content of its folder."""
 
     id: str
     model: str
@@ -33,6 +39,8 @@ class Record:
     scores: Mapping[str, float]  # by measure: sets and averages
     before_training: Mapping[str, float]  # at step 0; empty where that was not evaluated
     costs: Mapping[str, float]
+    # By set and prompt, the share of its responses that are correct; empty where a run has not kept them.
+    outcomes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     failures: Mapping[str, Any] = field(default_factory=dict)
     faults: Mapping[str, Any] = field(default_factory=dict)
     run: RunData | None = None
@@ -90,9 +98,31 @@ class Results:
         return {seed: values[column] for seed, values in rows if column in values}
 
     def spread(self, model: str, method: str, column: str) -> Spread | None:
-        """Over seeds; None for an empty cell."""
+        """Over seeds, and over prompts where their outcomes are known; None for an empty cell."""
         values = list(self.by_seed(model, method, column).values())
-        return spread_of(values) if values else None
+        return spread_of(values, self.asked(model, method, column)) if values else None
+
+    def asked(self, model: str, method: str, column: str, minus: str | None = None) -> Asked | None:
+        """What the choice of prompts adds to the variance of a method's mean, or of its difference to another's.
+
+        None for what is no score, and where a run has kept no outcomes or was asked other prompts.
+        """
+        if column in self.groups:
+            parts = [self.asked(model, method, member, minus) for member in self.groups[column]]
+            known = [part for part in parts if part is not None]
+            return Asked.average(known) if known and len(known) == len(parts) else None
+        ours, theirs = (
+            {r.seed: r.outcomes.get(column, {}) for r in self.of(model, name)}
+            for name in (method, minus or method)
+        )
+        seeds = sorted(ours.keys() & theirs.keys())
+        rows = [each[seed] for seed in seeds for each in (ours, theirs)]
+        if not rows or not rows[0] or any(row.keys() != rows[0].keys() for row in rows):
+            return None
+        values = [
+            np.array([[of[seed][prompt] for prompt in rows[0]] for seed in seeds]) for of in (ours, theirs)
+        ]
+        return Asked.of(values[0] - values[1] if minus else values[0])
 
     def with_averages(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sets of the suite, and the averages of which every set is there."""
@@ -114,11 +144,13 @@ def collect(done: Done) -> Results:
             continue
         run = load_run(done.folders[spec.id])
         if finals:
-            scores = _final(finals.get((*spec.pair, spec.seed)))
+            final = finals.get((*spec.pair, spec.seed))
+            scores, outcomes = _final(final), _final_outcomes(final)
             before = _final(finals.get((spec.model, BASE, None)))
         else:
             scores = {name: series.values[-1] for name, series in run.evaluations().items()}
             before = {n: s.values[0] for n, s in run.evaluations().items() if s.steps[0] == 0}
+            outcomes = _last_outcomes(run)
         costs = spec.attempts, run.tokens_sampled, run.tokens_trained, run.wall_s
         records.append(
             Record(
@@ -128,6 +160,7 @@ def collect(done: Done) -> Results:
                 costs=dict(zip(COSTS, map(float, costs), strict=True)),
                 failures=run.summary.get("failures", {}),
                 faults=run.summary.get("faults", {}),
+                outcomes=outcomes,
                 run=run,
             )
         )
@@ -140,3 +173,28 @@ def _final(evaluation: Evaluation | None) -> dict[str, float]:
         return {}
     content = json.loads((evaluation.out / "results.json").read_text(encoding="utf-8"))
     return {name: benchmark["mean"]["value"] for name, benchmark in content["benchmarks"].items()}
+
+
+Outcomes = dict[str, dict[str, float]]
+
+
+def _final_outcomes(evaluation: Evaluation | None) -> Outcomes:
+    if evaluation is None or not evaluation.is_done:
+        return {}
+    found: Outcomes = {}
+    for row in read_results(evaluation.out):
+        found.setdefault(row.benchmark, {})[row.prompt_id] = row.correct / row.n
+    return found
+
+
+def _last_outcomes(run: RunData) -> Outcomes:
+    """Of the last evaluation while training; nothing where the run did not keep its responses."""
+    steps = {int(series.steps[-1]) for series in run.evaluations().values()}
+    file = dump_of(RunFolder(run.root).rollouts, max(steps, default=0), "eval")
+    if len(steps) != 1 or not file.is_file():
+        return {}
+    answers: dict[str, dict[str, list[bool]]] = {}
+    for line in read_columns(file, ["request_id", "outcome"]).to_pylist():
+        name, _, number = line["request_id"].rpartition("#")
+        answers.setdefault(name, {}).setdefault(number, []).append(line["outcome"] == "correct")
+    return {name: {number: fmean(each) for number, each in of.items()} for name, of in answers.items()}

@@ -44,6 +44,7 @@ from hpt_ray.tools.suite.tables import Rows
 Exclusive = list[tuple[str, str, list[Comparison]]]  # model, other method, comparisons
 Block = Rows | Html | str  # a table, HTML, or the text of a note
 OF_ONE_RUN = ("run.dir", "run.name", "run.seed")
+OF_FOLDERS = ("run", "outcomes")  # of a record: large, and in the run's folder
 
 
 def write_report(done: Done) -> Path:
@@ -116,7 +117,9 @@ def results_json(
             }
             for (model, method), choice in done.choices.items()
         ],
-        "runs": [{k: v for k, v in vars(record).items() if k != "run"} for record in results.records],
+        "runs": [
+            {k: v for k, v in vars(record).items() if k not in OF_FOLDERS} for record in results.records
+        ],
         "summary": summary(results),
         "differences": [asdict(c) for model in models for c in tables.contrasts(results, model)],
         "claims": [asdict(finding) for finding in found],
@@ -135,9 +138,15 @@ def results_json(
 
 
 def summary(results: Results) -> list[dict[str, Any]]:
-    """Mean and interval of every cell."""
+    """Mean and interval of every cell; `prompts`: whether the interval is over prompts too."""
     return [
-        {"model": model, "method": method, "measure": measure, **asdict(spread)}
+        {
+            "model": model,
+            "method": method,
+            "measure": measure,
+            **asdict(spread),
+            "prompts": results.asked(model, method, measure) is not None,
+        }
         for model in results.suite.models
         for method in results.methods
         for measure in results.measures
@@ -200,7 +209,8 @@ def _results(results: Results) -> Iterator[Block]:
         yield tables.scores_table(results, model)
         yield tables.costs_table(results, model)
     yield note_html(
-        "Percent of correct responses at the end of training, mean ± half a 95 % interval over seeds (Student's t). "
+        "Percent of correct responses at the end of training, mean ± half a 95 % interval (Student's t): over "
+        "seeds, and over test prompts of the same kind where the runs kept their responses. "
         "The methods stand side by side at equal numbers of prompt attempts, with repetition: that is what a "
         "user has to collect, and all methods see the same prompts in the same order. Tokens and seconds of an "
         "attempt differ between them and stand in the table of costs."
@@ -216,8 +226,8 @@ def _differences(results: Results) -> Iterator[Block]:
     yield (
         f"Paired by seed. With {n} seeds the sign-flip test cannot give less than {2 / 2**n:.3g}; Holm's correction "
         "is over the methods compared by one measure on one model. A small p (t) from fewer than six seeds rests on "
-        "normality, which so few cannot show. Intervals and p are over seeds: they speak of these prompts and this "
-        "base model alone."
+        "normality, which so few cannot show. Intervals and p (t) are over seeds, and over test prompts where the "
+        "runs kept their responses; sign flips are over seeds. All speak of this base model alone."
     )
 
 

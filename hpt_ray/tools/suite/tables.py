@@ -1,5 +1,5 @@
 """The tables of the report, as rows of text. A cell without runs is "–"; numbers are percent, ± half a 95 %
-interval over seeds.
+interval over seeds and, where the outcomes of prompts are known, over prompts.
 """
 
 from __future__ import annotations
@@ -78,7 +78,14 @@ def contrasts(results: Results, model: str) -> list[Contrast]:
     for measure in results.groups:
         ours = results.by_seed(model, reference, measure)
         others = [name for name in results.methods if name not in (BASE, reference)]
-        compared = {name: difference(ours, results.by_seed(model, name, measure)) for name in others}
+        compared = {
+            name: difference(
+                ours,
+                results.by_seed(model, name, measure),
+                results.asked(model, reference, measure, minus=name),
+            )
+            for name in others
+        }
         known = {name: diff for name, diff in compared.items() if diff is not None}
         corrected = holm([diff.p_t for diff in known.values()])
         found += [
