@@ -60,8 +60,7 @@ class CriticWorker(RankWorker[CriticSpec]):
             values = self._forward(micro_batch)
             per_token = np.repeat(targets.scales, micro_batch.response_lengths)
             old, returns, scales = (
-                on_device(array, values.device)
-                for array in (targets.values, targets.returns, per_token)
+                on_device(array, values.device) for array in (targets.values, targets.returns, per_token)
             )
             loss = clipped_value_loss(values, old, returns, self._spec.value_clip)
             self._engine.backward((scales * loss).sum())
