@@ -26,7 +26,8 @@ from hpt_ray.types import MicroBatch, Sample, ValueTargets
 
 METHODS = [
     ("grpo", {"kl_coef": 0.1, "entropy_coef": 0.01}, False),
-    ("gspo", {"correction": "sequence_mask"}, True),
+    ("grpo", {"correction": "sequence_mask"}, True),
+    ("gspo", {}, True),
     ("srft", {}, True),
 ]
 
