@@ -196,10 +196,10 @@ class Disturbed:
                 until = time.monotonic() + self._random.uniform(*PAUSE_S)
                 while time.monotonic() < until:
                     self._look_after()
-            self._seconds = time.monotonic() - begin
             self._undo_all()
             self._wait_for_step(self.last_step)  # so that it is up, and ends in order
         finally:
+            self._seconds = time.monotonic() - begin
             self._undo_all()
             self.target.driver.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -235,7 +235,7 @@ class Disturbed:
                 self._by_itself(code)
             self._undo_all()
             self.target.driver, _ = self.target.start()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
     def _undo_due(self) -> None:
         for each in [each for each in self._undo if each[0] <= time.monotonic()]:

@@ -151,7 +151,12 @@ def node_lost(target: Target) -> None:
         target.look_after()
         time.sleep(0.001)
     lose(target.second)
-    target.second = target.nodes.join(2)
+    for _ in range(5):  # Ray gives a node 30 s to come up, which is little while all else starts again
+        target.look_after()
+        with suppress(AssertionError):
+            target.second = target.nodes.join(2)
+            return
+    raise RuntimeError("no node comes up any more")
 
 
 def damaged(target: Target) -> None:

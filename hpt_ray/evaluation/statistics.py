@@ -6,9 +6,9 @@ deviation. It covers both which prompts were asked and which responses were samp
 prompts came out alike, and there is none for a single prompt.
 
 Over seeds: they are few, so the interval is that of Student's t: ± t · s / √n. It takes the seeds as independent
-draws and says nothing about other data or models, and of other prompts of the same kind only with what `Asked` adds.
-Runs of one seed share the order of the prompts, so two methods are compared seed by seed where they have seeds in
-common, and else by Welch's test. Many comparisons make some small p by chance: `holm` corrects for that.
+draws and says nothing about other data or models. Runs of one seed share the order of the prompts, so two methods
+are compared seed by seed where they have seeds in common, and else by Welch's test. Many comparisons make some
+small p by chance: `holm` corrects for that.
 """
 
 from __future__ import annotations
@@ -107,64 +107,22 @@ class Spread:
     mean: float
     std: float | None
     ci95: float | None
+    over: str = "seeds"  # what the interval covers
 
     def text(self) -> str:
         """`97.2 ± 1.3`: mean and standard deviation in percent."""
         return percent(self.mean, self.std)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the choice of prompts adds to the variance of a mean over seeds, and its degrees of freedom."""
-
-    variance: float
-    df: int
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Asked | None:
-        """Of values [seeds, prompts], one a prompt, of the same prompts with every seed. None for a single prompt.
-
-        Seeds and prompts are random and crossed, as in an analysis of variance of two ways without replication:
-        Var(mean) = σ²_seed/n + σ²_prompt/Q + σ²_e/(nQ). The scatter of the seeds' means has the first and the last
-        term. This is the second, (MS_prompt − MS_e)/(nQ) and not below 0; with one seed it holds the last one too.
-        """
-        n, q = values.shape
-        if q < 2:
-            return None
-        of_prompts = values.mean(0)
-        variance = of_prompts.var(ddof=1) / q
-        if n > 1:
-            rest = values - of_prompts - values.mean(1, keepdims=True) + values.mean()
-            variance -= np.square(rest).sum() / ((n - 1) * (q - 1) * n * q)
-        return cls(max(0.0, float(variance)), q - 1)
-
-    @classmethod
-    def average(cls, parts: Sequence[Asked]) -> Asked:
-        """Of the mean over sets that have no prompt in common."""
-        return cls(sum(p.variance for p in parts) / len(parts) ** 2, sum(p.df for p in parts))
-
-
-def spread_of(values: Sequence[float] | np.ndarray, asked: Asked | None = None) -> Spread:
-    """Of one value a seed; the interval is over prompts as well where it is said what they add.
-
-    Raises `ValueError` for no values.
-    """
+def spread_of(values: Sequence[float] | np.ndarray) -> Spread:
+    """Raises `ValueError` for no values."""
     if not len(values):
         raise ValueError("no values")
     n, array = len(values), np.asarray(values, float)
-    error, df = _error_of_mean(array, asked)
-    half_width = float(stats.t.ppf(0.975, df) * error) if df else None
-    return Spread(n, float(array.mean()), float(array.std(ddof=1)) if n > 1 else None, half_width)
-
-
-def _error_of_mean(values: np.ndarray, asked: Asked | None) -> tuple[float, float]:
-    """Standard error, and its degrees of freedom by Welch and Satterthwaite; 0 and 0 where nothing is known."""
-    parts = [(float(stats.sem(values)) ** 2, len(values) - 1)] if len(values) > 1 else []
-    parts += [(asked.variance, asked.df)] if asked else []
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return 0.0, float(sum(df for _, df in parts))
-    return variance**0.5, variance**2 / sum(part**2 / df for part, df in parts)
+    if n < 2:
+        return Spread(n, float(array[0]), None, None)
+    half_width = float(stats.t.ppf(0.975, n - 1) * stats.sem(array))
+    return Spread(n, float(array.mean()), float(array.std(ddof=1)), half_width)
 
 
 Edges = tuple[np.ndarray, np.ndarray]
@@ -228,6 +186,7 @@ class Difference:
     ci95: float | None
     p_t: float | None
     p_permutation: float | None = None
+    over: str = "seeds"  # what the interval covers
 
     @property
     def differs(self) -> bool:
@@ -235,22 +194,18 @@ class Difference:
         return self.ci95 is not None and abs(self.mean) > self.ci95
 
 
-def difference(
-    a: Mapping[int, float], b: Mapping[int, float], asked: Asked | None = None
-) -> Difference | None:
+def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
     """A − B over the seeds that both have, which is None where there is none.
 
-    `asked`: what the prompts add to the variance of the differences. Two tests stand side by side: Student's t of
-    the differences, and the exact sign-flip permutation test over seeds, which assumes less but cannot go below
-    2 · 2^−n (0.25 for three seeds, 0.06 for five).
+    Two tests stand side by side: Student's t of the differences, and the exact sign-flip permutation test, which
+    assumes less but cannot go below 2 · 2^−n (0.25 for three seeds, 0.06 for five).
     """
     deltas = np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
     if not len(deltas):
         return None
-    spread = spread_of(deltas, asked)
-    error, df = _error_of_mean(deltas, asked)
+    spread = spread_of(deltas)
     # Where every seed differs by the same, t is infinite or 0/0 and says nothing.
-    p_t = float(2 * stats.t.sf(abs(spread.mean) / error, df)) if error else None
+    p_t = float(stats.ttest_1samp(deltas, 0).pvalue) if spread.std else None
     return Difference(spread.n, spread.mean, spread.ci95, p_t, sign_flip_p(deltas) if spread.n > 1 else None)
 
 

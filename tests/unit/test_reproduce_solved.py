@@ -1,20 +1,20 @@
 """pass@k is compared between methods only where both were asked the same prompts."""
 
 from pathlib import Path
-from statistics import stdev
 
 import numpy as np
 import pytest
 
 from hpt_ray.errors import UserError
+from hpt_ray.evaluation.mixed import estimate
 from hpt_ray.evaluation.results import PromptResult, write_results
-from hpt_ray.tools.suite.passes import PASS, Evaluation, Solved, read_passes
+from hpt_ray.tools.suite.passes import BASE, PASS, Evaluation, Solved, read_passes
 
 BENCHMARK = "chain"
 
 
 def solved(asked: str, chances: list[float]) -> Solved:
-    return Solved((1,), {BENCHMARK: np.array([chances])}, {BENCHMARK: tuple(asked)}, num_seeds=1)
+    return Solved((1,), {("t", 1): [np.array([chances])]}, {BENCHMARK: tuple(asked)})
 
 
 def evaluated(folder: Path, method: str, seed: int, correct: dict[str, int]) -> Evaluation:
@@ -35,7 +35,7 @@ def test_others_prompts_are_not_compared_though_they_are_as_many() -> None:
     ours = solved("abc", [1.0, 0.5, 0.0])
     same = ours.minus(solved("abc", [0.0, 0.5, 0.0]), 1)
     assert same is not None
-    assert same.value == pytest.approx(1 / 3)
+    assert same.mean == pytest.approx(1 / 3)
     assert ours.minus(solved("abd", [0.0, 0.5, 0.0]), 1) is None
     assert ours.minus(solved("ab", [0.0, 0.5]), 1) is None
 
@@ -51,7 +51,10 @@ def test_the_prompts_are_those_of_the_result_files(tmp_path: Path) -> None:
     )
     hpt = passes["t", "hpt"]
     assert hpt.asked == {BENCHMARK: ("a", "b")}
-    assert hpt.by_benchmark[BENCHMARK].tolist() == [[1.0, 0.5], [1.0, 0.5]]
+    assert [run[0].tolist() for run in hpt.runs.values()] == [
+        [[1.0, 0.0], [1.0, 0.0]],
+        [[1.0, 1.0], [1.0, 1.0]],
+    ]
     assert hpt.minus(passes["t", "grpo"], 1) is not None
     assert hpt.minus(passes["t", "sft"], 1) is None
 
@@ -62,15 +65,14 @@ def test_seeds_that_were_asked_different_prompts_are_refused(tmp_path: Path) -> 
         read_passes([first, second])
 
 
-def test_the_interval_covers_the_seeds_too(tmp_path: Path) -> None:
+def test_seeds_and_prompts_are_paired(tmp_path: Path) -> None:
     correct = {1: {"a": 2, "b": 0, "c": 1}, 2: {"a": 2, "b": 2, "c": 2}, 3: {"a": 1, "b": 0, "c": 2}}
     ours = [evaluated(tmp_path, "hpt", seed, of_seed) for seed, of_seed in correct.items()]
-    passes = read_passes([*ours, evaluated(tmp_path, "grpo", 1, {"a": 0, "b": 0, "c": 0})])
-    found = passes["t", "hpt"].minus(passes["t", "grpo"], 1)
-    assert found is not None
-    prompts = [5 / 6, 2 / 6, 5 / 6]  # means over seeds of 1, 1, ½; 0, 1, 0; ½, 1, 1
-    seeds = [0.5, 1.0, 0.5]
-    over_prompts = 1.959964 * stdev(prompts) / 3**0.5
-    over_seeds = 4.302653 * stdev(seeds) / 3**0.5  # t(0.975, 2)
-    assert found.value == pytest.approx(2 / 3)
-    assert found.half_width == pytest.approx((over_prompts**2 + over_seeds**2) ** 0.5)
+    base = evaluated(tmp_path, BASE, 0, {"a": 0, "b": 2, "c": 0})
+    passes = read_passes([*ours, base, evaluated(tmp_path, "grpo", 2, {"a": 0, "b": 0, "c": 2})])
+    table = np.array([[1, 0, 0.5], [1, 1, 1], [0.5, 0, 1]]) - [0, 1, 0]
+    expected = estimate({("t", seed): [row] for seed, row in enumerate(table, 1)})
+    assert passes["t", "hpt"].minus(passes["t", BASE], 1) == expected
+    one = passes["t", "hpt"].minus(passes["t", "grpo"], 1)  # of the seed that both have
+    assert one is not None
+    assert (one.n, one.mean, one.ci95) == (1, pytest.approx(2 / 3), None)

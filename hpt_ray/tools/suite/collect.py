@@ -2,7 +2,7 @@
 
 A run that is not there has no record; nothing is filled in. Scores are shares, 0 to 1, of the last evaluation in
 training, or of the final evaluation where the suite asks for one. The model before training is a method of its own,
-`base`, from step 0.
+`base`, from step 0. What came of each prompt is kept beside the scores, where the run wrote it down.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from hpt_ray.evaluation.mixed import PerPrompt, Unit, estimate
 from hpt_ray.evaluation.results import read_results
-from hpt_ray.evaluation.statistics import Asked
 from hpt_ray.observe.rollout_dump import dump_of, read_columns
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.report import RunData, Spread, load_run, spread_of
 from hpt_ray.tools.suite.passes import BASE, FINAL, Evaluation
 from hpt_ray.tools.suite.runner import Done
 from hpt_ray.tools.suite.suite import Suite
+from hpt_ray.types import Outcome
 
 ID, OOD, ALL = "ID average", "OOD average", "all"
 COSTS = ("prompt attempts", "tokens sampled", "tokens trained", "seconds")
@@ -30,7 +32,7 @@ COSTS = ("prompt attempts", "tokens sampled", "tokens trained", "seconds")
 
 @dataclass(frozen=True)
 class Record:
-    """One run, as results.json has it, but for `outcomes` and `run`, the content of its folder."""
+    """One run, as results.json has it; there, `run`, the content of its folder, is left out."""
 
     id: str
     model: str
@@ -39,10 +41,9 @@ class Record:
     scores: Mapping[str, float]  # by measure: sets and averages
     before_training: Mapping[str, float]  # at step 0; empty where that was not evaluated
     costs: Mapping[str, float]
-    # By set and prompt, the share of its responses that are correct; empty where a run has not kept them.
-    outcomes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     failures: Mapping[str, Any] = field(default_factory=dict)
     faults: Mapping[str, Any] = field(default_factory=dict)
+    outcomes: Mapping[str, str] = field(default_factory=dict)  # set → share correct of each prompt: "1 0 0.5"
     run: RunData | None = None
 
 
@@ -89,40 +90,29 @@ class Results:
     def runs(self, model: str, method: str) -> list[RunData]:
         return [record.run for record in self.of(model, method) if record.run is not None]
 
-    def by_seed(self, model: str, method: str, column: str) -> dict[int, float]:
-        """Seed → a score or a cost. The base has no seed: its score is that of the first run that looked at it."""
+    def values(self, model: str, method: str, column: str) -> dict[Unit, PerPrompt]:
+        """Run → its score prompt by prompt, set by set, if all runs have that; else its score, or a cost, as one value.
+
+        The base has no seed: its score is that of the first run that looked at it.
+        """
         if method == BASE:
-            before = [r.before_training for r in self.records if r.model == model]
-            return dict([(0, scores[column]) for scores in before if column in scores][:1])
-        rows = [(r.seed, {**r.scores, **r.costs}) for r in self.of(model, method)]
-        return {seed: values[column] for seed, values in rows if column in values}
+            before = [r for r in self.records if r.model == model and column in r.before_training][:1]
+            return {(r.model, 0): [np.array([r.before_training[column]])] for r in before}
+        there = [r for r in self.of(model, method) if column in {**r.scores, **r.costs}]
+        members = self.groups.get(column, [column])
+        if all(r.outcomes.keys() >= set(members) for r in there):
+            return {
+                (r.model, r.seed): [np.array(r.outcomes[name].split(), float) for name in members]
+                for r in there
+            }
+        return {(r.model, r.seed): [np.array([{**r.scores, **r.costs}[column]])] for r in there}
 
     def spread(self, model: str, method: str, column: str) -> Spread | None:
-        """Over seeds, and over prompts where their outcomes are known; None for an empty cell."""
-        values = list(self.by_seed(model, method, column).values())
-        return spread_of(values, self.asked(model, method, column)) if values else None
-
-    def asked(self, model: str, method: str, column: str, minus: str | None = None) -> Asked | None:
-        """What the choice of prompts adds to the variance of a method's mean, or of its difference to another's.
-
-        None for what is no score, and where a run has kept no outcomes or was asked other prompts.
-        """
-        if column in self.groups:
-            parts = [self.asked(model, method, member, minus) for member in self.groups[column]]
-            known = [part for part in parts if part is not None]
-            return Asked.average(known) if known and len(known) == len(parts) else None
-        ours, theirs = (
-            {r.seed: r.outcomes.get(column, {}) for r in self.of(model, name)}
-            for name in (method, minus or method)
-        )
-        seeds = sorted(ours.keys() & theirs.keys())
-        rows = [each[seed] for seed in seeds for each in (ours, theirs)]
-        if not rows or not rows[0] or any(row.keys() != rows[0].keys() for row in rows):
+        """Mean and standard deviation over runs, and the interval of the mixed model; None for an empty cell."""
+        if not (runs := self.values(model, method, column)):
             return None
-        values = [
-            np.array([[of[seed][prompt] for prompt in rows[0]] for seed in seeds]) for of in (ours, theirs)
-        ]
-        return Asked.of(values[0] - values[1] if minus else values[0])
+        found, plain = estimate(runs), spread_of([fmean(map(np.mean, sets)) for sets in runs.values()])
+        return Spread(plain.n, found.mean, plain.std, found.ci95, found.over)
 
     def with_averages(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sets of the suite, and the averages of which every set is there."""
@@ -148,9 +138,11 @@ def collect(done: Done) -> Results:
             scores, outcomes = _final(final), _final_outcomes(final)
             before = _final(finals.get((spec.model, BASE, None)))
         else:
+            outcomes = _outcomes(
+                done.folders[spec.id], max((s.steps[-1] for s in run.evaluations().values()), default=0)
+            )
             scores = {name: series.values[-1] for name, series in run.evaluations().items()}
             before = {n: s.values[0] for n, s in run.evaluations().items() if s.steps[0] == 0}
-            outcomes = _last_outcomes(run)
         costs = spec.attempts, run.tokens_sampled, run.tokens_trained, run.wall_s
         records.append(
             Record(
@@ -160,7 +152,7 @@ def collect(done: Done) -> Results:
                 costs=dict(zip(COSTS, map(float, costs), strict=True)),
                 failures=run.summary.get("failures", {}),
                 faults=run.summary.get("faults", {}),
-                outcomes=outcomes,
+                outcomes={name: outcomes[name] for name in done.suite.keys.sets.test if name in outcomes},
                 run=run,
             )
         )
@@ -175,26 +167,28 @@ def _final(evaluation: Evaluation | None) -> dict[str, float]:
     return {name: benchmark["mean"]["value"] for name, benchmark in content["benchmarks"].items()}
 
 
-Outcomes = dict[str, dict[str, float]]
-
-
-def _final_outcomes(evaluation: Evaluation | None) -> Outcomes:
+def _final_outcomes(evaluation: Evaluation | None) -> dict[str, str]:
     if evaluation is None or not evaluation.is_done:
         return {}
-    found: Outcomes = {}
+    shares: dict[str, list[float]] = {}
     for row in read_results(evaluation.out):
-        found.setdefault(row.benchmark, {})[row.prompt_id] = row.correct / row.n
-    return found
+        shares.setdefault(row.benchmark, []).append(row.correct / row.n)
+    return {name: _text(of_set) for name, of_set in shares.items()}
 
 
-def _last_outcomes(run: RunData) -> Outcomes:
-    """Of the last evaluation while training; nothing where the run did not keep its responses."""
-    steps = {int(series.steps[-1]) for series in run.evaluations().values()}
-    file = dump_of(RunFolder(run.root).rollouts, max(steps, default=0), "eval")
-    if len(steps) != 1 or not file.is_file():
+def _outcomes(root: Path, step: int) -> dict[str, str]:
+    """Of the evaluation in training after `step`; nothing where the run kept no responses."""
+    path = dump_of(RunFolder(root).rollouts, step, "eval")
+    if not path.is_file():
         return {}
-    answers: dict[str, dict[str, list[bool]]] = {}
-    for line in read_columns(file, ["request_id", "outcome"]).to_pylist():
+    shares: dict[str, dict[int, list[bool]]] = {}
+    for line in read_columns(path, ["request_id", "outcome"]).to_pylist():
         name, _, number = line["request_id"].rpartition("#")
-        answers.setdefault(name, {}).setdefault(number, []).append(line["outcome"] == "correct")
-    return {name: {number: fmean(each) for number, each in of.items()} for name, of in answers.items()}
+        shares.setdefault(name, {}).setdefault(int(number), []).append(
+            line["outcome"] == Outcome.CORRECT.value
+        )
+    return {name: _text([fmean(of_set[i]) for i in sorted(of_set)]) for name, of_set in shares.items()}
+
+
+def _text(shares: Sequence[float]) -> str:
+    return " ".join(f"{share:.6g}" for share in shares)

@@ -5,8 +5,8 @@ and pass@k. The name of an evaluation's folder holds what was asked, so that ano
 another evaluation; within it, that program goes on where it was. Its configuration is written into the output
 folder first, for a job may run where the suite file is not.
 
-`read_passes` gives, for each (model, method), the chance per prompt that one of k samples is correct, the mean
-over its seeds, so that two methods are compared on the same prompts.
+`read_passes` gives, for each (model, method), the chance per prompt that one of k samples is correct, run by run, so
+that two methods are compared on the same prompts, bases and seeds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
+from hpt_ray.evaluation.mixed import PerPrompt, Unit, paired
 from hpt_ray.evaluation.model import as_trained
 from hpt_ray.evaluation.results import PROMPTS, read_results
-from hpt_ray.evaluation.statistics import Estimate, mean_over_prompts, spread_of, weighted_average
+from hpt_ray.evaluation.statistics import Difference
 from hpt_ray.tools.report import chances
 from hpt_ray.tools.suite.jobs import Job
 from hpt_ray.tools.suite.matrix import Pair, RunSpec
@@ -129,31 +130,29 @@ def _copy(path: Path, to: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """One method on one model. `by_benchmark`: chances [K, Q] of its prompts, mean over seeds. `asked`: which
-    prompts those are, by `reference_hash`."""
+    """One method on one model. `runs`: chances [K, Q] of each run, a benchmark each. `asked`: which prompts those
+    are, by `reference_hash`. The model before training has one run, of seed 0."""
 
     ks: tuple[int, ...]
-    by_benchmark: Mapping[str, np.ndarray]
+    runs: Mapping[Unit, Sequence[np.ndarray]]
     asked: Mapping[str, tuple[str, ...]]
-    num_seeds: int
-    by_seed: np.ndarray | None = None  # pass@k [seeds, K]
+    is_base: bool = False
 
     def means(self) -> dict[int, float]:
         """pass@k for every k, each benchmark weighing the same."""
-        values = np.mean([of_one.mean(axis=1) for of_one in self.by_benchmark.values()], axis=0)
+        values = np.mean([[of_one.mean(axis=1) for of_one in run] for run in self.runs.values()], axis=(0, 1))
         return {k: float(value) for k, value in zip(self.ks, values, strict=True)}
 
-    def minus(self, other: Solved, k: int) -> Estimate | None:
-        """The difference of pass@k; None where they were asked other prompts. Its interval covers the prompts, and
-        where a method has several seeds those too: the half widths add up as independent ones do."""
+    def minus(self, other: Solved, k: int) -> Difference | None:
+        """The difference of pass@k over the bases and seeds that both have; None where asked other prompts."""
         if self.ks != other.ks or self.asked != other.asked:
             return None
         at = self.ks.index(k)
-        deltas = [mean_over_prompts(v[at] - other.by_benchmark[n][at]) for n, v in self.by_benchmark.items()]
-        over_prompts = weighted_average(deltas, [1.0] * len(deltas))
-        several = [s.by_seed[:, at] for s in (self, other) if s.by_seed is not None and len(s.by_seed) > 1]
-        widths = [over_prompts.half_width or 0.0, *(spread_of(values).ci95 or 0.0 for values in several)]
-        return Estimate(over_prompts.value, float(np.linalg.norm(widths)))
+        a, b = ({unit: [of[at] for of in run] for unit, run in side.runs.items()} for side in (self, other))
+        theirs: Mapping[Unit, PerPrompt] = (
+            {unit: b[unit[0], 0] for unit in a if (unit[0], 0) in b} if other.is_base else b
+        )
+        return paired(a, theirs)
 
 
 Passes = Mapping[Pair, Solved]
@@ -169,9 +168,10 @@ def read_passes(evaluations: Sequence[Evaluation]) -> Passes:
 
 
 def _solved(evaluations: Sequence[Evaluation]) -> Solved:
-    seeds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    found: dict[Unit, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     asked: dict[str, tuple[str, ...]] = {}
     for evaluation in evaluations:
+        of_run = found[evaluation.model, evaluation.seed or 0] = {}
         for name, of_benchmark in groupby(read_results(evaluation.out), attrgetter("benchmark")):
             rows = sorted(of_benchmark, key=attrgetter("prompt_id"))
             prompts = tuple(row.reference_hash for row in rows)
@@ -180,9 +180,7 @@ def _solved(evaluations: Sequence[Evaluation]) -> Solved:
                     f"{evaluation.out}: the prompts of {name} are not those that {evaluations[0].out} was asked. "
                     "Move the folder that is out of date away and run the suite again."
                 )
-            seeds.setdefault(name, []).append(chances(rows))
-    ks = min((ks for of_one in seeds.values() for ks, _ in of_one), key=len)
-    means = {name: np.mean([c[: len(ks)] for _, c in of_one], axis=0) for name, of_one in seeds.items()}
-    each = [[chance[: len(ks)].mean(axis=1) for _, chance in of_one] for of_one in seeds.values()]
-    by_seed = np.mean(each, axis=0) if len({len(of_one) for of_one in each}) == 1 else None
-    return Solved(tuple(int(k) for k in ks), means, asked, len(evaluations), by_seed)
+            of_run[name] = chances(rows)
+    ks = min((ks for of_run in found.values() for ks, _ in of_run.values()), key=len)
+    runs = {unit: [of_run[name][1][: len(ks)] for name in asked] for unit, of_run in found.items()}
+    return Solved(tuple(int(k) for k in ks), runs, asked, evaluations[0].method == BASE)

@@ -37,14 +37,13 @@ from hpt_ray.tools.suite.dynamics import Finding, findings
 from hpt_ray.tools.suite.figures import figures_of, pass_figures
 from hpt_ray.tools.suite.matrix import flat
 from hpt_ray.tools.suite.paper_tables import TABLE4_NOTE
-from hpt_ray.tools.suite.passes import FINAL, PASS, Passes, read_passes
+from hpt_ray.tools.suite.passes import BASE, FINAL, PASS, Passes, read_passes
 from hpt_ray.tools.suite.runner import Done
 from hpt_ray.tools.suite.tables import Rows
 
 Exclusive = list[tuple[str, str, list[Comparison]]]  # model, other method, comparisons
 Block = Rows | Html | str  # a table, HTML, or the text of a note
 OF_ONE_RUN = ("run.dir", "run.name", "run.seed")
-OF_FOLDERS = ("run", "outcomes")  # of a record: large, and in the run's folder
 
 
 def write_report(done: Done) -> Path:
@@ -117,9 +116,7 @@ def results_json(
             }
             for (model, method), choice in done.choices.items()
         ],
-        "runs": [
-            {k: v for k, v in vars(record).items() if k not in OF_FOLDERS} for record in results.records
-        ],
+        "runs": [{k: v for k, v in vars(record).items() if k != "run"} for record in results.records],
         "summary": summary(results),
         "differences": [asdict(c) for model in models for c in tables.contrasts(results, model)],
         "claims": [asdict(finding) for finding in found],
@@ -131,27 +128,28 @@ def results_json(
             for run in done.runs
         },
         "pass_at_k": [
-            {"model": model, "method": method, "seeds": solved.num_seeds, "pass_at_k": solved.means()}
+            {"model": model, "method": method, "runs": len(solved.runs), "pass_at_k": solved.means()}
             for (model, method), solved in passes.items()
         ],
     }
 
 
 def summary(results: Results) -> list[dict[str, Any]]:
-    """Mean and interval of every cell; `prompts`: whether the interval is over prompts too."""
+    """Mean and interval of every cell."""
     return [
-        {
-            "model": model,
-            "method": method,
-            "measure": measure,
-            **asdict(spread),
-            "prompts": results.asked(model, method, measure) is not None,
-        }
+        {"model": model, "method": method, "measure": measure, **asdict(spread)}
         for model in results.suite.models
         for method in results.methods
         for measure in results.measures
         if (spread := results.spread(model, method, measure)) is not None
     ]
+
+
+def covered(results: Results) -> set[str]:
+    """What the intervals of the scores cover."""
+    return {row["over"] for row in summary(results) if row["method"] != BASE and row["ci95"] is not None} or {
+        "seeds"
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -209,8 +207,8 @@ def _results(results: Results) -> Iterator[Block]:
         yield tables.scores_table(results, model)
         yield tables.costs_table(results, model)
     yield note_html(
-        "Percent of correct responses at the end of training, mean ± half a 95 % interval (Student's t): over "
-        "seeds, and over test prompts of the same kind where the runs kept their responses. "
+        f"Percent of correct responses at the end of training, mean ± half a 95 % interval over "
+        f"{' / '.join(sorted(covered(results)))}. "
         "The methods stand side by side at equal numbers of prompt attempts, with repetition: that is what a "
         "user has to collect, and all methods see the same prompts in the same order. Tokens and seconds of an "
         "attempt differ between them and stand in the table of costs."
@@ -224,10 +222,11 @@ def _differences(results: Results) -> Iterator[Block]:
         yield tables.contrasts_table(results, model)
     n = len(results.suite.seeds)
     yield (
-        f"Paired by seed. With {n} seeds the sign-flip test cannot give less than {2 / 2**n:.3g}; Holm's correction "
-        "is over the methods compared by one measure on one model. A small p (t) from fewer than six seeds rests on "
-        "normality, which so few cannot show. Intervals and p (t) are over seeds, and over test prompts where the "
-        "runs kept their responses; sign flips are over seeds. All speak of this base model alone."
+        "Paired by base, seed and prompt, by one mixed model; `over` says what an interval and its p cover, and of "
+        "nothing else do they speak. Where responses of an evaluation were not kept, that is seeds alone. Holm's "
+        "correction is over the methods compared by one measure on one model. The sign flips are of whole bases, or of "
+        f"seeds where there is one base: with {n} units they cannot give less than {2 / 2**n:.3g}, and a smaller p "
+        "rests on normality, which fewer than six cannot show."
     )
 
 

@@ -1,5 +1,5 @@
 """The tables of the report, as rows of text. A cell without runs is "–"; numbers are percent, ± half a 95 %
-interval over seeds and, where the outcomes of prompts are known, over prompts.
+interval by `evaluation.mixed`: over seeds and prompts, and over bases where a model has several.
 """
 
 from __future__ import annotations
@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hpt_ray.evaluation.mixed import paired
 from hpt_ray.evaluation.report import ALL as ALL_LEVELS
 from hpt_ray.evaluation.report import Comparison
-from hpt_ray.evaluation.statistics import Difference, difference, holm, percent
+from hpt_ray.evaluation.statistics import Difference, holm, percent
 from hpt_ray.tools.report import Spread
 from hpt_ray.tools.suite.collect import COSTS, ID, OOD, Results
 from hpt_ray.tools.suite.matrix import Choice, Pair
@@ -66,7 +67,7 @@ def _by_method(
     results: Results, model: str, what: str, columns: Sequence[str], cell: Callable[[str, str], str]
 ) -> Rows:
     """A row for each method that has something in a column."""
-    present = [m for m in results.methods if any(results.by_seed(model, m, column) for column in columns)]
+    present = [m for m in results.methods if any(results.values(model, m, column) for column in columns)]
     rows = [[results.starred(m), *(cell(m, column) for column in columns)] for m in present]
     return Rows(f"{results.model_title(model)}: {what}", ["method", *columns], rows)
 
@@ -76,16 +77,9 @@ def contrasts(results: Results, model: str) -> list[Contrast]:
     reference = results.suite.keys.reference
     found: list[Contrast] = []
     for measure in results.groups:
-        ours = results.by_seed(model, reference, measure)
+        ours = results.values(model, reference, measure)
         others = [name for name in results.methods if name not in (BASE, reference)]
-        compared = {
-            name: difference(
-                ours,
-                results.by_seed(model, name, measure),
-                results.asked(model, reference, measure, minus=name),
-            )
-            for name in others
-        }
+        compared = {name: paired(ours, results.values(model, name, measure)) for name in others}
         known = {name: diff for name, diff in compared.items() if diff is not None}
         corrected = holm([diff.p_t for diff in known.values()])
         found += [
@@ -101,10 +95,14 @@ def contrasts_table(results: Results, model: str) -> Rows:
     for c in contrasts(results, model):
         diff = c.difference
         ps = map(p_text, (diff.p_t, c.p_holm, diff.p_permutation))
-        rows.append([results.title(c.method), c.measure, str(diff.n), signed(diff.mean, diff.ci95), *ps])
-    header = ["against", "measure", "seeds", "points", "p (t)", "p (t, Holm)", "p (sign flips)"]
+        rows.append(
+            [results.title(c.method), c.measure, str(diff.n), signed(diff.mean, diff.ci95), diff.over, *ps]
+        )
+    header = ["against", "measure", "runs", "points", "over", "p", "p (Holm)", "p (sign flips)"]
     reference = results.title(results.suite.keys.reference)
-    return Rows(f"{results.model_title(model)}: {reference} minus each other method", header, rows, "llrrrrr")
+    return Rows(
+        f"{results.model_title(model)}: {reference} minus each other method", header, rows, "llrrlrrr"
+    )
 
 
 def paper_tables(results: Results) -> Iterator[tuple[PaperTable, Rows, Rows]]:
