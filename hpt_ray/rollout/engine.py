@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -268,9 +269,19 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["enable_sleep_mode"] = spec.sleeps
         if not rollout.is_eager:
             # Of whole decoding steps, which need no compiler and so no minute of it at every start.
-            arguments["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+            arguments["compilation_config"] = {
+                "mode": 0,
+                "cudagraph_mode": "FULL_DECODE_ONLY",
+                "cudagraph_capture_sizes": graph_sizes(rollout.max_num_seqs),
+            }
             arguments["sleep_mode_offload_cudagraph"] = spec.sleeps
     return arguments | engine
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Batches that get a graph, at most 36; one in between is padded to the next. Example: 20 → 1, 2, 4, 8, 16, 20."""
+    between = range(8, max_num_seqs, 8 * ceil(max_num_seqs / 256))
+    return [*(size for size in (1, 2, 4, *between) if size < max_num_seqs), max_num_seqs]
 
 
 def environment(rollout: RolloutConfig) -> dict[str, str]:

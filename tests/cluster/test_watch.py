@@ -291,7 +291,7 @@ def test_hostile_text_is_only_text(
     assert len(text) > 100_000
     page.locator(".hit .preview").first.wait_for()
     assert page.evaluate("document.querySelectorAll('img, #view script').length") == 0
-    for view in ("Curves", "Gate", "Rollouts", "Time", "Configuration"):
+    for view in ("Summary", "Curves", "Gate", "Rollouts", "Time", "Configuration"):
         page.get_by_role("tab", name=view).click()
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") == width

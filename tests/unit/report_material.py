@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,13 @@ def evaluate(folder: Path, correct: Sequence[int], n: int = 8, benchmark: str = 
     folder.mkdir(parents=True)
     write_results(folder, rows)
     return folder
+
+
+def saved_of(page: Path) -> dict[str, Any]:
+    """The data of a saved page: one block without any `<`, so that nothing in it ends the block or begins another."""
+    text = page.read_text(encoding="utf-8")
+    block = text.partition('<script type="application/json" id="saved">')[2].partition("</script>")[0]
+    assert "<" not in block
+    assert block.isascii()
+    assert block.isprintable()
+    return json.loads(block)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_material import NASTY, make_run
+from report_material import NASTY, make_run, saved_of
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -338,25 +338,24 @@ def test_it_fits_a_terminal_and_obeys_nothing_in_the_data(width: int, model: Pat
     assert "\x1b[1;31m" in written.getvalue()
 
 
-def test_the_report_has_it_escaped(model: Path, tmp_path: Path) -> None:
+def test_the_report_has_it_as_data(model: Path, tmp_path: Path) -> None:
     root = make_run(tmp_path, steps=2)
     RunFolder(root).write_data_card(asdict(nasty_card(model, tmp_path)))
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert "<h2>Data</h2>" in page
-    assert "boxed accepts 0 of 8 demonstrations" in page
-    assert 'class="warning"' in page
-    assert "&lt;|im_start|&gt;user" in page
-    assert "<script" not in page
-    assert "a.jsonl: read as TRL" in page
+    blocks = {block["title"]: block for block in saved_of(tmp_path / "out" / "index.html")["summary"]}
+    assert blocks["Overview"]["warnings"]
+    data = str(blocks["Data"])
+    assert "boxed accepts 0 of 8 demonstrations" in data
+    assert "<|im_start|>user" in data
+    assert "a.jsonl: read as TRL" in data
 
 
 def test_a_run_without_a_card_has_a_report_without_one(tmp_path: Path) -> None:
     root = make_run(tmp_path, steps=2)
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert "<h2>Data</h2>" not in page
-    assert 'class="warning"' not in page
+    blocks = {block["title"]: block for block in saved_of(tmp_path / "out" / "index.html")["summary"]}
+    assert "Data" not in blocks
+    assert "warnings" not in blocks["Overview"]
 
 
 # -- the cases -----------------------------------------------------------------------------------------

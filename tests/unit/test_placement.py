@@ -8,7 +8,7 @@ from hpt_ray.config.load import load_config
 from hpt_ray.driver.actors import resource_requests, with_one_thread
 from hpt_ray.driver.setup import Roles
 from hpt_ray.errors import UserError
-from hpt_ray.rollout.engine import BATCHED_TOKENS, EngineSpec, engine_arguments, wrong_stack
+from hpt_ray.rollout.engine import BATCHED_TOKENS, EngineSpec, engine_arguments, graph_sizes, wrong_stack
 from hpt_ray.weight_sync.backends import BACKENDS, Backend, backend_of
 
 GOOD = ("model.path=m", "data.train=[a.parquet]")
@@ -157,6 +157,7 @@ def test_an_engine_on_gpus_decodes_by_graphs_that_need_no_compiler() -> None:
     arguments = arguments_of("rollout.num_gpus=1", sleeps=True)
     assert (arguments["enforce_eager"], arguments["sleep_mode_offload_cudagraph"]) == (False, True)
     graphs = EngineArgs(**arguments).compilation_config
+    assert graphs.cudagraph_capture_sizes == graph_sizes(256)
     assert (graphs.mode, graphs.cudagraph_mode) == (CompilationMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
     eager = arguments_of("rollout.num_gpus=1", "rollout.enforce_eager=true", sleeps=True)
     assert eager["enforce_eager"] is True
@@ -164,6 +165,14 @@ def test_an_engine_on_gpus_decodes_by_graphs_that_need_no_compiler() -> None:
     assert arguments_of()["enforce_eager"] is True, "a CPU has no graphs"
     own = arguments_of("rollout.num_gpus=1", "rollout.engine={compilation_config: {mode: 3}}")
     assert own["compilation_config"] == {"mode": 3}
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 8, 250, 256, 257, 1024, 4096])
+def test_graphs_reach_the_largest_batch_and_are_few(most: int) -> None:
+    sizes = graph_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1]) == (1, most)
+    assert len(sizes) <= 36
 
 
 def test_what_is_overridden_for_the_engine_alone_is_added_to_what_holds_for_both() -> None:

@@ -12,10 +12,8 @@ from hpt_ray.evaluation.statistics import BANDS, rolling_mean, smoothing_window,
 from hpt_ray.tools.report.attempts import BRANCHES, attempt_map, blocks, moves
 from hpt_ray.tools.report.comparison import final_scores
 from hpt_ray.tools.report.curves import aligned, curves_of, mean_over_sets, pass_curve
-from hpt_ray.tools.report.figures import MOST_BARS, stack_figure
 from hpt_ray.tools.report.load import Attempt, Series, load_run
 from hpt_ray.tools.report.methods import group_runs
-from hpt_ray.tools.report.run_figures import marks_of
 from hpt_ray.tools.report.style import move_apart, short
 
 
@@ -137,27 +135,6 @@ def test_without_rollouts_there_are_no_solve_rates() -> None:
 def test_blocks_average_neighbours_and_pass_over_what_is_not_there() -> None:
     values = np.array([[1.0, np.nan], [0.0, np.nan], [0.5, 1.0]])
     np.testing.assert_array_equal(blocks(values, 2), [[0.5, np.nan], [0.5, 1.0]])
-
-
-def test_many_steps_share_a_bar(tmp_path: Path) -> None:
-    series = Series(np.arange(1000), np.ones(1000))
-    figure = stack_figure({"a": series, "b": series}, ["#111111", "#222222"], "t", "u", share=True)
-    bars = figure.axes[0].containers
-    assert len(bars[0]) <= MOST_BARS
-    assert {round(bar.get_height(), 9) for bar in bars[0]} == {0.5}
-
-
-def test_skipped_updates_and_faults_are_marked(tmp_path: Path) -> None:
-    marks = marks_of(load_run(make_run(tmp_path)))
-    assert (marks.faults, marks.phases) == ([2], [])
-
-
-def test_where_a_phase_begins_is_marked(tmp_path: Path) -> None:
-    root = make_run(tmp_path)
-    (root / "metrics.jsonl").write_text(
-        "".join(f'{{"step": {i}, "phase": {1 + i // 3}}}\n' for i in range(8))
-    )
-    assert marks_of(load_run(root)).phases == [3, 6]
 
 
 def test_labels_are_moved_apart_and_no_further() -> None:

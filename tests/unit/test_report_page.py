@@ -6,17 +6,19 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from report_material import NASTY, evaluate, make_run
+from report_material import NASTY, evaluate, make_run, saved_of
 
 from hpt_ray.config import renamed
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.report import Html, Pictures, Section, escape, figure_html, page, table_html
 from hpt_ray.tools.report.__main__ import main
+from hpt_ray.tools.watch import save
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -66,38 +68,78 @@ def check(text: str) -> Page:
     return found
 
 
+def saved_page_of(root: Path, out: Path) -> tuple[Page, dict[str, Any], dict[str, str]]:
+    """The page of one run, its data, and the blocks of its summary as texts by title."""
+    assert main([str(root), "--out", str(out)]) == 0
+    text = (out / "index.html").read_text(encoding="utf-8")
+    found, saved = Page(text), saved_of(out / "index.html")
+    assert [set(attributes) for attributes in found.all("script")] == [{"type", "id"}, set(), set()]
+    assert {tag for tag, _ in found.elements} >= {"style", "main", "nav"}
+    links = [v for _, a in found.elements for name, v in a.items() if name in ("src", "href", "srcset")]
+    assert links == ["data:,"]
+    assert not [name for _, a in found.elements for name in a if name.startswith("on")]
+    (policy,) = (a["content"] for a in found.all("meta") if "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "script-src 'unsafe" not in policy
+    assert policy.count("sha256-") == 2
+    return found, saved, {block["title"]: json.dumps(block, ensure_ascii=False) for block in saved["summary"]}
+
+
 def test_the_page_of_a_run_has_every_part(tmp_path: Path) -> None:
     root = make_run(tmp_path, steps=9)
     evaluate(root / "evaluation", [0, 3, 8])
     fault = {"step": 10, "faults/rollout_restarted": 1, "memory/driver_mb": 100.0}
     RunFolder(root).append_metrics(fault)
-    text, found = report_of(root, out=tmp_path / "out")
-    titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert titles == [
-        "Learning", "Evaluations", "Prompts", "Responses", "Optimizer and policy", "Time and memory", "Faults",
-        "Configuration", "Metrics",
-    ]  # fmt: skip
-    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
-    assert drawn == {
-        "reward", "evaluations", "offline_ratio", "outcomes", "entropy", "length", "prompts", "grad_norm", "lr",
-        "phases", "throughput", "memory", "pass_at_k_mini_chain",
-    }  # fmt: skip
-    assert len(found.all("img")) == len(drawn)
-    assert "rollout restarted" in text
-    assert "Learned: mini/4" in text  # right: none of four, one, two
+    _, saved, blocks = saved_page_of(root, tmp_path / "out")
+    assert [*blocks] == ["Overview", "Evaluations", "Prompts", "Faults", "Settings", "Every metric"]
+    assert '["10", "rollout restarted", "1"]' in blocks["Faults"]
+    assert '["2", "learner/skipped updates", "1"]' in blocks["Faults"]
+    assert "Learned: mini/4" in blocks["Prompts"]  # right: none of four, one, two
+    assert '["easy", "0.000 (step 0)", "0.889 (step 8)", "0.889 (step 8)"]' in blocks["Evaluations"]
+    assert '["mini-chain", "3", "8"' in blocks["Evaluations"]
+    assert {"reward/mean", "policy/entropy", "optim/lr", "faults/rollout_restarted"} <= set(
+        saved["curves"]["curves"]
+    )
+    assert saved["gate"]["solved step"]["prompts"] == 12
+    assert len(saved["groups"]["step"]) == 9 * 4
+    assert saved["config"]["run.name"] == "demo"
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of long responses the newest steps, the first and the worst stay, and not all prompts of each."""
+    monkeypatch.setattr(save, "MOST_CHARS", {"step": 60_000, "eval": 60_000})
+    monkeypatch.setattr(save, "MOST_POINTS", 5)
+    root = make_run(tmp_path, steps=12, text="long " * 1000)
+    _, saved, _ = saved_page_of(root, tmp_path / "out")
+    kept = sorted({group["step"] for group in saved["groups"]["step"]})
+    assert kept == [1, 2, 12]  # 2 has the lowest reward
+    assert all(len(group["responses"]) == 4 for group in saved["groups"]["step"])
+    assert len(saved["groups"]["step"]) == 3
+    assert (
+        "those of 3 of 12 steps (1: 1 of 4 prompts, 2: 1 of 4 prompts, 12: 1 of 4 prompts)" in saved["note"]
+    )
+    assert "the mean, lowest and highest of 3 steps each" in saved["note"]
+    assert len(saved["curves"]["curves"]["reward/mean"]["mean"]) == 5
 
 
 def test_the_files_are_the_pictures_of_the_page(tmp_path: Path) -> None:
-    _, found = report_of(make_run(tmp_path), out=tmp_path / "out")
+    _, found = report_of(make_run(tmp_path), make_run(tmp_path, seed=1), out=tmp_path / "out")
     embedded = [base64.b64decode((i["src"] or "").partition(",")[2]) for i in found.all("img")]
     files = [path.read_bytes() for path in (tmp_path / "out" / "figures").glob("*.png")]
     assert sorted(embedded) == sorted(files)
 
 
 def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
-    root = make_run(tmp_path, text=NASTY.replace("\ud800", ""), extra={"eval/<b>$x^$&/mean": 0.5})
-    text, _ = report_of(root, out=tmp_path / "out")
-    assert "&lt;/pre&gt;&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    nasty = NASTY.replace("\ud800", "")
+    root = make_run(tmp_path, text=nasty, extra={"eval/<b>$x^$&/mean": 0.5})
+    found, saved, blocks = saved_page_of(root, tmp_path / "alone")
+    assert {one["text"] for group in saved["groups"]["step"] for one in group["responses"]} == {
+        f"{nasty} {i}" for i in range(4)
+    }
+    assert "<b>$x^$&" in blocks["Evaluations"]
+    assert found.all("b") == [{}]  # the word `Runs`
+    text, _ = report_of(root, make_run(tmp_path, seed=1), out=tmp_path / "out")
     assert "<b>" not in text
     assert "&lt;b&gt;$x^$&amp;" in text
     assert not set(text) & set("\x00\x1b\u202e")
@@ -116,10 +158,10 @@ def test_escape_leaves_what_is_html_and_mends_what_is_no_text() -> None:
 )
 def test_any_run_has_a_page(tmp_path: Path, steps: int, done: bool, rollouts: bool) -> None:
     root = make_run(tmp_path, steps=steps, done=done, rollouts=rollouts)
-    text, _ = report_of(root, out=tmp_path / "out")
-    assert ("the run goes on, or was stopped" in text) == (not done)
-    assert ("No step is done yet" in text) == (steps == 0)
-    assert ("there is no solve rate to show" in text) == (not rollouts)
+    _, _, blocks = saved_page_of(root, tmp_path / "out")
+    assert ("the run goes on, or was stopped" in blocks["Overview"]) == (not done)
+    assert ("No step is done yet" in blocks["Overview"]) == (steps == 0)
+    assert ("there is no solve rate to show" in blocks.get("Prompts", "")) == (not rollouts)
 
 
 def test_a_run_may_lack_every_file_but_its_configuration(tmp_path: Path) -> None:
@@ -132,30 +174,30 @@ def test_a_run_may_lack_every_file_but_its_configuration(tmp_path: Path) -> None
         {"step": 2, "time/step_s": None, "eval/b/mean": 0},
     ]
     (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text, _ = report_of(root, out=tmp_path / "out")
-    assert "some/new_metric" in text
+    _, saved, blocks = saved_page_of(root, tmp_path / "out")
+    assert "some/new_metric" in blocks["Every metric"]
+    assert "some/new_metric" in saved["curves"]["curves"]
 
 
 def test_a_run_of_version_0_1_is_shown_under_the_names_of_today(tmp_path: Path) -> None:
     root = tmp_path / "run-0.1"
     shutil.copytree(Path(__file__).resolve().parents[1] / "fixtures" / "run-0.1", root)
-    assert main([str(root)]) == 0
-    text = (root / "report" / "index.html").read_text(encoding="utf-8")
-    check(text)
-    titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert {"Learning", "Prompts", "Responses", "Optimizer and policy", "Metrics"} <= set(titles)
-    assert "<dt>prompts seen</dt><dd>16</dd>" in text  # the lines of feedback.jsonl
-    assert "Heat map of 16 prompts by 1 attempts" in text
-    assert "<dt>rollouts per prompt</dt><dd>4</dd>" in text
-    shown = re.findall(r'<th scope="row" class="l">([\w/]+)</th>', text)
-    for old, new in renamed.METRICS.items():
-        assert not [name for name in shown if name.startswith(old)]
-        assert [name for name in shown if name.startswith(new)]
-    assert "rollout/off_policy_steps/1" in shown
-    assert text.count('<article class="card">') == 4
-    assert "→ trained on" in text
-    drawn = {path.stem for path in (root / "report" / "figures").glob("*.png")}
-    assert drawn >= {"reward", "offline_ratio", "prompts", "logprob_gap", "off_policy_steps", "phases"}
+    _, saved, blocks = saved_page_of(root, tmp_path / "out")
+    assert '["prompts seen", "16"]' in blocks["Overview"]  # the lines of feedback.jsonl
+    assert '["rollouts per prompt", "4"]' in blocks["Overview"]
+    assert (saved["gate"]["solved step"]["prompts"], len(saved["gate"]["solved attempt"]["cells"])) == (
+        16,
+        16,
+    )
+    (metrics,) = next(block["tables"] for block in saved["summary"] if block["title"] == "Every metric")
+    for names in ([row[0] for row in metrics["rows"]], [*saved["curves"]["curves"]]):
+        for old, new in renamed.METRICS.items():
+            assert not [name for name in names if name.startswith(old)]
+            assert [name for name in names if name.startswith(new)]
+        assert "rollout/off_policy_steps/1" in names
+    assert {(group["step"], group["branch"]) for group in saved["groups"]["step"]} == {
+        (step, "both") for step in range(1, 5)
+    }
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:
@@ -189,8 +231,8 @@ def test_evaluations_on_the_command_line_go_to_their_run(
     root = make_run(tmp_path)
     evaluation = evaluate(tmp_path / "evaluated", [1, 2])
     (evaluation / "config.yaml").write_text(f"model: {root}/checkpoints/step-000006/hf\n")
-    text, _ = report_of(root, evaluation, out=tmp_path / "out")
-    assert "pass@k on mini-chain" in text
+    assert main([str(root), str(evaluation), "--out", str(tmp_path / "out")]) == 0
+    assert "mini-chain" in str(saved_of(tmp_path / "out" / "index.html")["summary"])
     (evaluation / "config.yaml").write_text("model: elsewhere\n")
     assert main([str(root), str(evaluation)]) == 2
     assert "none of the runs given" in capsys.readouterr().err

@@ -177,6 +177,7 @@ def _advice(config: Config, kind: str, term: str) -> str:
         "KV cache": "lower `rollout.gpu_memory_utilization`, or, where one sample does not fit, "
         "`data.max_response_tokens`",
         "work space": "lower `rollout.max_num_seqs`",
+        "graphs": "lower `rollout.max_num_seqs`, or set `rollout.enforce_eager`",
         "learner's weights": "set `learner.zero_stage` to 3, or raise the number of ranks",
         "process": "this much takes any process of this kind",
     }[term]

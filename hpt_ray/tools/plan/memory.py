@@ -34,7 +34,7 @@ from typing import Any
 from hpt_ray.config.schema import Config, LearnerConfig
 from hpt_ray.learner.critic import optimizer_of
 from hpt_ray.learner.deepspeed import deepspeed_config
-from hpt_ray.rollout.engine import BATCHED_TOKENS
+from hpt_ray.rollout.engine import BATCHED_TOKENS, graph_sizes
 from hpt_ray.tools.plan.shape import ModelShape
 
 GIB = 2.0**30
@@ -42,6 +42,7 @@ SLACK = 0.05  # of what training allocates and frees again: the allocator's frag
 ON_GPU = 2.0  # GiB: CUDA, NCCL's buffers
 ON_CPU = {"learner": 0.6, "critic": 0.6, "reference": 0.5, "rollout": 1.0}  # GiB: what a process imports
 ASLEEP = 1.5  # GiB that a sleeping engine keeps on the GPU it shares
+GRAPH = 0.015  # GiB of one CUDA graph of a decoding step; an assumption, vLLM measures it as it starts
 BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers
 LIVE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 TILE_BYTES = {True: 96 << 20, False: 12 << 20}  # float32 tiles of `learner.logprobs`, on a GPU or not
@@ -211,12 +212,15 @@ def rollout_memory(config: Config, shape: ModelShape) -> GroupMemory:
         number * shape.kv_numbers * (config.data.max_prompt_tokens + config.data.max_response_tokens) / parts
     )
     process = (ON_GPU if on_gpu else ON_CPU["rollout"]) + 2 * config.weight_sync.bucket_mb / 1024
+    graphs = 0.0
     if on_gpu:
+        if not rollout.is_eager:
+            graphs = GRAPH * GIB * len(graph_sizes(rollout.max_num_seqs))
         most = rollout.gpu_memory_utilization * config.cluster.gpu_memory_gib
-        cache = (most - process) * GIB - weights - work
+        cache = (most - process) * GIB - weights - work - graphs
     else:  # weights of linear layers lie there a second time, as oneDNN wants them
         weights, cache = 2 * weights, rollout.kv_cache_gib * GIB
-    held = {"weights": weights, "KV cache": max(cache, sample), "work space": work}
+    held = {"weights": weights, "KV cache": max(cache, sample), "work space": work, "graphs": graphs}
     if on_gpu and config.cluster.colocate:  # its own stay on the GPU in both turns
         adapters = shape.adapter_numbers(config.learner.lora)
         states = training_states(config.learner, config.model.dtype, shape.num_parameters, adapters)

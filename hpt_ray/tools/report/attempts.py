@@ -79,19 +79,6 @@ def moves(attempts: Sequence[Attempt]) -> np.ndarray:
     return counts
 
 
-def solve_rate_figure(map_: AttemptMap, title: str = "Solve rate per prompt") -> Figure:
-    """Two maps side by side: share of rollouts solved, and what the prompt trained on."""
-    num = len(map_.prompt_ids)
-    per_row = -(-num // MOST_ROWS)
-    rows = f"{num:,} prompts" + (f", {per_row} a row" if per_row > 1 else "")
-    figure = style.canvas(title, f"{rows}, sorted by when first solved", height=MAP_HEIGHT)
-    _map_axes(figure, 0.115, 0.41, "share solved", SOLVE_RATE(blocks(map_.solve_rate, per_row)), num)
-    _map_axes(figure, 0.57, 0.41, "trained on", _branch_image(map_.branch, per_row), num)
-    _color_scale(figure)
-    _branch_key(figure, map_.branch)
-    return figure
-
-
 def solve_rate_maps(maps: Sequence[tuple[str, AttemptMap]], title: str) -> Figure:
     """The solve rates of several runs beside each other, all rows in the order of the first map."""
     order = {q: i for i, q in enumerate(dict.fromkeys(q for _, map_ in maps for q in map_.prompt_ids))}
@@ -131,13 +118,6 @@ def blocks(values: np.ndarray, per_row: int) -> np.ndarray:
     return _mean(filled.reshape(-1, per_row, values.shape[1]), axis=1)
 
 
-def _branch_image(branch: np.ndarray, per_row: int) -> np.ndarray:
-    """[rows, V, 4]: the colours of the branches mixed in the shares of a row's prompts; white for none."""
-    tints = np.array([*map(colors.to_rgb, BRANCH_COLORS.values()), (np.nan,) * 3])  # the last, −1, is none
-    channels = [blocks(tints[branch, channel], per_row) for channel in range(3)]
-    return np.stack([*channels, np.ones_like(channels[0])], axis=-1)
-
-
 def _color_scale(figure: Figure) -> None:
     axes = figure.add_axes((0.115, 0.36 / MAP_HEIGHT, 0.3, 0.1 / MAP_HEIGHT))
     axes.imshow(SOLVE_RATE(np.linspace(0, 1, 100))[None], aspect="auto", extent=(0, 1, 0, 1))
@@ -145,15 +125,6 @@ def _color_scale(figure: Figure) -> None:
     axes.set_xticks([0, 0.5, 1], ["0", "half", "all"])
     axes.tick_params(length=0, labelsize=style.TEXT_PT, labelcolor=style.SOFT, labelfontfamily=style.font())
     axes.spines[:].set_color(style.GREY)
-
-
-def _branch_key(figure: Figure, branch: np.ndarray) -> None:
-    for number, i in enumerate(np.unique(branch[branch >= 0])):
-        x, y = 0.57 + 0.2 * (number % 2), (0.36 - 0.2 * (number // 2)) / MAP_HEIGHT
-        patch = figure.add_axes((x, y, 0.12 / style.WIDTH, 0.12 / MAP_HEIGHT))
-        patch.set(facecolor=BRANCH_COLORS[BRANCHES[i]], xticks=[], yticks=[])
-        patch.spines[:].set_visible(False)
-        figure.text(x + 0.18 / style.WIDTH, y + 0.05 / MAP_HEIGHT, BRANCHES[i], va="center", **plain())
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

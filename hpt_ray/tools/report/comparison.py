@@ -7,7 +7,8 @@ the best of many looks at a set is better than the model is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from hpt_ray.evaluation.statistics import BANDS, percent, spread_of, welch_diffe
 from hpt_ray.observe.step_line import short_time
 from hpt_ray.tools.report.attempts import attempt_map, solve_rate_maps
 from hpt_ray.tools.report.curves import curves_of, mean_over_sets, pass_curves
-from hpt_ray.tools.report.figures import curves_figure
+from hpt_ray.tools.report.figures import curves_figure, pass_at_k_figure
 from hpt_ray.tools.report.html import (
     Html,
     Pictures,
@@ -28,12 +29,22 @@ from hpt_ray.tools.report.html import (
 )
 from hpt_ray.tools.report.load import RunData, Series
 from hpt_ray.tools.report.methods import DASH, Method, differing_keys, is_of_method, shown, value_of
-from hpt_ray.tools.report.run_figures import LINES, NOTHING, Lines, alt_of, draw_pass_at_k
-from hpt_ray.tools.report.style import rounded
+from hpt_ray.tools.report.style import rounded, short
 
 MOST_MAPS = 4  # heat maps beside each other
 BAND = "std"
+NOTHING = 1e-9  # what rounding leaves of a zero; no figure shows that
 Metric = str | Callable[[RunData], Series]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What a figure of lines over steps is called and how it is drawn."""
+
+    title: str
+    unit: str
+    share: bool | None = False  # None: where all values are between 0 and 1
+    smooth: bool = True
 
 
 def comparison_page(
@@ -148,8 +159,20 @@ def _picture(name: str, lines: Lines, metric: Metric, methods: Sequence[Method],
     return pictures.add(name, figure, alt_of(lines.title, lines.unit, found))
 
 
+def alt_of(title: str, unit: str, found: Mapping[str, Series]) -> str:
+    """What a figure of series shows, in words and numbers."""
+    parts = [
+        f"{label or 'value'} from {short(round(series.values[0], 4))} at step {series.steps[0]} to "
+        f"{short(round(series.values[-1], 4))} at step {series.steps[-1]}"
+        for label, series in found.items()
+        if len(series)
+    ]
+    more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
+    return f"{title} ({unit}) over steps: {'; '.join(parts[:6])}{more}."
+
+
 def _scores(title: str, over: str) -> Lines:
-    return Lines(title, f"mean score{over}", {}, share=None, smooth=False)
+    return Lines(title, f"mean score{over}", share=None, smooth=False)
 
 
 def offline_ratio(run: RunData) -> Series:
@@ -160,12 +183,12 @@ def offline_ratio(run: RunData) -> Series:
 
 COMPARED: dict[str, tuple[Lines, Metric]] = {
     "evaluations": (_scores("Evaluations", " over the eval sets"), mean_over_sets),
-    "reward": (LINES["reward"], "reward/mean"),
-    "offline_ratio": (Lines("Offline ratio", "weight of demonstrations", {}, share=True), offline_ratio),
-    "entropy": (LINES["entropy"], "policy/entropy"),
-    "length": (LINES["length"], "rollout/length_mean"),
-    "grad_norm": (LINES["grad_norm"], "optim/grad_norm"),
-    "step_time": (Lines("Time of a step", "seconds, without evaluation", {}), "time/step_s"),
+    "reward": (Lines("Reward", "mean score of the graded rollouts"), "reward/mean"),
+    "offline_ratio": (Lines("Offline ratio", "weight of demonstrations", share=True), offline_ratio),
+    "entropy": (Lines("Entropy", "nats per response token, of what trained"), "policy/entropy"),
+    "length": (Lines("Response length", "mean tokens of a rollout"), "rollout/length_mean"),
+    "grad_norm": (Lines("Gradient norm", "global, before clipping"), "optim/grad_norm"),
+    "step_time": (Lines("Time of a step", "seconds, without evaluation"), "time/step_s"),
 }
 
 
@@ -176,7 +199,13 @@ def pass_at_k(methods: Sequence[Method], pictures: Pictures) -> str:
     for number, benchmark in enumerate(benchmarks):
         curves = pass_curves(methods, benchmark, band=BAND)
         if any(len(curve.x) > 1 for curve in curves):
-            drawn.append(pictures.add(f"pass_at_k_{number}", *draw_pass_at_k(benchmark, curves)))
+            title = f"pass@k on {benchmark}"
+            parts = [
+                f"{c.label} {100 * c.mean[0]:.1f} % at k = {c.x[0]} to {100 * c.mean[-1]:.1f} % at k = {c.x[-1]}"
+                for c in curves
+            ]
+            figure = pass_at_k_figure(curves, title)
+            drawn.append(pictures.add(f"pass_at_k_{number}", figure, f"{title}: {'; '.join(parts)}."))
     return grid(*drawn)
 
 

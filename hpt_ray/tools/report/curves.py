@@ -1,4 +1,4 @@
-"""From runs and methods to curves: one run's metrics with their noise, the mean of several seeds with a band, pass@k.
+"""From runs and methods to curves: the mean of several seeds with a band, pass@k.
 
 Mean and band cover the steps that every seed of a method has reached; beyond, the longer ones are thin lines,
 since a mean over other seeds would jump. A curve of pass@k of several seeds is the mean of theirs with a band of
@@ -17,13 +17,6 @@ from hpt_ray.evaluation.results import PromptResult
 from hpt_ray.tools.report.figures import Curve
 from hpt_ray.tools.report.load import RunData, Series
 from hpt_ray.tools.report.methods import Method
-
-
-def smooth_curve(series: Series, label: str, color: str, dash: str = "-", *, smooth: bool = True) -> Curve:
-    """A series of one run: its rolling mean, with the values themselves faintly behind."""
-    window = statistics.smoothing_window(len(series)) if smooth else 1
-    smoothed = statistics.rolling_mean(series.values, window)
-    return Curve(label, color, series.steps, smoothed, raw=series.values if window > 1 else None, dash=dash)
 
 
 def curves_of(

@@ -18,9 +18,6 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from hpt_ray.observe.tables import shorten
-
-MOST_CHARS = 1200  # of one prompt or response; the beginning and the end of a longer one are shown
 PIXELS_PER_INCH = 192  # two pixels of the file on one of the page, for sharp letters on dense screens
 
 # Control characters and lone surrogates, which no HTML file may hold, and what turns the reading direction.
@@ -55,11 +52,6 @@ def escape(text: object) -> Html:
     return Html(html.escape(_NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", str(text))))
 
 
-def words(name: object) -> str:
-    """Example: `words("no_answer") == "no answer"`."""
-    return str(name).replace("_", " ")
-
-
 _TEMPLATES = Environment(
     loader=PackageLoader("hpt_ray.tools.report"),
     autoescape=True,
@@ -68,7 +60,6 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"words": words, "shortened": lambda text: shorten(str(text), MOST_CHARS)}
 _PARTS = _TEMPLATES.get_template("parts.html").module
 
 

@@ -85,7 +85,7 @@ def _with_one_end(results: Results, curves: list[Curve]) -> list[Curve]:
 
 
 def _cut(curve: Curve, end: float) -> Curve:
-    arrays = {name: getattr(curve, name) for name in ("x", "mean", "low", "high", "raw")}
+    arrays = {name: getattr(curve, name) for name in ("x", "mean", "low", "high")}
     shown = {name: values[curve.x <= end] for name, values in arrays.items() if values is not None}
     return replace(curve, label=f"{curve.label} (…{curve.x[-1]})", tails=(), **shown)
 

@@ -25,6 +25,30 @@ PAGE_ROWS, PAGE_S = 50, 0.5  # whichever comes first
 PREVIEW_CHARS = 240
 SHOWN = ["group", "prompt_id", "data_source", "request_id", "sample", "score", "outcome", "finish"]
 SHOWN += ["extracted", "branch", "num_correct", "num_rollouts"]
+OF_GROUP = [
+    "prompt_id",
+    "request_id",
+    "data_source",
+    "prompt",
+    "reference",
+    "demonstration",
+    "branch",
+    "reason",
+]
+OF_GROUP += ["num_correct", "num_rollouts", "rollout_weight", "demo_weight"]
+OF_RESPONSE = [
+    "sample",
+    "text",
+    "finish",
+    "score",
+    "outcome",
+    "extracted",
+    "detail",
+    "weight_version",
+    "tokens",
+]
+OF_RESPONSE += ["advantage"]
+WITHOUT_LOGPROBS = [name for name in SCHEMA.names if name != "logprobs"]
 KEYS = {"step": "prompt_id", "eval": "request_id"}  # what a prompt is known by: eval sets may share ids
 
 
@@ -177,28 +201,39 @@ def group(folder: RunFolder, step: int, number: int, kind: str = "step") -> dict
     rows = pc.indices_nonzero(mask).to_pylist()
     if not rows:
         raise KeyError(f"prompt {number} in step {step}")
-    table = read_columns(path, [name for name in SCHEMA.names if name != "logprobs"]).take(rows)
+    lines = _lines(read_columns(path, WITHOUT_LOGPROBS).take(rows))
+    return _group(step, number, list(zip(rows, lines, strict=True)))
+
+
+def groups(folder: RunFolder, step: int, kind: str, most_chars: int) -> tuple[list[dict[str, Any]], int]:
+    """The first groups of a step, as `group` has them, whose texts are no longer together; and how many there are."""
+    table = read_columns(dump_of(folder.rollouts, step, kind), WITHOUT_LOGPROBS)
+    chars = pc.cumulative_sum(pc.fill_null(pc.utf8_length(table["text"]), 0).cast(pa.int64())).to_numpy()
+    size = len(pc.unique(table["group"]))
+    table = table.slice(0, int((chars <= most_chars).sum()) + 1)
+    by_number: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+    for row, line in enumerate(_lines(table)):
+        by_number.setdefault(line["group"], []).append((row, line))
+    if len(by_number) > 1 and len(table) < len(chars):  # the last one may be cut
+        by_number.popitem()
+    return [_group(step, number, lines) for number, lines in by_number.items()], size
+
+
+def _lines(table: pa.Table) -> list[dict[str, Any]]:
+    """With the number of `tokens` in place of their ids; None for what an older file lacks."""
     lengths = pc.list_value_length(table["token_ids"])
     lines = table.drop_columns(["token_ids"]).append_column("tokens", lengths).to_pylist()
-    own = ["sample", "text", "finish", "score", "outcome", "extracted", "detail", "weight_version", "tokens"]
-    own += ["advantage"]
-    shared = [
-        "prompt_id",
-        "request_id",
-        "data_source",
-        "prompt",
-        "reference",
-        "demonstration",
-        "branch",
-        "reason",
-    ]
-    shared += ["num_correct", "num_rollouts", "rollout_weight", "demo_weight"]
+    return [dict.fromkeys(SCHEMA.names) | line for line in lines]
+
+
+def _group(step: int, number: int, lines: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     return {
         "step": step,
-        **{name: lines[0].get(name) for name in shared},
+        "group": number,
+        **{name: lines[0][1].get(name) for name in OF_GROUP},
         "responses": [
-            {"row": row, "trains": _trains(line), **{name: line.get(name) for name in own}}
-            for row, line in zip(rows, lines, strict=True)
+            {"row": row, "trains": _trains(line), **{name: line.get(name) for name in OF_RESPONSE}}
+            for row, line in lines
             if line["sample"] is not None
         ],
     }

@@ -22,6 +22,14 @@ const PANELS = [
   ["Engines busy", "share of the step", ["rollout/busy_share"]],
   ["Learner busy", "share of the step", ["learner/busy_share"]],
   ["Memory", "MiB of the largest process of its kind; dotted: planned", ["memory/*_mb"]],
+  ["Outcomes of grading", "share of the graded rollouts", ["reward/outcome/*"]],
+  ["Reasons of the gate", "prompts of a step", ["selection/reason/*"]],
+  ["Learning rate", "of the last update of the step", ["optim/lr"]],
+  ["Loss terms", "nats", ["loss/*"]],
+  ["Clipped and corrected", "share of rollout tokens", ["policy/clip_share", "policy/correction_share"]],
+  ["KL from the reference", "nats per token", ["policy/kl_ref"]],
+  ["Critic", "score", ["critic/value_mean", "critic/return_mean", "critic/explained_variance"]],
+  ["Off-policy steps", "versions behind the learner, mean", ["rollout/off_policy_steps_mean"]],
   ["Rewards that failed", "share of responses", ["reward/failure_share"]],
 ];
 const MARKS = ["faults/*", "*/skipped_updates", "run/resumed", "phase"];

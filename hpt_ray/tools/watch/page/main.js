@@ -5,10 +5,12 @@ import * as curves from "./curves.js";
 import { $, ago, ask, el, number } from "./dom.js";
 import * as gate from "./gate.js";
 import * as rollouts from "./rollouts.js";
+import { saved } from "./saved.js";
 import * as state from "./state.js";
+import * as summary from "./summary.js";
 import * as time from "./time.js";
 
-const VIEWS = { curves: ["Curves", curves], gate: ["Gate", gate], rollouts: ["Rollouts", rollouts], time: ["Time", time], config: ["Configuration", config] };
+const VIEWS = { summary: ["Summary", summary], curves: ["Curves", curves], gate: ["Gate", gate], rollouts: ["Rollouts", rollouts], time: ["Time", time], config: ["Configuration", config] };
 const FIRST_RUNS = 6; // that are drawn where the address names none
 const EVERY_MS = 3000;
 const COLORS = ["#0072b2", "#d55e00", "#009e73", "#b0558f", "#e09900", "#4faee5", "#8c6d46", "#7a7f87"];
@@ -75,7 +77,7 @@ function runRow(id) {
 }
 
 function showView() {
-  const name = state.get("view", "curves") in VIEWS ? state.get("view", "curves") : "curves";
+  const first = saved ? "summary" : "curves", name = state.get("view", first) in VIEWS ? state.get("view", first) : first;
   $("#views").replaceChildren(...Object.entries(VIEWS).map(([key, [title]]) =>
     el("button", { role: "tab", ariaSelected: String(key === name), textContent: title, onclick: () => state.set({ view: key }, false) })));
   const view = VIEWS[name][1];
@@ -100,7 +102,7 @@ function newest(number) {
 let before = "";
 async function look() {
   try {
-    if (!document.hidden) {
+    if (saved || !document.hidden) {
       runs = await ask("runs");
       if (!state.get("runs") && runs.length) state.set({ runs: newest(FIRST_RUNS) });
       const now = JSON.stringify(chosen().map(run => [run.id, run.version]));
@@ -113,7 +115,7 @@ async function look() {
   } catch (error) {
     say(error instanceof TypeError ? "The server does not answer: it was ended, or the tunnel is closed." : error.message);
   }
-  setTimeout(look, EVERY_MS);
+  if (!saved) setTimeout(look, EVERY_MS);
 }
 
 $("#runs-filter").addEventListener("input", showRuns);
@@ -122,4 +124,5 @@ $("#runs-all").addEventListener("click", () => state.set({ runs: showRuns().map(
 state.onchange(() => { showRuns(); showView(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shownView?.recolor?.(); showView(); });
 if (matchMedia("(max-width: 800px)").matches) $("#runs-box").open = false;
+if (saved) document.title = saved.runs[0]?.id ?? document.title;
 look();

@@ -2,6 +2,7 @@
 // evaluation, beside the responses at another step or of another run.
 
 import { ask, choice, el, number, visible, words } from "./dom.js";
+import { saved } from "./saved.js";
 import * as state from "./state.js";
 
 // [name in the question and the address, what it is called, kind]
@@ -151,7 +152,7 @@ async function showGroup(run, runs) {
         el("span", { className: "soft", textContent: ` (${words(found.reason)}; α ${number(found.rollout_weight)}, β ${number(found.demo_weight)})` })),
     box("Prompt", found.prompt), el("p", { className: "soft" }, "Ground truth: ", el("code", { textContent: visible(found.reference) })),
     el("div", { className: "bar" }, isEval ? compared(evaluated, against) : null,
-      choice("Colour tokens by", [["", "nothing"], ...Object.entries(COLORS).filter(([name]) => !isEval || name === "logprob").map(([name, [title]]) => [name, title])], state.get("color"), color => state.set({ color })),
+      choice("Colour tokens by", [["", "nothing"], ...Object.entries(COLORS).filter(([name]) => name === "logprob" ? !saved : !isEval).map(([name, [title]]) => [name, title])], state.get("color"), color => state.set({ color })),
       el("span", { className: "soft", textContent: COLORS[state.get("color")]?.[1] ?? "" })),
     other ? el("div", { className: "pairs" }, ...[[run.id, found], [other.id, other]].map(([id, of]) => head(other.id === run.id ? `step ${of.step}` : `step ${of.step} · ${id}`, of)),
       ...Array.from({ length: Math.max(responses.length, other.responses.length) }, (_, i) => [[here, responses[i]], [there, other.responses[i]]]).flat()

@@ -61,7 +61,7 @@ async function showStep(run) {
   line.tip = el("p", { className: "tip soft" });
   line.canvas.addEventListener("pointermove", hover);
   card.replaceChildren(el("div", { className: "bar" }, go(-1), go(1), el("b", { textContent: `Step ${step}` }), el("span", { className: "soft", textContent: `of ${run.id}${line.seconds ? `: ${seconds(line.seconds)} s to the next step` : ""}` })),
-    ...(!line.tracks.length ? [el("p", { className: "soft", textContent: "trace.json does not hold this step." })] : [
+    ...(!line.tracks.length ? [el("p", { className: "soft", textContent: line.note ?? "trace.json does not hold this step." })] : [
       el("p", { className: "legend-row soft" }, ...names.map(name => el("span", {}, el("i", { className: "swatch", style: { background: spanColor(name) } }), name))), line.canvas, line.tip,
       el("div", { className: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...["actor", "busy", ...kinds.map(kind => kind === "nobody" ? "all idle" : `waited for ${kind}`)].map(text => el("th", { textContent: text })))),
         el("tbody", {}, ...line.tracks.filter(track => track.actor !== "driver").map(track => el("tr", {}, el("th", { textContent: track.actor }), el("td", { textContent: `${seconds(track.busy_s)} s` }), ...kinds.map(kind => el("td", { textContent: track.waits[kind] ? `${seconds(track.waits[kind])} s` : "–" })))))))]));

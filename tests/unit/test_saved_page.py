@@ -1,0 +1,130 @@
+"""The saved page in a real browser, from a file: every view answers, nothing is fetched, hostile text is text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_material import NASTY, make_run
+
+from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.tools.report.__main__ import load_all, write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (apt-get install chromium)"),
+]
+HOSTILE = (
+    NASTY.replace("\ud800", "") + "<img src=x onerror='window.broken = 1'><script>window.broken = 1</script>"
+)
+# What a reader with poor eyes can still tell from its background: contrast of 4.5 (WCAG 2.1, level AA).
+CONTRASTS = """() => {
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const background = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = parse(getComputedStyle(e).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  return ["h1", "h2", "p.soft", "dt", "dd", "caption", "thead th", "tbody th", "td", "summary"].map(selector => {
+    const element = document.querySelector(`#view ${selector}`);
+    const [a, b] = [light(parse(getComputedStyle(element).color)), light(background(element))].sort((x, y) => y - x);
+    return [selector, (a + 0.05) / (b + 0.05)];
+  });
+}"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_run(tmp_path_factory.mktemp("runs"), steps=12, text=HOSTILE, extra={"phase": 1})
+    RunFolder(root).append_metrics({"step": 13, "phase": 2, "reward/mean": 0.5})
+    return write_report(load_all([root]))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        switches = ["--no-sandbox", "--disable-background-networking"]
+        chromium = started.chromium.launch(executable_path=BROWSER, args=switches)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=[(390, "dark"), (1440, "light")], ids=["phone", "desktop"])
+def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    width, scheme = request.param
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(60_000)
+    messages: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    page.wait_for_selector("body[data-ready]")
+    yield page
+    assert messages == []
+    assert page.evaluate("window.broken") is None
+    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
+    assert page.evaluate("document.querySelectorAll('img, #view script').length") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.close()
+
+
+def test_the_summary_is_readable(page: Any) -> None:
+    page.locator("td", has_text="1.000 (step 12)").first.wait_for()
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert {name: ratio for name, ratio in page.evaluate(CONTRASTS) if ratio < 4.5} == {}
+
+
+def test_a_curve_has_its_values_and_its_marks(page: Any) -> None:
+    page.get_by_role("tab", name="Curves").click()
+    figure = page.locator("figure", has=page.get_by_text("Reward", exact=True))
+    figure.locator(".entry b").get_by_text("0.5", exact=True).wait_for()
+    over = figure.locator(".u-over")
+    box = over.bounding_box()
+    for step, mark in ((2, "▲ learner/skipped_updates 1"), (13, "▲ phase 2")):
+        # The axis goes from the first step with a value to the last.
+        over.hover(position={"x": min(box["width"] - 1, box["width"] * step / 13), "y": box["height"] / 2})
+        assert mark in figure.locator(".legend").text_content()
+    page.locator("label", has_text="Smooth").locator("select").select_option("5")
+    figure.locator(".entry b").get_by_text("0.6", exact=True).wait_for()  # of 0.25, 1, 0.75, 0.5, 0.5
+
+
+def test_from_the_gate_map_to_a_response_and_a_filter(page: Any) -> None:
+    page.get_by_role("tab", name="Gate").click()
+    canvas = page.locator("canvas[data-cells='48']")
+    canvas.wait_for()
+    page.get_by_placeholder("Find a prompt by its id").fill("mini/11")
+    page.get_by_placeholder("Find a prompt by its id").press("Enter")
+    page.locator("canvas[data-cells='4']").wait_for()
+    page.get_by_role("tab", name="Rollouts").click()
+    page.get_by_text("50 rollouts in the newest 12 of 12 steps").wait_for()
+    page.get_by_role("button", name="More").click()
+    page.get_by_text("100 rollouts in the newest 12 of 12 steps").wait_for()
+    page.locator("label", has_text="Outcome").locator("select").select_option("wrong")
+    page.get_by_placeholder("Prompt id").fill("mini/11")
+    page.get_by_placeholder("Prompt id").press("Enter")
+    page.get_by_text("rollouts in 12 steps, all").wait_for()
+    assert {*page.locator(".hit .id").all_text_contents()} == {"mini/11"}
+    assert {*page.locator(".hit .tag").all_text_contents()} == {"wrong"}
+    page.locator(".hit").first.click()
+    text = page.locator(".response:not(.demonstration) pre").first.text_content()
+    assert text.startswith("</pre><script>alert('x')</script> ␀␛[31m")
+    assert "[U+202E]" in text
+
+
+def test_what_is_not_in_the_file_is_said(page: Any) -> None:
+    page.get_by_role("tab", name="Time").click()
+    page.get_by_text("is not in the saved page; hpt_ray watch shows it").wait_for()
+    page.get_by_role("tab", name="Configuration").click()
+    page.locator("tbody tr", has_text="algorithm.name").wait_for()
