@@ -223,11 +223,11 @@ def sample_view(
 def token_view(samples: TokenBatch, settings: Settings) -> TokenView:
     logprobs = at_least_float32(samples.logprobs.detach())
     device = logprobs.device
-    lengths = torch.as_tensor(samples.sample_lengths, device=device).long()
+    lengths = on_device(samples.sample_lengths, device, torch.long)
     sample_of_token = torch.repeat_interleave(
         torch.arange(len(lengths), device=device), lengths, output_size=len(logprobs)
     )
-    is_demo = torch.as_tensor(samples.is_demo, device=device).bool()[sample_of_token]
+    is_demo = on_device(samples.is_demo, device, torch.bool)[sample_of_token]
     old_logprobs = torch.where(is_demo, logprobs, samples.old_logprobs.detach().to(logprobs))
     entropy = None if samples.entropy is None else samples.entropy.detach().to(logprobs)
     reference = None if samples.ref_logprobs is None else samples.ref_logprobs.detach().to(logprobs)
@@ -272,6 +272,14 @@ def effective_sample_size(stats: Mapping[str, tuple[Tensor | float, Tensor | flo
 
 def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def on_device(x: Array | Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """`x` there. To a GPU it goes from page-locked memory: else the copy waits for all that the GPU has to do."""
+    tensor = torch.as_tensor(x, dtype=dtype)
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def to_numpy(x: Array | Tensor) -> Array:

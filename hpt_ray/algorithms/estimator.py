@@ -32,6 +32,7 @@ from hpt_ray.algorithms.batch import (
     TokenView,
     at_least_float32,
     masked,
+    on_device,
     sample_view,
     token_stats,
     token_view,
@@ -328,7 +329,7 @@ def parts_of(term: Term) -> dict[str, Part]:
 
 def _per_token(values: Array | Tensor, view: TokenView) -> Tensor:
     """[…, samples] → […, R] on the device of the logprobs; [K, R] stays as it is."""
-    tensor = torch.as_tensor(values, dtype=view.logprobs.dtype, device=view.logprobs.device)
+    tensor = on_device(values, view.logprobs.device, view.logprobs.dtype)
     if tensor.shape[-1] == len(view.logprobs):
         return tensor
     return tensor[..., view.sample_of_token]

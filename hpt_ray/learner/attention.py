@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from hpt_ray.algorithms.batch import on_device
+
 NAME = "segments"
 # A sample joins a block if it is at most this share, or this many tokens, shorter than the longest there:
 # little padding for long samples, few blocks for short ones.
@@ -60,7 +62,7 @@ class Segments:
     @cached_property
     def bounds(self) -> torch.Tensor:
         """[samples + 1] int32: where each sample begins, and where the last one ends."""
-        return torch.from_numpy(np.cumsum([0, *self.lengths], dtype=np.int32)).to(self.device)
+        return on_device(np.cumsum([0, *self.lengths], dtype=np.int32), self.device)
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -81,7 +83,7 @@ class Segments:
             gather = np.where(real, starts[samples, None] + offsets[None, :], starts[samples, None])
             flat = np.flatnonzero(real)
             parts = (gather, flat, gather.reshape(-1)[flat])
-            blocks.append(Block(*(torch.from_numpy(part).to(self.device) for part in parts)))
+            blocks.append(Block(*(on_device(part, self.device) for part in parts)))
             first = last
         return blocks
 

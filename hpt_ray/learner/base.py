@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -75,7 +76,12 @@ class RankWorker(Generic[Spec]):
         )
         self._rank, self._world_size, self._spec = rank, world_size, spec
         self._report = UpdateReport()
+        self._unread: list[Callable[[], None]] = []
         self._held: int | None = None
+
+    def _at_step(self, read: Callable[..., None], *args: Any) -> None:
+        """Read numbers off the device when the update is whole: each time before, a GPU would run empty."""
+        self._unread.append(partial(read, *args))
 
     @contextmanager
     def _span(self, name: str) -> Iterator[None]:
@@ -136,6 +142,9 @@ class RankWorker(Generic[Spec]):
         """Reduce, clip, step; what the micro-batches since the last step came to. Collective."""
         with self._span("step"):
             self._engine.reduce()
+            for read in self._unread:
+                read()
+            self._unread.clear()
             self._report.grad_norm, self._report.skipped = self._engine.step(learning_rate)
             if self._spec.learner.base_pull:
                 self._report.count("optim/base_distance_squared", *self._engine.base_distance())

@@ -53,22 +53,23 @@ class CriticWorker(RankWorker[CriticSpec]):
 
     def accumulate(self, micro_batch: MicroBatch, targets: ValueTargets) -> None:
         """Forward and backward of Σ scale · clipped value loss of one micro-batch. Collective (equal counts)."""
-        import torch
-
         from hpt_ray.algorithms import clipped_value_loss
+        from hpt_ray.algorithms.batch import on_device
 
         with self._span("backward"):
             values = self._forward(micro_batch)
             per_token = np.repeat(targets.scales, micro_batch.response_lengths)
             old, returns, scales = (
-                torch.from_numpy(array).to(values.device)
-                for array in (targets.values, targets.returns, per_token)
+                on_device(array, values.device) for array in (targets.values, targets.returns, per_token)
             )
             loss = clipped_value_loss(values, old, returns, self._spec.value_clip)
             self._engine.backward((scales * loss).sum())
             if not micro_batch.is_dummy:
-                self._report.count("critic/value_loss", float(loss.detach().sum()), loss.numel())
+                self._at_step(self._count, loss.detach().sum(), loss.numel())
                 self._report.num_tokens += micro_batch.num_tokens
+
+    def _count(self, loss: Any, num_tokens: int) -> None:
+        self._report.count("critic/value_loss", float(loss), num_tokens)
 
     def _forward(self, micro_batch: MicroBatch) -> Any:
         from hpt_ray.learner.logprobs import ScorerInput

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from hpt_ray.algorithms.batch import on_device
 from hpt_ray.learner.architectures import rule_of
 from hpt_ray.learner.attention import NAME as SEGMENTS
 from hpt_ray.learner.attention import Segments
@@ -306,15 +307,12 @@ class ScorerInput:
         )
         per_sample = np.where(micro_batch.is_demo, 1.0, temperature).astype(np.float32)
 
-        def tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
-
         return cls(
-            token_ids=tensor(micro_batch.token_ids, torch.long)[None],
-            position_ids=tensor(micro_batch.position_ids, torch.long)[None],
-            before=tensor(positions - 1, torch.long),
-            targets=tensor(micro_batch.token_ids[positions], torch.long),
-            temperature=tensor(np.repeat(per_sample, lengths), torch.float32),
+            token_ids=on_device(micro_batch.token_ids, device, torch.long)[None],
+            position_ids=on_device(micro_batch.position_ids, device, torch.long)[None],
+            before=on_device(positions - 1, device, torch.long),
+            targets=on_device(micro_batch.token_ids[positions], device, torch.long),
+            temperature=on_device(np.repeat(per_sample, lengths), device, torch.float32),
             segments=Segments.from_lengths(micro_batch.sample_lengths, device),
         )
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from hpt_ray.algorithms import Estimator, SampleWeights, TokenBatch
+from hpt_ray.algorithms.batch import on_device
 from hpt_ray.types import MicroBatch, Sample
 
 
@@ -133,13 +134,13 @@ def micro_batch_loss(
     """
     samples = TokenBatch(
         logprobs=logprob,
-        old_logprobs=old_logprobs.to(logprob.device),
+        old_logprobs=on_device(old_logprobs, logprob.device),
         sample_lengths=torch.from_numpy(micro_batch.response_lengths),
         group_ids=torch.from_numpy(micro_batch.group_ids),
         rewards=torch.zeros(len(micro_batch.sample_lengths)),  # already in the advantages
         is_demo=torch.from_numpy(micro_batch.is_demo),
         entropy=entropy,
-        ref_logprobs=None if ref_logprobs is None else torch.from_numpy(ref_logprobs),
+        ref_logprobs=None if ref_logprobs is None else on_device(ref_logprobs, logprob.device),
     )
     return estimator.loss(
         samples,

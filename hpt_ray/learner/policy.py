@@ -84,22 +84,26 @@ class LearnerWorker(RankWorker[LearnerSpec]):
                 estimator, micro_batch, logprob, entropy, old_logprobs, ref_logprobs
             )
             self._engine.backward(loss)
-            if not micro_batch.is_dummy:
-                for name, (total, count) in stats.items():
-                    self._report.count(name, float(total), float(count))
-                self._report.count("loss/total", float(loss.detach()), 0)  # a sum: the group counts 1
-                if old is not OldPolicy.SCORED:
-                    self._count_gap(micro_batch, logprob.detach().float().cpu().numpy())
-                self._report.num_tokens += micro_batch.num_tokens
+            if micro_batch.is_dummy:
+                return
+            self._report.num_tokens += micro_batch.num_tokens
+            self._at_step(self._count, stats, loss.detach())
+            rollout = ~np.repeat(micro_batch.is_demo, micro_batch.response_lengths)
+            if old is not OldPolicy.SCORED and rollout.any():
+                sampled = micro_batch.old_logprobs[rollout]
+                self._at_step(self._count_gap, logprob.detach(), rollout, sampled)
 
-    def _count_gap(self, micro_batch: MicroBatch, logprob: np.ndarray) -> None:
-        """How far the learner's log-probs are from the sampler's."""
-        rollout = ~np.repeat(micro_batch.is_demo, micro_batch.response_lengths)
-        if rollout.any():
-            gap = np.abs(logprob[rollout] - micro_batch.old_logprobs[rollout])
-            self._report.count("policy/logprob_gap_mean", float(gap.sum()), gap.size)
-            peaks = self._report.peaks
-            peaks["policy/logprob_gap_max"] = max(peaks.get("policy/logprob_gap_max", 0.0), float(gap.max()))
+    def _count(self, stats: dict[str, tuple[Any, Any]], loss: Any) -> None:
+        for name, (total, count) in stats.items():
+            self._report.count(name, float(total), float(count))
+        self._report.count("loss/total", float(loss), 0)  # a sum: the group counts 1
+
+    def _count_gap(self, logprob: Any, rollout: np.ndarray, sampled: np.ndarray) -> None:
+        """How far the learner's log-probs [R] are from the sampler's on rollouts."""
+        gap = np.abs(logprob.float().cpu().numpy()[rollout] - sampled)
+        self._report.count("policy/logprob_gap_mean", float(gap.sum()), gap.size)
+        peaks = self._report.peaks
+        peaks["policy/logprob_gap_max"] = max(peaks.get("policy/logprob_gap_max", 0.0), float(gap.max()))
 
     def logprobs(self, micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
         """log π_θ and entropy [R] of the micro-batch's response tokens, forward only. Collective under ZeRO 3."""
