@@ -68,7 +68,8 @@ def deepspeed_config(config: LearnerConfig, *, dtype: str) -> dict[str, Any]:
     """DeepSpeed's own configuration; `learner.deepspeed` has the last word."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
+        # Page-locked memory is for copies from a GPU.
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.num_gpus > 0}
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -114,6 +115,7 @@ class DeepSpeedEngine:
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
             base_pull=config.base_pull,
+            fused=config.num_gpus > 0 or None,  # one kernel, without temporaries
         )
         settings = deepspeed_config(config, dtype=dtype)
         if config.zero_stage == 3:

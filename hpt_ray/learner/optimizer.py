@@ -38,6 +38,7 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         if self.is_held:
             return None
+        self._keep_kernel()
         loss = super().step(closure)
         if self._base:
             for group in self.param_groups:
@@ -46,6 +47,16 @@ class AdamW(torch.optim.AdamW):
                     for now, base in self._pieces(master):
                         now.lerp_(base, share)
         return loss
+
+    def _keep_kernel(self) -> None:
+        """A checkpoint brings its machine's choice, and step counts in host memory, where no GPU reads them."""
+        fused = self.defaults["fused"]
+        for group in self.param_groups:
+            group["fused"] = fused
+            for state in (self.state.get(master) for master in group["params"] if fused):
+                if state:
+                    device = state["exp_avg"].device
+                    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=device)
 
     def base_distance(self) -> tuple[float, float]:
         """‖θ − θ₀‖² and ‖θ₀‖² over the tensors of this rank; 0 and 0 without a pull."""

@@ -1,5 +1,7 @@
 """The pull to the base: its formula, what an update that is skipped leaves alone, and the distance it reports."""
 
+import copy
+
 import pytest
 import torch
 
@@ -53,6 +55,39 @@ def test_without_a_pull_it_is_adamw() -> None:
         sum(tensor.pow(3).sum() for tensor in theirs).backward()
         plain.step()
     assert all((a == b).all() for a, b in zip(mine, theirs, strict=True))
+
+
+def test_the_fused_kernel_gives_the_same() -> None:
+    for pull in (0.0, PULL):
+        mine, _ = trained({"base_pull": pull, "fused": True})
+        theirs, _ = trained({"base_pull": pull})
+        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("saved", "here"), [(None, True), (True, None)])
+def test_a_checkpoint_of_another_machine_leaves_the_kernel_as_it_is(
+    saved: bool | None, here: bool | None
+) -> None:
+    def step(optimizer: AdamW, tensors: list[torch.Tensor]) -> None:
+        optimizer.zero_grad()
+        sum(tensor.pow(3).sum() for tensor in tensors).backward()
+        optimizer.step()
+
+    theirs, mine = two_tensors(), two_tensors()
+    there = AdamW(theirs, lr=RATE, base_pull=0.0, fused=saved)
+    step(there, theirs)
+    with torch.no_grad():
+        for a, b in zip(mine, theirs, strict=True):
+            a.copy_(b)
+    resumed = AdamW(mine, lr=RATE, base_pull=0.0, fused=here)
+    resumed.load_state_dict(copy.deepcopy(there.state_dict()))
+    for state in resumed.state.values():
+        state["step"] = state["step"].double() if here else state["step"]  # as it would be elsewhere
+    for _ in range(2):
+        step(there, theirs)
+        step(resumed, mine)
+    assert resumed.param_groups[0]["fused"] is here
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_a_share_of_one_ends_at_the_base_and_never_beyond() -> None:

@@ -15,7 +15,7 @@ bytes of a number (`model.dtype`), P parameters, R ranks, T `max_tokens_per_micr
     logprobs      hidden states and their gradient, the gradient of the output layer, tiles of logits
     buckets       DeepSpeed's `reduce_bucket_size`, as reduced and as sent, once a step; in ZeRO 2 and 3 during
                   every backward pass; ZeRO 3 keeps one as `buffers`
-    step          12·P/R, the float32 gradient and two temporaries of AdamW
+    step          12·P/R, the float32 gradient and two temporaries of AdamW; with GPUs 4·P/R, for it is one kernel
     adapters      with `learner.lora`: the weights are P and those of the adapters; every other P is the adapters'
                   alone, and the output layer has no gradient
     copies        2·2·(12 + b)·P/R with `checkpoint.in_memory_every`: on two nodes, the last step and the one
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil, log2
 from typing import Any
 
 from hpt_ray.config.schema import Config, LearnerConfig
@@ -124,6 +125,9 @@ def _rank_memory(
     host = account["optimizer"] if asleep else 0.0
     if on_gpu and learner.offload_optimizer:
         host = account.pop("optimizer") + account.pop("step")
+        # Masters and gradient are page-locked, which torch does in powers of two.
+        share = 4 * (adapters or size) / learner.num_ranks
+        host += 2 * (2.0 ** ceil(log2(share)) - share)
     if on_gpu:
         host += account.pop("copies")
     when = COMING | ({"buckets": {"backward"}} if learner.zero_stage >= 2 else {})
@@ -160,7 +164,7 @@ def training_states(learner: LearnerConfig, dtype: str, size: int, adapters: int
         "buffers": 0,
         "gradients": (2.0 if sums_short else 4.0) * trained,
         "buckets": number * bucket + (4 * filled if dtype == "bfloat16" else 0),
-        "step": 12 * share,
+        "step": (4 if learner.num_gpus else 12) * share,
     }
     if stage == 0:
         master = 0.0 if dtype == "float32" else 4.0
