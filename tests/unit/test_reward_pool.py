@@ -301,7 +301,7 @@ def test_close_ends_everything_and_answers_whoever_waits(behave):
     assert time.monotonic() - started < 2
     assert [result.outcome for result in future.result(timeout=1)] == [Outcome.ERROR] * 5
     assert children() == []
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="stopped"):
         pool.submit([])
 
 
