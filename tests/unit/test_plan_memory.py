@@ -144,6 +144,7 @@ def train(world_size: int, stage: int, dtype: str, lora_rank: int) -> tuple[int,
             loss = engine.forward(input_ids=ids).logits.float().square().mean()
             passing.clear()
             engine.backward(loss)
+        torch.distributed.barrier()  # what a rank sends is alive until the other one has it
         gc.collect()
         summing = live_bytes() - before
         engine.reduce()
