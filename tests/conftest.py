@@ -1,4 +1,5 @@
-"""For every test: what it loads of a user's parts is gone after it. And disks that are small enough to be filled."""
+"""For every test: what it loads of a user's parts is gone after it. And disks that are small enough to be filled, and
+a browser."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +53,15 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield sized
     if folder.is_mount():
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, for tests that are marked `needs_browser`."""
+    from browser import BROWSER, playwright
+
+    with playwright.sync_playwright() as started:
+        switches = ["--no-sandbox", "--disable-background-networking"]
+        chromium = started.chromium.launch(executable_path=BROWSER, args=switches)
+        yield chromium
+        chromium.close()

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,46 +12,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from browser import CONTRASTS, needs_browser
 from command import ROOT, TINY, child_environment, run_main, write_reward_function
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.long,
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (apt-get install chromium)"),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(240), needs_browser]
 
 HOSTILE = (
     "</pre><script>window.broken = 1</script><img src='http://127.0.0.1:9/x.png' onerror='window.broken = 1'>"
 )
-
-# What a reader with poor eyes can still tell from its background: contrast of 4.5 (WCAG 2.1, level AA).
-CONTRASTS = """() => {
-  const parse = text => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const background = element => {
-    for (let e = element; e; e = e.parentElement) {
-      const color = parse(getComputedStyle(e).backgroundColor);
-      if (color.length === 3 || color[3] > 0) return color;
-    }
-    return [255, 255, 255];
-  };
-  const found = {};
-  for (const selector of ["h1", "p", ".lead", ".note", "a", "dt", "dd", "caption", "thead th", "tbody th", "td",
-                          "summary", "pre", ".tag.good", ".tag.bad", ".soft"]) {
-    const element = document.querySelector(selector);
-    if (!element) continue;
-    const [a, b] = [light(parse(getComputedStyle(element).color)), light(background(element))].sort((x, y) => y - x);
-    found[selector] = (a + 0.05) / (b + 0.05);
-  }
-  return found;
-}"""
-
+# What is looked at for its contrast, where a page has it.
+PARTS = [
+    "h1",
+    "p",
+    ".lead",
+    ".note",
+    "a",
+    "dt",
+    "dd",
+    "caption",
+    "thead th",
+    "tbody th",
+    "td",
+    "summary",
+    "pre",
+]
+PARTS += [".tag.good", ".tag.bad", ".soft"]
 # Tables and pictures wider than the page, unless they lie in a box that scrolls.
 TOO_WIDE = """() => [...document.querySelectorAll("main *, header *")].filter(element => {
   const box = element.closest(".scroll, nav ul, pre");
@@ -111,15 +95,6 @@ def write_report(runs: list[Path], out: Path) -> Path:
     return Path(finished.stdout.strip())
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        switches = ["--no-sandbox", "--disable-background-networking"]
-        chromium = started.chromium.launch(executable_path=BROWSER, args=switches)
-        yield chromium
-        chromium.close()
-
-
 def opened(browser: Any, report: Path, width: int, scheme: str) -> Opened:
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     found = Opened(page)
@@ -149,7 +124,7 @@ def test_a_comparison_stands_by_itself(
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate(TOO_WIDE) == []
     assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 13
-    contrasts = page.evaluate(CONTRASTS)
+    contrasts = page.evaluate(CONTRASTS, PARTS)
     assert min(contrasts.values()) >= 4.5, contrasts
     page.close()
 

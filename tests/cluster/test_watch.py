@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,21 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from browser import needs_browser
 from command import MAIN, ROOT, TINY, child_environment, write_reward_function
 
 from hpt_ray.observe.rollout_dump import SCHEMA, dump_of, write_evaluation
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.types import FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.long,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (apt-get install chromium)"),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300), needs_browser]
 
 N, PROMPTS = 4, 6
 HOSTILE = "</pre><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
@@ -112,15 +104,6 @@ def served(tmp_path: Path) -> Iterator[Any]:
         process.wait(30)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        switches = ["--no-sandbox", "--disable-background-networking"]
-        chromium = started.chromium.launch(executable_path=BROWSER, args=switches)
-        yield chromium
-        chromium.close()
-
-
 class Page:
     """A page, with what was requested and what went wrong while it was open."""
 
@@ -142,6 +125,17 @@ class Page:
         self.page.close()
 
 
+def values_at_the_cursor(figure: Any) -> dict[str, str]:
+    """What the legend says at places all over the curve, by step."""
+    over, legend, found = figure.locator(".u-over"), figure.locator(".legend"), {}
+    for i in range(21):
+        over.hover(position={"x": (over.bounding_box()["width"] - 1) * i / 20, "y": 50})
+        found[legend.locator("span").first.text_content().partition(" · ")[0]] = legend.locator(
+            "b"
+        ).text_content()
+    return found
+
+
 def test_a_run_is_followed_while_it_grows_and_laid_over_another(
     browser: Any, served: Any, tmp_path: Path
 ) -> None:
@@ -153,6 +147,14 @@ def test_a_run_is_followed_while_it_grows_and_laid_over_another(
     write_step(growing, 3, **{"faults/engine_lost": 1})
     reward.locator(".entry b").get_by_text("0.3", exact=True).wait_for()
     assert page.locator(".run .facts").text_content().startswith("hpt · step 3 of 10")
+    assert values_at_the_cursor(reward).items() >= {("step 1", "0.1"), ("step 2", "0.2"), ("step 3", "0.3")}
+    growing.cut_after(1)  # as a resume does; what comes then is not what was there
+    for step, value in ((2, 0.9), (3, 0.8), (4, 0.7)):
+        write_step(growing, step, **{"reward/mean": value})
+    page.mouse.move(0, 0)
+    reward.locator(".entry b").get_by_text("0.7", exact=True).wait_for()
+    assert values_at_the_cursor(reward).items() >= {("step 1", "0.1"), ("step 2", "0.9"), ("step 4", "0.7")}
+    write_step(growing, 5)
     new_run(tmp_path, "grpo", steps=5)
     page.locator(".run", has_text="grpo").locator("input").check()
     reward.locator(".entry", has_text="grpo").wait_for()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +132,21 @@ def test_an_outlier_of_a_long_run_is_not_lost(tmp_path: Path) -> None:
     assert curve["low"] == [1.0] * 11
 
 
+def test_what_is_new_is_the_end_of_the_whole(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "demo")
+    for step in range(1, 21):
+        folder.append_metrics({"step": step, "reward/mean": step / 7})
+    run = Run(folder.root)
+    whole = curves(run, ["reward/mean"], first=0, width=4, count=6, smooth=3)
+    rest = curves(run, ["reward/mean"], first=12, width=4, count=3, smooth=3)
+    assert rest["curves"]["reward/mean"] == {k: v[3:] for k, v in whole["curves"]["reward/mean"].items()}
+    assert rest["begun"] == whole["begun"]
+    assert {*curves(run, ["*"], first=0, width=4, count=6, bands=False)["curves"]["reward/mean"]} == {"mean"}
+    folder.cut_after(3)
+    folder.append_metrics({"step": 4, "reward/mean": 9.0})
+    assert curves(run, ["reward/mean"], first=0, width=4, count=2)["begun"] != whole["begun"]
+
+
 def test_rolling_mean_and_digits() -> None:
     assert rolling_mean(np.array([1.0, 3.0, 5.0]), 2).tolist() == [1.0, 2.0, 4.0]
     assert rounded(np.array([0.0, np.nan, 1 / 3, -123456789.0, 1e-300])) == [
@@ -148,6 +164,10 @@ def test_a_run_that_begins_meanwhile_appears(tmp_path: Path) -> None:
     path = make_run(tmp_path, steps=0, done=False)
     assert list(runs.all()) == [path.name]
     assert runs[path.name].facts()["step"] == 0
+    other = make_run(tmp_path / "more", steps=1)
+    assert list(runs.all()) == sorted([path.name, f"more/{other.name}"])
+    shutil.rmtree(path)
+    assert list(runs.all()) == [f"more/{other.name}"]
 
 
 def test_a_folder_or_port_that_cannot_be_is_said() -> None:

@@ -26,7 +26,8 @@ def metric_names() -> list[dict[str, str]]:
 
 def _curves(runs: Runs, asked: Mapping[str, str]) -> Any:
     grid = {name: _count(asked[name]) for name in ("width", "count", "smooth")}
-    return curves(runs[asked["run"]], asked["metrics"].split(","), first=int(asked["first"]), **grid)
+    metrics, bands = asked["metrics"].split(","), asked.get("bands") != "false"
+    return curves(runs[asked["run"]], metrics, first=int(asked["first"]), bands=bands, **grid)
 
 
 def _summary(runs: Runs, asked: Mapping[str, str]) -> Any:

@@ -25,9 +25,11 @@ class JsonLines:
 
     def __init__(self, path: Path, names: Names = list):
         self._path, self._names, self._lock = path, names, Lock()
+        self.num_begun = 0  # how often from the beginning
         self._forget()
 
     def _forget(self) -> None:
+        self.num_begun += 1
         self._end, self._tail, self._table = 0, b"", pa.table({})
         self.num_unreadable = 0  # whole lines that are no JSON
 

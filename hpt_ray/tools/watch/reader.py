@@ -9,7 +9,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Run:
         self.history = JsonLines(
             self.folder.prompt_history, lambda names: list(renamed.fields(dict.fromkeys(names)))
         )
+        self._files = self.folder.metrics, self.folder.config, self.folder.summary
         self._config: tuple[float, dict[str, Any]] = (-1.0, {})
         self._facts: tuple[tuple[float, ...], dict[str, Any]] = ((), {})
 
@@ -55,8 +57,7 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """What the list of runs shows. `version` changes with every line that is written."""
-        files = self.folder.metrics, self.folder.config, self.folder.summary
-        changed = tuple(map(_changed, files))
+        changed = tuple(map(_changed, self._files))
         if changed != self._facts[0]:
             self._facts = (changed, self._read_facts(changed))
         return self._facts[1] | {"unreadable": self.metrics.num_unreadable + self.history.num_unreadable}
@@ -107,8 +108,9 @@ class Runs:
 
     def all(self) -> dict[str, Run]:
         """By id, in the order of their ids."""
-        found = dict(sorted((name, path) for folder in self._folders for name, path in _found(folder)))
         known = self._known
+        roots = {run.folder.root for run in known.values()}
+        found = dict(sorted(each for folder in self._folders for each in _found(folder, roots)))
         self._known = {
             name: known[name] if name in known and known[name].folder.root == path else Run(path)
             for name, path in found.items()
@@ -120,7 +122,8 @@ class Runs:
         return self._known[name] if name in self._known else self.all()[name]
 
 
-def _found(folder: Path) -> Iterator[tuple[str, Path]]:
+def _found(folder: Path, known: Collection[Path]) -> Iterator[tuple[str, Path]]:
+    """Name and path of each run; into one that is `known` nobody looks again."""
     for path, inner, files in os.walk(folder):
         here = Path(path)
         if "config.yaml" in files and "rollouts" in inner:
@@ -128,36 +131,51 @@ def _found(folder: Path) -> Iterator[tuple[str, Path]]:
             inner.clear()
         elif len(here.relative_to(folder).parts) >= DEPTH:
             inner.clear()
+        else:
+            for path in [here / name for name in inner if here / name in known]:
+                yield path.relative_to(folder).as_posix(), path
+                inner.remove(path.name)
 
 
 # -- curves ----------------------------------------------------------------------------------------
 
 
 def curves(
-    run: Run, patterns: Sequence[str], *, first: int, width: int, count: int, smooth: int = 1
+    run: Run,
+    patterns: Sequence[str],
+    *,
+    first: int,
+    width: int,
+    count: int,
+    smooth: int = 1,
+    bands: bool = True,
 ) -> dict[str, Any]:
     """The metrics that match, in `count` buckets of `width` steps from step `first`.
 
-    `curves`: by metric, the bucket's `mean`; `low` and `high` where a bucket is more than one step; `smooth`, the
-    mean over the last `smooth` values, where that is more than one. None where a bucket has no value. `names`: all
-    metrics of the run. `planned`: what a metric should be at most.
+    `curves`: by metric, the bucket's `mean`; `low` and `high`, with `bands` and where a bucket is more than one step;
+    `smooth`, the mean over the last `smooth` values, where that is more than one. None where a bucket has no value.
+    `names`: all metrics of the run. `planned`: what a metric should be at most. `begun`: another number than before
+    where earlier buckets may be others now.
     """
     table = run.metrics.table()
     names = [name for name in table.column_names if name != "step"]
-    wanted = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    wanted = re.compile("|".join(map(fnmatch.translate, patterns)))
     steps = _numbers(table, "step")
-    found = {name: _curve(steps, _numbers(table, name), first, width, count, smooth) for name in wanted}
-    planned = {name: most for name, most in _json(_bytes(run.folder.plan)).items() if name in found}
-    return {
-        "names": names,
-        "curves": {name: curve for name, curve in found.items() if curve},
-        "planned": planned,
+    parts = {
+        (name, part): values
+        for name in filter(wanted.match, names)
+        for part, values in _curve(steps, _numbers(table, name), first, width, count, smooth, bands).items()
     }
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for (name, part), values in zip(parts, rounded(np.array([*parts.values()])), strict=True):
+        found.setdefault(name, {})[part] = values
+    planned = {name: most for name, most in _json(_bytes(run.folder.plan)).items() if name in found}
+    return {"names": names, "curves": found, "planned": planned, "begun": run.metrics.num_begun}
 
 
 def _curve(
-    steps: np.ndarray, values: np.ndarray, first: int, width: int, count: int, smooth: int
-) -> dict[str, list[float | None]]:
+    steps: np.ndarray, values: np.ndarray, first: int, width: int, count: int, smooth: int, bands: bool
+) -> dict[str, np.ndarray]:
     there = np.isfinite(values) & np.isfinite(steps)
     steps, values = steps[there], values[there]
     smoothed = rolling_mean(values, smooth) if smooth > 1 else None
@@ -167,20 +185,14 @@ def _curve(
     if not len(values):
         return {}
     num = np.bincount(bucket, minlength=count)
-    empty = num == 0
-    num = np.maximum(num, 1)
-
-    def of(sums: np.ndarray) -> list[float | None]:
-        return rounded(np.where(empty, np.nan, sums))
-
-    curve = {"mean": of(np.bincount(bucket, values, count) / num)}
-    if width > 1:
-        low, high = np.full(count, np.inf), np.full(count, -np.inf)
-        np.minimum.at(low, bucket, values)
-        np.maximum.at(high, bucket, values)
-        curve |= {"low": of(low), "high": of(high)}
+    num = np.where(num, num, np.nan)
+    curve = {"mean": np.bincount(bucket, values, count) / num}
+    if bands and width > 1:
+        curve |= {"low": np.full(count, np.nan), "high": np.full(count, np.nan)}
+        np.fmin.at(curve["low"], bucket, values)
+        np.fmax.at(curve["high"], bucket, values)
     if smoothed is not None:
-        curve["smooth"] = of(np.bincount(bucket, smoothed[inside], count) / num)
+        curve["smooth"] = np.bincount(bucket, smoothed[inside], count) / num
     return curve
 
 
@@ -192,16 +204,14 @@ def rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[begins]) / (ends - begins)
 
 
-def rounded(values: np.ndarray) -> list[float | None]:
-    """To `DIGITS` significant digits; None for NaN."""
+def rounded(values: np.ndarray) -> list[Any]:
+    """To `DIGITS` significant digits, as a list of the same shape; None for NaN."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         size = np.floor(np.log10(np.abs(values)))
         factor = 10.0 ** (DIGITS - 1 - np.where(np.isfinite(size), size, 0))
         short = np.round(values * factor) / factor
-    short = np.where(
-        np.isfinite(short) | np.isnan(values), short, values
-    )  # too small or large for the factor
-    return [None if value != value else value for value in short.tolist()]
+    short = np.where(np.isfinite(short), short, values)  # too small or large for the factor
+    return np.where(np.isnan(short), None, short).tolist()
 
 
 def _numbers(table: pa.Table, name: str) -> np.ndarray:

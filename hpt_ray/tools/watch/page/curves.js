@@ -49,7 +49,7 @@ const sight = new IntersectionObserver(entries => {
     if (panel.visible) { panel.late?.(); panel.late = null; }
   }
 }, { rootMargin: "200px" });
-let cache = new Map(); // run → {key, answer}
+let cache = new Map(); // run → {asked, version, step, begun, num: of buckets, curves, planned}
 let asking = null;
 
 export function enter(into) {
@@ -75,38 +75,57 @@ export function recolor() {
   panels.forEach(panel => { panel.signature = ""; });
 }
 
-// The buckets that all runs share: `first`, `width` in steps, `count`.
+// The buckets that all runs share: `first`, `width` in steps, `count`; with `bands` also their lowest and highest.
 function buckets(runs) {
   const first = Number(state.get("from", 0));
   const last = Number(state.get("to", Math.max(1, ...runs.map(run => run.step))));
   const most = runs.length > 4 * MANY_RUNS ? 120 : runs.length > MANY_RUNS ? 240 : 400;
   const width = WIDTHS.find(width => (last - first + 1) / width <= most) ?? 1e6;
-  return { first, width, count: Math.ceil((last - first + 1) / width) };
+  return { first, width, count: Math.ceil((last - first + 1) / width), bands: runs.length <= MANY_RUNS };
 }
 
 export async function show(runs) {
   const query = { ...buckets(runs), smooth: Number(state.get("smooth", 1)) };
   document.getElementById("whole").hidden = !state.get("to");
-  const patterns = [...PANELS.flatMap(panel => panel[2]), ...MARKS, ...(state.get("find") ? [`*${state.get("find")}*`] : [])];
+  const metrics = [...PANELS.flatMap(panel => panel[2]), ...MARKS, ...(state.get("find") ? [`*${state.get("find")}*`] : [])].join(",");
+  query.asked = JSON.stringify([query.first, query.width, query.bands, query.smooth, metrics]);
   asking?.abort();
   asking = new AbortController();
   const { signal } = asking;
   draw(runs, query);
   const waiting = [...runs];
-  let ready = 0, next = 4; // of many runs, what has come is drawn each time that it is twice as much
+  let ready = 0, next = 1; // of many runs, what has come is drawn each time that it is twice as much
   const worker = async () => {
     for (let run; (run = waiting.shift());) {
-      const key = JSON.stringify([query, run.version, patterns]);
-      if (cache.get(run.id)?.key === key) continue;
-      const answer = await ask("curves", { run: run.id, metrics: patterns.join(","), ...query }, signal);
-      cache.set(run.id, { key, answer, query });
-      if (++ready < next) continue;
+      if (!await more(run, query, metrics, signal) || ++ready < next) continue;
       next *= 2;
       draw(runs, query);
     }
   };
   await Promise.all([worker(), worker(), worker()]);
   draw(runs, query);
+}
+
+// Ask for the buckets of a run that are not there yet, and the last one that is, which may have grown.
+async function more(run, { first, width, count, smooth, bands, asked }, metrics, signal) {
+  const num = Math.max(1, Math.min(count, Math.floor((run.step - first) / width) + 1));
+  let old = cache.get(run.id);
+  if (old?.asked !== asked || old.step > run.step) old = null;
+  if (old?.version === run.version && old.num >= num) return false;
+  const from = old ? Math.min(old.num, num) - 1 : 0;
+  const { curves, planned, begun } = await ask("curves", { run: run.id, metrics, first: first + from * width, width, count: num - from, smooth, bands }, signal);
+  if (old && old.begun !== begun) { // what was written is another
+    cache.delete(run.id);
+    return more(run, { first, width, count, smooth, bands, asked }, metrics, signal);
+  }
+  for (const [name, parts] of Object.entries(old?.curves ?? {})) {
+    curves[name] ??= Object.fromEntries(Object.keys(parts).map(part => [part, []]));
+    for (const [part, values] of Object.entries(curves[name])) curves[name][part] = [...parts[part].slice(0, from), ...values];
+  }
+  for (const [name, parts] of Object.entries(curves))
+    if (!old?.curves[name]) for (const part of Object.keys(parts)) parts[part] = [...Array(from).fill(null), ...parts[part]];
+  cache.set(run.id, { asked, version: run.version, step: run.step, begun, num, curves, planned });
+  return true;
 }
 
 function matcher(pattern) {
@@ -117,7 +136,7 @@ function matcher(pattern) {
 // The panels to draw: {key, title, unit, lines: [[label, metric]]}.
 function wanted(runs) {
   const find = state.get("find").toLowerCase();
-  const names = new Set(runs.flatMap(run => Object.keys(cache.get(run.id)?.answer.curves ?? {})));
+  const names = new Set(runs.flatMap(run => Object.keys(cache.get(run.id)?.curves ?? {})));
   const found = [], used = new Set();
   for (const [title, unit, patterns] of PANELS) {
     const lines = patterns.flatMap(pattern => [...names].sort().map(name => [matcher(pattern)(name), name])
@@ -141,7 +160,7 @@ function meaning(name) {
 }
 
 function draw(runs, query) {
-  const ready = runs.filter(run => JSON.stringify(cache.get(run.id)?.query) === JSON.stringify(query));
+  const ready = runs.filter(run => cache.get(run.id)?.asked === query.asked);
   const list = wanted(ready.length ? ready : []);
   if (!ready.length && runs.length) return; // what is there stays until something new has come
   const keys = new Set(list.map(panel => panel.key));
@@ -183,12 +202,12 @@ function fill(panel, spec, runs, query) {
   const several = runs.length > 1, few = runs.length <= MANY_RUNS;
   for (const run of runs) {
     spec.lines.forEach(([label, name], i) => {
-      const curve = cache.get(run.id).answer.curves[name];
+      const curve = cache.get(run.id).curves[name];
       if (!curve) return;
       const color = several || spec.lines.length === 1 ? run.color : LINE_COLORS[i % LINE_COLORS.length];
       const dash = DASHES[several ? i % DASHES.length : Math.floor(i / LINE_COLORS.length) % DASHES.length];
-      const positive = values => isLog ? values.map(value => value > 0 ? value : null) : values;
-      const add = (values, look) => { data.push(positive(values)); series.push({ spanGaps: true, points: { show: false }, ...look }); return data.length - 1; };
+      const full = values => x.map((_, i) => values[i] === undefined || (isLog && !(values[i] > 0)) ? null : values[i]);
+      const add = (values, look) => { data.push(full(values)); series.push({ spanGaps: true, points: { show: false }, ...look }); return data.length - 1; };
       const main = curve.smooth ?? curve.mean;
       if (few && curve.low) {
         const high = add(curve.high, { stroke: "transparent", width: 0 }), low = add(curve.low, { stroke: "transparent", width: 0 });
@@ -196,7 +215,7 @@ function fill(panel, spec, runs, query) {
       } else if (few && curve.smooth) add(curve.mean, { stroke: `${color}55`, width: 1 });
       const lonely = main.filter(value => value !== null).length < 40;
       const index = add(main, { stroke: color, width: 1.75, dash, points: { show: lonely, size: 5, fill: color, stroke: color } });
-      const planned = cache.get(run.id).answer.planned[name];
+      const planned = cache.get(run.id).planned[name];
       if (few && planned) add(x.map(() => planned), { stroke: color, width: 1, dash: [1, 4] });
       entries.push({ index, color, planned, text: [several ? run.id : "", label].filter(Boolean).join(" · ") || name, last: main.findLast(value => value !== null) });
     });
@@ -215,7 +234,7 @@ function fill(panel, spec, runs, query) {
 
 function marksOf(run, query) {
   const found = [];
-  for (const [name, curve] of Object.entries(cache.get(run.id).answer.curves)) {
+  for (const [name, curve] of Object.entries(cache.get(run.id).curves)) {
     const at = i => query.first + i * query.width;
     if (name === "phase") curve.mean.forEach((value, i) => i && value !== null && curve.mean[i - 1] !== null && value !== curve.mean[i - 1] && found.push({ x: at(i), color: run.color, text: `phase ${value}`, line: true }));
     else if (name === "run/resumed" || name.startsWith("faults/") || name.endsWith("/skipped_updates")) (curve.high ?? curve.mean).forEach((value, i) => value > 0 && found.push({ x: at(i) + (query.width - 1) / 2, color: run.color, text: `${name} ${number(value)}` }));

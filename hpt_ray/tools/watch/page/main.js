@@ -124,5 +124,6 @@ $("#runs-all").addEventListener("click", () => state.set({ runs: showRuns().map(
 state.onchange(() => { showRuns(); showView(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shownView?.recolor?.(); showView(); });
 if (matchMedia("(max-width: 800px)").matches) $("#runs-box").open = false;
+if (saved) for (const part of ["#runs-filter", "#runs-box .row"]) $(part).style.setProperty("display", "none"); // there is one run
 if (saved) document.title = saved.runs[0]?.id ?? document.title;
 look();

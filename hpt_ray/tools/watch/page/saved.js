@@ -10,7 +10,7 @@ export function answer(what, asked) {
   if (what === "rollouts") return rollouts(asked);
   if (what === "choices") return saved.choices[asked.kind];
   if (what === "group") return group(asked);
-  if (what === "timeline") return saved.timelines[asked.step] ?? { step: asked.step, seconds: 0, tracks: [], note: missing("The timeline of this step") };
+  if (what === "timeline") return saved.timelines[asked.step] ?? { step: asked.step, seconds: 0, tracks: [], note: `${missing("The timeline of this step").slice(0, -1)}, if trace.json holds it.` };
   if (what === "tokens") throw new Error(missing("The log-prob of each token"));
   return saved[what];
 }
@@ -40,7 +40,7 @@ function curves({ metrics, first, width, count, smooth }) {
     const mean = of => of.map((sum, i) => num[i] ? sum / num[i] : null);
     found[name] = { mean: mean(sums), ...(wide > 1 ? { low, high } : {}), ...(smooth > 1 ? { smooth: mean(smoothed) } : {}) };
   }
-  return { names: saved.curves.names, curves: found, planned: saved.curves.planned };
+  return { names: saved.curves.names, curves: found, planned: saved.curves.planned, begun: 0 };
 }
 
 // A part of a saved map: the rows and columns that are asked for.
