@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Numeric libraries start one thread per core in every process; with many processes that is too many.
 export OMP_NUM_THREADS ?= 1
+# Tests without actors run in two processes, each file whole in one of them; those with actors fill the cores alone.
+IN_TWO := -n 2 --dist loadfile
 
 .PHONY: help install demo test test-unit test-all lint lock docs docs-site audit clean
 
 help:
 	@echo "make demo     train the small task on this machine (about 3 minutes after installation)"
-	@echo "make test     lint, types, unit and integration tests, the real stack included (about 35 minutes)"
+	@echo "make test     lint, types, unit and integration tests, the real stack included (about half an hour)"
 	@echo "make test-unit  what needs no actors (a few minutes)"
 	@echo "make test-all   also the long ones: faults, node loss, soak, Slurm, jobs, suites (about an hour)"
 	@echo "make install  only the set-up: .venv with the locked CPU packages"
@@ -36,14 +38,16 @@ lint: install
 
 test: lint
 	@echo "Running unit and integration tests"
-	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(IN_TWO) -m "not long and not cluster" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not long and cluster" $(PYTEST_ARGS)
 
 test-unit: install
-	@$(BIN)/python -m pytest -m "not cluster" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(IN_TWO) -m "not cluster" $(PYTEST_ARGS)
 
 test-all: lint
 	@echo "Running every test"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(IN_TWO) -m "not cluster" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 
 docs: install
 	@$(BIN)/python -m hpt_ray.config.docs
