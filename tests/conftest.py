@@ -21,10 +21,11 @@ TABLES = (ADVANTAGES, ALGORITHMS, GATES, TRACKERS, REWARD_FUNCTIONS)
 
 @pytest.fixture(autouse=True)
 def parts_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before, modules = [dict(table) for table in TABLES], set(sys.modules)
+    before, modules, path = [dict(table) for table in TABLES], set(sys.modules), list(sys.path)
     monkeypatch.setattr(plugins, "_loaded", [])
     monkeypatch.setenv(plugins.VARIABLE, "")
     yield
+    sys.path[:] = path  # a user's file has brought its folder along
     for table, rows in zip(TABLES, before, strict=True):
         table.clear()
         table.update(rows)  # type: ignore[arg-type]
