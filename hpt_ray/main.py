@@ -60,7 +60,7 @@ def main(words: list[str] | None = None) -> int:
             console.print(train.start_tables(config, prepared, card, plan, folder.root))
             folder.write_plan(plan.memory_mb)
             train.show_warnings(card, console)
-            asyncio.run(train.run(cluster, config, prepared, folder, console))
+            asyncio.run(train.run(cluster, plan.config, prepared, folder, console))
         return 0
     except Stopped as stopped:
         signals.say(f"{stopped} {train.to_go_on(config, folder)}")

@@ -81,7 +81,8 @@ _ROWS = {
     ("data.max_response_tokens", "an engine is as long as the longest sample"): "vllm_max_model_length",
     ("cluster.colocate", "colocate is cluster.colocate=true"): "vllm_mode",
     ("cluster.colocate", ""): "colocate_all_models actor_rollout_ref.hybrid_engine",
-    ("cluster.colocate", "engines sleep while the learner has their GPUs"): "vllm_enable_sleep",
+    ("cluster.take_turns", "with cluster.colocate=true"):
+        "vllm_enable_sleep vllm_enable_sleep_mode actor_rollout_ref.rollout.free_cache_engine",
     # algorithm
     ("algorithm.kl_coef", _KL): "beta kl_coef init_kl_coef kl_loss_coef",
     ("algorithm.kl_coef", f"{_KL}, and acts where algorithm.kl_in says"): "use_kl_loss",

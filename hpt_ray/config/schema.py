@@ -329,9 +329,18 @@ class ClusterConfig:
     gpu_memory_gib: float = key(80.0, "Memory of one GPU in GiB; a plan that does not fit is refused.")
     colocate: bool = key(
         False,
-        "Rollout workers and learner ranks take turns on the same GPUs. For few GPUs; nothing overlaps. See "
-        "docs/placement.md.",
+        "Rollout workers and learner ranks on the same GPUs, for few GPUs. See docs/placement.md.",
     )
+    take_turns: bool | None = key(
+        None,
+        "With `colocate`: engines sleep while the learner trains, whose optimizer leaves the GPU while they "
+        "generate. Not set: only where the plan finds no room for both.",
+    )
+
+    @property
+    def in_turns(self) -> bool:
+        """One side's memory leaves the GPUs while the other works; where nobody has decided yet, too."""
+        return self.colocate and self.take_turns is not False
 
 
 @dataclass

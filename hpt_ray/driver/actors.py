@@ -3,7 +3,7 @@
     rollout-0 … (vLLM)   learner-0 … (DeepSpeed)   verifier-0
     reference-0 … (only for KL terms)   critic-0 … (DeepSpeed, only for values)
 
-Everything starts at the same time, but for ranks that share their GPUs with engines (`cluster.colocate`):
+Everything starts at the same time, but for ranks that take turns with engines on their GPUs (`cluster.take_turns`):
 those start once the engines have measured their memory and sleep. Who hangs together fails together: the ranks
 of learner and critic start again as one group, a rollout worker starts again by itself (see
 `hpt_ray.rollout.engine_group`), and the verifier and the reference, which hold nothing that a fresh process does not
@@ -44,21 +44,21 @@ from hpt_ray.weight_sync.transaction import WeightSync
 class Turns:
     """Who has the GPUs: always both sides, or the rollout workers and the learner ranks in turns.
 
-    With `cluster.colocate` a rank and an engine stand on the same GPU, and there is room for one at a time:
+    With `cluster.colocate` a rank and an engine stand on the same GPU. Where there is room for one at a time:
 
         generate ─▶ engines sleep ─▶ ranks reload ─▶ learn ─▶ ranks offload ─▶ weights wake, sync, cache wakes ─▶
 
-    Parameters of the learner stay on the GPU in both turns; what moves is the rest. On separate GPUs (`shared`
+    Parameters of the learner stay on the GPU in both turns; what moves is the rest. Where both sides stay (`taken`
     false), or without rollout workers, nothing here waits for anything.
     """
 
-    def __init__(self, learners: ActorGroup, engines: EngineGroup | None, *, shared: bool, timeout_s: float):
+    def __init__(self, learners: ActorGroup, engines: EngineGroup | None, *, taken: bool, timeout_s: float):
         self._learners, self._engines, self._timeout_s = learners, engines, timeout_s
-        self.shared = shared and engines is not None
+        self.taken = taken and engines is not None
 
     async def groups(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
         """The groups for the learner: as they come, or all of them once the engines sleep."""
-        if not self.shared:
+        if not self.taken:
             async for group in groups:
                 yield group
             return
@@ -70,7 +70,7 @@ class Turns:
 
     async def free_engines(self) -> None:
         """The engines give up their memory, until the next push. Nobody may be waiting for rollouts."""
-        if self.shared:
+        if self.taken:
             assert self._engines is not None
             await self._engines.sleep()
 
@@ -78,7 +78,7 @@ class Turns:
         """The learner's weights, under `version`, to every rollout worker; seconds the sync took."""
         if self._engines is None:
             return 0.0
-        if self.shared:
+        if self.taken:
             await self._learners.call(
                 "offload", timeout_s=self._timeout_s, what="offload the optimizer state"
             )
@@ -196,8 +196,8 @@ async def start_actors(
         verifier = make_verifier(cluster, config.reward, config.data.max_response_tokens, logs)
         timeout_s = config.rollout.start_timeout_s
         starting["verifier"] = verifier.call("counts", timeout_s=timeout_s, what="start")
-    turns = Turns(learners, engines, shared=config.cluster.colocate, timeout_s=limit)
-    if turns.shared and engines is not None:
+    turns = Turns(learners, engines, taken=config.cluster.in_turns, timeout_s=limit)
+    if turns.taken and engines is not None:
         starting["vLLM engines and then learner ranks"] = start_in_turns(learners, engines, turns, limit)
     else:
         starting["learner ranks"] = start_ranks(learners, limit)
@@ -258,7 +258,7 @@ async def make_engines(
         rollout=config.rollout,
         max_model_len=config.context_tokens,
         seed=config.run.seed,
-        sleeps=config.cluster.colocate,
+        sleeps=config.cluster.in_turns,
     )
     sync = WeightSync(
         learners,

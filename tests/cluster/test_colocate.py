@@ -125,7 +125,13 @@ def folders(tmp_path_factory) -> tuple[RunFolder, RunFolder]:
     )
     apart = run("apart", reward_function, runs)
     return apart, run(
-        "turns", reward_function, runs, "cluster.colocate=true", "checkpoint.in_memory_every=1", faults=faults
+        "turns",
+        reward_function,
+        runs,
+        "cluster.colocate=true",
+        "cluster.take_turns=true",
+        "checkpoint.in_memory_every=1",
+        faults=faults,
     )
 
 

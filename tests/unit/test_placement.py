@@ -147,6 +147,8 @@ def test_an_engine_over_several_gpus_is_processes_on_one_node() -> None:
 def test_only_on_gpus_is_there_memory_to_give_up() -> None:
     assert arguments_of("rollout.num_gpus=1", sleeps=True)["enable_sleep_mode"] is True
     assert arguments_of("rollout.num_gpus=1")["enable_sleep_mode"] is False
+    told = arguments_of("rollout.num_gpus=1", "rollout.engine.kv_cache_memory_bytes=5")
+    assert told["kv_cache_memory_bytes"] == 5
     assert "enable_sleep_mode" not in arguments_of(sleeps=True)
 
 

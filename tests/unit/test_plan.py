@@ -150,6 +150,44 @@ def test_shared_gpus_are_counted_once_and_hold_both_sides_weights() -> None:
         check_plan(config, plan)
 
 
+SHARED = ("cluster.colocate=true", "learner.num_ranks=4", "learner.offload_optimizer=false")
+SMALL = (
+    "model.path=Qwen/Qwen2.5-0.5B",
+    "rollout.gpu_memory_utilization=0.5",
+    "max_tokens_per_micro_batch=16384",
+)
+
+
+def test_sides_take_turns_only_where_there_is_no_room_for_both() -> None:
+    config, plan = planned(*SHARED)
+    assert plan.config.cluster.take_turns is True
+    assert plan.config.rollout.engine == {}
+    config, plan = planned(*SHARED, *SMALL)
+    check_plan(config, plan)
+    assert config.cluster.take_turns is None
+    assert plan.config.cluster.take_turns is False
+    assert "learner's weights" not in terms(plan, "rollout")
+    sides = sum(group.memory.gib for group in plan.groups if group.memory is not None and group.gpus)
+    assert sides <= 0.9 * 80
+    # The engine's cache is the planned one: it cannot measure what a learner leaves that works meanwhile.
+    cache = terms(plan, "rollout")["KV cache"]
+    assert plan.config.rollout.engine == {"kv_cache_memory_bytes": int(cache * 2**30)}
+    _, asked = planned(*SHARED, *SMALL, "cluster.take_turns=true")
+    assert asked.config.cluster.in_turns
+    assert terms(asked, "rollout")["learner's weights"] > 0.9
+    _, own = planned(*SHARED, *SMALL, "rollout.engine.kv_cache_memory_bytes=1000000000")
+    assert own.config.rollout.engine == {"kv_cache_memory_bytes": 1_000_000_000}
+    _, on_cpu = planned(*SHARED, *SMALL, "rollout.num_gpus=0", "learner.num_gpus=0")
+    assert on_cpu.config.cluster.take_turns is False
+    assert on_cpu.config.rollout.engine == {}
+
+
+def test_sides_that_shall_not_take_turns_must_fit() -> None:
+    config, plan = planned(*SHARED, "cluster.take_turns=false")
+    with pytest.raises(UserError, match=r"learner and engine need about .* leave out `cluster.take_turns`"):
+        check_plan(config, plan)
+
+
 def test_groups_that_only_some_algorithms_have() -> None:
     _, plan = planned("algorithm.name=ppo", "critic.num_gpus=1", "critic.num_ranks=4")
     assert [group.kind for group in plan.groups] == ["learner", "rollout", "verifier", "critic"]

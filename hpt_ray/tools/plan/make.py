@@ -6,7 +6,7 @@ In: a checked `Config`, a `ModelShape` and what is known of the data. Out: a `Pl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.actors import resource_requests
@@ -14,8 +14,10 @@ from hpt_ray.driver.setup import roles_of
 from hpt_ray.errors import UserError
 from hpt_ray.rollout.engine import HEAD_SIZES_ON_CPU
 from hpt_ray.tools.plan.cost import Cost, DataFacts, costs_of
-from hpt_ray.tools.plan.memory import MEMORY, GroupMemory, width_of
+from hpt_ray.tools.plan.memory import GIB, MEMORY, GroupMemory, learner_memory, rollout_memory, width_of
 from hpt_ray.tools.plan.shape import ModelShape
+
+SPARE = 0.1  # of a GPU that both sides share all the time, for what the estimates miss
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """`costs` are the least, the expected and the most, None without GPUs or without a shape."""
+    """`costs` are the least, the expected and the most, None without GPUs or without a shape.
 
+    `config` is the run's, with what was left to the plan to decide.
+    """
+
+    config: Config
     groups: tuple[Group, ...]
     gpu_gib: float
     num_gpus: float  # of the whole run; groups that share are counted once
@@ -51,6 +57,7 @@ class Plan:
 
 def make_plan(config: Config, shape: ModelShape | None, facts: DataFacts | None = None) -> Plan:
     """The plan of a run, all phases. Without a shape: the placement alone."""
+    config = settled(config, shape)
     requests = resource_requests(config, roles_of(config))
     num_gpus = sum(request.count * request.gpus for request in requests)
     groups = []
@@ -67,7 +74,28 @@ def make_plan(config: Config, shape: ModelShape | None, facts: DataFacts | None 
     if shape is not None and num_gpus:
         gpus_of = {group.kind: group.count * group.gpus for group in groups}
         costs = costs_of(config, shape, gpus_of, facts or DataFacts())
-    return Plan(tuple(groups), config.cluster.gpu_memory_gib, num_gpus, sync, costs)
+    return Plan(config, tuple(groups), config.cluster.gpu_memory_gib, num_gpus, sync, costs)
+
+
+def settled(config: Config, shape: ModelShape | None) -> Config:
+    """With colocation: whether the sides take turns, and the size of the cache of engines that do not.
+
+    An engine that comes up beside a learner cannot measure what is left for its cache: the learner may take or give
+    memory meanwhile. So it is told the size that is planned.
+    """
+    cluster = config.cluster
+    if not cluster.colocate or cluster.take_turns or shape is None:
+        return config
+    stay = replace(config, cluster=replace(cluster, take_turns=False))
+    if not config.rollout.num_gpus:  # on CPUs nothing of a sleeping engine is given back
+        return stay
+    engine = rollout_memory(stay, shape)
+    together = engine.gib + learner_memory(stay, shape).gib
+    if cluster.take_turns is None and together > (1 - SPARE) * cluster.gpu_memory_gib:
+        return replace(config, cluster=replace(cluster, take_turns=True))
+    cache = next(term.gib for term in engine.terms if term.name == "KV cache")
+    settings = {"kv_cache_memory_bytes": int(cache * GIB), **config.rollout.engine}
+    return replace(stay, rollout=replace(config.rollout, engine=settings))
 
 
 def host_gib_of(plan: Plan) -> float:
@@ -124,6 +152,14 @@ def check_plan(config: Config, plan: Plan, *, host_gib: float | None = None) -> 
             on_host[group.kind] = group.count * memory.gib, group, memory
         elif memory.gib > plan.gpu_gib:
             problems.append(_too_much(config, group.kind, memory, f"one GPU of `{group.kind}`", limit))
+    if plan.config.cluster.colocate and not plan.config.cluster.in_turns:
+        both = [group for group in plan.groups if group.kind in ("learner", "rollout") and group.gpus]
+        sides = [group.memory.gib for group in both if group.memory is not None]
+        if sum(sides) > plan.gpu_gib:
+            problems.append(
+                f"learner and engine need about {' + '.join(f'{gib:.1f}' for gib in sides)} GiB on the same GPU, but "
+                f"{limit}: leave out `cluster.take_turns`, or lower `rollout.gpu_memory_utilization`."
+            )
     total = sum(gib for gib, _, _ in on_host.values())
     if host_gib is not None and total > host_gib:
         _, group, memory = max(on_host.values(), key=lambda entry: entry[0])

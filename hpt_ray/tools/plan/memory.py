@@ -86,8 +86,8 @@ class GroupMemory:
 
 
 def learner_memory(config: Config, shape: ModelShape) -> GroupMemory:
-    """One learner rank. With colocation, in its own turn: beside a sleeping engine."""
-    asleep = ASLEEP if config.cluster.colocate and config.rollout.num_gpus else 0.0
+    """One learner rank. Where it takes turns, in its own: beside a sleeping engine."""
+    asleep = ASLEEP if config.cluster.in_turns and config.rollout.num_gpus else 0.0
     head = _hidden_bytes(config, shape)
     if not config.learner.lora.rank:
         head += 4 * shape.vocabulary * shape.width
@@ -225,7 +225,7 @@ def rollout_memory(config: Config, shape: ModelShape) -> GroupMemory:
     else:  # weights of linear layers lie there a second time, as oneDNN wants them
         weights, cache = 2 * weights, rollout.kv_cache_gib * GIB
     held = {"weights": weights, "KV cache": max(cache, sample), "work space": work, "graphs": graphs}
-    if on_gpu and config.cluster.colocate:  # its own stay on the GPU in both turns
+    if on_gpu and config.cluster.in_turns:  # its own stay on the GPU in both turns
         adapters = shape.adapter_numbers(config.learner.lora)
         states = training_states(config.learner, config.model.dtype, shape.num_parameters, adapters)
         held["learner's weights"] = states["weights"] + ON_GPU * GIB
