@@ -87,6 +87,7 @@ def pages() -> list[Path]:
         *ROOT.glob("docs/**/*.md"),
         *page.glob("*/templates/*"),
         *page.glob("*/page/*.html"),
+        *page.glob("*/page/*.js"),
     ]
 
 

@@ -1,5 +1,5 @@
 // Curves of several runs over steps: one panel a topic, smoothed, linear or logarithmic, with marks at faults. Only
-// what is in sight is drawn.
+// what is in view is drawn.
 
 import { ask, choice, css, el, number } from "./dom.js";
 import * as state from "./state.js";
@@ -40,8 +40,8 @@ const MANY_RUNS = 12; // of which only means are drawn
 const HEIGHT = 190;
 
 let root, grid, meanings = new Map();
-const panels = new Map(); // key → {node, plot, signature, visible, late: what to draw once it is in sight}
-const sight = new IntersectionObserver(entries => {
+const panels = new Map(); // key → {node, plot, signature, visible, late: what to draw once it is in view}
+const inView = new IntersectionObserver(entries => {
   for (const entry of entries) {
     const panel = [...panels.values()].find(one => one.node === entry.target);
     if (!panel) continue;
@@ -65,7 +65,7 @@ export function enter(into) {
 
 export function leave() {
   panels.forEach(panel => panel.plot?.destroy());
-  sight.disconnect();
+  inView.disconnect();
   panels.clear();
   cache = new Map();
   asking?.abort();
@@ -164,7 +164,7 @@ function draw(runs, query) {
   const list = wanted(ready.length ? ready : []);
   if (!ready.length && runs.length) return; // what is there stays until something new has come
   const keys = new Set(list.map(panel => panel.key));
-  for (const [key, panel] of panels) if (!keys.has(key)) { panel.plot?.destroy(); sight.unobserve(panel.node); panel.node.remove(); panels.delete(key); }
+  for (const [key, panel] of panels) if (!keys.has(key)) { panel.plot?.destroy(); inView.unobserve(panel.node); panel.node.remove(); panels.delete(key); }
   list.forEach((spec, i) => {
     const panel = panels.get(spec.key) ?? newPanel(spec);
     if (grid.children[i] !== panel.node) grid.insertBefore(panel.node, grid.children[i] ?? null);
@@ -188,7 +188,7 @@ function newPanel(spec) {
       el("span", { className: "soft", textContent: spec.unit, title: meaning(spec.lines[0][1])?.meaning ?? "" }), panel.log, panel.wide),
     panel.chart, panel.legend);
   panels.set(spec.key, panel);
-  sight.observe(panel.node);
+  inView.observe(panel.node);
   return panel;
 }
 

@@ -1,4 +1,4 @@
-// Elements, questions to the server, numbers as text. Data becomes text nodes only, never markup.
+// Elements, requests to the server, numbers as text. Data becomes text nodes only, never markup.
 
 import { answer, saved } from "./saved.js";
 
@@ -16,7 +16,7 @@ export function el(tag, props = {}, ...children) {
 
 export const $ = selector => document.querySelector(selector);
 
-// The answer to a question; throws an Error with what the server said.
+// The answer to a request; throws an Error with what the server said.
 export async function ask(what, params = {}, signal = undefined) {
   if (saved) return answer(what, Object.fromEntries(Object.entries(params).map(([name, value]) => [name, typeof value === "number" ? value : String(value ?? "")])));
   const response = await fetch(`api/${what}?${new URLSearchParams(params)}`, { signal });

@@ -5,7 +5,7 @@ import { ask, choice, el, number, visible, words } from "./dom.js";
 import { saved } from "./saved.js";
 import * as state from "./state.js";
 
-// [name in the question and the address, what it is called, kind]
+// [name in the request and the address, what it is called, kind]
 const FILTERS = [
   ["text", "Text of prompt or response", "search"], ["prompt", "Prompt id", "search"],
   ["set", "Set", "choice"], ["outcome", "Outcome", "choice"], ["branch", "Trained on", "choice"], ["finish", "Ended by", "choice"],

@@ -3,7 +3,7 @@
 const block = document.getElementById("saved");
 export const saved = block && JSON.parse(block.textContent);
 
-// The answer to a question; throws an Error for what was not saved.
+// The answer to a request; throws an Error for what was not saved.
 export function answer(what, asked) {
   if (what === "curves") return curves(asked);
   if (what === "gate") return gate(asked);
