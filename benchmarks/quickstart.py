@@ -26,14 +26,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from machine import machine, versions, write
 
-from hpt_ray.config.load import dump_config
 from hpt_ray.data.mini import TRAIN_FAMILIES
 from hpt_ray.observe.run_folder import RunFolder
 
@@ -68,7 +66,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for base in arguments.bases:
-            model = make_base(base, Path(folder)) if base else "mini:t"
+            model = f"mini:t-s{base}" if base else "mini:t"
+            if base:
+                command("hpt_ray.cli.mini_base", [model], Path(folder) / "cache")
             for seed in arguments.seeds:
                 runs.append(
                     {"base": base, **run(seed, arguments.steps, model, Path(folder) / f"base-{base}")}
@@ -79,22 +79,9 @@ def main() -> None:
                 write(arguments.out, report)
 
 
-def make_base(base: int, folder: Path) -> str:
-    """The folder of another weak base: the product's recipe with another seed."""
-    from hpt_ray.cli.mini_base import base_recipe
-
-    recipe = base_recipe("t", "qwen2")
-    recipe.run = replace(recipe.run, seed=base, dir=str(folder / f"base-{base}-runs"))
-    recipe.checkpoint = replace(recipe.checkpoint, keep=1)
-    file = folder / f"base-{base}.yaml"
-    dump_config(recipe, file)
-    train(["--config", str(file)], folder / "cache")
-    return str(RunFolder(Path(recipe.run.dir) / "latest").checkpoints / f"step-{recipe.run.steps:06d}" / "hf")
-
-
-def train(arguments: Sequence[str], cache: Path) -> None:
+def command(module: str, arguments: Sequence[str], cache: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "hpt_ray.main", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env={"OMP_NUM_THREADS": "1", **os.environ, "HPT_RAY_CACHE": str(cache)},  # one thread, as in Makefile
         check=True,
@@ -108,7 +95,8 @@ def run(seed: int, steps: int, model: str, folder: Path) -> dict[str, Any]:
     builds_base = not cache.exists()
     begin = time.perf_counter()
     quickstart = ["--config", str(ROOT / "configs" / "quickstart.yaml")]
-    train(
+    command(
+        "hpt_ray.main",
         [*quickstart, f"model.path={model}", f"run.seed={seed}", f"run.steps={steps}", f"run.dir={runs}"],
         cache,
     )

@@ -24,7 +24,7 @@ from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import load_run_config
 from hpt_ray.config.schema import Config
 from hpt_ray.data import mini
-from hpt_ray.data.mini.base import base_folder, fresh_model, is_built, parse_name, tokenizer_path
+from hpt_ray.data.mini.base import fresh_model, parse_name, tokenizer_path
 from hpt_ray.driver.setup import asked_of, loader
 from hpt_ray.errors import UserError, exit_code
 from hpt_ray.evaluation.model import ModelSource, locate_model
@@ -119,10 +119,10 @@ def _folder(source: ModelSource) -> str:
     """Where the weights are. Raises `UserError` for a base of the small task that has not been trained yet."""
     if not mini.is_mini(source.path):
         return source.path
-    size, architecture, fresh = parse_name(source.path)
-    if not is_built(source.path):
+    model = parse_name(source.path)
+    if not model.is_built:
         raise UserError(f"{source.path} has not been built yet: run hpt_ray mini-base {source.path} first.")
-    return str(fresh_model(size, architecture) if fresh else base_folder(size, architecture))
+    return str(fresh_model(model) if model.is_fresh else model.base_folder)
 
 
 def _asked(options: Namespace, config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The weak base models of the small task: `mini:SIZE` and `mini:SIZE-llama` as `model.path`.
+"""The weak base models of the small task: `mini:SIZE`, `mini:SIZE-llama` and `mini:SIZE-sSEED` as `model.path`.
 
 A base is trained on first use, by the learner and the driver of every other run: supervised, on a corpus
 with slips and unboxed endings, so that it knows four of six families and half forgets to answer. It is
@@ -22,7 +22,7 @@ from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import dump_config
 from hpt_ray.config.schema import ClusterConfig, Config
 from hpt_ray.data.mini import is_mini
-from hpt_ray.data.mini.base import RECIPES, base_folder, fresh_model, parse_name
+from hpt_ray.data.mini.base import RECIPES, MiniModel, fresh_model, parse_name
 from hpt_ray.driver.driver import Driver
 from hpt_ray.driver.setup import prepare, roles_of
 from hpt_ray.errors import Stopped, exit_code
@@ -33,12 +33,13 @@ from hpt_ray.utils import arguments, signals
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
 
-def base_recipe(size: str, architecture: str) -> Config:
-    """The run that trains a base. One base a size: the seed is not that of the runs that start from it."""
-    steps, learning_rate = RECIPES[size]
+def base_recipe(model: MiniModel) -> Config:
+    """The run that trains a base. Its seed is not that of the runs that start from it."""
+    steps, learning_rate = RECIPES[model.size]
+    name = f"{model.size}-{model.architecture}"
     config = Config(prompts_per_step=32, group_size=0, max_tokens_per_micro_batch=4096)
-    config.run = replace(config.run, name=f"base-{size}-{architecture}", steps=steps, seed=0)
-    config.model = replace(config.model, path=f"mini:{size}-{architecture}-fresh")
+    config.run = replace(config.run, name=f"base-{name}-s{model.seed}", steps=steps, seed=model.seed)
+    config.model = replace(config.model, path=f"mini:{name}-fresh")
     config.data = replace(
         config.data,
         train=["mini:base"],
@@ -62,17 +63,16 @@ def base_recipe(size: str, architecture: str) -> Config:
 
 async def model_folder(uri: str, cluster: Cluster, console: Console) -> Path:
     """The folder of `mini:…`, trained now if it is not in the cache."""
-    size, architecture, fresh = parse_name(uri)
-    if fresh:
-        return fresh_model(size, architecture)
-    config = base_recipe(size, architecture)
-    folder = base_folder(size, architecture)
-    if folder.is_dir():
+    model = parse_name(uri)
+    if model.is_fresh:
+        return fresh_model(model)
+    config, folder = base_recipe(model), model.base_folder
+    if model.is_built:
         return folder
     # Nothing else runs now. Not part of the recipe, which is the same on every machine.
     config.learner.num_cpus = min(2, cluster.num_cpus)
     console.print(f"Building the weak base model {uri} (once; kept in {folder})")
-    prepared = prepare(config, str(fresh_model(size, architecture)))
+    prepared = prepare(config, str(fresh_model(model)))
     run = RunFolder.create(cache_dir() / "runs", config.run.name)
     dump_config(config, run.config)
     with Progress(config.run.steps, console=console, step_line_s=20.0) as progress:

@@ -38,7 +38,10 @@ class RunConfig:
 class ModelConfig:
     """The policy that is trained."""
 
-    path: str = key("???", "Model folder, Hub name, or `mini:SIZE` for the small task's base.")
+    path: str = key(
+        "???",
+        "Model folder, Hub name, or `mini:SIZE` for the small task's base (`mini:SIZE-s1`: another draw).",
+    )
     random_init: bool = key(False, "Draw random weights instead of loading them.")
     dtype: str = key("float32", "Training and sampling precision.", choices=("float32", "bfloat16"))
     attention: str = key(

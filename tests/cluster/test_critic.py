@@ -24,7 +24,7 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig, ReferenceConfig
-from hpt_ray.data.mini.base import fresh_model, tokenizer_path
+from hpt_ray.data.mini.base import fresh_model, parse_name, tokenizer_path
 from hpt_ray.driver.driver import Driver
 from hpt_ray.driver.setup import prepare
 from hpt_ray.learner.critic import CriticSpec, CriticWorker
@@ -326,7 +326,7 @@ def train(
         TINY, [*QUIET, f"run.dir={tmp_path}", f"reward.function=python:{reward_function}:grade", *words]
     )
     prepared = prepare(config, tokenizer_path(config.model.path))
-    prepared = replace(prepared, model_path=str(fresh_model("t", "qwen2")))
+    prepared = replace(prepared, model_path=str(fresh_model(parse_name("mini:t-fresh"))))
     folder = RunFolder.create(config.run.dir, config.run.name) if resume is None else RunFolder(resume)
     before = set(ray_state.actors())
     with Progress(config.run.steps) as progress:

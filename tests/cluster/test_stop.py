@@ -16,7 +16,7 @@ from identical import check_identical
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import load_config
 from hpt_ray.config.schema import ClusterConfig
-from hpt_ray.data.mini.base import fresh_model, tokenizer_path
+from hpt_ray.data.mini.base import fresh_model, parse_name, tokenizer_path
 from hpt_ray.driver.batches import Batch
 from hpt_ray.driver.driver import Driver
 from hpt_ray.driver.setup import PreparedPhase, prepare
@@ -112,7 +112,7 @@ def train(
 ) -> tuple[RunFolder, StoppedDriver]:
     config = load_config(TINY, [*words, f"run.dir={runs}"])
     prepared = prepare(config, tokenizer_path(config.model.path))
-    prepared = replace(prepared, model_path=str(fresh_model("t", "qwen2")))
+    prepared = replace(prepared, model_path=str(fresh_model(parse_name("mini:t-fresh"))))
     folder = resume or RunFolder.create(config.run.dir, config.run.name)
     end = (
         pytest.raises(Stopped, match=f"after step {MOMENTS[moment]} of {STEPS}, which is saved")

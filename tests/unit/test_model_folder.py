@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hpt_ray.cli.mini_base import with_reference
+from hpt_ray.cli.mini_base import base_recipe, with_reference
 from hpt_ray.config.load import QUICKSTART, load_config
+from hpt_ray.data.mini.base import parse_name
 from hpt_ray.data.model_folder import check_folder
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
@@ -92,6 +93,24 @@ def test_a_model_that_is_not_here_costs_a_moment_where_the_hub_does_not_answer(
     assert time.perf_counter() - begin < 5, "asked more than once"
     assert f"model.path={name}: no " in str(caught.value)
     assert "such folder" in str(caught.value)
+
+
+def test_bases_of_the_small_task_are_drawn_by_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HPT_RAY_CACHE", str(tmp_path))
+    bases = {name: parse_name(name) for name in ("mini:t", "mini:t-s1", "mini:t-s2", "mini:t-llama-s1")}
+    assert [base.seed for base in bases.values()] == [0, 1, 2, 1]
+    assert len({base.base_folder for base in bases.values()}) == 4
+    recipes = [base_recipe(base) for base in bases.values()]
+    assert [recipe.run.seed for recipe in recipes] == [0, 1, 2, 1]
+    assert len({recipe.run.name for recipe in recipes}) == 4
+    bases["mini:t-s1"].base_folder.mkdir()
+    assert [base.is_built for base in bases.values()] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["mini:t-s1-s2", "mini:t-fresh-s1", "mini:t-x", "mini:m", "mini:t-s"])
+def test_what_is_no_model_of_the_small_task_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"model.path={name} is no model of the small task"):
+        parse_name(name)
 
 
 def test_a_frozen_policy_of_the_small_task_is_found_where_it_is_asked_for() -> None:

@@ -85,8 +85,8 @@ def find_shape(model: ModelConfig, path: str) -> ModelShape | None:
     config.json that cannot be used, and for an override of a key that it does not have.
     """
     if mini.is_mini(path):
-        size, architecture, _ = parse_name(path)
-        config = model_config(size, architecture)  # type: ignore[arg-type]
+        named = parse_name(path)
+        config = model_config(named.size, named.architecture)
         override(config, model.config_overrides)
     elif (folder := local_folder(path)) is not None and (folder / "config.json").is_file():
         config = load_model_config(model, str(folder))

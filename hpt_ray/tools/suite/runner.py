@@ -16,7 +16,7 @@ from rich.text import Text
 
 from hpt_ray.config.load import dump_config
 from hpt_ray.data.mini import is_mini
-from hpt_ray.data.mini.base import is_built
+from hpt_ray.data.mini.base import parse_name
 from hpt_ray.tools.suite import matrix
 from hpt_ray.tools.suite.jobs import Job, Launcher
 from hpt_ray.tools.suite.matrix import Choice, Pair, RunSpec
@@ -132,7 +132,7 @@ def _missing_bases(suite: Suite, runs: Sequence[RunSpec]) -> list[Job]:
     """The small task's bases that the runs begin from and that are not built yet."""
     paths = dict.fromkeys(run.config.model.path for run in runs)
     logs = {path: suite.out / "logs" / f"base-{path.replace(':', '-')}.log" for path in paths}
-    missing = [path for path in paths if is_mini(path) and not is_built(path)]
+    missing = [path for path in paths if is_mini(path) and not parse_name(path).is_built]
     return [Job(f"base {path}", ("hpt_ray.cli.mini_base", path), logs[path]) for path in missing]
 
 
