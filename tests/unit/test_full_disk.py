@@ -157,6 +157,8 @@ def test_the_end_of_a_run_on_a_full_disk_is_a_sentence(small_disk: Disk, capsys)
         assert "No space left on device" in said
         assert "Make room there and start again" in said
         assert "Traceback (most" not in said
+    assert exit_code(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), disk / "logs") == 1
+    assert f"Make room on the disk of {disk} and start again" in capsys.readouterr().err
     assert exit_code(RuntimeError("other"), disk) == 1
     said = capsys.readouterr().err
     assert "failed: RuntimeError: other" in said
