@@ -84,9 +84,11 @@ def exit_code(error: Exception, logs: Path | None = None) -> int:
         print(text, file=sys.stderr)
     if is_full(cause):
         # An error as a file is closed does not say which.
-        there = "there" if logs is None or getattr(cause, "filename", None) else f"on the disk of {logs.parent}"
+        there = (
+            "there" if logs is None or getattr(cause, "filename", None) else f"on the disk of {logs.parent}"
+        )
         where = f"\nMake room {there} and start again: what was saved stays.{where}"
-    print(printable(f"failed: {type(cause).__name__}: {cause}{where}"), file=sys.stderr)
+    print(printable(f"failed: {type(cause).__name__.lstrip('_')}: {cause}{where}"), file=sys.stderr)
     return 1
 
 

@@ -147,6 +147,19 @@ def test_turns_and_faults_change_no_number(folders):
     assert (faults["learner_restarted"], faults["rollout_failed"]) == (1, 1)
 
 
+def test_sides_that_both_stay_change_no_number(folders, tmp_path):
+    """On CPUs there is room for both, and so no turns."""
+    beside = run("beside", write_reward_function(tmp_path), tmp_path, "cluster.colocate=true")
+    one, other = (
+        load_file(*folder.checkpoints.glob(f"step-{STEPS:06d}/**/*.safetensors"))
+        for folder in (folders[0], beside)
+    )
+    assert all((one[name] == other[name]).all() for name in one)
+    assert not {"offload", "reload", "sleep"} & {
+        event["name"] for event in json.loads(beside.trace.read_text())
+    }
+
+
 def test_nobody_generates_while_the_learner_has_the_gpus(folders):
     """From the end of a sleep to the next waking there is no decoding, and all training is in there."""
     events = [event for event in json.loads(folders[1].trace.read_text()) if event.get("ph") == "X"]
