@@ -358,23 +358,27 @@ def page(text: str, report: dict[str, Any]) -> str:
     lost = "nothing was lost" if found["nothing_lost"] else "SOMETHING WAS LOST"
     equal = "are those of the undisturbed run, bit for bit" if found["parameters_equal"] else "DIFFER"
     minutes, cores = disturbed["seconds"] / 60, report["machine"]["num_cpus"]
-    twice, alone = found["steps_computed_twice"], found["drivers_ended_by_themselves"]
+    twice, ended = found["steps_computed_twice"], found["drivers_ended_by_themselves"]
     pace, step_s = found["steps_over_undisturbed"], found["seconds_per_step_undisturbed"]
     lines = [
-        f"{minutes:.0f} minutes on {cores} cores at a load of {fmean(loads):.1f} on average, {found['steps']:,} steps,",
-        f"{faults} faults: **{lost}.** Every step is in the metrics once, every prompt of every step was attempted",
-        f"once, and the parameters {equal}. The run kept",
-        f"{pace:.0%} of the undisturbed pace ({step_s:.2f} s a step)",
-        f"and computed {twice:,} steps twice. Drivers that ended by themselves: {alone}"
+        f"{minutes:.0f} minutes on {cores} cores at a load of {fmean(loads):.1f} on average, {found['steps']:,} steps, "
+        f"{faults} faults: **{lost}.**",
+        "Every step is in the metrics once, every prompt of every step was attempted once, and the parameters",
+        f"{equal}. The run kept {pace:.0%} of the undisturbed pace ({step_s:.2f} s a step)",
+        f"and computed {twice:,} steps twice. Drivers that ended by themselves: {ended}"
         + "".join(f"; {sentence}" for sentence in ends(disturbed["ended_by_themselves"]))
         + ".",
         "",
-        "| fault | times | seconds until a new step is done, mean (longest) |",
-        "|---|---:|---:|",
+        "| fault | times | seconds until a new step is done, mean (longest) | where it came alone |",
+        "|---|---:|---:|---:|",
     ]
     for kind, times in found["faults"].items():
         mean, longest = (found[f"{which}_seconds_to_recover"][kind] for which in ("mean", "longest"))
-        lines.append(f"| {kind} | {times} | {mean:.1f} ({longest:.1f}) |")
+        alone = [
+            f["recovered_s"] for f in disturbed["faults"] if f["kind"] == kind and f.get("together") == 1
+        ]
+        by_itself = f"{fmean(alone):.1f} ({max(alone):.1f})" if alone else "–"
+        lines.append(f"| {kind} | {times} | {mean:.1f} ({longest:.1f}) | {by_itself} |")
     return between_marks(text, "\n".join(lines) + "\n", of=RESULT.name)
 
 
