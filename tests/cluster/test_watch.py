@@ -165,6 +165,7 @@ def test_a_run_is_followed_while_it_grows_and_laid_over_another(
     )
     page.get_by_role("tab", name="Configuration").click()
     row = page.locator("tbody tr", has_text="algorithm.name")
+    row.wait_for()
     assert sorted(row.locator("td").all_text_contents()) == ["grpo", "hpt"]
     link = page.url
     opened.close()

@@ -45,7 +45,7 @@ class MiniModel:
 def parse_name(uri: str) -> MiniModel:
     """Example: `mini:xs-llama-s3` is the Llama of size xs trained with seed 3, `mini:xs-fresh` an untrained Qwen2."""
     size, *rest = uri.removeprefix(mini.PREFIX).split("-")
-    architecture = next((a for a in ARCHITECTURES if a in rest), "qwen2")
+    architecture: Architecture = next((a for a in ARCHITECTURES if a in rest), "qwen2")
     seed = next((part for part in rest if re.fullmatch(r"s\d{1,4}", part)), "s0")
     fresh = "fresh" in rest
     known = size in (SIZES if fresh else RECIPES) and not (fresh and seed != "s0")

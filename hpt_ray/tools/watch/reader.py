@@ -132,9 +132,9 @@ def _found(folder: Path, known: Collection[Path]) -> Iterator[tuple[str, Path]]:
         elif len(here.relative_to(folder).parts) >= DEPTH:
             inner.clear()
         else:
-            for path in [here / name for name in inner if here / name in known]:
-                yield path.relative_to(folder).as_posix(), path
-                inner.remove(path.name)
+            for run in [here / name for name in inner if here / name in known]:
+                yield run.relative_to(folder).as_posix(), run
+                inner.remove(run.name)
 
 
 # -- curves ----------------------------------------------------------------------------------------
@@ -211,7 +211,9 @@ def rounded(values: np.ndarray) -> list[Any]:
         factor = 10.0 ** (DIGITS - 1 - np.where(np.isfinite(size), size, 0))
         short = np.round(values * factor) / factor
     short = np.where(np.isfinite(short), short, values)  # too small or large for the factor
-    return np.where(np.isnan(short), None, short).tolist()
+    there = short.astype(object)
+    there[np.isnan(short)] = None
+    return there.tolist()
 
 
 def _numbers(table: pa.Table, name: str) -> np.ndarray:
