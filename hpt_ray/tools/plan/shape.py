@@ -67,9 +67,8 @@ _SIZES = (
     "tie_word_embeddings",
     "max_position_embeddings",
 )
-_A3B = partial(
-    Qwen3MoeConfig, head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768
-)
+_EXPERTS = {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+_A3B = partial(Qwen3MoeConfig, **dict[str, Any](_EXPERTS))
 # Models that a plan can be made for before they are here, by the last part of their Hub name.
 NAMED: dict[str, Callable[[], PreTrainedConfig]] = {
     name: partial(kind, **dict[str, Any](zip(_SIZES, sizes, strict=True)))
