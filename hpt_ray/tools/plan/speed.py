@@ -43,7 +43,10 @@ HOST = 50e9  # bytes/s of a host's memory that AdamW gets on CPUs; assumed
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU. Peaks and bandwidths as NVIDIA's data sheets print them, dense; GiB as torch finds them, rounded down."""
+    """A GPU (H100 and H200: SXM). Peak, dense, memory bandwidth and NVLink as NVIDIA prints them.
+
+    PCIe is taken for four fifths of what is printed, and GiB for a little less than on the box, as torch finds it.
+    """
 
     name: str
     gib: float
