@@ -39,6 +39,9 @@ def main(words: list[str] | None = None) -> int:
 
         console = CommandConsole()
         config = train.completed(config)
+        if options.cards:
+            train.show_layouts(config, options.cards, console)
+            return 0
         if options.dry_run:
             train.show_plan(config, console)
             return 0

@@ -113,10 +113,6 @@ class Estimator:
         return any("values" in part.needs for part in self._parts())
 
     @property
-    def needs_entropy(self) -> bool:
-        return self.entropy_coef != 0 or any("entropy" in part.needs for part in self._parts())
-
-    @property
     def needs_teacher(self) -> bool:
         """Rollouts must be scored by the frozen policy before they are weighed: it gives their advantages."""
         return any("teacher" in part.needs for part in self._parts())

@@ -65,7 +65,10 @@ def mixed_token_mean(view: SampleView, members: Array) -> Array:
     least = np.full(view.num_groups, np.inf)
     np.maximum.at(most, view.groups[inside], view.rewards[inside])
     np.minimum.at(least, view.groups[inside], view.rewards[inside])
-    return token_mean(view, inside & (most > least)[view.groups])
+    mixed = (most > least)[view.groups]
+    return np.where(
+        mixed, token_mean(view, inside & mixed), 0.0
+    )  # others are in no sum: KL and entropy neither
 
 
 def official_sum(view: SampleView, members: Array) -> Array:

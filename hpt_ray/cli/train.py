@@ -76,6 +76,13 @@ def show_plan(config: Config, console: Console) -> None:
     show_warnings(card, console)
 
 
+def show_layouts(config: Config, cards: str, console: Console) -> None:
+    """Show the best layouts on these cards."""
+    from hpt_ray.tools.plan import layouts
+
+    console.print(layouts.show_layouts(config, cards), crop=False)  # keys stay on one line, to be copied
+
+
 def accepted_card(config: Config, prepared: Prepared, console: Console) -> DataCard:
     """The data card. Where a set is refused, it is shown as far as it goes, and `UserError` says why."""
     card = make_card(config, prepared)

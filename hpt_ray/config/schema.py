@@ -121,8 +121,9 @@ class RolloutConfig:
 
     @property
     def is_eager(self) -> bool:
-        """Decoding goes without CUDA graphs."""
-        return self.num_gpus == 0 if self.enforce_eager is None else self.enforce_eager
+        """Decoding goes without CUDA graphs; `engine` has the last word."""
+        said = self.engine.get("enforce_eager", self.enforce_eager)
+        return self.num_gpus == 0 if said is None else bool(said)
 
     @property
     def is_cut(self) -> bool:

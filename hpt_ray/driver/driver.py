@@ -111,7 +111,7 @@ class Driver:
             history=self.batches.lengths,
             attempts=self.batches.attempts,
             failures=dict(self.state.failures),
-            wall_s=self.state.wall_s + time.perf_counter() - self.began_s,
+            wall_s=self.earlier_s + time.perf_counter() - self.began_s,
         )
 
     # -- the run -----------------------------------------------------------------------------------
@@ -125,6 +125,7 @@ class Driver:
         saved = await self.checkpoints.newest(self.config.run.steps)
         if saved is None:
             self.folder.check_unused()
+        self.earlier_s = saved.state.wall_s if saved else 0.0  # also after going back to a later checkpoint
         self.actors = await start_actors(
             cluster,
             self.config,
@@ -162,8 +163,9 @@ class Driver:
         if self.step < self.config.run.steps or self.state.owes_evaluation:
             await self._end_here()
         await self.checkpoints.saved()
-        times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
-        return self._finish(times)
+        return self._finish(
+            {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
+        )
 
     async def _one_step(self) -> None:
         """Train one step and report it; or, where the run is to stop, leave it before the weights change."""

@@ -51,6 +51,5 @@ class Evaluator:
             values |= await self._sets.demonstration_losses(
                 actors.learners,
                 max_tokens_per_micro_batch=phase.config.max_tokens_per_micro_batch,
-                num_terms=len(phase.estimator.terms),
             )
         return {**values, "time/evaluation_s": time.perf_counter() - begin}, groups

@@ -52,7 +52,7 @@ class Reporter:
             "time/checkpoint_s": config.checkpoint.every,
         }
         progress.expect(recurring)
-        self.faults: Counter[str] = Counter()  # that are in the lines written so far
+        self._faults: dict[int, Counter[str]] = {}  # that are in the lines written so far, by step
         self.full: Counter[str] = Counter()  # steps of which not all could be written
         self._full_since: int | None = None
 
@@ -60,6 +60,7 @@ class Reporter:
         """What follows is the line after `step`; what was written of later steps is taken back."""
         self._folder.cut_after(step)
         self._history.cut_after(step)
+        self._faults = {at: found for at, found in self._faults.items() if at <= step}
         self._goes_on = step >= 0
         evaluations = summarize_evaluations(self._folder.read_metrics())
         self._evaluated = {name: points["last"]["mean"] for name, points in evaluations.items()}
@@ -78,8 +79,8 @@ class Reporter:
         """The line of `step`. `faults` are all that happened since the run began."""
         assert self._trackers is not None, "go somewhere first"
         observe = self._config.observe
-        new = faults - self.faults
-        self.faults = Counter(faults)
+        if new := faults - sum(self._faults.values(), Counter()):
+            self._faults[step] = new
         metrics |= {f"faults/{kind}": count for kind, count in new.items()}
         if self._goes_on:
             metrics["run/resumed"], self._goes_on = 1, False

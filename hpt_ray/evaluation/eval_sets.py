@@ -14,6 +14,7 @@ import numpy as np
 from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.learner.packing import Packer, WeightedSample, dummy_micro_batch
+from hpt_ray.learner.scoring import NO_TERMS
 from hpt_ray.reward.groups import graded_groups
 from hpt_ray.rollout.requests import Sampling, request_for
 from hpt_ray.rollout.router import Router
@@ -67,7 +68,7 @@ class EvalSets:
         }, groups
 
     async def demonstration_losses(
-        self, learners: ActorGroup, *, max_tokens_per_micro_batch: int, num_terms: int
+        self, learners: ActorGroup, *, max_tokens_per_micro_batch: int
     ) -> dict[str, float]:
         """`eval/<set>/demonstration_loss`: mean −log π over the tokens of the set's demonstrations.
 
@@ -78,11 +79,11 @@ class EvalSets:
             packer = Packer(
                 num_ranks=len(learners),
                 max_tokens_per_micro_batch=max_tokens_per_micro_batch,
-                dummy=dummy_micro_batch(num_terms),
+                dummy=dummy_micro_batch(0),
             )
             for prompt in prompts:
                 if prompt.demonstration is not None:
-                    packer.add(_demonstration(prompt, num_terms))
+                    packer.add(_demonstration(prompt))
             total, count = 0.0, 0
             for micro_batches in packer.last_rounds():
                 refs = learners.send_each("logprobs", [(micro_batch,) for micro_batch in micro_batches])
@@ -96,9 +97,8 @@ class EvalSets:
         return losses
 
 
-def _demonstration(prompt: Prompt, num_terms: int) -> list[WeightedSample]:
+def _demonstration(prompt: Prompt) -> list[WeightedSample]:
     decision = Decision(0.0, 1.0, 0, 0, "evaluation")
-    nothing = np.zeros((num_terms, 1)), np.zeros(num_terms)
     return [
-        WeightedSample(sample, *nothing) for sample in samples_of(Group(prompt, [], []), decision, index=0)
+        WeightedSample(sample, *NO_TERMS) for sample in samples_of(Group(prompt, [], []), decision, index=0)
     ]

@@ -160,15 +160,6 @@ class RankWorker(Generic[Spec]):
         """Empty the optimizer's state; the weights stay."""
         self._engine.forget_optimizer()
 
-    def reduced_gradients(self) -> dict[str, Any] | None:
-        """Reduce and return the step's full gradient by parameter name (rank 0), as numpy. Collective.
-
-        For tests and replay; `step` may follow.
-        """
-        self._engine.reduce()
-        gradients = self._engine.gradients()
-        return {hf_name(n): g.float().numpy() for n, g in gradients.items()} if self._rank == 0 else None
-
     # -- on a GPU that an engine uses too ----------------------------------------------------------
 
     def visible_gpus(self) -> str:

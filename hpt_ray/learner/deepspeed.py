@@ -236,16 +236,6 @@ class DeepSpeedEngine:
             case _:
                 return float(optimizer.scaled_global_norm())
 
-    def gradients(self) -> dict[str, torch.Tensor]:
-        """The full, reduced gradient by parameter name, between `reduce` and `step`. Collective."""
-        from deepspeed.utils import safe_get_full_grad
-
-        return {
-            name: safe_get_full_grad(p).detach().cpu().clone()
-            for name, p in self.module.named_parameters()
-            if p.requires_grad
-        }
-
     def full_parameters(self, gather_bytes: int = GATHER_BYTES) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter, whole, in the order of `named_parameters`. Collective: all ranks iterate.
 

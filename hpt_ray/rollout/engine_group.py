@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.process import log_file
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.schema import RolloutConfig
-from hpt_ray.errors import NoWorkerLeft, WaitExpired, in_one_line
+from hpt_ray.errors import LearnerFailed, NoWorkerLeft, WaitExpired, in_one_line
 from hpt_ray.observe.trace import SpanRecord
 from hpt_ray.rollout.engine import EngineSpec
 from hpt_ray.rollout.health import Event, Health, State
@@ -75,6 +75,7 @@ class EngineGroup:
         self.on_down: Callable[[Worker], None] = lambda worker: None
         self._has_served = False  # weights were committed once
         self._weights_moved = False  # the learner's weights are no longer those that were committed
+        self._learner_failed: LearnerFailed | None = None  # when a worker that came up asked it for weights
         self._moving_weights = asyncio.Lock()
         self._awake = asyncio.Event()
         self._awake.set()
@@ -106,21 +107,23 @@ class EngineGroup:
         return [worker for worker in self.workers if worker.health.serves]
 
     def check_hope(self) -> None:
-        """Raise `NoWorkerLeft` where every worker has been given up."""
+        """Raise `NoWorkerLeft` where every worker has been given up, `LearnerFailed` where all wait for its weights."""
         if all(worker.health.state is State.RETIRED for worker in self.workers):
             whys = "\n".join(f"  {worker.name}: {worker.why}" for worker in self.workers)
             raise NoWorkerLeft(f"every rollout worker failed more than rollout.max_restarts times:\n{whys}")
+        if self._learner_failed is not None and not self.serving:
+            raise self._learner_failed
 
-    def failed(self, worker: Worker, error: BaseException | str) -> None:
-        """Take a worker out and start it again. Hearing of one death twice does no harm."""
-        if worker.health.state in (State.DEAD, State.RETIRED):
+    def failed(self, worker: Worker, actor: Any, error: BaseException | str) -> None:
+        """Take a worker out whose `actor` failed, and start it again. Hearing of one death twice does no harm."""
+        if worker.actor is not actor or worker.health.state in (State.DEAD, State.RETIRED):
             return
         worker.why = error if isinstance(error, str) else in_one_line(error)
         self.say(f"{worker.name} failed: {worker.why}")
         self.faults["rollout_failed"] += 1
         self._note(worker, Event.FAILED)
         self.on_down(worker)
-        ray.kill(worker.actor)
+        ray.kill(actor)
         self._spawn(self._restart(worker))
 
     def delivered(self, worker: Worker) -> None:
@@ -143,12 +146,12 @@ class EngineGroup:
             asleep = not self._awake.is_set()
             if asleep:
                 await self._each("wake", "weights")
-            targets = [worker for worker in self.workers if worker.health.takes_weights]
+            targets = {worker: worker.actor for worker in self.workers if worker.health.takes_weights}
             report = await self._sync.push(version, _group(targets))
             if targets:
                 self._check_first(report.failed, len(targets))
                 self._settle(targets, report.failed)
-            self._weights_moved = False
+            self._weights_moved, self._learner_failed = False, None
             if asleep:
                 await self._each("wake", "kv_cache")
                 self._awake.set()
@@ -174,8 +177,7 @@ class EngineGroup:
             try:
                 await worker.call(method, *args, timeout_s=self._config.start_timeout_s)
             except Exception as error:
-                if worker.actor is actor:
-                    self.failed(worker, error)
+                self.failed(worker, actor, error)
 
         await asyncio.gather(*(one(worker) for worker in self.workers if worker.health.takes_weights))
 
@@ -186,12 +188,13 @@ class EngineGroup:
             raise NoWorkerLeft(f"no rollout worker could take the weights of the learner:\n{whys}")
         self._has_served = True
 
-    def _settle(self, targets: list[Worker], failed: dict[str, str]) -> None:
-        for worker in targets:
+    def _settle(self, targets: dict[Worker, Any], failed: dict[str, str]) -> None:
+        """What a sync came to for the actors that took part. They may have been replaced since."""
+        for worker, actor in targets.items():
             if worker.name in failed:
                 self.faults["sync_failed"] += 1
-                self.failed(worker, failed[worker.name])
-            elif worker.health.takes_weights:  # it may have died since
+                self.failed(worker, actor, failed[worker.name])
+            elif worker.actor is actor and worker.health.takes_weights:
                 self._note(worker, Event.COMMITTED)
 
     async def _catch_up(self, worker: Worker) -> None:
@@ -202,8 +205,13 @@ class EngineGroup:
             if self._sync is None:
                 self._note(worker, Event.COMMITTED)
             elif not self._weights_moved or self._sync.has_copy:
-                report = await self._sync.resend(_group([worker]))
-                self._settle([worker], report.failed)
+                targets = {worker: worker.actor}
+                try:
+                    report = await self._sync.resend(_group(targets))
+                except LearnerFailed as error:  # not the worker's fault, which has the next push to wait for
+                    self._learner_failed = error
+                else:
+                    self._settle(targets, report.failed)
             # Else the push that is about to come brings it the next version.
 
     # -- failures ----------------------------------------------------------------------------------
@@ -215,14 +223,14 @@ class EngineGroup:
             self.say(f"{worker.name} is given up (rollout.max_restarts={self._config.max_restarts}).")
             return
         await asyncio.sleep(FIRST_PAUSE_S * 2 ** (worker.health.failures - 1))
-        worker.actor = self._make(worker.index)
+        actor = worker.actor = self._make(worker.index)
         self._note(worker, Event.RESTARTED)
         self.faults["rollout_restarted"] += 1
         try:
             await self._until_placed(worker)
             await self._come_up(worker)
         except Exception as error:
-            self.failed(worker, error)
+            self.failed(worker, actor, error)
 
     async def _until_placed(self, worker: Worker) -> None:
         """Until its process is there. Where its node was lost, and there is no other, that may take long.
@@ -255,22 +263,23 @@ class EngineGroup:
             await asyncio.gather(*(self._check(worker) for worker in serving))
 
     async def _check(self, worker: Worker) -> None:
+        actor = worker.actor
         try:
             at = await worker.call("progress", timeout_s=ANSWER_LIMIT_S)
         except WaitExpired:
             pass
         except Exception as error:
-            return self.failed(worker, error)
+            return self.failed(worker, actor, error)
         else:
             worker.memory_mb = at.memory_mb
             if not at.busy or at.steps != worker.steps:
                 worker.steps, worker.progress_s = at.steps, time.monotonic()
-        if not (worker.health.serves or worker.health.state is State.SUSPECT):
+        if worker.actor is not actor or worker.health.state not in (State.HEALTHY, State.SUSPECT):
             return  # it failed meanwhile
         silent_s = time.monotonic() - worker.progress_s
         limit = self._config.stall_timeout_s
         if silent_s > limit:
-            self.failed(worker, f"its engine made no step for {limit:.0f} s (rollout.stall_timeout_s)")
+            self.failed(worker, actor, f"its engine made no step for {limit:.0f} s (rollout.stall_timeout_s)")
         elif silent_s > limit / 3:
             self._note(worker, Event.SILENT)
         else:
@@ -287,10 +296,11 @@ class EngineGroup:
         """What the engines did since the last call, by worker. One that does not answer has failed."""
         spans: dict[str, list[SpanRecord]] = {}
         for worker in self.serving:
+            actor = worker.actor
             try:
                 spans[worker.name] = await worker.call("spans", timeout_s=ANSWER_LIMIT_S)
             except Exception as error:
-                self.failed(worker, error)
+                self.failed(worker, actor, error)
         return spans
 
     # ----------------------------------------------------------------------------------------------
@@ -308,7 +318,8 @@ class EngineGroup:
         task.add_done_callback(self._tasks.discard)
 
 
-def _group(workers: list[Worker]) -> ActorGroup:
+def _group(workers: Iterable[Worker]) -> ActorGroup:
+    workers = [*workers]
     return ActorGroup([worker.name for worker in workers], [worker.actor for worker in workers])
 
 

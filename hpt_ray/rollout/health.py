@@ -1,12 +1,11 @@
 """The life of a rollout worker as a table: which event takes it from which state to which. Pure, no Ray.
 
     STARTING ─▶ STALE ─▶ HEALTHY ◀─▶ SUSPECT
-        ▲         ▲         │           │
-        │         └─────────┤ (missed a commit)
+        ▲                   │           │
         └──── DEAD ◀────────┴───────────┘      DEAD ─▶ RETIRED
 
-Only a HEALTHY worker is given requests. A worker that comes up, or that missed a commit of weights, is
-STALE: it may not serve before it holds the committed version.
+Only a HEALTHY worker is given requests. A worker that comes up is STALE: it may not serve before it holds the
+committed version. One that a commit leaves out has failed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ class State(enum.StrEnum):
 class Event(enum.StrEnum):
     STARTED = "started"
     COMMITTED = "committed"  # holds the version that is served
-    MISSED_COMMIT = "missed_commit"  # a version was committed without it
     SILENT = "silent"  # no progress for a while
     PROGRESS = "progress"
     FAILED = "failed"
@@ -37,21 +35,15 @@ class Event(enum.StrEnum):
 
 _TABLE: dict[State, dict[Event, State]] = {
     State.STARTING: {Event.STARTED: State.STALE, Event.FAILED: State.DEAD},
-    State.STALE: {
-        Event.COMMITTED: State.HEALTHY,
-        Event.MISSED_COMMIT: State.STALE,
-        Event.FAILED: State.DEAD,
-    },
+    State.STALE: {Event.COMMITTED: State.HEALTHY, Event.FAILED: State.DEAD},
     State.HEALTHY: {
         Event.COMMITTED: State.HEALTHY,
-        Event.MISSED_COMMIT: State.STALE,
         Event.PROGRESS: State.HEALTHY,
         Event.SILENT: State.SUSPECT,
         Event.FAILED: State.DEAD,
     },
     State.SUSPECT: {
         Event.COMMITTED: State.HEALTHY,
-        Event.MISSED_COMMIT: State.STALE,
         Event.PROGRESS: State.HEALTHY,
         Event.SILENT: State.SUSPECT,
         Event.FAILED: State.DEAD,

@@ -187,7 +187,7 @@ class Router:
         try:
             num_tokens = await worker.call("abort", keys, timeout_s=self._timeout_s)
         except Exception as error:
-            self._failed(worker, actor, error)
+            self._engines.failed(worker, actor, error)
         else:
             self.aborted_tokens += num_tokens
 
@@ -218,7 +218,7 @@ class Router:
         try:
             await worker.call("submit", requests, sampling, timeout_s=self._timeout_s)
         except Exception as error:
-            self._failed(worker, actor, error)
+            self._engines.failed(worker, actor, error)
 
     # -- what workers say --------------------------------------------------------------------------
 
@@ -248,11 +248,7 @@ class Router:
             async for reference in actor.rollouts.options(num_returns="streaming").remote():
                 self._take(worker, await reference)
         except Exception as error:
-            self._failed(worker, actor, error)
-
-    def _failed(self, worker: Worker, actor: Any, error: Exception) -> None:
-        if worker.actor is actor:  # not news of one that has been replaced
-            self._engines.failed(worker, error)
+            self._engines.failed(worker, actor, error)
 
     def _take(self, worker: Worker, rollouts: list[Rollout]) -> None:
         running = self._running.get(worker, {})

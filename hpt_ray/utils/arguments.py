@@ -78,6 +78,8 @@ Keys are also in docs/configuration.md. What an algorithm computes: hpt_ray expl
     help = "print the keys of a section such as `learner`, or all, with defaults and meanings, and stop"
     parser.add_argument("--keys", nargs="?", metavar="SECTION", action=ShowKeys, help=help)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
+    help = "show the best layouts on N cards of so many GiB (24, 48, 80, 141), as in 8x80, and stop"
+    parser.add_argument("--cards", metavar="NxGIB", help=help)
     parser.add_keys()
     return parser.parse_intermixed_args(words)
 

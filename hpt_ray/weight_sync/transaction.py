@@ -103,7 +103,7 @@ class WeightSync:
         Without a copy the learner must not have stepped since. Raises as `push` does.
         """
         if self._committed is None or self._committed[1] != self._learners.actors[0]:
-            raise RuntimeError("the learner has sent no weights yet; push a version")
+            raise LearnerFailed("the ranks have sent no weights since they started; push a version")
         send = self._send_copy if self.has_copy else partial(self._send, keep=False)
         return await self._deliver(self._committed[0], workers, send)
 

@@ -17,7 +17,7 @@ from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.meeting import Meeting
 from hpt_ray.cluster.runtime import Cluster, ResourceRequest
 from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
-from hpt_ray.learner.base import hf_name
+from hpt_ray.learner.base import RankWorker, hf_name
 from hpt_ray.learner.packing import WeightedSample, make_micro_batch
 from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
 from hpt_ray.types import MicroBatch, Sample
@@ -25,6 +25,18 @@ from hpt_ray.weight_sync.buckets import TensorMeta
 
 LIMIT_S = 120.0
 CPUS = 0.5  # logical, of one actor
+
+
+def gradient_of(worker: RankWorker) -> dict[str, np.ndarray] | None:
+    """The step's gradient, summed over all micro-batches, by parameter name; rank 0. Before `step`. Collective."""
+    from deepspeed.utils import safe_get_full_grad
+
+    worker._engine.reduce()
+    parameters = worker._engine.module.named_parameters()
+    whole = {
+        name: safe_get_full_grad(p).float().cpu().numpy().copy() for name, p in parameters if p.requires_grad
+    }
+    return {hf_name(name): gradient for name, gradient in whole.items()} if worker._rank == 0 else None
 
 
 class ProbedWorker(LearnerWorker):
@@ -66,7 +78,7 @@ class ProbedWorker(LearnerWorker):
         self.start(Meeting("", 0, b""))
 
     def step(self, learning_rate: float) -> Any:
-        self._gradient = self.reduced_gradients()
+        self._gradient = gradient_of(self)
         return super().step(learning_rate)
 
     def random_number(self) -> float:

@@ -15,7 +15,7 @@ import pytest
 import ray
 import torch
 from plain import PlainLearner, distance, make_samples, norm
-from probe import LIMIT_S, call, micro_batch_of, room_for, start_learners
+from probe import LIMIT_S, call, gradient_of, micro_batch_of, room_for, start_learners
 from ray._private import state as ray_state
 from transformers import AutoModelForTokenClassification
 
@@ -56,7 +56,7 @@ class ProbedCritic(CriticWorker):
         return module
 
     def step(self, learning_rate: float) -> Any:
-        self._gradient = self.reduced_gradients()
+        self._gradient = gradient_of(self)
         return super().step(learning_rate)
 
     def gradient(self) -> dict[str, np.ndarray] | None:

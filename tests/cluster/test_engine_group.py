@@ -15,14 +15,16 @@ import ray
 from probe import room_for
 from scripted import DIE, HANG, RESPOND, ScriptedWorker
 
+from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.config.schema import RolloutConfig
-from hpt_ray.errors import NoWorkerLeft, WaitExpired
+from hpt_ray.errors import LearnerFailed, NoWorkerLeft, WaitExpired
 from hpt_ray.rollout import engine_group as engine_group_module
 from hpt_ray.rollout.engine_group import EngineGroup
 from hpt_ray.rollout.health import State
 from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for
 from hpt_ray.rollout.router import MAX_TRIES, WINDOW, Draw, Router
 from hpt_ray.types import FinishReason, Rollout
+from hpt_ray.weight_sync.transaction import SyncReport
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -30,6 +32,28 @@ SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=8, stop_tok
 SAMPLES = 4
 
 Test = Callable[[EngineGroup, Router], Awaitable[None]]
+
+
+class ScriptedSync:
+    """As `WeightSync`, without weights: a push takes as long as `meanwhile`, and comes to what a test says."""
+
+    has_copy = False
+    learner_failed: LearnerFailed | None = None
+
+    def __init__(self) -> None:
+        self.resent: list[str] = []
+
+    async def meanwhile(self) -> dict[str, str]:
+        return {}
+
+    async def push(self, version: int, workers: ActorGroup) -> SyncReport:
+        return SyncReport(version, 1, 1, 0.0, failed=await self.meanwhile())
+
+    async def resend(self, workers: ActorGroup) -> SyncReport:
+        if self.learner_failed is not None:
+            raise self.learner_failed
+        self.resent += workers.names
+        return SyncReport(0, 1, 1, 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +73,7 @@ def with_engines(ray_cluster) -> Callable[..., None]:
         breaks_at_start: Path | None = None,
         max_num_seqs: int = 256,
         timeout_s: float = 60.0,
+        sync: ScriptedSync | None = None,
         **config,
     ) -> None:
         room = room_for(rollout=num_workers)
@@ -56,7 +81,7 @@ def with_engines(ray_cluster) -> Callable[..., None]:
         make = room.maker("rollout", ScriptedWorker, arguments, max_concurrency=100)
 
         async def whole() -> None:
-            engines = EngineGroup(make, num_workers, RolloutConfig(num_workers=num_workers, **config), None)
+            engines = EngineGroup(make, num_workers, RolloutConfig(num_workers=num_workers, **config), sync)
             try:
                 await engines.start()
                 await test(engines, Router(engines, max_num_seqs=max_num_seqs, timeout_s=timeout_s))
@@ -177,7 +202,7 @@ def test_a_worker_without_room_is_waited_for_while_others_serve(with_engines, mo
     async def test(engines: EngineGroup, router: Router) -> None:
         homeless = ray.remote(ScriptedWorker).options(resources={"a node that was lost": 1})
         engines.say, engines._make = said.append, homeless.remote
-        engines.failed(engines.workers[0], "its node was lost")
+        engines.failed(engines.workers[0], engines.workers[0].actor, "its node was lost")
         await until(lambda: any("waits for room" in text for text in said))
         rollouts = await draw(router, [ask(f"q{i}", RESPOND, 10) for i in range(4)])
         assert {rollout.text for rollout in rollouts} == {"1"}
@@ -185,6 +210,47 @@ def test_a_worker_without_room_is_waited_for_while_others_serve(with_engines, mo
         assert engines.faults["rollout_failed"] == 1
 
     with_engines(test)
+
+
+@pytest.mark.parametrize("failed", [{}, {"rollout-0": "it died"}], ids=["after its commit", "before it"])
+def test_what_a_sync_came_to_for_a_dead_worker_is_not_said_of_its_successor(with_engines, failed):
+    """A successor that comes up while others still receive has no weights: it may not serve, and has not failed."""
+    sync = ScriptedSync()
+
+    async def test(engines: EngineGroup, router: Router) -> None:
+        await engines.push(0)
+        worker = engines.workers[0]
+
+        async def dies_and_comes_up() -> dict[str, str]:
+            ray.kill(worker.actor)
+            await until(lambda: worker.health.state is not State.HEALTHY)
+            await until(lambda: worker.health.state is State.STALE)
+            return failed
+
+        sync.meanwhile = dies_and_comes_up
+        await engines.push(1)
+        assert worker.health.state is State.STALE
+        await until(lambda: len(engines.serving) == 2)
+        assert sync.resent == ["rollout-0"]
+        assert engines.faults["rollout_failed"] == 1
+
+    with_engines(test, sync=sync)
+
+
+def test_a_worker_that_comes_up_while_the_learner_is_down_waits_for_its_weights(with_engines):
+    sync = ScriptedSync()
+
+    async def test(engines: EngineGroup, router: Router) -> None:
+        await engines.push(0)
+        sync.learner_failed = LearnerFailed("learner-0: gone")
+        ray.kill(engines.workers[0].actor)
+        with pytest.raises(LearnerFailed, match="learner-0"):  # for the driver, since nobody can serve
+            await draw(router, [ask("q", RESPOND, 10)])
+        await engines.push(1)
+        assert keys(await draw(router, [ask("q", RESPOND, 10)])) == each_once(["q"])
+        assert engines.faults["rollout_failed"] == 1
+
+    with_engines(test, num_workers=1, sync=sync)
 
 
 def test_a_pool_that_gets_nothing_says_whom_it_waited_for(with_engines):

@@ -6,6 +6,7 @@ parameters are those of the run that nobody disturbed.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -65,6 +66,7 @@ def start(words: list[str], runs: Path, **environment: str) -> subprocess.Popen[
 
 def survive(words: list[str], runs: Path, faults: list[Fault], **environment: str) -> RunFolder:
     """The folder of a run to which `faults` happened and which ended well."""
+    began_s = time.monotonic()
     process = start(words, runs, **environment)
     killer = Killer(process.pid, runs, faults, seed=7)
     killer.start()
@@ -75,7 +77,10 @@ def survive(words: list[str], runs: Path, faults: list[Fault], **environment: st
     assert process.returncode == 0, printed
     assert killer.killed == [fault.victim for fault in faults], printed
     (runs / "printed").write_text(printed)
-    return newest(runs)
+    folder = newest(runs)
+    # What was computed twice took its time once.
+    assert json.loads((folder.root / "summary.json").read_text())["wall_s"] < time.monotonic() - began_s
+    return folder
 
 
 def test_engines_and_reward_functions_die(words, undisturbed, tmp_path):

@@ -189,7 +189,16 @@ def test_token_mean_counts_samples_with_weight_only():
 
 def test_dapo_counts_mixed_groups_only():
     result = scales("dapo", [10, 20, 30, 40], [False] * 4, groups=[7, 7, 9, 9], rewards=[1, 0, 1, 1])
-    assert result[0] == pytest.approx([1 / 30] * 4)  # the other group's advantages are 0
+    assert result[0] == pytest.approx([1 / 30, 1 / 30, 0, 0])
+
+
+@pytest.mark.parametrize(("rewards", "inside"), [([1, 0, 1, 1], [1, 1, 0, 0]), ([0, 0, 1, 1], [0, 0, 0, 0])])
+def test_what_dapo_does_not_count_has_no_entropy_bonus_and_no_kl_either(rewards, inside):
+    weights = make_estimator("dapo", entropy_coef=0.3, kl_coef=0.6).weigh(
+        np.array([10, 20, 30, 40]), np.array([7, 7, 9, 9]), np.array(rewards), np.zeros(4), np.ones(4), BATCH
+    )
+    assert weights.entropy_scales == pytest.approx(np.array(inside) * 0.01)
+    assert weights.kl_scales == pytest.approx(np.array(inside) * 0.02)
 
 
 def test_only_what_needs_all_samples_waits():
@@ -341,9 +350,6 @@ def test_losses_of_different_streams_need_different_data():
     assert make_estimator("hpt").needs_rollouts
     assert make_estimator("hpt").needs_demonstrations
     assert make_estimator("ppo").needs_values
-    assert make_estimator("srft").needs_entropy
-    assert not make_estimator("hpt").needs_entropy
-    assert make_estimator("hpt", mode="official").needs_entropy
     assert make_estimator("grpo", kl_coef=0.1).needs_reference
 
 

@@ -23,8 +23,6 @@ def test_a_worker_serves_only_with_the_committed_weights() -> None:
     assert not after().serves
     assert not after(Event.STARTED).serves
     assert after(*UP).serves
-    assert not after(*UP, Event.MISSED_COMMIT).serves
-    assert after(*UP, Event.MISSED_COMMIT, Event.COMMITTED).serves
 
 
 def test_a_restarted_worker_starts_over() -> None:

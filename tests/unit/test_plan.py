@@ -65,6 +65,9 @@ PARAMETERS = {
     "Qwen2.5-Math-1.5B": 1_543_714_304,
     "Qwen2.5-0.5B": 494_032_768,
     "Llama-3.1-8B": 8_030_261_248,
+    "Qwen2.5-14B": 14_770_033_664,
+    "Qwen2.5-32B": 32_763_876_352,
+    "Qwen3-30B-A3B": 30_532_122_624,
 }
 
 
@@ -344,6 +347,11 @@ def test_operations_of_a_token() -> None:
     products = 2 * (PARAMETERS["Qwen2.5-Math-7B"] - 152064 * 3584)
     assert forward_flops(shape, 0) == products
     assert forward_flops(shape, 1000) - products == 2 * 28 * 3584 * 1000
+    experts = shape_of(NAMED["Qwen3-30B-A3B"]())
+    assert experts.num_parameters - experts.num_idle == pytest.approx(3.3e9, rel=0.02), (
+        "as published: 3.3 B active"
+    )
+    assert forward_flops(experts, 0) == 2 * (experts.num_parameters - experts.num_idle - 151936 * 2048)
     assert [two_digits(x) for x in (1234.0, 0.0456, 98.7)] == ["1,200", "0.046", "99"]
 
 

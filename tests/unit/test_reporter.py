@@ -75,6 +75,25 @@ class Kept:
 MADE: list[Kept] = []
 
 
+def test_a_fault_is_in_the_lines_once_also_where_its_line_is_taken_back(tmp_path: Path) -> None:
+    folder, estimator = RunFolder(tmp_path), make_estimator("dr_grpo")
+    reporter = Reporter(Config(), folder, Progress(4, console=Console(file=io.StringIO())))
+    faults: Counter[str] = Counter()
+    reporter.go_to(-1)
+    for step, fault in ((1, "rollout_failed"), (2, "checkpoint_failed"), (2, "learner_restarted"), (3, None)):
+        if fault == "learner_restarted":  # from the checkpoint of the first step
+            reporter.go_to(1)
+        faults.update([fault] if fault else [])
+        reporter.write(step, complete_line({}), [], faults, estimator)
+    reporter.close()
+    found = [{k for k in line if k.startswith("faults/")} for line in folder.read_metrics()]
+    assert found == [
+        {"faults/rollout_failed"},
+        {"faults/checkpoint_failed", "faults/learner_restarted"},
+        set(),
+    ]
+
+
 def test_trackers_get_evaluations_advantages_and_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,9 @@ In: the phases of a run, a `ModelShape`, what is known of the data. Out: a `Cost
 lengths of responses, how many prompts the gate gives to demonstrations, and how much of a GPU's peak each kind
 of work gets are not known before a run, so the cost is a range and never a promise.
 
-Operations of one token: 2·P to read it, P without an input embedding, and 2·layers·width·length for attention to
-half a sample on average; training takes three times that, once less where only adapters
-train, and once more where activations are recomputed.
+Operations of one token: 2·P to read it, P without an input embedding and the experts it does not go to, and
+2·layers·width·length for attention to half a sample on average; training takes three times that, once less where only
+adapters train, and once more where activations are recomputed.
 
 Against what was published (LUFFY's README, 7B, 64k prompts, A100 of 80 GB, GPU hours): LUFFY 77·8 = 616, RL
 with an SFT loss 133·8 = 1064, SFT then RL 130·8 = 1040, SFT 24·8 = 192. docs/paper.md has ours beside them.
@@ -75,7 +75,7 @@ class DataFacts:
 
 def forward_flops(shape: ModelShape, sample_tokens: float) -> float:
     """Operations of one token of a sample of `sample_tokens`, forward."""
-    product = 2 * (shape.num_parameters - shape.num_embedding)
+    product = 2 * (shape.num_parameters - shape.num_embedding - shape.num_idle)
     return product + 2 * shape.num_layers * shape.query_width * sample_tokens
 
 
@@ -90,7 +90,7 @@ def costs_of(
         busy: dict[str, float] = {}
         wall = 0.0
         for phase in phases:
-            steps, flops = phase[0].run.steps, _step_flops(*phase, shape, facts, assumed)
+            steps, flops = phase[0].run.steps, step_flops(*phase, shape, facts, assumed)
             seconds = {kind: amount / (PEAK * getattr(assumed, kind)) for kind, amount in flops.items()}
             for kind, amount in seconds.items():
                 busy[kind] = busy.get(kind, 0.0) + amount * steps
@@ -132,7 +132,20 @@ def _step_wall(seconds: Mapping[str, float], gpus: Mapping[str, float], *, share
     return together + seconds["evaluation"] / engines
 
 
-def _step_flops(
+def samples_of(
+    config: Config, gate: str, num_rollouts: int, facts: DataFacts, assumed: Assumption
+) -> tuple[float, float, tuple[tuple[float, float], ...]]:
+    """Mean tokens of a prompt and of a response; and of each prompt, how many samples of how many tokens train."""
+    response = assumed.response * config.data.max_response_tokens
+    prompt = facts.prompt_tokens or assumed.prompt * config.data.max_prompt_tokens
+    demonstration = facts.demonstration_tokens or assumed.demonstration * config.data.max_response_tokens
+    rule = GATES[gate]
+    rollouts = (1 - assumed.gated) * num_rollouts if rule.either_or else num_rollouts * rule.needs_rollouts
+    demonstrations = assumed.gated if rule.either_or else float(rule.needs_demonstrations)
+    return prompt, response, ((rollouts, prompt + response), (demonstrations, prompt + demonstration))
+
+
+def step_flops(
     config: Config,
     estimator: Estimator,
     gate: str,
@@ -142,13 +155,7 @@ def _step_flops(
     assumed: Assumption,
 ) -> dict[str, float]:
     """Operations of one step of a phase, by kind of work, as its gate and its estimator shape it."""
-    response = assumed.response * config.data.max_response_tokens
-    prompt = facts.prompt_tokens or assumed.prompt * config.data.max_prompt_tokens
-    demonstration = facts.demonstration_tokens or assumed.demonstration * config.data.max_response_tokens
-    rule = GATES[gate]
-    rollouts = (1 - assumed.gated) * num_rollouts if rule.either_or else num_rollouts * rule.needs_rollouts
-    demonstrations = assumed.gated if rule.either_or else float(rule.needs_demonstrations)
-    samples = ((rollouts, prompt + response), (demonstrations, prompt + demonstration))
+    prompt, response, samples = samples_of(config, gate, num_rollouts, facts, assumed)
     forward = config.prompts_per_step * sum(
         count * tokens * forward_flops(shape, tokens) for count, tokens in samples
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from hpt_ray.config.lora import LoRAConfig
 from hpt_ray.config.schema import ModelConfig
@@ -41,6 +41,7 @@ class ModelShape:
     vocabulary: int
     positions: int | None  # the longest sequence, with RoPE as it is scaled; None: the model sets no limit
     linear_layers: Mapping[str, int]  # those that may have an adapter: name → inputs + outputs
+    num_idle: int = 0  # parameters of experts that a token does not go to
 
     @property
     def kv_numbers(self) -> int:
@@ -66,14 +67,19 @@ _SIZES = (
     "tie_word_embeddings",
     "max_position_embeddings",
 )
+_EXPERTS = {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+_A3B = partial(Qwen3MoeConfig, **dict[str, Any](_EXPERTS))
 # Models that a plan can be made for before they are here, by the last part of their Hub name.
 NAMED: dict[str, Callable[[], PreTrainedConfig]] = {
     name: partial(kind, **dict[str, Any](zip(_SIZES, sizes, strict=True)))
     for name, kind, *sizes in (
         ("Qwen2.5-Math-7B", Qwen2Config, 152064, 3584, 18944, 28, 28, 4, False, 4096),
         ("Qwen2.5-Math-1.5B", Qwen2Config, 151936, 1536, 8960, 28, 12, 2, True, 4096),
+        ("Qwen2.5-32B", Qwen2Config, 152064, 5120, 27648, 64, 40, 8, False, 131072),
+        ("Qwen2.5-14B", Qwen2Config, 152064, 5120, 13824, 48, 40, 8, False, 131072),
         ("Qwen2.5-0.5B", Qwen2Config, 151936, 896, 4864, 24, 14, 2, True, 32768),
         ("Llama-3.1-8B", LlamaConfig, 128256, 4096, 14336, 32, 32, 8, False, 131072),
+        ("Qwen3-30B-A3B", _A3B, 151936, 2048, 6144, 48, 32, 4, False, 40960),
     )
 }
 
@@ -131,6 +137,9 @@ def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    num_experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None) or 1
+    chosen = getattr(text, "num_experts_per_tok", None) or num_experts
     return ModelShape(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_embedding=0 if tied else embedding.weight.numel(),
@@ -147,4 +156,5 @@ def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
         linear_layers={
             name: layer.in_features + layer.out_features for name, layer in linear_layers(model).items()
         },
+        num_idle=experts * (num_experts - chosen) // num_experts,
     )
