@@ -117,7 +117,9 @@ def cell(found: dict[str, Any]) -> str:
     engines, ranks, split = (
         keys[name] for name in ("rollout.num_workers", "learner.num_ranks", "rollout.tensor_parallel")
     )
-    place = "in turns" if keys["cluster.colocate"] else f"{engines * split} + {ranks}"
+    place = f"{engines * split} + {ranks}"
+    if keys["cluster.colocate"]:
+        place = "in turns" if keys["cluster.take_turns"] else "both stay"
     words = [place, *([f"TP {split}"] if split > 1 else []), f"ZeRO {keys['learner.zero_stage']}"]
     words += ["offload"] if keys["learner.offload_optimizer"] else []
     words += ["LoRA"] if keys.get("learner.lora.rank") else []

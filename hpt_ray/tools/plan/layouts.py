@@ -21,11 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hpt_ray.config.checks import check_config
-from hpt_ray.config.load import known_keys
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.setup import choices_of
 from hpt_ray.errors import UserError
-from hpt_ray.tools.plan.make import Plan, check_context, check_plan, host_gib_of, make_plan
+from hpt_ray.tools.plan.make import SPARE, Plan, check_context, check_plan, host_gib_of, make_plan
 from hpt_ray.tools.plan.shape import NAMED, ModelShape, find_shape
 from hpt_ray.tools.plan.show import two_digits
 from hpt_ray.tools.plan.speed import CARDS, Card, step_seconds
@@ -34,7 +33,14 @@ SPLITS = (1, 2, 4, 8)  # GPUs of one engine
 MOST = 0.9  # of a GPU's memory that vLLM gets
 LORA_RANK = 32  # where nothing fits that trains all weights
 SHOWN_S = 0.05  # a shorter part of a step is not listed
-PLACE = ("cluster.colocate", "rollout.num_workers", "rollout.tensor_parallel", "learner.lora.rank")
+PLACE = (
+    "cluster.colocate",
+    "cluster.take_turns",
+    "rollout.num_workers",
+    "rollout.tensor_parallel",
+    "learner.lora.rank",
+)
+SIDES = ("learner", "rollout")
 Keys = Mapping[str, Any]
 
 
@@ -73,7 +79,11 @@ class Layout:
 
     @property
     def missing_gib(self) -> float:
-        return max(self.gib.values()) - self.plan.gpu_gib
+        cluster = self.plan.config.cluster
+        both_stay = cluster.colocate and not cluster.in_turns
+        others = [gib for kind, gib in self.gib.items() if kind not in SIDES]
+        sides = [gib for kind, gib in self.gib.items() if kind in SIDES]
+        return max([*others, *([sum(sides)] if both_stay else sides)]) - self.plan.gpu_gib
 
 
 def cards_of(text: str) -> tuple[int, Card]:
@@ -127,7 +137,7 @@ def _layouts(
 
 
 def _keys(config: Config, shape: ModelShape, count: int) -> Iterator[Keys]:
-    """Engines of 1, 2, 4 or 8 GPUs, in turns with the ranks or beside them; ZeRO; where the optimizer state is."""
+    """Engines of 1, 2, 4 or 8 GPUs, on those of the ranks (in turns or both at once) or on others; ZeRO; offload."""
     others = make_plan(config, None).groups
     samples = any(group.kind == "rollout" for group in others)
     left = count - round(sum(g.count * g.gpus for g in others if g.kind not in ("learner", "rollout")))
@@ -142,7 +152,8 @@ def _keys(config: Config, shape: ModelShape, count: int) -> Iterator[Keys]:
                 "rollout.tensor_parallel": split,
                 "rollout.gpu_memory_utilization": MOST,
             }
-            places.append({"cluster.colocate": not ranks, "learner.num_ranks": ranks or left, **engines})
+            place = {"cluster.colocate": not ranks, "learner.num_ranks": ranks or left, **engines}
+            places += [place] if ranks else [place | {"cluster.take_turns": turns} for turns in (False, True)]
     for place, stage, offload in product(places, (1, 2, 3), (False, True)):
         yield place | {
             "learner.num_gpus": 1,
@@ -158,9 +169,10 @@ def _layout(config: Config, shape: ModelShape, card: Card, keys: Keys) -> Layout
     choices = choices_of(changed)
     plan = make_plan(changed, shape)
     if changed.cluster.colocate:  # vLLM gets what the ranks leave it
-        memory = next((group.memory for group in plan.groups if group.kind == "rollout"), None)
-        terms = memory.terms if memory else ()
-        held = sum(term.gib for term in terms if term.name == "learner's weights")
+        memory = {group.kind: group.memory for group in plan.groups if group.memory is not None}
+        held = SPARE * card.gib + memory["learner"].gib
+        if changed.cluster.in_turns:
+            held = sum(term.gib for term in memory["rollout"].terms if term.name == "learner's weights")
         share = max(0.1, min(MOST, floor(100 * (1 - held / card.gib)) / 100))
         keys = {**keys, "rollout.gpu_memory_utilization": share}
         changed.rollout.gpu_memory_utilization = share
@@ -185,7 +197,7 @@ def _with(config: Config, keys: Keys) -> Config:
         *sections, key = name.split(".")
         for part in sections:
             section = getattr(section, part)
-        setattr(section, key, known_keys()[name].type(value))
+        setattr(section, key, value)
     return config
 
 

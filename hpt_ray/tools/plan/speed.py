@@ -13,7 +13,7 @@ bandwidth of the card's memory; lengths and utilisations are `cost.EXPECTED`:
                 of each of M; none of it hidden
     offload     with `learner.offload_optimizer` (4·M + b·U)·A/R over PCIe, 4·U in place of 4·M with ZeRO 1, and 28·A·U
                 over the host's memory, which all ranks share
-    turns       with `cluster.colocate` `TURNS_S`, and what leaves and comes back over PCIe
+    turns       where the sides take turns on their GPUs `TURNS_S`, and what leaves and comes back over PCIe
     sync        b·P over the link, or through the host by gloo where cards are shared
 
 Colocated parts add up; of separate groups the shorter side is waited for by `cost.WAITING` of it.
@@ -92,7 +92,7 @@ def step_seconds(choice: Choice, shape: ModelShape, plan: Plan, card: Card) -> d
     parts["generation"] = generation * (1 + flops["evaluation"] / flops["generation"])
     both = (parts["generation"], sum(parts.values()) - parts["generation"])
     after = {"sync": number * whole / (GLOO if shared else card.link)}
-    if shared:
+    if config.cluster.in_turns:
         memory = next(group.memory for group in plan.groups if group.kind == "learner")
         leaving = 0.0 if memory is None or learner.offload_optimizer else memory.host_gib * GIB
         after["turns"] = TURNS_S + 2 * leaving / card.pcie
