@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,11 +95,20 @@ def test_what_is_not_a_run_is_not_opened(client: TestClient, run: str) -> None:
 
 
 def test_a_wrong_question_is_answered(client: TestClient) -> None:
-    ask = {"run": ids(client)[0], "metrics": "reward/mean", "first": 0, "width": 1, "count": 10, "smooth": 1}
-    assert client.get(f"/{TOKEN}/api/curves", params=ask).status_code == 200
-    assert client.get(f"/{TOKEN}/api/curves", params=ask | {"width": 0}).status_code == 400
-    assert client.get(f"/{TOKEN}/api/curves", params=ask | {"count": 10**9}).status_code == 400
-    assert client.get(f"/{TOKEN}/api/curves", params=ask | {"first": "x"}).status_code == 400
+    first, second = ids(client)
+    ask = {"metrics": "reward/mean", "width": 1, "smooth": 1}
+
+    def asked(*spans: list, **other: int) -> int:
+        params = {"runs": json.dumps(spans), **ask, **other}
+        return client.get(f"/{TOKEN}/api/curves", params=params).status_code
+
+    assert asked([first, 0, 10], [second, 3, 4]) == 200
+    assert asked([first, 0, 10], width=0) == 400
+    assert asked([first, 0, 10**9]) == 400
+    assert asked([first, "x", 10]) == 400
+    assert asked([first, 0]) == 400
+    assert asked(["../other", 0, 10]) == 404
+    assert client.get(f"/{TOKEN}/api/curves", params={**ask, "runs": "[["}).status_code == 400
 
 
 def test_curves_in_buckets(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,13 @@ def metric_names() -> list[dict[str, str]]:
 
 
 def _curves(runs: Runs, asked: Mapping[str, str]) -> Any:
-    grid = {name: _count(asked[name]) for name in ("width", "count", "smooth")}
+    """Of each of `runs`, a JSON list of `[id, first, count]`."""
+    grid = {name: _count(asked[name]) for name in ("width", "smooth")}
     metrics, bands = asked["metrics"].split(","), asked.get("bands") != "false"
-    return curves(runs[asked["run"]], metrics, first=int(asked["first"]), bands=bands, **grid)
+    return [
+        curves(runs[run], metrics, first=int(first), count=_count(count), bands=bands, **grid)
+        for run, first, count in json.loads(asked["runs"])
+    ]
 
 
 def _summary(runs: Runs, asked: Mapping[str, str]) -> Any:
@@ -84,7 +89,7 @@ def _span(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _count(text: str) -> int:
+def _count(text: str | int) -> int:
     number = int(text)
     if not 1 <= number <= 10**6:
         raise ValueError(f"{number} is not between 1 and 1,000,000")

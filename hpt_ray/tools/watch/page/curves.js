@@ -37,6 +37,7 @@ const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
 const LINE_COLORS = ["#0072b2", "#d55e00", "#009e73", "#b0558f", "#e09900", "#4faee5", "#8c6d46", "#7a7f87"];
 const WIDTHS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1000000];
 const MANY_RUNS = 12; // of which only means are drawn
+const AT_ONCE = 16; // runs that one request is for, where there are many
 const HEIGHT = 190;
 
 let root, grid, meanings = new Map();
@@ -94,11 +95,13 @@ export async function show(runs) {
   const { signal } = asking;
   draw(runs, query);
   const waiting = [...runs];
-  let ready = 0, next = 1; // of many runs, what has come is drawn each time that it is twice as much
+  let ready = 0, next = 1; // what has come is drawn each time that it is four times as much
   const worker = async () => {
-    for (let run; (run = waiting.shift());) {
-      if (!await more(run, query, metrics, signal) || ++ready < next) continue;
-      next *= 2;
+    while (waiting.length) {
+      const come = await more(waiting.splice(0, runs.length > MANY_RUNS ? AT_ONCE : 1), query, metrics, signal);
+      ready += come; // after the wait: the other workers add to it meanwhile
+      if (ready < next) continue;
+      next = 4 * ready;
       draw(runs, query);
     }
   };
@@ -106,26 +109,34 @@ export async function show(runs) {
   draw(runs, query);
 }
 
-// Ask for the buckets of a run that are not there yet, and the last one that is, which may have grown.
-async function more(run, { first, width, count, smooth, bands, asked }, metrics, signal) {
-  const num = Math.max(1, Math.min(count, Math.floor((run.step - first) / width) + 1));
-  let old = cache.get(run.id);
-  if (old?.asked !== asked || old.step > run.step) old = null;
-  if (old?.version === run.version && old.num >= num) return false;
-  const from = old ? Math.min(old.num, num) - 1 : 0;
-  const { curves, planned, begun } = await ask("curves", { run: run.id, metrics, first: first + from * width, width, count: num - from, smooth, bands }, signal);
-  if (old && old.begun !== begun) { // what was written is another
-    cache.delete(run.id);
-    return more(run, { first, width, count, smooth, bands, asked }, metrics, signal);
+// Ask for the buckets of some runs that are not there yet, and the last one that is, which may have grown. How many runs had any.
+async function more(runs, query, metrics, signal) {
+  const { first, width, count, smooth, bands, asked } = query, wanted = [];
+  for (const run of runs) {
+    const num = Math.max(1, Math.min(count, Math.floor((run.step - first) / width) + 1));
+    let old = cache.get(run.id);
+    if (old?.asked !== asked || old.step > run.step) old = null;
+    if (old?.version !== run.version || old.num < num) wanted.push({ run, num, old, from: old ? Math.min(old.num, num) - 1 : 0 });
   }
-  for (const [name, parts] of Object.entries(old?.curves ?? {})) {
-    curves[name] ??= Object.fromEntries(Object.keys(parts).map(part => [part, []]));
-    for (const [part, values] of Object.entries(curves[name])) curves[name][part] = [...parts[part].slice(0, from), ...values];
-  }
-  for (const [name, parts] of Object.entries(curves))
-    if (!old?.curves[name]) for (const part of Object.keys(parts)) parts[part] = [...Array(from).fill(null), ...parts[part]];
-  cache.set(run.id, { asked, version: run.version, step: run.step, begun, num, curves, planned });
-  return true;
+  if (!wanted.length) return 0;
+  const spans = JSON.stringify(wanted.map(({ run, num, from }) => [run.id, first + from * width, num - from]));
+  const answers = await ask("curves", { runs: spans, metrics, width, smooth, bands }, signal), again = [];
+  wanted.forEach(({ run, num, old, from }, i) => {
+    const { curves, planned, begun } = answers[i];
+    if (old && old.begun !== begun) { // what was written is another
+      cache.delete(run.id);
+      again.push(run);
+      return;
+    }
+    for (const [name, parts] of Object.entries(old?.curves ?? {})) {
+      curves[name] ??= Object.fromEntries(Object.keys(parts).map(part => [part, []]));
+      for (const [part, values] of Object.entries(curves[name])) curves[name][part] = [...parts[part].slice(0, from), ...values];
+    }
+    for (const [name, parts] of Object.entries(curves))
+      if (!old?.curves[name]) for (const part of Object.keys(parts)) parts[part] = [...Array(from).fill(null), ...parts[part]];
+    cache.set(run.id, { asked, version: run.version, step: run.step, begun, num, curves, planned });
+  });
+  return wanted.length - again.length + (again.length ? await more(again, query, metrics, signal) : 0);
 }
 
 function matcher(pattern) {

@@ -31,12 +31,15 @@ export function visible(text) {
       c => `[U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
 }
 
+const digits = { maximumSignificantDigits: 4 };
+const plain = new Intl.NumberFormat("en", digits), short = new Intl.NumberFormat("en", { ...digits, notation: "compact" }); // slow to make
+
 export function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size >= 1e5) return new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 }).format(value);
+  if (size >= 1e5) return short.format(value);
   if (size && size < 1e-3) return value.toExponential(2);
-  return new Intl.NumberFormat("en", { maximumSignificantDigits: 4 }).format(value);
+  return plain.format(value);
 }
 
 export function ago(seconds) {

@@ -104,11 +104,13 @@ async function look() {
   try {
     if (saved || !document.hidden) {
       runs = await ask("runs");
-      if (!state.get("runs") && runs.length) state.set({ runs: newest(FIRST_RUNS) });
-      const now = JSON.stringify(chosen().map(run => [run.id, run.version]));
-      showRuns();
-      if (now !== before) showView();
-      before = now;
+      const versions = () => JSON.stringify(chosen().map(run => [run.id, run.version]));
+      if (!state.get("runs") && runs.length) state.set({ runs: newest(FIRST_RUNS) }); // which shows them
+      else {
+        showRuns();
+        if (versions() !== before) showView();
+      }
+      before = versions();
       document.body.dataset.ready = "yes";
       $("#problem").textContent.startsWith("The server") && say("");
     }

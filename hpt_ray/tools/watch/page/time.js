@@ -36,7 +36,8 @@ export async function show(runs) {
     const key = `${run.version} ${css("--ink")}`;
     if (figure.key === key) continue;
     const width = Math.max(1, Math.ceil((run.step + 1) / MOST));
-    const { curves } = await ask("curves", { run: run.id, metrics: METRICS.join(","), first: 1, width, count: Math.max(1, Math.ceil(run.step / width)), smooth: 1 });
+    const spans = JSON.stringify([[run.id, 1, Math.max(1, Math.ceil(run.step / width))]]);
+    const [{ curves }] = await ask("curves", { runs: spans, metrics: METRICS.join(","), width, smooth: 1 });
     figure.key = key;
     draw(figure, curves, width);
   }
