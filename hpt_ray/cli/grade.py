@@ -1,7 +1,7 @@
 """`hpt_ray grade FILE [--reward-function math] [--only wrong] …`
 
 Grades a file of responses as a run would, and prints a table: what was read as the answer, what was decided, at which
-stage and why. The file is parquet or JSON lines with a response and a ground truth per row, such as a run's
+stage and why. The file (parquet, JSON lines, CSV, …) has a response and a ground truth per row, such as a run's
 `rollouts/*.parquet`. Exit code 0: graded. 2: the user must change something.
 """
 
@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
+from hpt_ray.data.files import read_raw
 from hpt_ray.data.shapes import has_column, value_at
 from hpt_ray.errors import UserError, exit_code
 from hpt_ray.observe.console import CommandConsole
@@ -68,19 +67,8 @@ def main(words: list[str] | None = None) -> int:
 
 
 def read(path: Path) -> list[Raw]:
-    """The rows of a file. Raises UserError where it cannot be read."""
-    try:
-        if path.suffix == ".parquet":
-            rows = pq.read_table(path).to_pylist()
-            return [row | json.loads(row.get(OF_PROMPT) or "{}") for row in rows]
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({error}). Name a .parquet or .jsonl file.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON lines ({error}). Write one object per line.") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: a line is no JSON object. Write one object per line.")
-    return rows
+    """The rows of a file of any kind that prompts may have. Raises UserError where it cannot be read."""
+    return [row | json.loads(row.get(OF_PROMPT) or "{}") for _, row in read_raw(path)]
 
 
 def column(path: Path, rows: Sequence[Raw], named: str | None, known: Sequence[str], option: str) -> str:

@@ -136,7 +136,7 @@ def nearest_key(name: str, root: type = Config) -> str | None:
     def likeness(candidate: str) -> tuple[float, float]:
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()
         last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, last), 1.0 if last == 1 else whole
+        return max(whole, last), whole if "." in name and last < 1 else 1.0
 
     best = max([*known_keys(root), *sorted(_sections(root))], key=likeness)
     return best if likeness(best)[0] >= _NEAREST_CUTOFF else None

@@ -1,8 +1,8 @@
 """Files of rows, whatever their kind: parquet, JSON lines, JSON, CSV, Arrow; and the folders that hold them.
 
 In: a path. Out: its rows as dictionaries, numbered from 1 (JSON lines: by line), read a few at a time; only JSON is
-loaded whole. Text files may be compressed (`.jsonl.gz`). What the columns mean is for `shapes`. A small file may unpack
-to more than there is memory: rows have a largest size, files a largest ratio, and both are looked at in time.
+loaded whole. Text files may be compressed (`.jsonl.gz`, `.zst`). What the columns mean is for `shapes`. A small file
+may unpack to more than there is memory: rows have a largest size, files a largest ratio; both are looked at in time.
 
 A file that cannot be read raises UserError that names it, and the row where there is one.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
+import io
 import json
 import re
 import sys
@@ -32,6 +32,7 @@ MAX_ROW_BYTES = 1 << 30
 MAX_JSON_CHARS = 1 << 31
 MAX_ROW_VALUES = 10**7  # in one column of parquet
 MAX_RATIO = 1000  # of what a file unpacks to and its size; published data comes to 100 at most
+COMPRESSED = (".gz", ".zst", ".bz2")
 NO_ROWS = ("state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # beside the rows
 
 
@@ -73,12 +74,22 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """Without the files that are named after another split, as in train.jsonl and test.jsonl."""
+    """Without the files that are named after another split, as in gsm8k_train.jsonl and gsm8k_test.jsonl.
+
+    UserError where some are and others after none: those could be of either.
+    """
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        word = file.name.replace("-", ".").replace("_", ".").split(".")[0].lower()
-        by_split.setdefault(SPLITS.get(word, ""), []).append(file)
-    return files if len(by_split) < 2 or "" in by_split else _choose(folder, by_split, split)
+        words = re.split(r"[-_.]", file.name.lower())
+        by_split.setdefault(next((SPLITS[word] for word in words if word in SPLITS), ""), []).append(file)
+    if by_split.keys() <= {split, ""}:
+        return files
+    if "" in by_split:
+        raise UserError(
+            f"{folder}: {by_split.pop('')[0].name} is named after no split, and others are after "
+            f"{', '.join(by_split)}. Name the files that are meant, in place of the folder."
+        )
+    return _choose(folder, by_split, split)
 
 
 def _choose(folder: Path, by_split: dict[str, list[Path]], split: str) -> list[Path]:
@@ -105,8 +116,8 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 def kind_of(path: Path) -> str | None:
     """The ending that says how to read the file; None for one that is not known."""
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    binary = path.suffix == ".gz" and READERS.get(suffix) in (_read_parquet, _read_arrow)
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+    binary = path.suffix in COMPRESSED and READERS.get(suffix) in (_read_parquet, _read_arrow)
     return suffix if suffix in READERS and not binary else None
 
 
@@ -200,9 +211,9 @@ def _number(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, Raw]]:
                 yield number, raw
 
 
-def _open_text(path: Path, **options: Any) -> IO[str]:
-    opened: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open  # type: ignore[assignment]
-    return opened(path, "rt", encoding="utf-8-sig", **options)
+def _open_text(path: Path, newline: str | None = None) -> IO[str]:
+    stream = pa.input_stream(str(path), compression="detect")  # by the name's end
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
 def _lines(path: Path, text: IO[str]) -> Iterator[str]:
@@ -272,7 +283,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Raw]]:
     )  # a demonstration may be longer than the default of 128 KiB
     with _open_text(path, newline="") as text:
         separator = max(",;\t", key=next(_lines(path, text), "").count)
-        text.seek(0)
+    with _open_text(path, newline="") as text:
         lines = _lines(path, text)
         for number, raw in enumerate(csv.DictReader(lines, delimiter=separator, strict=True), start=1):
             if None in raw:

@@ -228,7 +228,7 @@ class Intake:
         parts = [row.data_source, place if row.published_id is None else row.published_id]
         prompt_id = "/".join(part for part in parts if part)
         prompt_hash = hashlib.sha256(candidate.prompt.encode()).digest()
-        if self._prompt_hashes.get(prompt_id) not in (None, prompt_hash):
+        while self._prompt_hashes.get(prompt_id) not in (None, prompt_hash):
             prompt_id += f"@{row.path.parent.name}/{place}"
         if prompt_id in self._prompt_hashes:
             return self._drop("duplicate")

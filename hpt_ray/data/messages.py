@@ -23,6 +23,10 @@ SHAREGPT_ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
     "observation": "tool",
 }
+NOT_READ = {  # fields of a message → why a row with one is refused
+    "tool_calls": "tool calls cannot be trained on",
+    **dict.fromkeys(("reasoning_content", "thinking"), "write it into the content, as in <think>…</think>"),
+}
 _WRITTEN = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")
 
 
@@ -86,14 +90,15 @@ def check_messages(where: str, column: str, messages: Any) -> list[Message]:
     if messages is None:
         return []
     if isinstance(messages, str):
-        messages = _parse(messages)
+        messages = parsed(messages)
     if not isinstance(messages, list):
-        raise wrong(where, column, messages, "a text or a list of messages {role, content}")
+        no_list = "" if isinstance(messages, str) else "a text or "
+        raise wrong(where, column, messages, f"{no_list}a list of messages {{role, content}}")
     return [_check_message(where, column, message) for message in messages]
 
 
-def _parse(text: str) -> Any:
-    """The list that a text is written from, in JSON or, as pandas writes CSV, in Python; else the text."""
+def parsed(text: str) -> Any:
+    """The value that a text is written from, in JSON or, as pandas writes CSV, in Python; else the text."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
@@ -113,11 +118,11 @@ def _check_message(where: str, column: str, message: Any) -> Message:
         known = ROLES
     if name not in ROLES:
         raise wrong(where, f"{column}.{of_role}", message.get(of_role), f"one of {', '.join(known)}")
-    if message.get("tool_calls"):
-        raise wrong(
-            where, f"{column}.tool_calls", message["tool_calls"], "absent: tool calls cannot be trained on"
-        )
-    return {"role": name, "content": _check_content(where, f"{column}.{of_content}", message.get(of_content))}
+    for field, instead in NOT_READ.items():
+        if message.get(field):
+            raise wrong(where, f"{column}.{field}", message[field], f"absent: {instead}")
+    content = next((message[each] for each in (of_content, "content", "value") if each in message), message)
+    return {"role": name, "content": _check_content(where, f"{column}.{of_content}", content)}
 
 
 def _check_content(where: str, column: str, content: Any) -> str:

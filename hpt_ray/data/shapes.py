@@ -47,6 +47,13 @@ SHAPES = (
 )
 GROUND_TRUTH = ("ground_truth", "answer", "final_answer", "expected_answer", "label", "solution")
 CHOICES = ("choices", "options")
+NOT_PUT = (
+    "tools",
+    "images",
+    "image",
+    "videos",
+    "audios",
+)  # further parts of a prompt, which no template here takes
 SYSTEM = ("system", "system_prompt")
 COLUMNS = {  # of data.columns
     "prompt": "the prompt, or a whole conversation",
@@ -115,7 +122,7 @@ def recognise(path: Path, rows: Sequence[Raw], columns: Mapping[str, str]) -> Re
         if found is None:
             raise _unknown(path, rows, names)
         shape = found
-        _check_choices(path, shape, known)
+        _check_prompt_is_whole(path, rows, shape, known)
     prompt = known[shape.prompt]
     is_alpaca = shape.name == "Alpaca"
     is_conversation = shape.is_conversation or (
@@ -176,8 +183,12 @@ def _ground_truth(rows: Sequence[Raw], known: Mapping[str, str], taken: set[str 
         for column in found
         if not any(isinstance(row.get(column), bool | dict) for row in rows)  # a label of TRL's KTO is a bool
     ]
-    filled = [column for column in usable if any(row.get(column) not in (None, "") for row in rows)]
+    filled = [column for column in usable if _is_filled(rows, column)]
     return next(iter([*filled, *usable]), None)
+
+
+def _is_filled(rows: Sequence[Raw], column: str) -> bool:
+    return any(row.get(column) not in (None, "", "[]", []) for row in rows)
 
 
 def _ends_with_assistant(rows: Sequence[Raw], column: str) -> bool:
@@ -208,10 +219,12 @@ def check_columns(columns: Mapping[str, str]) -> None:
             )
 
 
-def _check_choices(path: Path, shape: Shape, known: Mapping[str, str]) -> None:
-    """Raise UserError where the answer is one of several that are not in the prompt."""
-    found, prompt = _first(known, CHOICES, shape.prompt), known[shape.prompt]
-    if found and shape.prompt in ("question", "problem", "query"):
+def _check_prompt_is_whole(path: Path, rows: Sequence[Raw], shape: Shape, known: Mapping[str, str]) -> None:
+    """Raise UserError where choices, tools or images belong to the prompt and are not in its column."""
+    prompt = known[shape.prompt]
+    parts = (*CHOICES, *NOT_PUT) if shape.prompt in ("question", "problem", "query") else NOT_PUT
+    found = next((known[name] for name in parts if name in known and _is_filled(rows, known[name])), None)
+    if found:
         raise UserError(
             f"{path}: the column `{found}` is no part of the prompt, which would be `{prompt}` alone. Write "
             f"both into one column, or, if they are not meant: data.columns={{prompt: {_quoted(prompt)}}}."
@@ -227,9 +240,12 @@ def no_ground_truth(path: Path, rows: Sequence[Raw], reading: Reading, *, held_o
     if column is not None and any("\\boxed{" in str(value_at(row, column)) for row in rows):
         boxes = f" The demonstrations hold boxes to compare with: data.columns={{answer: {_quoted(column)}}}."
     without = "Training on demonstrations alone (algorithm.name=sft) needs none, and a reward function"
+    unusable = [name for name in names if name.lower() in GROUND_TRUTH and name != column]
+    but = f" `{unusable[0]}` holds {_kind(rows, unusable[0])} values, which are none." if unusable else ""
     return UserError(
         f"{path}: the column `answer` is missing, the ground truth that responses are compared with (also found under "
-        f"{others}). The columns are {', '.join(names)}. Add it, or say which it is: data.columns={{answer: COLUMN}}."
+        f"{others}).{but} The columns are {', '.join(names)}. Add it, or say which it is: "
+        f"data.columns={{answer: COLUMN}}."
         f"{boxes} {'A reward function' if held_out else without} of your own (python:…, http:…) may do without."
     )
 

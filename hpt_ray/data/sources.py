@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from hpt_ray.data.files import ROWS_PER_READ, Raw, read_raw
-from hpt_ray.data.messages import check_demonstration, check_prompt, check_text, split_conversation, wrong
+from hpt_ray.data.messages import (
+    check_demonstration,
+    check_prompt,
+    check_text,
+    parsed,
+    split_conversation,
+    wrong,
+)
 from hpt_ray.data.shapes import MARK, Reading, has_column, no_ground_truth, recognise
 from hpt_ray.data.template import Message
 from hpt_ray.errors import UserError
@@ -147,6 +154,7 @@ def _ground_truth(where: str, reading: Reading, raw: Raw) -> str | float | list 
 def _extra(where: str, raw: Raw) -> tuple[dict[str, Any], str | None]:
     """The further columns, and the id that the publisher gave the row."""
     fields = raw.get("extra_info") or {}
+    fields = parsed(fields) if isinstance(fields, str) else fields
     if not isinstance(fields, dict):
         raise wrong(where, "extra_info", fields, "an object")
     extra = {name: value for name, value in raw.items() if name not in NOT_EXTRA} | fields
@@ -164,6 +172,7 @@ def _at(where: str, raw: Raw, column: str) -> Any:
     inner = raw.get(head)
     if inner is None:
         return None
+    inner = parsed(inner) if isinstance(inner, str) else inner
     if not isinstance(inner, dict):
         raise wrong(where, head, inner, f"an object with `{rest}`")
     if not has_column([inner], rest):

@@ -266,3 +266,14 @@ def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
     count, grown_mib = result.stdout.split()
     assert int(count) == 6300
     assert float(grown_mib) < 20
+
+
+def test_files_of_one_name_in_folders_of_one_name_keep_all_their_prompts(tmp_path):
+    paths = []
+    for year in ("2023", "2024", "2025"):
+        folder = tmp_path / year / "data"
+        folder.mkdir(parents=True)
+        paths.append(write(folder / "train.jsonl", [{"prompt": f"{year}", "target": "6", "answer": "6"}]))
+    prompts = load(*paths)
+    assert len({prompt.id for prompt in prompts}) == 3
+    assert prompts.dropped == {}

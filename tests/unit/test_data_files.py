@@ -1,7 +1,6 @@
 """Every kind of file gives the same rows, folders give the files that are meant, and a broken file is named."""
 
 import csv
-import gzip
 import json
 from pathlib import Path
 
@@ -36,8 +35,15 @@ def write_stream(path, rows=ROWS):
 
 
 def write_zipped(path):
-    with gzip.open(path, "wt") as file:
-        file.write(lines(ROWS))
+    with pa.output_stream(str(path), compression="detect") as file:
+        file.write(lines(ROWS).encode())
+
+
+def write_zipped_csv(path):
+    write_csv(path)
+    content = path.read_bytes()
+    with pa.output_stream(str(path), compression="detect") as file:
+        file.write(content)
 
 
 WRITERS = {
@@ -45,6 +51,8 @@ WRITERS = {
     "a.jsonl": lambda path: path.write_text(lines(ROWS)),
     "bom.jsonl": lambda path: path.write_text("\ufeff" + lines(ROWS)),
     "a.jsonl.gz": write_zipped,
+    "a.jsonl.zst": write_zipped,
+    "a.csv.zst": write_zipped_csv,
     "a.ndjson": lambda path: path.write_text(lines(ROWS)),
     "list.json": lambda path: path.write_text(json.dumps(ROWS, indent=1)),
     "inside.json": lambda path: path.write_text(json.dumps({"version": 1, "tags": ["a"], "data": ROWS})),
@@ -62,7 +70,7 @@ def test_a_kind_of_file(tmp_path, name):
     WRITERS[name](tmp_path / name)
     (path,) = list_files(tmp_path / name)
     found = list(read_raw(path))
-    empty = "" if path.suffix in (".csv", ".tsv") else None  # its cells are texts
+    empty = "" if kind_of(path) in (".csv", ".tsv") else None  # its cells are texts
     assert found == [(i, row | {"level": empty}) for i, row in enumerate(ROWS, start=1)]
     assert [row.ground_truth for row in read_rows(path)] == [row["answer"] for row in ROWS]
 
@@ -121,8 +129,21 @@ def test_a_folder_of_files_that_are_named_after_splits(tmp_path, inside):
         (folder / inside / name).touch()
     assert [file.name for file in list_files(folder)] == ["train-00000.parquet", "train-00001.parquet"]
     assert [file.name for file in list_files(folder, split="test")] == ["test-00000.parquet"]
-    (folder / inside / "more.parquet").touch()  # so they are no splits, but files
-    assert len(list_files(folder)) == 4
+    (folder / inside / "more.parquet").touch()  # of which nobody knows whether it is tested on
+    with pytest.raises(
+        UserError, match=r"more\.parquet is named after no split, and others are after test, train"
+    ):
+        list_files(folder)
+
+
+def test_a_test_file_is_not_trained_on_wherever_its_name_says_so(tmp_path):
+    for name in ("gsm8k_train.jsonl", "gsm8k-test.jsonl", "gsm8k_train_2.jsonl"):
+        (tmp_path / name).touch()
+    assert [file.name for file in list_files(tmp_path)] == ["gsm8k_train.jsonl", "gsm8k_train_2.jsonl"]
+    assert [file.name for file in list_files(tmp_path, split="test")] == ["gsm8k-test.jsonl"]
+    (tmp_path / "gsm8k-test.jsonl").unlink()
+    (tmp_path / "more.jsonl").touch()
+    assert len(list_files(tmp_path)) == 3
 
 
 # -- what cannot be read ---------------------------------------------------------------------------

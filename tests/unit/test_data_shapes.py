@@ -161,10 +161,10 @@ def test_the_columns_that_reach_a_reward_function(tmp_path):
 
 
 def test_values_that_json_has_no_form_for(tmp_path, load):
-    row = {"prompt": Q, "answer": N, "when": datetime(2026, 1, 2), "image": b"abc", "share": Decimal("0.5")}
+    row = {"prompt": Q, "answer": N, "when": datetime(2026, 1, 2), "digest": b"abc", "share": Decimal("0.5")}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     (prompt,) = load(tmp_path / "a.parquet")
-    further = {"when": "2026-01-02T00:00:00", "image": "<3 bytes>", "share": "0.5"}
+    further = {"when": "2026-01-02T00:00:00", "digest": "<3 bytes>", "share": "0.5"}
     assert prompt.extra == {"answer": N, **further}
 
 
@@ -237,7 +237,20 @@ def test_a_named_column_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": "hello"}, "`messages` should be a text or a list of messages"),
+        ({"messages": "hello"}, "`messages` should be a list of messages"),
+        ({"chosen": "Human: 1+2?", "rejected": "Human: 1+2?"}, "`chosen` should be a list of messages"),
+        (
+            {"messages": [USER, ANSWER | {"reasoning_content": "1, then 2 more"}]},
+            "`messages.reasoning_content` should be absent: write it into the content",
+        ),
+        (
+            {"messages": [USER, ANSWER | {"thinking": "1, then 2 more"}]},
+            "`messages.thinking` should be absent",
+        ),
+        (
+            {"messages": [{"role": "user", "text": Q}, ANSWER]},
+            "`messages.content` should be a text, found dict",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "`messages.content` should be a text or",
@@ -254,7 +267,7 @@ def test_a_named_column_that_is_not_there(tmp_path):
         ({"messages": [USER, ANSWER, SYSTEM]}, "`messages` should be turns of user and assistant"),
         (
             {"prompt": "[{'role': array(1)}]", "completion": A},
-            "`prompt` should be a text or a list of messages",
+            "`prompt` should be a list of messages",
         ),
         ({"prompt": Q, "completion": 3}, "`completion` should be a text or a list of messages"),
         ({"instruction": Q, "output": A, "history": [Q]}, r"`history` should be a list of pairs"),
@@ -283,13 +296,42 @@ def test_messages_may_be_written_as_text_and_contents_as_parts(tmp_path, written
     assert (found.messages, found.demonstration) == ([USER], A)
 
 
-def test_choices_that_are_not_in_the_prompt_are_noticed(tmp_path):
-    path = write(tmp_path / "a.jsonl", {"question": "Which?", "choices": ["3", "4"], "answer": "A"})
+@pytest.mark.parametrize(
+    ("part", "row"),
+    [
+        ("choices", {"question": "Which?", "choices": ["3", "4"], "answer": "A"}),
+        ("images", {"problem": "<image>How long is x?", "images": ["a.png"], "answer": N}),
+        ("tools", {"messages": [USER, ANSWER], "tools": [{"name": "add"}]}),
+        ("tools", {"query": Q, "tools": '[{"name": "add"}]', "answers": "[]"}),
+    ],
+)
+def test_what_belongs_to_the_prompt_and_is_not_in_its_column_is_noticed(tmp_path, part, row):
+    path = write(tmp_path / "a.jsonl", row)
+    prompt = next(iter(row))
     with pytest.raises(
-        UserError, match=r"`choices` is no part of the prompt.*data\.columns={prompt: question}"
+        UserError, match=rf"`{part}` is no part of the prompt.*data\.columns={{prompt: {prompt}}}"
     ):
         read(path)
-    assert len(read(path, {"prompt": "question"})[1]) == 1
+    assert len(read(path, {"prompt": prompt})[1]) == 1
+    assert len(read(write(path, row | {part: None}))[1]) == 1
+
+
+def test_objects_and_messages_as_other_programs_write_them(tmp_path):
+    said = {
+        "reward_model": json.dumps({"style": "rule", "ground_truth": N}),
+        "extra_info": '{"index": 7, "level": 2}',
+    }
+    (found,) = read(write(tmp_path / "a.jsonl", {"prompt": [USER], **said}))[1]
+    assert (found.ground_truth, found.published_id, found.extra["level"]) == (N, "7", 2)
+    turns = [{"from": "human", "content": Q}, {"from": "gpt", "content": A}]
+    (found,) = read(write(tmp_path / "b.jsonl", {"conversations": turns}))[1]
+    assert (found.messages, found.demonstration) == ([USER], A)
+
+
+def test_a_column_that_cannot_be_a_ground_truth_is_not_called_missing_alone(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"question": Q, "answer": True})
+    with pytest.raises(UserError, match=r"`answer` holds bool values, which are none"):
+        read(path, needs_ground_truth=True)
 
 
 def test_a_ground_truth_is_asked_for_where_it_is_needed(tmp_path):

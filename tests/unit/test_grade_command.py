@@ -91,6 +91,12 @@ def test_mistakes_are_answered(tmp_path, capsys, words, problem):
     assert problem in capsys.readouterr().err
 
 
+def test_any_kind_of_file_is_read(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("response,answer\n\\boxed{7},7\n\\boxed{8},7\n")
+    assert main(["grade", str(tmp_path / "a.csv")]) == 0
+    assert "1 of 2 responses are correct" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", ["[1]\n", "{", None])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys, text):
     path = tmp_path / "a.jsonl"

@@ -71,6 +71,18 @@ SEEN = "import json\ndef seen(*values): return {'score': 1, 'extracted': json.du
         ("completions, **rest", "rest['prompts'], rest['difficulty']", [[TEXT.prompt], [3]]),
         ("completions, solution, answer", "solution, answer", [["7"], ["seven"]]),
         ("completions, trainer_state=None", "completions, trainer_state", [["so 7"], None]),
+        (
+            "data_sources, solution_strs, ground_truths, extra_infos=None",
+            "data_sources, solution_strs, ground_truths, extra_infos",
+            [["set/a"], ["so 7"], ["7"], [dict(TEXT.extra)]],
+        ),
+        ("queries, prompts", "queries, prompts", [[TEXT.prompt + "so 7"], [TEXT.prompt]]),
+        (
+            "queries, prompts, labels, **kwargs",
+            "queries, labels, kwargs",
+            [[TEXT.prompt + "so 7"], ["7"], {}],
+        ),
+        ("queries, difficulty", "difficulty", [[3]]),
     ],
 )
 def test_signatures(grade, signature, names, expected):
@@ -124,6 +136,7 @@ def test_async_functions_share_one_event_loop(grade):
     [
         ("True", 1.0),
         ("2", 2.0),
+        ("{'rewards': numpy.array([1.0]), 'scores': numpy.array([1.0]), 'extra_logs': {}}", 1.0),
         ("numpy.float32(0.5)", 0.5),
         ("numpy.bool_(True)", 1.0),
         ("numpy.array(0.25)", 0.25),

@@ -1,13 +1,15 @@
-"""How a user's reward function is called: which of three signatures it has, and what fills its parameters.
+"""How a user's reward function is called: which of these signatures it has, and what fills its parameters.
 
-    ours   (response, ground_truth)                                   also by position, whatever their names
-    verl   (data_source, solution_str, ground_truth, extra_info)      known by `solution_str`
-    TRL    (prompts, completions, …)                                  known by `completions`
+    ours      (response, ground_truth)                                also by position, whatever their names
+    verl      (data_source, solution_str, ground_truth, extra_info)   known by `solution_str`
+              (data_sources, solution_strs, …), lists of one          known by `solution_strs`
+    TRL       (prompts, completions, …)                               known by `completions`
+    OpenRLHF  (queries, prompts, labels), lists of one                known by `queries`: prompt and response
 
 Every other parameter is filled from the row of the data by its name: `prompt`, `data_source`, `extra_info` or a
 column; `answer`, `solution` and `label` are the ground truth where there is no such column. One that nothing fills and
 that has no default is an error which names it. In TRL's form every value is a list, here of one response; where the
-prompt is a list of messages the completion is one too.
+prompt is a list of messages the completion is one too. The query of such a prompt has the texts of its messages.
 """
 
 from __future__ import annotations
@@ -95,11 +97,17 @@ def _values(
         "data_source": row.data_source,
         "extra_info": dict(row.extra),
     }
+    lists = {name: [value] for name, value in values.items()}
     if "completions" in named:
         completion = response if isinstance(row.prompt, str) else [{"role": "assistant", "content": response}]
-        values = {name: [value] for name, value in values.items()}
-        values |= {"prompts": [row.prompt], "completions": [completion]}
-        return values, list(values)
+        lists |= {"prompts": [row.prompt], "completions": [completion]}
+        return lists, list(lists)
+    if "queries" in named:
+        texts = [row.prompt] if isinstance(row.prompt, str) else [each["content"] for each in row.prompt]
+        query = "\n".join(texts) + response
+        return lists | {"queries": [query], "prompts": [row.prompt], "labels": [ground_truth]}, []
+    if "solution_strs" in named:
+        return lists | {f"{name}s": lists.get(name, [response]) for name in VERL}, []
     if "solution_str" in named:
         defaults = {name for name, p in named.items() if p.default is not p.empty} - set(VERL)
         values = {name: value for name, value in values.items() if name not in defaults}

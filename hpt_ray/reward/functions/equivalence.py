@@ -41,5 +41,17 @@ def parse_end(text: str) -> list[Any]:
 def equivalent(reference: list[Any], answer: list[Any]) -> bool:
     """Whether two parsed answers are equal. Raises what sympy raises on pairs it cannot compare."""
     from math_verify import verify
+    from sympy import Basic, I, Symbol, exp
 
+    i = Symbol("i", real=False)  # as math-verify reads it
+    if any(
+        i in power.free_symbols
+        for value in (*reference, *answer)
+        if isinstance(value, Basic)
+        for power in value.atoms(exp)
+    ):
+        reference, answer = (
+            [value.subs(i, I) if isinstance(value, Basic) else value for value in side]
+            for side in (reference, answer)
+        )
     return verify(reference, answer, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True)

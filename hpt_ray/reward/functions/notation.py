@@ -46,7 +46,8 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+|[\\!,;: $%])")
 _COMMANDS = {
     word: new
     for words, new in {
-        "left right displaystyle big bigl bigr Big Bigl Bigr degree $": "",
+        "left right displaystyle big bigl bigr Big Bigl Bigr $": "",
+        "degree": r"^\circ ",
         "! , ; :": " ",
         "%": "%",
         "dfrac tfrac cfrac": r"\frac",
@@ -67,6 +68,8 @@ _SPELLED = {
     ">=": r"\geq ", "<=": r"\leq ", "!=": r"\neq ", "...": r"\ldots ", "**": "^", "$": "", "~": " ",
     r"\qquad": " ", r"\quad": " ", "{bmatrix}": "{pmatrix}",
 }  # fmt: skip
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_DEGREES = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?\^ ?\{? ?\\circ ?\}?")
 _UNIT = (
     r"(?<=[\d}]) ?\\%s\{(?! ?[aApP]\.? ?[mM]\.? ?\}| ?(?:and|or)\b)(?=[^{}]*[a-zA-Z])[^{}]*\}(?:\^\{?\d\}?)?$"
 )
@@ -101,6 +104,13 @@ _REWRITES: list[tuple[str, re.Pattern[str], Any]] = [
             r"(?<=[\dA-F]) ?_? ?\{? ?\(?(?:\\(?:text|mathrm)\{)? ?\(? ?(?:in )?base[\s{}-]*(\w+)[\s})]*$",
             r"_{\1}",
         ),
+        (  # k\pi, k \in \mathbb{Z}
+            "\\in",
+            r"(?<=[^\s,;(]) ?[,;]? ?\(? ?(?:\\text\{[a-z, ]{0,20}\} ?)?"
+            r"(?<![a-zA-Z\\])[kmn] ?\\in ?(?:\\mathbb\{Z\}|Z) ?\)?$",
+            "",
+        ),
+        ("/", r"(?<=\d) (?:[ckm]?m|mi|miles|ft|feet) ?/ ?(?:s|sec|min|h|hr)(?:\^ ?\{?2\}?)?$", ""),  # 12 m/s
         # A unit at the end, after a number: `5.4 \text{ cents}`, `15\mbox{ cm}^2`, `270/7 \text{ degrees}`.
         ("\\text", _UNIT % "text", ""),
         ("\\mathrm", _UNIT % "mathrm", ""),
@@ -127,6 +137,8 @@ def normalise(answer: str) -> str:
     for sign, word in _SPELLED.items():
         answer = answer.replace(sign, word)
     answer = " ".join(answer.split()).removesuffix(".").rstrip()  # one blank at most, for the rules below
+    if "\\circ" in answer and _TRIGONOMETRIC.search(answer):  # elsewhere an angle is its number of degrees
+        answer = _DEGREES.sub(r"\\frac{\1\\pi}{180}", answer)
     for needle, pattern, new in _REWRITES:
         if needle in answer:
             answer = pattern.sub(new, answer)

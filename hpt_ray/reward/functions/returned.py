@@ -3,9 +3,9 @@
 This happens in the grading process. What comes out has the right types, a score of a sane size and texts that are
 short and can be stored, whatever came in; what cannot be used raises, which becomes the outcome `error`.
 
-A number is the score; a response is correct when its score is at least 1. A dict has a `score`, and may have an
-`outcome`, `extracted` (or verl's `pred`) and `detail`; its other numbers become metrics. A list must hold one such
-value, for it was asked about one response.
+A number is the score; a response is correct when its score is at least 1. A dict has a `score` (or OpenRLHF's
+`rewards`), and may have an `outcome`, `extracted` (or verl's `pred`) and `detail`; its other numbers become metrics. A
+list must hold one such value, for it was asked about one response.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_NAME_CHARS = 100
 MAX_EXTRACTED_CHARS = 500  # a result stays small whatever the response was
 MAX_DETAIL_CHARS = 300
 MAX_SIZE = 1e9  # of a score: means and variances of larger ones lose everything else, or are infinite
-FIELDS = ("score", "outcome", "extracted", "pred", "detail")
+FIELDS = ("score", "rewards", "outcome", "extracted", "pred", "detail")
 
 
 def to_result(value: Any) -> RewardResult:
@@ -68,11 +68,12 @@ def _checked(result: RewardResult) -> RewardResult:
 
 
 def _from_mapping(value: Mapping[Any, Any]) -> RewardResult:
-    if "score" not in value:
+    given = next((name for name in ("score", "rewards") if name in value), None)
+    if given is None:
         raise ValueError(
             f"it returned a dict without `score`; it has {', '.join(map(str, value)) or 'nothing'}"
         )
-    result = to_result(value["score"])
+    result = to_result(value[given])
     return _checked(
         RewardResult(
             result.score,
