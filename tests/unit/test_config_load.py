@@ -154,8 +154,8 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         "command line: `data.train` must be list[str], but is 'a.parquet' (str). "
         "Write it as a list: data.train=[a.parquet].",
         "command line: `run.seed` must be int, but is 1.5 (float).",
-        "`model.path` is not set. Model folder, Hub name, or `mini:SIZE` for the small task's base (`mini:SIZE-s1`: another "
-        "draw). "
+        "`model.path` is not set. Model folder, Hub name, or `mini:SIZE` for the small task's base "
+        "(`mini:SIZE-s1`: another draw). "
         "Set it in the file or as model.path=… on the command line.",
         "command line: `model.dtype` is 'float23', but must be one of: float32, bfloat16. "
         "Did you mean `float32`?",
