@@ -365,9 +365,10 @@ def page(text: str, report: dict[str, Any]) -> str:
         f"{faults} faults: **{lost}.**",
         "Every step is in the metrics once, every prompt of every step was attempted once, and the parameters",
         f"{equal}. The run kept {pace:.0%} of the undisturbed pace ({step_s:.2f} s a step)",
-        f"and computed {twice:,} steps twice. Drivers that ended by themselves: {ended}"
-        + "".join(f"; {sentence}" for sentence in ends(disturbed["ended_by_themselves"]))
-        + ".",
+        f"and computed {twice:,} steps twice. {ended} drivers ended by themselves and were started again"
+        + (":" if ended else "."),
+        "",
+        *(f"- {sentence}" for sentence in ends(disturbed["ended_by_themselves"])),
         "",
         "| fault | times | seconds until a new step is done, mean (longest) | where it came alone |",
         "|---|---:|---:|---:|",
