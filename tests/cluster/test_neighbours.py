@@ -112,7 +112,7 @@ pids.remove(os.getpid())
 sockets = [socket for socket in psutil.net_connections("inet") if socket.pid in pids]
 ports = sorted({socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN})
 files = [f"/proc/{pid}/fd/{fd}" for pid in pids for fd in os.listdir(f"/proc/{pid}/fd")]
-files = [file for file in files if os.path.lexists(file) and os.readlink(file).startswith("/memfd:meeting")]
+files = [file for file in files if os.path.lexists(file) and os.readlink(file).startswith("/memfd:rendezvous")]
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
