@@ -66,9 +66,8 @@ def mixed_token_mean(view: SampleView, members: Array) -> Array:
     np.maximum.at(most, view.groups[inside], view.rewards[inside])
     np.minimum.at(least, view.groups[inside], view.rewards[inside])
     mixed = (most > least)[view.groups]
-    return np.where(
-        mixed, token_mean(view, inside & mixed), 0.0
-    )  # others are in no sum: KL and entropy neither
+    # Samples of other groups are in no sum: in those of KL and entropy neither.
+    return np.where(mixed, token_mean(view, inside & mixed), 0.0)
 
 
 def official_sum(view: SampleView, members: Array) -> Array:

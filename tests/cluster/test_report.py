@@ -21,22 +21,8 @@ HOSTILE = (
     "</pre><script>window.broken = 1</script><img src='http://127.0.0.1:9/x.png' onerror='window.broken = 1'>"
 )
 # What is looked at for its contrast, where a page has it.
-PARTS = [
-    "h1",
-    "p",
-    ".lead",
-    ".note",
-    "a",
-    "dt",
-    "dd",
-    "caption",
-    "thead th",
-    "tbody th",
-    "td",
-    "summary",
-    "pre",
-]
-PARTS += [".tag.good", ".tag.bad", ".soft"]
+PARTS = ["h1", "p", "a", "dt", "dd", "caption", "thead th", "tbody th", "td", "summary", "pre"]
+PARTS += [".lead", ".note", ".tag.good", ".tag.bad", ".soft"]
 # Tables and pictures wider than the page, unless they lie in a box that scrolls.
 TOO_WIDE = """() => [...document.querySelectorAll("main *, header *")].filter(element => {
   const box = element.closest(".scroll, nav ul, pre");

@@ -40,7 +40,6 @@ PLACE = (
     "rollout.tensor_parallel",
     "learner.lora.rank",
 )
-SIDES = ("learner", "rollout")
 Keys = Mapping[str, Any]
 
 
@@ -79,11 +78,7 @@ class Layout:
 
     @property
     def missing_gib(self) -> float:
-        cluster = self.plan.config.cluster
-        both_stay = cluster.colocate and not cluster.in_turns
-        others = [gib for kind, gib in self.gib.items() if kind not in SIDES]
-        sides = [gib for kind, gib in self.gib.items() if kind in SIDES]
-        return max([*others, *([sum(sides)] if both_stay else sides)]) - self.plan.gpu_gib
+        return max(*self.gib.values(), sum(self.plan.together_gib)) - self.plan.gpu_gib
 
 
 def cards_of(text: str) -> tuple[int, Card]:

@@ -46,6 +46,14 @@ class Plan:
     costs: tuple[Cost, Cost, Cost] | None
 
     @property
+    def together_gib(self) -> list[float]:
+        """Of learner and engine where both stay on one GPU; empty elsewhere."""
+        if not self.config.cluster.colocate or self.config.cluster.in_turns:
+            return []
+        sides = [group for group in self.groups if group.kind in ("learner", "rollout") and group.gpus]
+        return [group.memory.gib for group in sides if group.memory is not None]
+
+    @property
     def memory_mb(self) -> dict[str, float]:
         """By the name of the metric that measures it."""
         return {
@@ -152,14 +160,12 @@ def check_plan(config: Config, plan: Plan, *, host_gib: float | None = None) -> 
             on_host[group.kind] = group.count * memory.gib, group, memory
         elif memory.gib > plan.gpu_gib:
             problems.append(_too_much(config, group.kind, memory, f"one GPU of `{group.kind}`", limit))
-    if plan.config.cluster.colocate and not plan.config.cluster.in_turns:
-        both = [group for group in plan.groups if group.kind in ("learner", "rollout") and group.gpus]
-        sides = [group.memory.gib for group in both if group.memory is not None]
-        if sum(sides) > plan.gpu_gib:
-            problems.append(
-                f"learner and engine need about {' + '.join(f'{gib:.1f}' for gib in sides)} GiB on the same GPU, but "
-                f"{limit}: leave out `cluster.take_turns`, or lower `rollout.gpu_memory_utilization`."
-            )
+    if sum(plan.together_gib) > plan.gpu_gib:
+        sides = " + ".join(f"{gib:.1f}" for gib in plan.together_gib)
+        problems.append(
+            f"learner and engine need about {sides} GiB on the same GPU, but {limit}: leave out "
+            "`cluster.take_turns`, or lower `rollout.gpu_memory_utilization`."
+        )
     total = sum(gib for gib, _, _ in on_host.values())
     if host_gib is not None and total > host_gib:
         _, group, memory = max(on_host.values(), key=lambda entry: entry[0])

@@ -44,14 +44,11 @@ def main(words: list[str] | None = None) -> int:
 def listen(port: int) -> socket.socket:
     """A socket on this machine only; port 0 is a free one. Raises `UserError` where the port is taken."""
     try:
-        listening = socket.create_server((HOST, port))
+        return socket.create_server((HOST, port))
     except OSError as error:
         raise UserError(
             f"port {port} cannot be used ({error.strerror}). Name another: --port {port + 1}."
         ) from error
-    # Connections inherit it. asyncio sets it on sockets of its own only, and without it each answer waits 40 ms.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ export function answer(what, asked) {
   if (what === "rollouts") return rollouts(asked);
   if (what === "choices") return saved.choices[asked.kind];
   if (what === "group") return group(asked);
-  if (what === "timeline") return saved.timelines[asked.step] ?? { step: asked.step, seconds: 0, tracks: [], note: `${missing("The timeline of this step").slice(0, -1)}, if trace.json holds it.` };
+  if (what === "timeline") return saved.timelines[asked.step] ?? { step: asked.step, seconds: 0, tracks: [], note: missing("The timeline of this step") };
   if (what === "tokens") throw new Error(missing("The log-prob of each token"));
   return saved[what];
 }
 
-const missing = name => `${name} is not in the saved page; hpt_ray watch shows it from the run folder.`;
+const missing = name => `${name} is not in the saved page; hpt_ray watch shows it where the run folder has it.`;
 
 // As `curves` of reader.py, from points that may be means of several steps themselves.
 function curves({ metrics, first, width, count, smooth }) {
