@@ -177,6 +177,11 @@ def test_sides_take_turns_only_where_there_is_no_room_for_both() -> None:
     assert plan.config.rollout.engine == {"kv_cache_memory_bytes": int(cache * 2**30)}
     _, asked = planned(*SHARED, *SMALL, "cluster.take_turns=true")
     assert asked.config.cluster.in_turns
+    for shown, how in ((plan, "at once"), (asked, "in turns")):
+        console = Console(file=io.StringIO(), width=120)
+        console.print(plan_summary(shown))
+        said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+        assert f"engines and learner {how}" in said
     assert terms(asked, "rollout")["learner's weights"] > 0.9
     _, own = planned(*SHARED, *SMALL, "rollout.engine.kv_cache_memory_bytes=1000000000")
     assert own.config.rollout.engine == {"kv_cache_memory_bytes": 1_000_000_000}

@@ -32,8 +32,7 @@ def plan_summary(plan: Plan) -> RenderableType:
     if all(group.memory is None for group in plan.groups):
         facts.add_row("memory", "not planned: the model's config.json is not here, and its name is not known")
     if plan.config.cluster.colocate:
-        how = "take turns" if plan.config.cluster.in_turns else "both stay on their GPUs"
-        facts.add_row("engines and learner", how)
+        facts.add_row("engines and learner", "in turns" if plan.config.cluster.in_turns else "at once")
     if (size := plan.sync_bytes) is not None:
         facts.add_row("weights per sync", f"{size / 1e6:,.3g} MB" if size < 1e9 else f"{size / 1e9:.3g} GB")
     if plan.costs is not None:
