@@ -50,7 +50,8 @@ def behave(response, truth):
     if word == "daemon":
         code = (
             "import os, time; os.setsid(); os.fork() and os._exit(0); "
-            f"open({argument!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+            f"open({argument + '_'!r}, 'w').write(str(os.getpid())); "
+            f"os.rename({argument + '_'!r}, {argument!r}); time.sleep(600)"
         )
         subprocess.Popen([sys.executable, "-c", code], env={}).wait()
         while not os.path.exists(argument): time.sleep(0.01)
