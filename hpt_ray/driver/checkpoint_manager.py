@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray.exceptions import RayError
 
 from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState, read_state
-from hpt_ray.checkpoint.store import DAMAGED, CheckpointFailed, CheckpointStore, Committed, Found
+from hpt_ray.checkpoint.store import DAMAGED, CheckpointFailed, CheckpointStore, Found
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.data.turn import name_stop_ids
 from hpt_ray.driver.actors import Actors
@@ -64,12 +65,12 @@ class CheckpointManager:
         self._stop_token_ids = stop_token_ids
         self.store, self._timeout_s, self._say = store, timeout_s, say
         self.replicas = Replicas(timeout_s=timeout_s)
-        self._committing: asyncio.Task[Committed] | None = None
+        self._committing: asyncio.Task[None] | None = None
         self._faults: Counter[str] = Counter()
         self._failure: CheckpointFailed | None = None  # of the last save, if it failed
-        self.saved_at: int | None = (
-            None  # step of the newest checkpoint on disk, or of one that is being committed
-        )
+        # Step of the newest checkpoint on disk, or of one that is being committed.
+        self.saved_at: int | None = None
+        self.best: tuple[float, int] | None = None  # score and step; always of a checkpoint that is whole
 
     async def write(self, actors: Actors, step: int, ahead: BatchStream | None) -> None:
         """Write the actors' files of a checkpoint, and the batches ahead where they are given."""
@@ -85,13 +86,28 @@ class CheckpointManager:
         except Exception as error:
             self._fail(self.store.failed(step, error))
 
-    def commit(self, state: RunState, *, keep_also: int | None) -> None:
-        """Let what was written become a whole checkpoint, in the background; see `settle`."""
+    def commit(self, state: RunState) -> None:
+        """Let what was written become a whole checkpoint, in the background; see `settle`.
+
+        `state.best` becomes `best` once it is whole, and its checkpoint stays whatever is kept.
+        """
         if self._failure is None:
             self.saved_at = state.step
-            self._committing = asyncio.create_task(
-                asyncio.to_thread(self.store.commit, state.step, state.to_json(), keep_also=keep_also)
+            self._committing = asyncio.create_task(self._commit(state.to_json(), state.step, state.best))
+
+    async def _commit(self, state: dict[str, Any], step: int, best: tuple[float, int] | None) -> None:
+        try:
+            committed = await asyncio.to_thread(
+                self.store.commit, step, state, keep_also=None if best is None else best[1]
             )
+        except CheckpointFailed as error:
+            return self._fail(error)
+        self.best = best
+        if committed.mirror_problem is not None:
+            self._faults["checkpoint_mirror"] += 1
+            self._say(f"The mirror failed, and the run goes on: {committed.mirror_problem}")
+        if committed.old_problem is not None:
+            self._say(f"{committed.path.name} is whole, but {committed.old_problem}")
 
     def _fail(self, error: CheckpointFailed) -> None:
         self._failure, self.saved_at = error, None
@@ -120,15 +136,7 @@ class CheckpointManager:
         """Wait until the last save is whole, or has failed."""
         if self._committing is not None:
             committing, self._committing = self._committing, None
-            try:
-                committed = await committing
-            except CheckpointFailed as error:
-                return self._fail(error)
-            if committed.mirror_problem is not None:
-                self._faults["checkpoint_mirror"] += 1
-                self._say(f"The mirror failed, and the run goes on: {committed.mirror_problem}")
-            if committed.old_problem is not None:
-                self._say(f"{committed.path.name} is whole, but {committed.old_problem}")
+            await committing
 
     @property
     def newest_step(self) -> int:
@@ -172,9 +180,10 @@ class CheckpointManager:
 
     async def load(self, actors: Actors, saved: Saved) -> None:
         """The checkpoint's weights and optimizer into the ranks."""
-        self.saved_at = None if saved.in_memory else saved.state.step
         if saved.in_memory:
+            self.saved_at = None
             return await self.replicas.restore(actors.ranks)
+        self.saved_at, self.best = saved.state.step, saved.state.best
         folder = saved.path.resolve()
         await actors.learners.call("load", str(folder / LEARNER), timeout_s=self._timeout_s)
         if actors.critic is None:

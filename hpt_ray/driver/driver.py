@@ -107,6 +107,7 @@ class Driver:
         """The run as a checkpoint keeps it."""
         return replace(
             self.state,
+            best=self.checkpoints.best,
             sampler=self.batches.position,
             history=self.batches.lengths,
             attempts=self.batches.attempts,
@@ -260,7 +261,7 @@ class Driver:
             self.progress.show(f"Continuing from step {self.step} ({saved.name}).")
             cut_after = self.step
         else:
-            self.state = RunState(step=0, version=0, sampler={})
+            self.state, self.checkpoints.best = RunState(step=0, version=0, sampler={}), None
         await self._enter_phase(saved)
         self.reporter.go_to(cut_after)
         if self.actors.engines is not None:
@@ -268,7 +269,7 @@ class Driver:
         if self.state.owes_evaluation and (scores := await self._evaluate()):
             self.state.owes_evaluation = False
             self.reporter.amend(self.step, scores)
-            self._is_best(self.step, scores)
+            self.checkpoints.best = await self._new_best(self.step, scores) or self.checkpoints.best
 
     async def _enter_phase(self, saved: Saved | None = None) -> None:
         """Be in the phase of the next step: at its beginning, or in the middle where a checkpoint was made."""
@@ -338,13 +339,14 @@ class Driver:
             metrics |= await self._evaluate()
             self.state.owes_evaluation = step > 0 and "time/evaluation_s" not in metrics
         is_due = config.checkpoint.every and step % config.checkpoint.every == 0
-        saves = step and (self._is_best(step, metrics) or is_last or is_due)
+        best = await self._new_best(step, metrics)
+        saves = step and (best or is_last or is_due)
         self.state.failures = Counter(self.state.failures) + failures_of(pairs)
         if saves:
             metrics["time/checkpoint_s"] = await self._write_checkpoint()
         self.reporter.write(step, metrics, pairs, self._faults(), self.phase.estimator)
         if saves:  # last, so that a checkpoint never knows of a step that the metrics do not
-            self._commit_checkpoint()
+            self._commit_checkpoint(best)
         copies = step and config.checkpoint.in_memory_every
         if copies and step % copies == 0 and step < config.run.steps:
             await self.checkpoints.copy(self.actors, self._state(), self._batches_to_keep)
@@ -361,13 +363,14 @@ class Driver:
         await asyncio.wait({evaluation})
         return {}
 
-    def _is_best(self, step: int, metrics: dict[str, Any]) -> bool:
-        """Whether the declared validation set came out better than ever; of equals the earliest stays."""
+    async def _new_best(self, step: int, metrics: dict[str, Any]) -> tuple[float, int] | None:
+        """Where the declared validation set came out better than in any checkpoint that is whole; else None."""
         score = metrics.get(f"eval/{self.config.checkpoint.best_of}/mean")
-        if not step or score is None or (self.state.best is not None and score <= self.state.best[0]):
-            return False
-        self.state.best = (score, step)
-        return True
+        if not step or score is None:
+            return None
+        await self.checkpoints.settle()  # the one under way may be the best
+        best = self.checkpoints.best
+        return (score, step) if best is None or score > best[0] else None
 
     async def _write_checkpoint(self) -> float:
         """The files of a checkpoint: learner state, Hugging Face export, batches ahead. Seconds it took."""
@@ -381,8 +384,8 @@ class Driver:
         """What was generated ahead, where it must be the same after a restart."""
         return self.batches if self.config.run.deterministic else None
 
-    def _commit_checkpoint(self) -> None:
-        self.checkpoints.commit(self._state(), keep_also=self.state.best[1] if self.state.best else None)
+    def _commit_checkpoint(self, best: tuple[float, int] | None = None) -> None:
+        self.checkpoints.commit(replace(self._state(), best=best or self.checkpoints.best))
 
     async def _check_progress(self, pairs: Pairs) -> None:
         """Stop a run that trains on nothing."""

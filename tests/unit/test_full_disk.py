@@ -6,6 +6,7 @@ import asyncio
 import errno
 import io
 import json
+import math
 import os
 import resource
 from collections import Counter
@@ -56,12 +57,12 @@ class Ranks(ActorGroup):
         return [failures_of(lambda: save_file(WEIGHTS, folder / "model.safetensors"))]
 
 
-def save(manager: CheckpointManager, ranks: Ranks, step: int) -> None:
+def save(manager: CheckpointManager, ranks: Ranks, step: int, best: tuple[float, int] | None = None) -> None:
     actors: Any = SimpleNamespace(learners=ranks, critic=None)
 
     async def write_and_settle() -> None:
         await manager.write(actors, step, None)
-        manager.commit(RunState(step=step, version=step, sampler={}), keep_also=None)
+        manager.commit(RunState(step=step, version=step, sampler={}, best=best))
         await manager.settle()
 
     asyncio.run(write_and_settle())
@@ -90,6 +91,21 @@ def test_a_save_that_fails_is_said_and_counted_and_the_run_goes_on(small_disk: D
     assert manager.saved_at == 4
 
 
+def test_the_best_checkpoint_is_always_one_that_is_there(tmp_path: Path) -> None:
+    """It is named, and stays beyond `keep`, once it is whole; a better one that could not be saved changes nothing."""
+    manager, ranks = CheckpointManager(CheckpointStore(tmp_path, keep=1), timeout_s=1.0), Ranks()
+    save(manager, ranks, 1, best=(0.5, 1))
+    ranks.error = OSError(errno.ENOSPC, "while the ranks write")
+    save(manager, ranks, 2, best=(0.9, 2))
+    ranks.error = None
+    save(manager, ranks, 3, best=(math.nan, 3))  # the commit fails: this is no JSON
+    assert (manager.best, manager.faults["checkpoint_failed"]) == ((0.5, 1), 2)
+    save(manager, ranks, 4, best=manager.best)
+    assert (manager.best, manager.store.steps()) == ((0.5, 1), [1, 4])
+    save(manager, ranks, 5, best=(0.7, 5))
+    assert (manager.best, manager.store.steps()) == ((0.7, 5), [5])
+
+
 def test_a_commit_that_fails_is_a_failed_save(small_disk: Disk) -> None:
     root, said = small_disk(4) / "checkpoints", []
     manager = CheckpointManager(CheckpointStore(root, keep=0), timeout_s=1.0, say=said.append)
@@ -98,7 +114,7 @@ def test_a_commit_that_fails_is_a_failed_save(small_disk: Disk) -> None:
 
     async def write_and_settle() -> None:
         await manager.write(actors, 1, None)
-        manager.commit(state, keep_also=None)
+        manager.commit(state)
         assert manager.saved_at == 1
         await manager.settle()
 
