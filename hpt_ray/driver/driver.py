@@ -225,7 +225,7 @@ class Driver:
         """One optimizer step, the `number`-th of this step."""
         self.is_updating = True
         if self.actors.engines is not None:
-            self.actors.engines.weights_move()
+            await self.actors.engines.weights_move()
         with self.timeline.phase("learn"):
             return await self.learner.finish(*learning_rates(self.phase, self.step + 1, number))
 

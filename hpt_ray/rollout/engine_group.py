@@ -132,9 +132,13 @@ class EngineGroup:
 
     # -- weights -----------------------------------------------------------------------------------
 
-    def weights_move(self) -> None:
-        """The learner is about to step: from now on its weights are not those that were committed."""
-        self._weights_moved = True
+    async def weights_move(self) -> None:
+        """The learner is about to step: from now on its weights are not those that were committed.
+
+        Where they are on their way to a worker that came up, they get there first.
+        """
+        async with self._moving_weights:
+            self._weights_moved = True
 
     async def push(self, version: int) -> float:
         """The learner's weights as they are, under `version`, to every worker that is up. Seconds it took.

@@ -46,10 +46,14 @@ class ScriptedSync:
     async def meanwhile(self) -> dict[str, str]:
         return {}
 
+    async def while_resending(self) -> None:
+        pass
+
     async def push(self, version: int, workers: ActorGroup) -> SyncReport:
         return SyncReport(version, 1, 1, 0.0, failed=await self.meanwhile())
 
     async def resend(self, workers: ActorGroup) -> SyncReport:
+        await self.while_resending()
         if self.learner_failed is not None:
             raise self.learner_failed
         self.resent += workers.names
@@ -233,6 +237,30 @@ def test_what_a_sync_came_to_for_a_dead_worker_is_not_said_of_its_successor(with
         await until(lambda: len(engines.serving) == 2)
         assert sync.resent == ["rollout-0"]
         assert engines.faults["rollout_failed"] == 1
+
+    with_engines(test, sync=sync)
+
+
+def test_the_learner_does_not_step_while_its_weights_are_on_their_way_to_a_successor(with_engines):
+    """They would arrive newer than the version that is said of them."""
+    sync = ScriptedSync()
+
+    async def test(engines: EngineGroup, router: Router) -> None:
+        await engines.push(0)
+        under_way, arrives, happened = asyncio.Event(), asyncio.Event(), []
+
+        async def takes_long() -> None:
+            under_way.set()
+            await arrives.wait()
+            happened.append("weights arrived")
+
+        sync.while_resending = takes_long
+        ray.kill(engines.workers[0].actor)
+        await under_way.wait()
+        asyncio.get_running_loop().call_later(0.2, arrives.set)
+        await engines.weights_move()
+        happened.append("learner steps")
+        assert happened == ["weights arrived", "learner steps"]
 
     with_engines(test, sync=sync)
 
