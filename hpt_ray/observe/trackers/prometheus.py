@@ -2,13 +2,14 @@
 
 What is in metrics.jsonl as `reward/mean` is there as `ray_hpt_ray_reward_mean{run="NAME-TIME"}`; Ray puts `ray_`
 in front. A part in `<…>` becomes a label: `eval/<set>/mean` is `ray_hpt_ray_eval_mean{set="math"}`. Values are
-gauges; what is counted by kind is a counter, `ray_hpt_ray_rollout_finish_total{reason="length"}`. The
-list of names is `METRICS` and nothing else.
+gauges; what is counted by kind is a counter, `ray_hpt_ray_rollout_finish_total{reason="length"}`: the sum over
+metrics.jsonl, also where steps are done again. The list of names is `METRICS` and nothing else.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,12 +75,21 @@ def has_endpoint() -> bool:
     return ray.is_initialized() and any(node["Alive"] and node["MetricsExportPort"] for node in ray.nodes())
 
 
+# (run, name in metrics.jsonl) → what this process has counted. Ray's counters know no way back, and outlive a tracker.
+_counted: defaultdict[tuple[str, str], float] = defaultdict(float)
+
+
 class PrometheusTracker:
     def __init__(self, folder: RunFolder, config: Mapping[str, Any], first_step: int) -> None:
         if not has_endpoint():
             raise RuntimeError("no node of the Ray cluster exports metrics")
         self._run = {"run": folder.root.name}
         self._instruments: dict[str, Gauge | Counter] = {}
+        self._sums: defaultdict[str, float] = defaultdict(float)  # over metrics.jsonl up to the newest step
+        for line in folder.read_metrics():
+            if line["step"] < first_step:
+                for name, value in line.items():
+                    self._sums[name] += value if isinstance(value, (int, float)) else 0.0
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in {"step": float(step), **metrics}.items():
@@ -87,8 +97,12 @@ class PrometheusTracker:
             instrument = self._instrument(series)
             if isinstance(instrument, Gauge):
                 instrument.set(value, {**self._run, **labels})
-            elif value > 0:
-                instrument.inc(value, {**self._run, **labels})
+            else:
+                self._sums[name] += value
+                counted = (self._run["run"], name)
+                if (new := self._sums[name] - _counted[counted]) > 0:
+                    instrument.inc(new, {**self._run, **labels})
+                    _counted[counted] += new
 
     def close(self) -> None:
         """Nothing: the endpoint forgets the values when this process ends."""
