@@ -114,7 +114,10 @@ class Replicas:
         if None in sources:
             raise LearnerFailed("the copy in memory was lost with its nodes")
         step = self._whole.state.step
-        await self._each(_joined(groups), "restore_from", [(source, step) for source in sources])
+        try:
+            await self._each(_joined(groups), "restore_from", [(source, step) for source in sources])
+        except RayError as error:  # such as of a replica that ended just now
+            raise LearnerFailed(f"the copy in memory could not be read: {in_one_line(error)}") from error
 
     def close(self) -> None:
         """End the replicas."""
