@@ -7,13 +7,17 @@ and none ends without a name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
 from hpt_ray.errors import WaitExpired
+
+LOOK_EVERY_S = 2.0  # whether all of a group are there
 
 
 async def wait_all(refs: Sequence[Any], *, names: Sequence[str], what: str, timeout_s: float) -> list[Any]:
@@ -88,6 +92,23 @@ class ActorGroup:
             task.cancel()
         dead = {task for task in done if isinstance(task.exception(), RayActorError)}
         return [name for name, task in zip(self.names, tasks, strict=True) if task in dead]
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Within it, whatever is waited for, the end of one of their processes is raised soon: a `RayActorError`."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                looking = tasks.create_task(self._look())
+                yield
+                looking.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            # One that is busy answers when it is not, or ends; whoever watches has a limit.
+            await self.call("__ray_ready__", timeout_s=math.inf)
 
     def restart(self) -> None:
         """End all actors and start new ones in their place: whoever holds the group calls the new ones."""

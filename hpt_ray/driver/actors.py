@@ -103,6 +103,10 @@ class Actors:
         return [group for group in (self.learners, self.critic) if group is not None]
 
     @property
+    def all_ranks(self) -> ActorGroup:
+        return sum(self.ranks, ActorGroup([], []))
+
+    @property
     def faults(self) -> Counter[str]:
         """What failed on the side of the rollouts, and was mended, so far."""
         sides = (self.engines, self.router)

@@ -97,6 +97,8 @@ class Driver:
         self.phase, self.gate = phase, GATES[phase.gate]
         self.batches = BatchStream(phase, self.prepared.stop_token_ids)
         self.batches.connect(self.actors.router, self.actors.verifier)
+        # What was generated ahead, where it must be the same after a restart.
+        self.batches_to_keep = self.batches if self.config.run.deterministic else None
 
     @property
     def step(self) -> int:
@@ -154,8 +156,7 @@ class Driver:
         """Every step that is left; what the run came to."""
         started = time.perf_counter()
         if self.step == 0 and self.evaluator.before_training:
-            before = complete_line({"weights/version": self.state.version})
-            await self._report(0, before, [], force_evaluation=True)
+            await self._report(0, complete_line({"weights/version": 0}), [], force_evaluation=True)
         while self.step < self.config.run.steps and not self.stopping.is_asked:
             try:
                 await self._one_step()
@@ -194,21 +195,22 @@ class Driver:
         updates: list[UpdateResult] = []
         self.learner.begin_step(self.step - self.phase.before)
         with self.timeline.phase("rollout", batch.step):
-            # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
-            async for group in self.actors.turns.groups(batch.groups()):
-                # 4: the gate decides what this prompt trains on.
-                history = self.batches.attempts.get(group.prompt.id, [])
-                decision = self.gate.function(group, config.selection.gamma, history)
-                pairs.append((group, decision))
-                # 5: forward and backward at once; the optimizer steps when an update has all its prompts.
-                samples = samples_of(group, decision, index=len(pairs))
-                self.learner.add(samples, update=(len(pairs) - 1) // per_update)
-                report.rollouts_done()
-                # With log π_old of the learner, all samples are scored before the weights change.
-                if len(pairs) % per_update == 0 and not config.learner.recompute_old_logprobs:
+            async with self.actors.all_ranks.watched():
+                # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
+                async for group in self.actors.turns.groups(batch.groups()):
+                    # 4: the gate decides what this prompt trains on.
+                    history = self.batches.attempts.get(group.prompt.id, [])
+                    decision = self.gate.function(group, config.selection.gamma, history)
+                    pairs.append((group, decision))
+                    # 5: forward and backward at once; the optimizer steps when an update has all its prompts.
+                    samples = samples_of(group, decision, index=len(pairs))
+                    self.learner.add(samples, update=(len(pairs) - 1) // per_update)
+                    report.rollouts_done()
+                    # With log π_old of the learner, all samples are scored before the weights change.
+                    if len(pairs) % per_update == 0 and not config.learner.recompute_old_logprobs:
+                        updates.append(await self._update(len(updates)))
+                while len(updates) < config.updates_per_step:
                     updates.append(await self._update(len(updates)))
-            while len(updates) < config.updates_per_step:
-                updates.append(await self._update(len(updates)))
         # 6: the engines get the new weights.
         with self.timeline.phase("sync"):
             sync_s = await self._sync()
@@ -288,7 +290,7 @@ class Driver:
         were too many since that checkpoint.
         """
         while True:
-            lost = [n for ranks in self.actors.ranks for n in await ranks.lost(error, DEATH_IS_KNOWN_S)]
+            lost = await self.actors.all_ranks.lost(error, DEATH_IS_KNOWN_S)
             again_at = self.checkpoints.newest_step
             self.restarts = self.restarts + 1 if again_at == self.restarted_at else 1
             self.restarted_at = again_at
@@ -349,7 +351,7 @@ class Driver:
             self._commit_checkpoint(best)
         copies = step and config.checkpoint.in_memory_every
         if copies and step % copies == 0 and step < config.run.steps:
-            await self.checkpoints.copy(self.actors, self._state(), self._batches_to_keep)
+            await self.checkpoints.copy(self.actors, self._state(), self.batches_to_keep)
 
     async def _evaluate(self) -> dict[str, float]:
         """The eval sets' scores; nothing, at once, where the run is to stop: it may have little time."""
@@ -376,13 +378,8 @@ class Driver:
         """The files of a checkpoint: learner state, Hugging Face export, batches ahead. Seconds it took."""
         begin = time.perf_counter()
         with self.timeline.phase("save"):
-            await self.checkpoints.write(self.actors, self.step, self._batches_to_keep)
+            await self.checkpoints.write(self.actors, self.step, self.batches_to_keep)
         return time.perf_counter() - begin
-
-    @property
-    def _batches_to_keep(self) -> BatchStream | None:
-        """What was generated ahead, where it must be the same after a restart."""
-        return self.batches if self.config.run.deterministic else None
 
     def _commit_checkpoint(self, best: tuple[float, int] | None = None) -> None:
         self.checkpoints.commit(replace(self._state(), best=best or self.checkpoints.best))

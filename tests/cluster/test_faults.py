@@ -17,6 +17,7 @@ import pytest
 from command import MAIN, ROOT, TINY, child_environment, left_of, run_main, write_reward_function
 from endings import check, faults_of, newest
 from killer import Fault, Killer, steps_done
+from nodes import wait_for
 
 from hpt_ray.observe.run_folder import RunFolder
 
@@ -28,6 +29,17 @@ LIMIT_S = 300
 ENGINE, LEARNER, REFERENCE = "ray::RolloutWorker", "ray::LearnerWorker", "ray::ReferenceWorker"
 REPLICA = "ray::StateReplica"
 VERIFIER, REWARD = "ray::Verifier", "hpt_ray.reward.pool"
+# As `write_reward_function`; it says when it is held, which it is as long as there is `hold` beside it.
+HELD_REWARD = """
+import pathlib, time
+
+def grade(response, ground_truth):
+    hold = pathlib.Path(__file__).with_name("hold")
+    while hold.exists():
+        hold.with_name("held").touch()
+        time.sleep(0.05)
+    return len(response) % 2 == 0
+"""
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +123,28 @@ def test_learner_ranks_and_the_reference_die(words, undisturbed, tmp_path):
     )
     check(folder, undisturbed, exactly=True)
     assert faults_of(folder)["learner_restarted"] == 2
+
+
+def test_a_lost_rank_is_replaced_while_rollouts_of_the_step_are_still_missing(words, undisturbed, tmp_path):
+    file, hold, held = (tmp_path / name for name in ("held.py", "hold", "held"))
+    file.write_text(HELD_REWARD)
+    words = [*words, f"reward.function=python:{file}:grade", f"reward.timeout_s={LIMIT_S / 2:.0f}"]
+    process = start(words, tmp_path)
+    try:
+        wait_for(lambda: steps_done(tmp_path) >= 1, LIMIT_S)
+        hold.touch()
+        wait_for(held.exists, LIMIT_S)
+        Killer(process.pid, tmp_path, [Fault(1, LEARNER)], seed=7).start()
+        assert process.stdout is not None
+        printed = ""
+        for line in process.stdout:
+            printed += line
+            if "starting again" in line:
+                hold.unlink()
+    finally:
+        process.kill()
+    assert process.wait() == 0, printed
+    check(newest(tmp_path), undisturbed, exactly=True)
 
 
 def test_learner_ranks_go_on_from_the_copy_in_memory(words, undisturbed, tmp_path):

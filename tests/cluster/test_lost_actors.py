@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState
+from hpt_ray.cluster import actor_group
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.errors import LearnerFailed
 
@@ -40,6 +42,28 @@ def ranks(ray_cluster):
     group = ActorGroup(["learner-0", "learner-1"], [make.options(num_cpus=0).remote() for _ in range(2)])
     yield group
     group.kill()
+
+
+def test_the_end_of_a_rank_is_known_whatever_is_waited_for(ranks, monkeypatch):
+    monkeypatch.setattr(actor_group, "LOOK_EVERY_S", 0.1)
+
+    async def wait(error: Exception | None = None) -> None:
+        async with ranks.watched():
+            if error is not None:
+                raise error
+            await asyncio.sleep(0.5)
+
+    async def loses_one() -> None:
+        async with ranks.watched():
+            ray.kill(ranks.actors[1])
+            await asyncio.sleep(LIMIT_S)
+
+    asyncio.run(wait())
+    with pytest.raises(KeyError, match="ours"):
+        asyncio.run(wait(KeyError("ours")))
+    with pytest.raises(RayActorError) as raised:
+        asyncio.run(loses_one())
+    assert asyncio.run(ranks.lost(raised.value, LIMIT_S)) == ["learner-1"]
 
 
 def test_a_copy_that_is_lost_while_it_is_read_is_one_more_loss_and_not_the_end(ranks, tmp_path: Path):
