@@ -127,6 +127,8 @@ class Actors:
             group.restart()
         for group in self.ranks:
             await cluster.place(group, timeout_s=config.cluster.placement_timeout_s)
+        if self.engines is not None and (gpus := await gpus_of_engines(config, self.learners)):
+            self.engines.use_gpus(gpus)
         await asyncio.gather(*(start_ranks(group, config.learner.timeout_s) for group in self.ranks))
 
     def stop(self) -> None:
@@ -273,8 +275,7 @@ async def make_engines(
         keep_committed=config.rollout.max_off_policy_steps > 0
         or any(phase.config.updates_per_step > 1 for phase in phases_of(config)),
     )
-    gpus = await gpus_of_engines(config, learners) if config.cluster.colocate else None
-    return make_engine_group(cluster, spec, sync, logs, gpus)
+    return make_engine_group(cluster, spec, sync, logs, await gpus_of_engines(config, learners))
 
 
 def make_reference(cluster: Cluster, config: Config, model_path: str, logs: Path) -> ActorGroup:
@@ -295,8 +296,8 @@ def with_one_thread(config: Config) -> Config:
 
 
 async def gpus_of_engines(config: Config, learners: ActorGroup) -> list[str] | None:
-    """For each rollout worker the GPUs of the ranks in its bundle, as CUDA names them; None without GPUs."""
-    if config.rollout.num_gpus == 0:
+    """For each rollout worker the GPUs of the ranks in its bundle, as CUDA names them; None where it has its own."""
+    if not config.cluster.colocate or config.rollout.num_gpus == 0:
         return None
     seen = await learners.call("visible_gpus", timeout_s=config.learner.timeout_s, what="come up")
     size = config.rollout.tensor_parallel

@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,20 @@ class Worker:
 
 
 class EngineGroup:
-    """`num_workers` rollout workers. `make(i)` starts the actor of worker i.
+    """`num_workers` rollout workers. `make(i)` starts the actor of worker i, on `gpus[i]` where others reserved them.
 
     Without `sync` (evaluation) the engines load their weights themselves.
     """
 
     def __init__(
-        self, make: Callable[[int], Any], num_workers: int, config: RolloutConfig, sync: WeightSync | None
+        self,
+        make: Callable[[int], Any],
+        num_workers: int,
+        config: RolloutConfig,
+        sync: WeightSync | None,
+        gpus: list[str] | None = None,
     ):
-        self._make, self._config, self._sync = make, config, sync
+        self._make, self._config, self._sync, self._gpus = make, config, sync, gpus
         self.workers = [Worker(i, make(i)) for i in range(num_workers)]
         self.faults: Counter[str] = Counter()  # what failed and what was done, since the run began
         self.say: Callable[[str], None] = lambda text: None  # what a person should hear
@@ -129,6 +134,14 @@ class EngineGroup:
     def delivered(self, worker: Worker) -> None:
         worker.health = worker.health.delivered()
         worker.progress_s = time.monotonic()
+
+    def use_gpus(self, gpus: list[str]) -> None:
+        """Worker i is to be on `gpus[i]`; one that was made for others, as its node was lost, is made again."""
+        assert self._gpus is not None, "they reserve their own"
+        for worker, new in zip(self.workers, gpus, strict=True):
+            if (old := self._gpus[worker.index]) != new:
+                self._gpus[worker.index] = new
+                self.failed(worker, worker.actor, f"its GPUs are {new} now, and were {old}")
 
     # -- weights -----------------------------------------------------------------------------------
 
@@ -335,16 +348,15 @@ def make_engine_group(
     spec: EngineSpec,
     sync: WeightSync | None,
     logs: Path,
-    gpus: Sequence[str] | None = None,
+    gpus: list[str] | None = None,
 ) -> EngineGroup:
     """The rollout workers, coming up; each on its own of `gpus`, where others reserved them."""
     count = range(spec.rollout.num_workers)
-    own: Sequence[str | None] = gpus or [None] * len(count)
-    make = cluster.maker(
-        "rollout",
-        RolloutWorker,
+
+    def make(i: int) -> Any:
         # Engines that share a seed would draw the same responses to unseeded requests.
-        [(replace(spec, seed=spec.seed + i, gpus=own[i]), log_file(logs, "rollout", i)) for i in count],
-        max_concurrency=ROLLOUT_CONCURRENCY,
-    )
-    return EngineGroup(make, len(count), spec.rollout, sync)
+        mine = replace(spec, seed=spec.seed + i, gpus=gpus and gpus[i])
+        arguments = [(mine, log_file(logs, "rollout", i))] * len(count)
+        return cluster.maker("rollout", RolloutWorker, arguments, max_concurrency=ROLLOUT_CONCURRENCY)(i)
+
+    return EngineGroup(make, len(count), spec.rollout, sync, gpus)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,14 +79,19 @@ def with_engines(ray_cluster) -> Callable[..., None]:
         max_num_seqs: int = 256,
         timeout_s: float = 60.0,
         sync: ScriptedSync | None = None,
+        gpus: list[str] | None = None,
         **config,
     ) -> None:
         room = room_for(rollout=num_workers)
-        arguments = [(i, str(breaks_at_start or "")) for i in range(num_workers)]
-        make = room.maker("rollout", ScriptedWorker, arguments, max_concurrency=100)
+
+        def make(i: int) -> Any:
+            names = gpus or range(num_workers)
+            arguments = [(name, str(breaks_at_start or "")) for name in names]
+            return room.maker("rollout", ScriptedWorker, arguments, max_concurrency=100)(i)
 
         async def whole() -> None:
-            engines = EngineGroup(make, num_workers, RolloutConfig(num_workers=num_workers, **config), sync)
+            limits = RolloutConfig(num_workers=num_workers, **config)
+            engines = EngineGroup(make, num_workers, limits, sync, gpus)
             try:
                 await engines.start()
                 await test(engines, Router(engines, max_num_seqs=max_num_seqs, timeout_s=timeout_s))
@@ -279,6 +285,21 @@ def test_a_worker_that_comes_up_while_the_learner_is_down_waits_for_its_weights(
         assert engines.faults["rollout_failed"] == 1
 
     with_engines(test, num_workers=1, sync=sync)
+
+
+def test_a_worker_whose_place_is_on_other_gpus_now_is_made_again_there(with_engines):
+    """Each responds with the GPUs that it was made for."""
+
+    async def test(engines: EngineGroup, router: Router) -> None:
+        stays = engines.workers[0].actor
+        engines.use_gpus(["0", "6"])
+        await until(lambda: len(engines.serving) == 2)
+        rollouts = await draw(router, [ask(f"q{i}", RESPOND, 100) for i in range(8)])
+        assert {rollout.text for rollout in rollouts} == {"0", "6"}
+        assert engines.workers[0].actor is stays
+        assert engines.faults["rollout_failed"] == 1
+
+    with_engines(test, gpus=["0", "1"])
 
 
 def test_a_pool_that_gets_nothing_says_whom_it_waited_for(with_engines):
