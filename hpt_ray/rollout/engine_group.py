@@ -355,7 +355,7 @@ def make_engine_group(
 
     def make(i: int) -> Any:
         # Engines that share a seed would draw the same responses to unseeded requests.
-        mine = replace(spec, seed=spec.seed + i, gpus=gpus and gpus[i])
+        mine = replace(spec, seed=spec.seed + i, gpus=gpus[i] if gpus else None)
         arguments = [(mine, log_file(logs, "rollout", i))] * len(count)
         return cluster.maker("rollout", RolloutWorker, arguments, max_concurrency=ROLLOUT_CONCURRENCY)(i)
 
