@@ -142,13 +142,14 @@ def test_an_outlier_of_a_long_run_is_not_lost(tmp_path: Path) -> None:
     assert curve["low"] == [1.0] * 11
 
 
-def test_what_is_new_is_the_end_of_the_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("smooth", [1, 3])
+def test_what_is_new_is_the_end_of_the_whole(tmp_path: Path, smooth: int) -> None:
     folder = RunFolder.create(tmp_path, "demo")
     for step in range(1, 21):
         folder.append_metrics({"step": step, "reward/mean": step / 7})
     run = Run(folder.root)
-    whole = curves(run, ["reward/mean"], first=0, width=4, count=6, smooth=3)
-    rest = curves(run, ["reward/mean"], first=12, width=4, count=3, smooth=3)
+    whole = curves(run, ["reward/mean"], first=0, width=4, count=6, smooth=smooth)
+    rest = curves(run, ["reward/mean"], first=12, width=4, count=3, smooth=smooth)
     assert rest["curves"]["reward/mean"] == {k: v[3:] for k, v in whole["curves"]["reward/mean"].items()}
     assert rest["begun"] == whole["begun"]
     assert {*curves(run, ["*"], first=0, width=4, count=6, bands=False)["curves"]["reward/mean"]} == {"mean"}
