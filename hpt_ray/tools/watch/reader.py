@@ -26,6 +26,7 @@ from hpt_ray.tools.watch.lines import JsonLines, last_line
 
 DEPTH = 3  # folders below the one given in which a run is looked for
 DIGITS = 6  # of a value of a curve
+ALL_SETS = "eval/all sets/mean"  # beside the metrics of the run
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
 
@@ -160,10 +161,16 @@ def curves(
     if smooth == 1 and np.all(np.diff(steps) >= 0):  # what is new is at the end
         begin = int(np.searchsorted(steps, first))
         table, steps = table.slice(begin), steps[begin:]
+    columns = {name: _numbers(table, name) for name in filter(wanted.match, names)}
+    sets = [name for name in names if re.fullmatch(r"eval/[^/]+/mean", name)]
+    if len(sets) > 1 and wanted.match(ALL_SETS):
+        columns[ALL_SETS] = np.mean(
+            [_numbers(table, name) for name in sets], axis=0
+        )  # where each has a value
     parts = {
         (name, part): values
-        for name in filter(wanted.match, names)
-        for part, values in _curve(steps, _numbers(table, name), first, width, count, smooth, bands).items()
+        for name, column in columns.items()
+        for part, values in _curve(steps, column, first, width, count, smooth, bands).items()
     }
     found: dict[str, dict[str, list[float | None]]] = {}
     for (name, part), values in zip(parts, rounded(np.array([*parts.values()])), strict=True):

@@ -105,7 +105,7 @@ async function look() {
   try {
     runs = await ask("runs");
     const versions = () => JSON.stringify(chosen().map(run => [run.id, run.version]));
-    if (!state.get("runs") && runs.length) state.set({ runs: newest(FIRST_RUNS) }); // which shows them
+    if (!state.get("runs") && runs.length) state.set({ runs: newest(saved ? runs.length : FIRST_RUNS) }); // which shows them
     else {
       showRuns();
       if (versions() !== before) showView();
@@ -128,6 +128,6 @@ state.onchange(() => { showRuns(); showView(); });
 addEventListener("visibilitychange", () => saved || document.hidden || look());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shownView?.recolor?.(); showView(); });
 if (matchMedia("(max-width: 800px)").matches) $("#runs-box").open = false;
-if (saved) for (const part of ["#runs-filter", "#runs-box .row"]) $(part).style.setProperty("display", "none"); // there is one run
-if (saved) document.title = saved.runs[0]?.id ?? document.title;
+if (saved?.runs.length === 1) for (const part of ["#runs-filter", "#runs-box .row"]) $(part).style.setProperty("display", "none");
+if (saved) document.title = saved.title;
 look();
