@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.watch.__main__ import listen
-from hpt_ray.tools.watch.reader import Run, Runs, curves, rolling_mean, rounded
+from hpt_ray.tools.watch.reader import ALL_SETS, Run, Runs, curves, rolling_mean, rounded
 from hpt_ray.tools.watch.server import application
 
 TOKEN = "secret"
@@ -109,6 +109,26 @@ def test_a_wrong_question_is_answered(client: TestClient) -> None:
     assert asked([first, 0]) == 400
     assert asked(["../other", 0, 10]) == 404
     assert client.get(f"/{TOKEN}/api/curves", params={**ask, "runs": "[["}).status_code == 400
+
+
+def test_chosen_runs_are_compared(client: TestClient) -> None:
+    other, first = sorted(ids(client), key=lambda run: run.startswith("first"))
+    params = {"runs": json.dumps([other, first])}
+    methods = client.get(f"/{TOKEN}/api/methods", params=params).json()
+    assert methods == [["grpo", [other]], ["hpt", [first]]]
+    blocks = client.get(f"/{TOKEN}/api/comparison", params=params).json()
+    assert [block["title"] for block in blocks][:2] == ["Methods", "Results"]
+    assert client.get(f"/{TOKEN}/api/comparison", params={"runs": '["../x"]'}).status_code == 404
+
+
+def test_the_mean_over_sets_is_where_all_have_a_value(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "demo")
+    for step, values in enumerate([(0.25, 0.75), (0.5, None), (0.5, 1.0)]):
+        folder.append_metrics(
+            {"step": step, **dict(zip(("eval/a/mean", "eval/b/mean"), values, strict=True))}
+        )
+    found = curves(Run(folder.root), ["eval/*/mean"], first=0, width=1, count=3)["curves"]
+    assert found[ALL_SETS] == {"mean": [0.5, None, 0.75]}
 
 
 def test_curves_in_buckets(tmp_path: Path) -> None:
