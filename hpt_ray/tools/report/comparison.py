@@ -145,7 +145,7 @@ def learning(methods: Sequence[Method], pictures: Pictures) -> str:
         for i, name in enumerate(sets)
     ]
     several = details_html("Evaluations by set", grid(*filter(None, by_set))) if len(sets) > 1 else ""
-    note = f"Bands: {BANDS[BAND][1]}. Curves of steps are rolling means. Thin lines: single seeds that went further."
+    note = f"Bands: {BANDS[BAND]}. Curves of steps are rolling means. Thin lines: single seeds that went further."
     return note_html(note) + grid(*filter(None, drawn)) + several
 
 
