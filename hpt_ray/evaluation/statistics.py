@@ -125,15 +125,11 @@ def spread_of(values: Sequence[float] | np.ndarray) -> Spread:
     return Spread(n, float(array.mean()), float(array.std(ddof=1)), half_width)
 
 
-# Kinds of bands around a mean over seeds, in words.
-BANDS = {
-    "std": "± one standard deviation over the seeds",
-    "ci95": "95 % interval of the mean over the seeds (Student's t)",
-}
+def band_of(values: np.ndarray, kind: str = "std") -> tuple[np.ndarray, np.ndarray]:
+    """The edges of a band around the mean of values [seeds, N]; it has no width where only one has a value.
 
-
-def band_of(values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of a band of `BANDS` around the mean of values [seeds, N]; no width where only one has a value."""
+    `kind`: `std`, ± one standard deviation over the seeds, or `ci95`, Student's interval of the mean.
+    """
     n = np.sum(np.isfinite(values), axis=0)
     others = np.maximum(n - 1, 1)
     half_width = np.nanstd(values, axis=0) * np.sqrt(n / others)
