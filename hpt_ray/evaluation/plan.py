@@ -226,6 +226,7 @@ def _prompts(config: EvaluateConfig, row: Benchmark, template: Template) -> tupl
         needs_ground_truth=any(check_ground_truth(None, function) for function in functions),
         columns=config.data.columns,
         held_out=True,
+        objects=any(check_ground_truth({"": ""}, function) is None for function in functions),
     )
     if found.dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())
