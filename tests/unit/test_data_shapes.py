@@ -249,8 +249,8 @@ def test_a_named_column_that_is_not_there(tmp_path):
             "`messages.reasoning_content` should be absent: write it into the content",
         ),
         (
-            {"messages": [USER, ANSWER | {"thinking": "1, then 2 more"}]},
-            "`messages.thinking` should be absent",
+            {"messages": [USER, ANSWER | {"reasoning": "1, then 2 more"}]},
+            "`messages.reasoning` should be absent",
         ),
         (
             {"messages": [{"role": "user", "text": Q}, ANSWER]},

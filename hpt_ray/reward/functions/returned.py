@@ -74,11 +74,11 @@ def _from_mapping(value: Mapping[Any, Any]) -> RewardResult:
             f"it returned a dict without `score`; it has {', '.join(map(str, value)) or 'nothing'}"
         )
     result = to_result(value[given])
-    says = {0.0: Outcome.WRONG, 1.0: Outcome.CORRECT}.get(_number(value.get("acc")), result.outcome)
+    says: dict[float | None, Outcome] = {0.0: Outcome.WRONG, 1.0: Outcome.CORRECT}
     return _checked(
         RewardResult(
             result.score,
-            value.get("outcome", says),
+            value.get("outcome", says.get(_number(value.get("acc")), result.outcome)),
             value.get("extracted", value.get("pred")),
             value.get("detail"),
             {name: x for name, x in value.items() if name not in FIELDS},
