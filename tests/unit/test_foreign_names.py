@@ -45,7 +45,7 @@ TRIED = {
     "enable_thinking": "data.chat_template_kwargs",
     "data.apply_chat_template_kwargs.enable_thinking": "data.chat_template_kwargs",
     "algorithm.filter_groups.enable": "algorithm.name",
-    "filter_groups.max_num_gen_batches": "algorithm.name",
+    "algorithm.filter_groups.metric": "algorithm.name",
     "data.truncation": "data.max_prompt_tokens",
     "learner.lr": "learner.learning_rate",
     "training.per_device_train_batch_size": "max_tokens_per_micro_batch",
