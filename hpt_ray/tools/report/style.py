@@ -50,11 +50,6 @@ def method_styles(algorithms: Sequence[str]) -> list[tuple[str, str]]:
     return [style or next(free) for style in styles]
 
 
-def line_style(number: int) -> tuple[str, str]:
-    """(colour, dash) of the `number`-th line of a figure."""
-    return COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
-
-
 @functools.cache
 def font() -> str:
     """A sans serif that is there; DejaVu comes with matplotlib."""

@@ -23,7 +23,8 @@ from hpt_ray.tools.report.load import Attempt, RunData
 from hpt_ray.tools.report.methods import DASH, algorithm_of, shown
 from hpt_ray.tools.report.style import rounded
 
-Block = dict[str, Any]  # of it `title`, `lead`, `warnings`, `facts`, `notes`, `tables`, `texts` and `folded`
+# Of it `title`, `lead`, `warnings`, `facts`, `notes`, `tables`, `pictures`, `texts` and `folded`.
+Block = dict[str, Any]
 QUANTILES = {"min": "min", "median": "median", "p90": "90 %", "p99": "99 %", "max": "max", "limit": "limit"}
 MOST_ATTEMPTS = 8  # of one prompt that is followed
 
@@ -35,8 +36,8 @@ def summary(run: RunData) -> list[Block]:
 
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[dict[str, Any]]:
-    """A table in a list of its own; no table without rows."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    """A table in a list of its own; no table without rows. A cell `{"best": text}` is bold."""
+    cells = [[cell if isinstance(cell, dict) else str(cell) for cell in row] for row in rows]
     return [{"caption": caption, "header": list(header), "rows": cells}] if rows else []
 
 
