@@ -123,7 +123,7 @@ class RunData:
 
     def evaluations(self) -> dict[str, Series]:
         """`eval/<set>/mean` by set."""
-        return self.matching(r"eval/([^/]+)/mean")
+        return self.matching(r"eval/(.+)/mean")
 
     @property
     def wall_s(self) -> float:
