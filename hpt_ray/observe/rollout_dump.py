@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,12 @@ def _prompt_fields(group: Group) -> Line:
         "reference": truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False),
         "demonstration": group.prompt.demonstration and group.prompt.demonstration.text,
         "prompt_row": json.dumps(
-            {"prompt": prompt.source or prompt.text, "ground_truth": truth, "extra": prompt.extra}
+            {
+                "prompt": prompt.source or prompt.text,
+                "ground_truth": truth,
+                "extra": prompt.extra,
+                "opening": prompt.opening,
+            }
         ),
     }
 
@@ -204,16 +210,7 @@ def _rollout_fields(group: Group) -> list[Line]:
 
 
 def _decision_fields(decision: Decision | None) -> Line:
-    if decision is None:
-        return {}
-    return {
-        "branch": branch_of(decision),
-        "reason": decision.reason,
-        "num_correct": decision.num_correct,
-        "num_rollouts": decision.num_rollouts,
-        "rollout_weight": decision.rollout_weight,
-        "demo_weight": decision.demo_weight,
-    }
+    return {"branch": branch_of(decision), **asdict(decision)} if decision else {}
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -264,10 +261,4 @@ def _result(line: Line) -> RewardResult:
 
 
 def _decision(line: Line) -> Decision:
-    return Decision(
-        rollout_weight=line["rollout_weight"],
-        demo_weight=line["demo_weight"],
-        num_correct=line["num_correct"],
-        num_rollouts=line["num_rollouts"],
-        reason=line["reason"],
-    )
+    return Decision(**{field.name: line[field.name] for field in fields(Decision)})

@@ -24,25 +24,23 @@ def curves_of(
     metric: str | Callable[[RunData], Series],
     *,
     band: str = "std",
-    smooth: bool = True,
 ) -> list[Curve]:
-    """One curve per method of which every run has the metric: mean over its seeds, and a band of `BANDS`.
+    """One curve per method of which every run has the metric: mean over its seeds, and a band: see `band_of`.
 
-    `metric` is a name of metrics.jsonl, or what makes a series of a run. With `smooth`, each seed is smoothed
-    first, so that the band shows seeds and not steps.
+    `metric` is a name of metrics.jsonl, or what makes a series of a run. Each seed is smoothed first, so that
+    the band shows seeds and not steps.
     """
     curves = []
     for method in methods:
         all_series = [metric(run) if callable(metric) else run.series(metric) for run in method.runs]
         if not all_series or not all(map(len, all_series)):
             continue  # a mean over some of the seeds is not that of the method
-        if smooth:
-            window = statistics.smoothing_window(max(map(len, all_series)))
-            all_series = [Series(s.steps, statistics.rolling_mean(s.values, window)) for s in all_series]
+        window = statistics.smoothing_window(max(map(len, all_series)))
+        all_series = [Series(s.steps, statistics.rolling_mean(s.values, window)) for s in all_series]
         steps, values = aligned(all_series)
         if not len(steps):
             continue
-        low, high = statistics.BANDS[band][0](values) if len(values) > 1 else (None, None)
+        low, high = statistics.band_of(values, band) if len(values) > 1 else (None, None)
         tails = [(s.steps[late], s.values[late]) for s in all_series if sum(late := s.steps >= steps[-1]) > 1]
         mean, dash = np.nanmean(values, axis=0), method.dash
         curves.append(Curve(method.label, method.color, steps, mean, low, high, dash=dash, tails=tails))
@@ -97,6 +95,6 @@ def pass_curves(methods: Sequence[Method], benchmark: str) -> list[Curve]:
         values = np.stack([value[:num] for _, value, _ in found])
         ks, _, half = (array[:num] for array in found[0])
         mean = values.mean(axis=0)
-        low, high = statistics.BANDS["std"][0](values) if len(found) > 1 else (mean - half, mean + half)
+        low, high = statistics.band_of(values) if len(found) > 1 else (mean - half, mean + half)
         curves.append(Curve(method.label, method.color, ks, mean, low, high, dash=method.dash))
     return curves

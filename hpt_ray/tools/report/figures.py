@@ -37,14 +37,10 @@ def curves_figure(
     unit: str,
     *,
     x_label: str = "step",
-    share: bool | None = False,
-    height: float = style.HEIGHT,
+    share: bool = False,
 ) -> Figure:
-    """Lines with their names at the right. `share`: the axis is 0 to 100 %; None: where all values are within."""
-    if share is None:
-        values = _finite([curve.mean for curve in curves])
-        share = bool(values.min() >= 0 and values.max() <= 1)
-    figure, axes = style.panel(title, unit, height=height)
+    """Lines with their names at the right. `share`: the axis is 0 to 100 %."""
+    figure, axes = style.panel(title, unit)
     for curve in curves:
         _draw(axes, curve)
     style.count_axis(axes, x_label)

@@ -29,8 +29,6 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = COLORS
 GREY = "#b9bfc6"
 DASHES = ("-", "--", ":", "-.")
 
-# What a prompt trained on, in every figure and table.
-BRANCH_COLORS = {"rollouts": SKY, "demonstration": ORANGE, "both": PURPLE, "nothing": GREY}
 # The usual rivals keep their colour from page to page.
 _PREFERRED = {"hpt": BLUE, "grpo": VERMILLION, "sft": GREEN, "luffy": PURPLE, "srft": ORANGE, "ppo": SKY}
 

@@ -164,9 +164,8 @@ def curves(
     columns = {name: _numbers(table, name) for name in filter(wanted.match, names)}
     sets = [name for name in names if re.fullmatch(r"eval/[^/]+/mean", name)]
     if len(sets) > 1 and wanted.match(ALL_SETS):
-        columns[ALL_SETS] = np.mean(
-            [_numbers(table, name) for name in sets], axis=0
-        )  # where each has a value
+        every = [_numbers(table, name) for name in sets]
+        columns[ALL_SETS] = np.mean(every, axis=0)  # where each has a value
     parts = {
         (name, part): values
         for name, column in columns.items()
