@@ -56,10 +56,8 @@ SCHEMA = pa.schema(
         ("rollout_weight", pa.float64()),  # α
         ("demo_weight", pa.float64()),  # β
         ("advantage", pa.float64()),  # null where it trained nothing, or the learner alone knows it
-        (
-            "prompt_row",
-            pa.string(),
-        ),  # JSON of what a reward function may ask for: prompt, ground_truth, extra
+        # JSON of what a reward function may ask for: prompt, ground_truth, extra
+        ("prompt_row", pa.string()),
     ]
 )
 FOR_PEOPLE = {"demonstration", "advantage", "prompt_row"}  # not needed to make the groups again

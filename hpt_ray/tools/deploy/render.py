@@ -223,9 +223,8 @@ def _pod_operations(
         toleration = {"key": target.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
         own["tolerations"] = [toleration]
     operations += field_operations(target.pod_fields, spec, own)
-    if (
-        "verifier" in group.actors and group.name != HEAD
-    ):  # its reward functions may need keys; the head has them
+    if "verifier" in group.actors and group.name != HEAD:
+        # Its reward functions may need keys; the head has them.
         operations.append(_put("add", f"{spec}/containers/0/envFrom", KEYS))
     resources = {"requests": requests, "limits": limits}
     return [
