@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trackers.prometheus import PrometheusTracker
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 def exported(run: str, name: str) -> float | None:
@@ -42,5 +42,5 @@ def test_what_is_done_again_is_counted_once(ray_cluster, tmp_path: Path):
     goes_on(1, 3, 4, 4)
     goes_on(2, 2, 4, 5)
     run = folder.root.name
-    wait_for(lambda: exported(run, "step") == 4, 60)
-    wait_for(lambda: exported(run, "rollout_finish_total") == 3 + 2 + 4 + 5, 60)
+    wait_for(lambda: exported(run, "step") == 4, 100)
+    wait_for(lambda: exported(run, "rollout_finish_total") == 3 + 2 + 4 + 5, 100)

@@ -17,7 +17,7 @@ from hpt_ray.cluster import actor_group
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.errors import LearnerFailed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 LIMIT_S = 60.0
 
