@@ -101,9 +101,9 @@ def fly(pilot: Pilot, console: Console, *, start: bool) -> int:
     console.print(
         "Instead of what is not here, and of every file of prompts, stand-ins are tried.", soft_wrap=True
     )
-    if start:
+    if start and (jobs := pilot.jobs()):
         launcher = LocalLauncher()
-        asyncio.run(stoppable(launcher, lambda: pilot.fly(launcher, console)))
+        asyncio.run(stoppable(launcher, lambda: pilot.fly(jobs, launcher, console)))
     table = Table("row", "result", box=box.SIMPLE_HEAD, title="Pilot" if start else "Pilot: checked alone")
     for name, why in pilot.results.items():
         table.add_row(name, Text(first_sentence(why) if why else "passed"))

@@ -8,7 +8,7 @@ the evaluations of the models before training are carried out. All is in OUT/pil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -74,7 +74,7 @@ class Pilot:
             (self.folder / name).mkdir(exist_ok=True)
 
     def check(self, row: RunSpec) -> None:
-        """Everything that can be said before a start. Writes what `fly` needs."""
+        """Everything that can be said before a start. Writes what `jobs` needs."""
         try:
             small = replace(row, config=self.small(row.config))
             for config in (row.config, small.config):
@@ -107,20 +107,21 @@ class Pilot:
         tree = written(config)
         dump_config(self._limited(tree) | {"data": tree["data"], "cluster": {}}, evaluation.file)
 
-    async def fly(self, launcher: Launcher, console: Console) -> None:
-        """Carry out what was found right and has not passed before."""
+    def jobs(self) -> list[Job]:
+        """What can start and has not passed before."""
         jobs, logs = [], self.folder / "logs"
         for row in self._ready:
             words = ("hpt_ray.main", "--config", str(self.folder / "configs" / f"{row.id}.yaml"))
             if not state_of(row).is_done:
                 jobs.append(Job(row.id, words, logs / f"{row.id}.log"))
         bases = [e for e in self._evaluations if e.method == BASE and e.file.is_file()]
-        jobs += [base.job(logs) for base in bases if not base.is_done]
+        self.results |= dict.fromkeys((base.id for base in bases), "")
+        return jobs + [base.job(logs) for base in bases if not base.is_done]
+
+    async def fly(self, jobs: Sequence[Job], launcher: Launcher, console: Console) -> None:
         journal = Journal(self.folder / "journal.jsonl")
         queue = Queue(launcher, journal, console, self._parallel, TIMEOUT_S, len(jobs))
-        outcomes = await queue.run(jobs)
-        self.results |= dict.fromkeys((base.id for base in bases), "")
-        self.results |= {name: outcome.error for name, outcome in outcomes.items()}
+        self.results |= {name: outcome.error for name, outcome in (await queue.run(jobs)).items()}
 
     def small(self, full: Config) -> Config:
         """A row as it is tried here. Raises `UserError` for a model of which nothing here tells the architecture."""
