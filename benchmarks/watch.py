@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -98,11 +99,12 @@ def make_runs(parent: Path) -> RunFolder:
         for step in range(1, STEPS + 1):
             values = random.random(len(names)).round(5).tolist()
             file.write(json.dumps({"step": step, **dict(zip(names, values, strict=True))}) + "\n")
+    shared = shutil.copy(first.metrics, parent / "metrics.jsonl")  # not the one that grows
     for i, folder in enumerate(folders):
         config = f"run: {{name: run-{i}, steps: {STEPS}, seed: {i}}}\nalgorithm: {{name: hpt}}\n"
         folder.config.write_text(config)
         if folder is not first:
-            os.link(first.metrics, folder.metrics)
+            os.link(shared, folder.metrics)
     made = dump_of(first.rollouts, 1)
     pq.write_table(pa.Table.from_pylist([*rollouts()], schema=SCHEMA), made, compression="zstd")
     for step in range(2, DUMPED_STEPS + 1):

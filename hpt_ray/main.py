@@ -35,7 +35,7 @@ def main(words: list[str] | None = None) -> int:
         from hpt_ray.data.mini.base import tokenizer_path
         from hpt_ray.driver.setup import prepare
         from hpt_ray.observe.console import CommandConsole
-        from hpt_ray.observe.run_folder import RunFolder
+        from hpt_ray.observe.run_folder import RunFolder, write_json
 
         console = CommandConsole()
         config = train.completed(config)
@@ -59,9 +59,9 @@ def main(words: list[str] | None = None) -> int:
                 folder = RunFolder.create(config.run.dir, config.run.name)
                 stack.enter_context(train.holding(folder, console))
             train.write_config(config, folder)
-            folder.write_data_card(asdict(card))
+            write_json(folder.data_card, asdict(card))
             console.print(train.start_tables(config, prepared, card, plan, folder.root))
-            folder.write_plan(plan.memory_mb)
+            write_json(folder.plan, plan.memory_mb)
             train.show_warnings(card, console)
             asyncio.run(train.run(cluster, plan.config, prepared, folder, console))
         return 0

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# Some chat templates open the response for the model; published demonstrations may open it again.
+OPENINGS = ("<think>\n", "<think>")
+
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
@@ -34,7 +37,9 @@ class Prompt:
     id: str  # unique within a run: "<data_source>/<index>"
     token_ids: np.ndarray  # [P] int32, ends where the response begins
     text: str  # as rendered, for people
-    ground_truth: str | float | list | None  # None only where neither gate nor reward function needs one
+    ground_truth: (
+        str | float | list | dict | None
+    )  # None only where neither gate nor reward function needs one
     data_source: str  # chooses the reward function
     demonstration: Demonstration | None = None
     extra: dict = field(
@@ -43,6 +48,15 @@ class Prompt:
     source: str | list[dict[str, str]] = (
         ""  # the prompt as its file has it: a text, or messages {role, content}
     )
+
+    @property
+    def opening(self) -> str:
+        """What the prompt ends with and the response has begun with: `<think>\\n`, or nothing."""
+        return opening_of(self.text)
+
+
+def opening_of(prompt: str) -> str:
+    return next((opening for opening in OPENINGS if prompt.endswith(opening)), "")
 
 
 class FinishReason(enum.StrEnum):

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 MANIFEST = "MANIFEST.json"
-BLOCK_BYTES = 2**20  # larger ones stay in the memory of the process when they are freed
 NUM_HASHERS = 8  # files hashed at the same time
 
 
@@ -120,9 +119,5 @@ def _digests(folder: Path, names: list[str]) -> dict[str, str]:
 
 
 def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(BLOCK_BYTES))
     with file.open("rb", buffering=0) as stream:
-        while size := stream.readinto(buffer):
-            digest.update(buffer[:size])
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,6 @@ the same command goes on where it stopped.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from typing import Any
@@ -40,7 +39,7 @@ from hpt_ray.evaluation.report import as_json, compare, comparison_table, result
 from hpt_ray.evaluation.results import read_results, result_of, write_results  # noqa: E402
 from hpt_ray.evaluation.run import sample_missing, start_workers  # noqa: E402
 from hpt_ray.observe.console import CommandConsole  # noqa: E402
-from hpt_ray.observe.run_folder import write_atomic  # noqa: E402
+from hpt_ray.observe.run_folder import write_json  # noqa: E402
 from hpt_ray.utils import arguments, plugins  # noqa: E402
 from hpt_ray.utils.command import this_command  # noqa: E402
 
@@ -139,7 +138,7 @@ def finish(plan: Plan, journal: Journal) -> dict[str, Any]:
     ]
     write_results(plan.out, results)
     summary = summarise(plan, results)
-    write_atomic(plan.out / "results.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_json(plan.out / "results.json", summary)
     journal.close()
     return summary
 
@@ -149,13 +148,8 @@ def show_comparison(words: list[str], console: Console) -> None:
     rows, unshared = compare(read_results(options.a), read_results(options.b))
     console.print(comparison_table(rows, unshared, a=str(options.a), b=str(options.b)))
     if options.json is not None:
-        content = {
-            "a": str(options.a),
-            "b": str(options.b),
-            "unshared": unshared,
-            "rows": as_json(rows),
-        }
-        write_atomic(options.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        found = {"a": str(options.a), "b": str(options.b), "unshared": unshared, "rows": as_json(rows)}
+        write_json(options.json, found)
 
 
 if __name__ == "__main__":

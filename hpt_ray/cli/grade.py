@@ -82,8 +82,8 @@ def column(path: Path, rows: Sequence[Raw], named: str | None, known: Sequence[s
 
 
 def task(name: str, row: Raw, response: str, truth: str) -> Task:
-    extra = row["extra"] if row.get(OF_PROMPT) else row
-    asked = Row(row.get("data_source") or "", row.get("prompt") or "", extra)
+    extra, opening = (row["extra"], row.get("opening", "")) if row.get(OF_PROMPT) else (row, "")
+    asked = Row(row.get("data_source") or "", row.get("prompt") or "", extra, opening)
     return Task(name, value_at(row, response), value_at(row, truth), asked)
 
 

@@ -7,7 +7,6 @@ must change something.
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from hpt_ray.errors import UserError, exit_code
 from hpt_ray.evaluation.model import ModelSource, locate_model
 from hpt_ray.learner.model import load_model_config
 from hpt_ray.observe.console import CommandConsole
-from hpt_ray.observe.run_folder import write_atomic
+from hpt_ray.observe.run_folder import write_atomic, write_json
 from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.tools.measure.estimate import LEAST_PROMPTS
 from hpt_ray.tools.measure.methods import chosen
@@ -145,7 +144,7 @@ def _asked(options: Namespace, config: Config) -> dict[str, Any]:
 def _write(out: Path, result: dict[str, Any]) -> Path:
     try:
         pictures = Pictures(out / "figures")
-        write_atomic(out / "measure.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_json(out / "measure.json", result)
         write_atomic(out / "index.html", write_page(result, pictures))
     except OSError as error:
         raise UserError(f"--out {out}: nothing can be written there: {error}.") from error

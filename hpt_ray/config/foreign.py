@@ -1,8 +1,8 @@
 """What other trainers call our keys: where one of their names is written, the message says the key that is meant.
 
 One row a key and a note, which says where the meaning, the unit or the way to write it differs: their names for it.
-A name is looked up as it is written, then by its last part. Nothing is translated in silence: what is meant by a batch
-differs from trainer to trainer, so a person reads it once and writes the key.
+A name is looked up as it is written, then by its last part, then by the parts before. Nothing is translated in
+silence: what is meant by a batch differs from trainer to trainer, so a person reads it once and writes the key.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _FOLDER = "run folders are run.dir/NAME-TIME"
 _DTYPE = "write model.dtype=bfloat16"
 _LORA = "above 0 trains adapters, and 0 all weights"
 _TARGETS = "a list, as in learner.lora.target_modules=[all-linear]"
+_THINKING = "as in data.chat_template_kwargs={enable_thinking: false}"
+_EQUAL = "groups of equal rewards never train, as with dapo; no others are sampled in their place"
 _KL = "above 0 starts a frozen reference"
 
 # Key here, note → names in TRL, LLaMA-Factory, OpenRLHF and verl, whose names have dots.
@@ -60,7 +62,8 @@ _ROWS = {
     ("updates_per_step", ""): "steps_per_generation",
     ("updates_per_step", "each update takes other prompts of the step"): "num_iterations ppo_epochs",
     # lengths
-    ("data.max_prompt_tokens", "longer prompts are dropped, not truncated"): "max_prompt_length prompt_max_len",
+    ("data.max_prompt_tokens", "longer prompts are dropped, not truncated"):
+        "max_prompt_length prompt_max_len truncation filter_overlong_prompts",
     ("data.max_response_tokens", ""):
         "max_completion_length max_response_length max_new_tokens max_tokens generate_max_len",
     ("data.max_response_tokens", "with data.max_prompt_tokens, the length of a sample"):
@@ -96,6 +99,7 @@ _ROWS = {
     ("algorithm.entropy_coef", ""): "entropy_coeff entropy_loss_coef",
     ("algorithm.name", "the advantage alone is algorithm.rollout_advantage"):
         "adv_estimator advantage_estimator algorithm.adv_estimator",
+    ("algorithm.name", _EQUAL): "filter_groups",
     ("algorithm.name", "the aggregation alone is algorithm.rollout_loss_aggregation"): "loss_type",
     ("algorithm.rollout_loss_aggregation", ""): "loss_agg_mode",
     ("algorithm.rollout_advantage", "group_std scales, group_mean does not"): "scale_rewards",
@@ -120,6 +124,8 @@ _ROWS = {
     ("data.columns", _COLUMN): "input_key label_key output_key prompt_key",
     ("data.template", "chat, plain or a text with {prompt} in it"):
         "apply_chat_template chat_template input_template",
+    ("data.chat_template_kwargs", ""): "chat_template_kwargs apply_chat_template_kwargs",
+    ("data.chat_template_kwargs", _THINKING): "enable_thinking",
     # reward
     ("reward.function", _PYTHON):
         "reward_funcs reward_function custom_reward_function.path custom_reward_function.name",
@@ -164,7 +170,8 @@ NAMES = {name: meant for meant, names in _ROWS.items() for name in names.split()
 
 def meaning(name: str) -> tuple[str, str] | None:
     """The key here and the note, for another trainer's name; None for a name that is not known."""
-    return NAMES.get(name) or NAMES.get(name.rpartition(".")[2])
+    parts = reversed(name.split("."))
+    return next((NAMES[each] for each in (name, *parts) if each in NAMES), None)
 
 
 def names_in(name: str, value: Any) -> Iterator[str]:

@@ -66,6 +66,10 @@ class DataConfig:
         "chat",
         "`chat`: the tokenizer's template; `plain`: the prompt's text; or a text with `{prompt}` in it.",
     )
+    chat_template_kwargs: dict[str, Any] = key(
+        {},
+        "What the tokenizer's chat template is given beside the messages, such as `{enable_thinking: false}`.",
+    )
     add_bos: bool = key(False, "Put the tokenizer's BOS token first (`plain` and text templates).")
     system_prompt: str | None = key(None, "Replaces every prompt's system message; empty text removes it.")
     end_token: str | None = key(

@@ -32,7 +32,7 @@ from hpt_ray.errors import UserError
 from hpt_ray.types import Demonstration, Prompt
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
-VERSION = 3  # goes up with every change of what is stored
+VERSION = 4  # goes up with every change of what is stored
 
 
 class PromptSet:
@@ -140,6 +140,7 @@ def load_prompts(
     needs_ground_truth: bool = True,
     columns: Mapping[str, str] | None = None,
     held_out: bool = False,
+    objects: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> PromptSet:
     """The prompts of files, folders of files, or names `mini:…`, in the order given.
@@ -153,7 +154,7 @@ def load_prompts(
     """
     if not paths:
         raise UserError("No prompt file is given. Name one or more in data.train.")
-    needs = Needs(demonstrations, needs_ground_truth, columns or {}, held_out)
+    needs = Needs(demonstrations, needs_ground_truth, columns or {}, held_out, objects)
     check_columns(needs.columns)
     split = "test" if held_out else "train"
     files = [

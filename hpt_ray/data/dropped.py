@@ -25,6 +25,11 @@ _SENTENCES = {
         "Demonstrations that go on after a token that ends a response: {n}. Take away what follows it, or name "
         "another token in data.end_token."
     ),
+    "demonstration_thinks_on": (
+        "Demonstrations without `</think>`, where the prompt already ends with `<think>`: {n}. They would teach to "
+        "think on for ever. Write `</think>` between reasoning and answer; or, where the template can, open none: "
+        "data.chat_template_kwargs={{enable_thinking: false}}."
+    ),
     "no_demonstration": (
         "Rows without a demonstration: {n}. If a column holds it, name it: data.columns={{target: COLUMN}}. {read_as}."
     ),

@@ -277,18 +277,28 @@ def _why_no_json(error: ValueError | RecursionError) -> str:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Raw]]:
-    """Cells are texts. The separator is the one that the first line has most of: comma, semicolon or tab."""
+    """Cells are texts. The separator is the one that the first line has most of: comma, semicolon or tab.
+
+    Blanks before a cell mean nothing, so that `1, "a, b"` has two.
+    """
     csv.field_size_limit(
         min(sys.maxsize, 2**31 - 1)
     )  # a demonstration may be longer than the default of 128 KiB
     with _open_text(path, newline="") as text:
-        separator = max(",;\t", key=next(_lines(path, text), "").count)
+        separator = max(",;\t", key=re.sub('"[^"]*"', "", next(_lines(path, text), "")).count)
     with _open_text(path, newline="") as text:
         lines = _lines(path, text)
-        for number, raw in enumerate(csv.DictReader(lines, delimiter=separator, strict=True), start=1):
-            if None in raw:
+        rows = csv.DictReader(lines, delimiter=separator, strict=True, skipinitialspace=True)
+        names = rows.fieldnames or ()
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UserError(
+                f"{path}: the first line has {', '.join(twice)} more than once. Name each column once."
+            )
+        for number, raw in enumerate(rows, start=1):
+            if None in raw or None in raw.values():
+                many = "more" if None in raw else "fewer"
                 raise UserError(
-                    f"{path}, row {number}: more cells than the first line has columns. Quote its texts."
+                    f"{path}, row {number}: {many} cells than the first line has columns. Quote its texts."
                 )
             yield number, raw
 

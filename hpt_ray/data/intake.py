@@ -8,9 +8,10 @@ row. What does not fit is dropped and counted, never truncated; rows = kept + dr
     prompt_too_long                            more than `max_prompt_tokens`
     demonstration_too_long                     more than `max_response_tokens`, end token included
     demonstration_past_end                     goes on after an end token, where a rollout would stop
+    demonstration_thinks_on                    never closes the thinking that the prompt opened
     no_demonstration                           the row has none
 
-The last three drop the prompt only where demonstrations are "required"; where they are "optional"
+The last four drop the prompt only where demonstrations are "required"; where they are "optional"
 the prompt stays without its demonstration, which is counted too.
 """
 
@@ -32,6 +33,7 @@ from hpt_ray.data.files import ROWS_PER_READ
 from hpt_ray.data.sources import SourceRow, open_rows
 from hpt_ray.data.template import Template, strip_opening
 from hpt_ray.errors import UserError
+from hpt_ray.types import opening_of
 
 Demonstrations = Literal["required", "optional", "ignored"]
 
@@ -75,13 +77,14 @@ class Needs:
     """What is asked of the rows, and which columns a user says they are in (`data.columns`).
 
     `held_out`: a set to evaluate on. Its files need not have those columns, and of a folder with several splits
-    they are the test split.
+    they are the test split. `objects`: a ground truth may be an object or a truth value.
     """
 
     demonstrations: Demonstrations
     ground_truth: bool = True
     columns: Mapping[str, str] = field(default_factory=dict)
     held_out: bool = False
+    objects: bool = False
 
 
 @dataclass(slots=True)
@@ -124,6 +127,7 @@ class Intake:
                 needs.columns,
                 held_out=needs.held_out,
                 needs_ground_truth=needs.ground_truth,
+                objects=needs.objects,
             )
             if reading is not None:
                 self.tally.read_as.setdefault(str(reading), []).append(file.name)
@@ -141,7 +145,7 @@ class Intake:
         return False
 
     def _is_usable(self, row: SourceRow) -> bool:
-        if self._needs.ground_truth and row.ground_truth in (None, "", []):
+        if self._needs.ground_truth and row.ground_truth in (None, "", [], {}):
             return self._drop("no_ground_truth")
         if not any(message["content"].strip() for message in row.messages if message["role"] == "user"):
             return self._drop("empty_prompt")
@@ -197,7 +201,7 @@ class Intake:
         return [candidate for candidate in candidates if self._keeps_prompt(candidate)]
 
     def _keeps_prompt(self, candidate: _Candidate) -> bool:
-        problem = self._demonstration_problem(candidate.demonstration_ids)
+        problem = self._demonstration_problem(candidate)
         if candidate.is_overlong:
             problem = "demonstration_too_long"
         if problem is None or self._needs.demonstrations == "ignored":
@@ -208,13 +212,16 @@ class Intake:
         candidate.demonstration = candidate.demonstration_ids = None
         return True
 
-    def _demonstration_problem(self, ids: np.ndarray | None) -> str | None:
-        if ids is None:
+    def _demonstration_problem(self, candidate: _Candidate) -> str | None:
+        ids, text = candidate.demonstration_ids, candidate.demonstration
+        if ids is None or text is None:
             return "no_demonstration"
         if len(ids) > self._max_response_tokens:
             return "demonstration_too_long"
         if self._template.goes_past_end(ids):
             return "demonstration_past_end"
+        if opening_of(candidate.prompt) and "</think>" not in text:
+            return "demonstration_thinks_on"
         return None
 
     def _take_id(self, candidate: _Candidate) -> bool:
@@ -271,7 +278,9 @@ def _to_record_batch(candidates: list[_Candidate]) -> pa.RecordBatch:
         "id": [candidate.id for candidate in candidates],
         "prompt": [candidate.prompt for candidate in candidates],
         "prompt_ids": [candidate.prompt_ids for candidate in candidates],
-        "ground_truth": [json.dumps(candidate.row.ground_truth) for candidate in candidates],
+        "ground_truth": [
+            json.dumps(candidate.row.ground_truth, default=_as_json) for candidate in candidates
+        ],
         "data_source": [candidate.row.data_source for candidate in candidates],
         "demonstration": [candidate.demonstration for candidate in candidates],
         "demonstration_ids": [candidate.demonstration_ids for candidate in candidates],

@@ -24,8 +24,10 @@ SHAREGPT_ROLES = {
     "observation": "tool",
 }
 NOT_READ = {  # fields of a message → why a row with one is refused
-    "tool_calls": "tool calls cannot be trained on",
-    **dict.fromkeys(("reasoning_content", "thinking"), "write it into the content, as in <think>…</think>"),
+    **dict.fromkeys(("tool_calls", "function_call"), "tool calls cannot be trained on"),
+    **dict.fromkeys(
+        ("reasoning_content", "reasoning", "thinking"), "write it into the content, as in <think>…</think>"
+    ),
 }
 _WRITTEN = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")
 

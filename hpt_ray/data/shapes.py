@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from hpt_ray.data.files import Raw
@@ -46,7 +47,10 @@ SHAPES = (
     Shape("TRL preference", "chosen", beside=("rejected",), is_conversation=True),
 )
 GROUND_TRUTH = ("ground_truth", "answer", "final_answer", "expected_answer", "label", "solution")
-CHOICES = ("choices", "options")
+CHOICES = ("choices", "options", "context", "passage")  # parts of a prompt that stand beside its question
+LETTERED = re.compile(
+    r"(?:option|choice|op|distractor|incorrect answer)?[ _]?(?:[a-e]|[1-5])"
+)  # of one choice each
 NOT_PUT = (
     "tools",
     "images",
@@ -74,9 +78,11 @@ class Reading:
     ground_truth: str | None = None
     data_source: str | None = None
     system: str | None = None
+    label: str | None = None  # of truth values: where it is false, the demonstration is a bad one (TRL's KTO)
     input: str | None = None  # what follows the prompt on a new line (Alpaca)
     history: str | None = None  # earlier turns, as pairs (LLaMA-Factory)
     is_conversation: bool = False  # the prompt's column goes on to the demonstration
+    objects: bool = False  # a ground truth may be an object or a truth value
     is_marked: bool = False  # what stands before #### is the demonstration, unless another column is
 
     def __str__(self) -> str:
@@ -87,6 +93,8 @@ class Reading:
             demonstration = f"last assistant turn of {self.prompt}"
         elif self.is_marked and demonstration is None:
             demonstration = f"{truth} before ####"
+        if self.label:
+            demonstration = f"{demonstration} where {self.label}"
         if truth and self.is_marked:
             truth += " after ####"
         parts = {
@@ -100,8 +108,12 @@ class Reading:
         return f"{self.shape}: {', '.join([f'prompt ← {prompt}', *found, *absent])}"
 
 
-def recognise(path: Path, rows: Sequence[Raw], columns: Mapping[str, str]) -> Reading:
+def recognise(
+    path: Path, rows: Sequence[Raw], columns: Mapping[str, str], *, objects: bool = False
+) -> Reading:
     """How a file with these first rows is read; `columns` are those of `data.columns`.
+
+    `objects`: a ground truth may be an object or a truth value.
 
     Raises UserError where a column is named that is not there, or where no shape fits and no prompt is named.
     """
@@ -131,9 +143,12 @@ def recognise(path: Path, rows: Sequence[Raw], columns: Mapping[str, str]) -> Re
     demonstration = columns.get("target") or _first(
         known, () if is_conversation else shape.demonstration, prompt
     )
-    truth = columns.get("answer") or _ground_truth(rows, known, taken={prompt, demonstration})
+    truth = columns.get("answer") or _ground_truth(
+        rows, known, {prompt, demonstration}, bool if objects else bool | dict
+    )
     if shape.name == "prompt" and demonstration == known.get("solution") and not truth:
         demonstration, truth = None, demonstration  # as in the data sets that TRL trains GRPO on
+    label = known.get("label", "") if shape.name == "TRL prompt/completion" else ""
     is_marked = truth is not None and any(MARK.search(str(value_at(row, truth) or "")) for row in rows)
     return Reading(
         shape=shape.name,
@@ -142,9 +157,11 @@ def recognise(path: Path, rows: Sequence[Raw], columns: Mapping[str, str]) -> Re
         ground_truth=truth,
         data_source=columns.get("data_source") or known.get("data_source"),
         system=None if shape.name == "verl" else _first(known, SYSTEM, prompt),
+        label=label if any(isinstance(row.get(label), bool) for row in rows) else None,
         input=_first(known, ("input", "context"), prompt) if is_alpaca else None,
         history=known.get("history") if is_alpaca else None,
         is_conversation=is_conversation and "target" not in columns,
+        objects=objects,
         is_marked=is_marked and "reward_model" not in known,
     )
 
@@ -173,7 +190,9 @@ def _first(known: Mapping[str, str], names: Iterable[str], taken: str) -> str | 
     return next((known[name] for name in names if name in known and known[name] != taken), None)
 
 
-def _ground_truth(rows: Sequence[Raw], known: Mapping[str, str], taken: set[str | None]) -> str | None:
+def _ground_truth(
+    rows: Sequence[Raw], known: Mapping[str, str], taken: set[str | None], unusable: type | UnionType
+) -> str | None:
     """The column of the ground truth: verl's, else the first of `GROUND_TRUTH` whose values can be one."""
     if "reward_model" in known:
         return f"{known['reward_model']}.ground_truth"
@@ -181,7 +200,7 @@ def _ground_truth(rows: Sequence[Raw], known: Mapping[str, str], taken: set[str 
     usable = [
         column
         for column in found
-        if not any(isinstance(row.get(column), bool | dict) for row in rows)  # a label of TRL's KTO is a bool
+        if not any(isinstance(row.get(column), unusable) for row in rows)  # a label of TRL's KTO is a bool
     ]
     filled = [column for column in usable if _is_filled(rows, column)]
     return next(iter([*filled, *usable]), None)
@@ -224,6 +243,9 @@ def _check_prompt_is_whole(path: Path, rows: Sequence[Raw], shape: Shape, known:
     prompt = known[shape.prompt]
     parts = (*CHOICES, *NOT_PUT) if shape.prompt in ("question", "problem", "query") else NOT_PUT
     found = next((known[name] for name in parts if name in known and _is_filled(rows, known[name])), None)
+    lettered = [known[name] for name in known if LETTERED.fullmatch(name)]
+    if parts != NOT_PUT and sum(isinstance(rows[0].get(name), str) for name in lettered) > 1:
+        found = found or lettered[-1]
     if found:
         raise UserError(
             f"{path}: the column `{found}` is no part of the prompt, which would be `{prompt}` alone. Write "

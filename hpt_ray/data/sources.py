@@ -50,7 +50,7 @@ class SourceRow:
     number: int  # from 1; the line number in JSON lines
     messages: list[Message]
     demonstration: str | None
-    ground_truth: str | float | list | None
+    ground_truth: Any
     data_source: str
     extra: dict[str, Any]  # the further columns, with the fields of `extra_info`
     source: str | list[Message] = ""  # the prompt as the file has it
@@ -67,10 +67,12 @@ def open_rows(
     *,
     held_out: bool = False,
     needs_ground_truth: bool = False,
+    objects: bool = False,
 ) -> tuple[Reading | None, Iterator[SourceRow]]:
     """How a file is read, None for an empty one, and its rows in order. Raises UserError (see above).
 
     `held_out`: a file to evaluate on, which is recognised by itself where it lacks the columns of `data.columns`.
+    `objects`: a ground truth may be an object or a truth value.
     """
     raw_rows = read_raw(path)
     first = list(islice(raw_rows, ROWS_PER_READ))
@@ -79,7 +81,7 @@ def open_rows(
     rows = [raw for _, raw in first]
     if held_out and not all(has_column(rows, column) for column in columns.values()):
         columns = {}
-    reading = recognise(path, rows, columns)
+    reading = recognise(path, rows, columns, objects=objects)
     if needs_ground_truth and reading.ground_truth is None:
         raise no_ground_truth(path, rows, reading, held_out=held_out)
     return reading, (take_apart(reading, path, number, raw) for number, raw in chain(first, raw_rows))
@@ -98,6 +100,8 @@ def take_apart(reading: Reading, path: Path, number: int, raw: Raw) -> SourceRow
     if reading.demonstration is not None:
         value = _at(where, raw, reading.demonstration)
         demonstration = check_demonstration(where, reading.demonstration, value)
+        if reading.label and raw.get(reading.label) is False:
+            demonstration = None
     if reading.is_marked and isinstance(ground_truth, str):
         found = MARK.search(ground_truth)
         if reading.demonstration is None and not reading.is_conversation:
@@ -140,12 +144,16 @@ def _prompt(where: str, reading: Reading, raw: Raw) -> tuple[str | list[Message]
     return (value if is_as_written else messages), messages, demonstration
 
 
-def _ground_truth(where: str, reading: Reading, raw: Raw) -> str | float | list | None:
+def _ground_truth(where: str, reading: Reading, raw: Raw) -> Any:
     if reading.ground_truth is None:
         return None
     ground_truth = _at(where, raw, reading.ground_truth)
-    if isinstance(ground_truth, bool) or not isinstance(ground_truth, str | int | float | list | None):
-        raise wrong(where, reading.ground_truth, ground_truth, "a text, a number or a list")
+    known = isinstance(ground_truth, str | int | float | list | dict | None)
+    if not known or (isinstance(ground_truth, bool | dict) and not reading.objects):
+        wanted = (
+            "a text, a number or a list (only reward functions of your own, python:… or http:…, take others)"
+        )
+        raise wrong(where, reading.ground_truth, ground_truth, wanted)
     return (
         None if ground_truth != ground_truth else ground_truth
     )  # NaN is how pandas writes that there is none

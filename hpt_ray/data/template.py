@@ -13,20 +13,26 @@ stop on. Nothing is truncated here; what is too long is for `dataset` to drop.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import cast
 
 import numpy as np
 from jinja2 import TemplateError
+from jinja2.defaults import DEFAULT_NAMESPACE
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _get_template_variables
 
 from hpt_ray.config.schema import DataConfig
 from hpt_ray.data.token_bound import exceeds, longest_token
 from hpt_ray.data.turn import Turn, find_turn, makers_stop_ids, stop_ids
 from hpt_ray.errors import UserError, in_one_line
+from hpt_ray.types import opening_of
 
-# Some chat templates open the response for the model; published demonstrations may open it again.
-OPENINGS = ("<think>\n", "<think>")
+# What a template that asks for today gets (Llama 3's own where there is no clock): tokens do not change by night.
+TODAY = datetime(2024, 7, 26)
+NOT_KWARGS = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", *DEFAULT_NAMESPACE}
 
 
 Message = dict[str, str]  # {role, content}
@@ -35,8 +41,9 @@ Message = dict[str, str]  # {role, content}
 class Template:
     """Renders and tokenises the prompts of one run, as `data.template` and its neighbours say.
 
-    - `chat`: the tokenizer's chat template with its generation prompt; BOS is the template's affair. Where it
-      refuses or drops a system message, that stands at the head of the first user message instead.
+    - `chat`: the tokenizer's chat template with its generation prompt and `data.chat_template_kwargs`; BOS is the
+      template's affair, and today is always `TODAY`. Where it refuses or drops a system message, that stands at the
+      head of the first user message instead.
     - `plain` and texts with `{prompt}`: one user message, after the system message and an empty line
       if there is one. BOS goes first with `add_bos`.
 
@@ -64,8 +71,11 @@ class Template:
             raise UserError(
                 f"data.template is {self._kind!r}; it must be `chat`, `plain`, or a text with {{prompt}}."
             )
+        _check_kwargs(config, tokenizer)
+        self._kwargs = config.chat_template_kwargs
+        self._variables = {**self._kwargs, "strftime_now": TODAY.strftime}
         makers = makers_stop_ids(name)
-        self._turn = find_turn(tokenizer, makers) if self._kind == "chat" else Turn(None)
+        self._turn = find_turn(tokenizer, makers, self._variables) if self._kind == "chat" else Turn(None)
         self._longest_token = longest_token(tokenizer)
         self.end_token_id = _end_token_id(config, tokenizer, self._turn)
         self.stop_token_ids: tuple[int, ...] = (self.end_token_id,)
@@ -86,6 +96,8 @@ class Template:
             str(self._tokenizer.chat_template),
             str(self._tokenizer.special_tokens_map),
             self._kind,
+            json.dumps(self._kwargs, sort_keys=True, default=str),
+            str(TODAY),
             repr(self._system_prompt),
             repr(self._bos),
             repr(self.stop_token_ids),
@@ -99,7 +111,7 @@ class Template:
         if self._kind == "chat":
             try:
                 rendered = self._tokenizer.apply_chat_template(
-                    list(messages), add_generation_prompt=True, tokenize=False
+                    list(messages), add_generation_prompt=True, tokenize=False, **self._variables
                 )
                 return cast(str, rendered)
             except TemplateError as error:
@@ -171,10 +183,25 @@ def strip_opening(prompt: str, demonstration: str) -> str:
 
     At most one is taken away; where the prompt does not open the response, the text stays as it is.
     """
-    for opening in OPENINGS:
-        if prompt.endswith(opening) and demonstration.startswith(opening):
-            return demonstration[len(opening) :]
-    return demonstration
+    opening = opening_of(prompt)
+    return demonstration.removeprefix(opening if demonstration.startswith(opening) else opening.rstrip())
+
+
+def _check_kwargs(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise UserError for `data.chat_template_kwargs` that change nothing."""
+    if not (kwargs := config.chat_template_kwargs):
+        return
+    if config.template != "chat":
+        raise UserError(
+            f"data.chat_template_kwargs goes with data.template=chat, and that is {config.template!r}: take it out."
+        )
+    used: frozenset[str] = _get_template_variables(tokenizer.get_chat_template()) - NOT_KWARGS
+    if unused := [name for name in kwargs if name not in used]:
+        names = sorted(name for name in used if not name.endswith("_token"))
+        raise UserError(
+            f"data.chat_template_kwargs names {', '.join(unused)}, which the chat template of {tokenizer.name_or_path} "
+            f"does not use, so nothing would change. It uses: {', '.join(names) or 'none'}."
+        )
 
 
 def _bos_ids(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:

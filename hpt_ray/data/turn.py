@@ -9,7 +9,7 @@ whoever serves the trained model stops where training did.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,18 @@ class Turn:
     takes_system: bool = True  # a system message is rendered, neither refused nor dropped
 
 
-def find_turn(tokenizer: PreTrainedTokenizerFast, makers_stop_ids: Sequence[int]) -> Turn:
-    """The turn as the chat template writes it. `makers_stop_ids` are those of the model's generation config."""
+def find_turn(
+    tokenizer: PreTrainedTokenizerFast, makers_stop_ids: Sequence[int], variables: Mapping[str, Any]
+) -> Turn:
+    """The turn as the chat template writes it, given `variables`.
+
+    `makers_stop_ids` are those of the model's generation config.
+    """
 
     def render(*messages: dict[str, str], generate: bool = False) -> str | None:
         try:
             text = tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=generate, tokenize=False
+                list(messages), add_generation_prompt=generate, tokenize=False, **variables
             )
             return str(text)
         except (

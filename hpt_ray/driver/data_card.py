@@ -34,7 +34,8 @@ NUM_GRADED = 64
 ALTERNATIVES = ("math", "gsm8k", "choice", "boxed", "exact")
 NUM_TRIED = 8  # where there are no demonstrations: enough to see that a reward function works
 MOST_CHARS = 600  # of a text that is shown
-LOST_ON_THE_WAY = ("demonstration_too_long", "demonstration_past_end")  # demonstrations that there were
+# Demonstrations that there were.
+LOST_ON_THE_WAY = ("demonstration_too_long", "demonstration_past_end", "demonstration_thinks_on")
 
 
 def make_card(config: Config, prepared: Prepared) -> DataCard:

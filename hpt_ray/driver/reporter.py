@@ -19,7 +19,7 @@ from hpt_ray.observe.metrics import summarize_evaluations
 from hpt_ray.observe.progress import Progress
 from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.observe.rollout_dump import write_evaluation, write_rollouts
-from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.run_folder import RunFolder, write_json
 from hpt_ray.observe.step_line import evaluation_means, evaluation_parts
 from hpt_ray.observe.tables import Shown, end_summary, row_of_sample, table_of_samples
 from hpt_ray.observe.trackers import TrackerGroup, start_trackers
@@ -162,7 +162,7 @@ class Reporter:
             "best": best and {"mean": best[0], "checkpoint": f"checkpoints/step-{best[1]:06d}"},
             "checkpoint": str(checkpoint.relative_to(self._folder.root)) if checkpoint else None,
         }
-        self._folder.write_summary(summary)
+        write_json(self._folder.summary, summary)
         if self._report and self._trackers and self._config.observe.trackers:
             try:
                 self._trackers.log_file(self._report(self._folder.root))

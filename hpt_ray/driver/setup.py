@@ -203,10 +203,14 @@ def asked_of(config: Config, gate: str | None) -> dict[str, Any]:
     """
     functions = {config.reward.function, *config.reward.functions.values()}
     compares = any(check_ground_truth(None, function) for function in functions)
+    asked: dict[str, Any] = {
+        "objects": any(check_ground_truth({"": ""}, function) is None for function in functions)
+    }
     if gate is None:
-        return {"demonstrations": "optional", "needs_ground_truth": compares, "held_out": True}
+        return asked | {"demonstrations": "optional", "needs_ground_truth": compares, "held_out": True}
     kind = GATES[gate]
-    return {"demonstrations": kind.demonstrations, "needs_ground_truth": compares and kind.needs_rollouts}
+    needed = compares and kind.needs_rollouts
+    return asked | {"demonstrations": kind.demonstrations, "needs_ground_truth": needed}
 
 
 def roles_of(config: Config) -> Roles:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hpt_ray.errors import UserError
-from hpt_ray.observe.run_folder import write_atomic
+from hpt_ray.observe.run_folder import write_json
 from hpt_ray.types import RewardResult, Rollout
 from hpt_ray.utils.lock import try_lock
 
@@ -127,7 +127,7 @@ def _agree(folder: Path, identity: dict[str, Any]) -> None:
                 "Name another folder with out=…, or remove this one."
             )
         identity = {**identity, "benchmarks": {**before["benchmarks"], **identity["benchmarks"]}}
-    write_atomic(path, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, identity)
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -21,7 +21,7 @@ from hpt_ray.data.model_folder import check_folder
 from hpt_ray.errors import UserError
 
 MODEL_KEYS = ("dtype", "config_overrides", "trust_remote_code")
-DATA_KEYS = ("columns", "template", "add_bos", "system_prompt", "end_token")
+DATA_KEYS = ("columns", "template", "chat_template_kwargs", "add_bos", "system_prompt", "end_token")
 REWARD_KEYS = (
     "function",
     "functions",

@@ -30,8 +30,10 @@ from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
 from hpt_ray.evaluation.statistics import check_ks, default_ks
 from hpt_ray.learner.model import load_model_config, positions_of
 from hpt_ray.reward import check_ground_truth
+from hpt_ray.reward.functions.table import identity
 from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.rollout.requests import Sampling
+from hpt_ray.utils.plugins import fingerprint
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,17 @@ class Plan:
                     "top_p": task.sampling.top_p,
                     "max_response_tokens": task.sampling.max_tokens,
                     "stop_token_ids": list(task.sampling.stop_token_ids),
-                    "reward_functions": public(dict(task.reward_functions)),
+                    "reward_functions": {
+                        source: identity(function) for source, function in task.reward_functions.items()
+                    },
                 }
                 for task in self.tasks
             },
+            **(
+                {"plugins": {file: fingerprint(Path(file)) for file in config.plugins}}
+                if config.plugins
+                else {}
+            ),
         }
 
 
@@ -217,6 +226,7 @@ def _prompts(config: EvaluateConfig, row: Benchmark, template: Template) -> tupl
         needs_ground_truth=any(check_ground_truth(None, function) for function in functions),
         columns=config.data.columns,
         held_out=True,
+        objects=any(check_ground_truth({"": ""}, function) is None for function in functions),
     )
     if found.dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())

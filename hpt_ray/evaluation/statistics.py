@@ -13,7 +13,7 @@ small p by chance: `holm` corrects for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,39 +125,18 @@ def spread_of(values: Sequence[float] | np.ndarray) -> Spread:
     return Spread(n, float(array.mean()), float(array.std(ddof=1)), half_width)
 
 
-Edges = tuple[np.ndarray, np.ndarray]
+def band_of(values: np.ndarray, kind: str = "std") -> tuple[np.ndarray, np.ndarray]:
+    """The edges of a band around the mean of values [seeds, N]; it has no width where only one has a value.
 
-
-def _std(values: np.ndarray) -> Edges:
-    return _around_mean(values, _sample_std(values))
-
-
-def _ci95(values: np.ndarray) -> Edges:
+    `kind`: `std`, ± one standard deviation over the seeds, or `ci95`, Student's interval of the mean.
+    """
     n = np.sum(np.isfinite(values), axis=0)
-    return _around_mean(values, stats.t.ppf(0.975, np.maximum(n - 1, 1)) * _sample_std(values) / np.sqrt(n))
-
-
-def _range(values: np.ndarray) -> Edges:
-    return np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-
-
-def _around_mean(values: np.ndarray, half_width: np.ndarray) -> Edges:
+    others = np.maximum(n - 1, 1)
+    half_width = np.nanstd(values, axis=0) * np.sqrt(n / others)
+    if kind == "ci95":
+        half_width *= stats.t.ppf(0.975, others) / np.sqrt(n)
     mean = np.nanmean(values, axis=0)
     return mean - half_width, mean + half_width
-
-
-def _sample_std(values: np.ndarray) -> np.ndarray:
-    """Over seeds; 0 where only one has a value."""
-    n = np.sum(np.isfinite(values), axis=0)
-    return np.nanstd(values, axis=0) * np.sqrt(n / np.maximum(n - 1, 1))
-
-
-# Name → (edges of values [seeds, N], what it is in words).
-BANDS: dict[str, tuple[Callable[[np.ndarray], Edges], str]] = {
-    "std": (_std, "± one standard deviation over the seeds"),
-    "ci95": (_ci95, "95 % interval of the mean over the seeds (Student's t)"),
-    "range": (_range, "lowest to highest seed"),
-}
 
 
 def rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -187,26 +166,6 @@ class Difference:
     p_t: float | None
     p_permutation: float | None = None
     over: str = "seeds"  # what the interval covers
-
-    @property
-    def differs(self) -> bool:
-        """Whether 0 lies outside of the interval."""
-        return self.ci95 is not None and abs(self.mean) > self.ci95
-
-
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
-    """A − B over the seeds that both have, which is None where there is none.
-
-    Two tests stand side by side: Student's t of the differences, and the exact sign-flip permutation test, which
-    assumes less but cannot go below 2 · 2^−n (0.25 for three seeds, 0.06 for five).
-    """
-    deltas = np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
-    if not len(deltas):
-        return None
-    spread = spread_of(deltas)
-    # Where every seed differs by the same, t is infinite or 0/0 and says nothing.
-    p_t = float(stats.ttest_1samp(deltas, 0).pvalue) if spread.std else None
-    return Difference(spread.n, spread.mean, spread.ci95, p_t, sign_flip_p(deltas) if spread.n > 1 else None)
 
 
 def welch_difference(a: Sequence[float], b: Sequence[float]) -> Difference:

@@ -6,18 +6,24 @@ run folder holds them for the report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from pydantic import TypeAdapter
 from rich import box
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from hpt_ray.observe.tables import two_columns
+from hpt_ray.config import renamed
+from hpt_ray.observe.tables import plain_table, two_columns
 from hpt_ray.text import printable
+
+QUANTILES = {"min": "min", "median": "median", "p90": "90 %", "p99": "99 %", "max": "max", "limit": "limit"}
+SET_COLUMNS = ("evaluation set", "rows", "kept", "dropped")
+STYLES = {"the model sees": "cyan", "and learns": "green"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +117,14 @@ class EvaluationSet:
 class DataCard:
     """All data of one run: a training set for each phase, and the evaluation sets."""
 
-    training: tuple[TrainingSet, ...]
-    evaluation: tuple[EvaluationSet, ...] = field(default=())
+    training: tuple[TrainingSet, ...] = ()
+    evaluation: tuple[EvaluationSet, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> DataCard:
+        """What data_card.json holds, also of an older version; empty for a run without one."""
+        training = [renamed.fields(one) for one in content.get("training", ())]
+        return TypeAdapter(cls).validate_python({**content, "training": training})
 
     @property
     def warnings(self) -> list[str]:
@@ -125,13 +137,73 @@ class DataCard:
         return next((one.refusal for one in self.training if one.refusal), None)
 
 
+def facts_of(one: TrainingSet) -> list[tuple[str, str]]:
+    """What was read, as names and texts."""
+    demonstrations = "not used"
+    if one.demonstrations is not None:
+        demonstrations = f"{one.demonstrations:,}; dropped: {dropped_in_words(one.demonstrations_dropped)}"
+    without = "failed" if one.refusal else "not run: no ground truth, and nothing is graded"
+    return [
+        *(("file", line) for line in one.read_as),
+        ("rows", f"{one.rows:,} read, {one.kept:,} kept; dropped: {dropped_in_words(one.dropped)}"),
+        ("demonstrations", demonstrations),
+        ("reward function", one.reward_check.in_words if one.reward_check else without),
+    ]
+
+
+def dropped_in_words(counts: Mapping[str, int]) -> str:
+    """Example: `20 demonstration_too_long`."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in counts.items() if n) or "none"
+
+
+def length_rows(one: TrainingSet) -> list[list[str]]:
+    """A row of `QUANTILES` for prompts, and one for demonstrations where there are any."""
+    found = {"prompts": one.prompt_tokens, "demonstrations": one.demonstration_tokens}
+    return [
+        [name, *(f"{getattr(lengths, key):,}" for key in QUANTILES)]
+        for name, lengths in found.items()
+        if lengths
+    ]
+
+
+def texts_of(one: TrainingSet) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """The example, and the demonstration that was not accepted: what it is, its id, its texts by name."""
+    seen = [("the model sees", one.example.prompt)]
+    if one.example.demonstration is not None:
+        seen.append(("and learns", one.example.demonstration))
+    yield "example", one.example.id, seen
+    if one.reward_check and (refused := one.reward_check.refused):
+        details = [
+            ("prompt", refused.prompt),
+            ("demonstration", refused.demonstration),
+            ("reference", refused.reference),
+            ("read from it", "nothing" if refused.extracted is None else refused.extracted),
+            ("result", refused.result),
+        ]
+        yield "not accepted", refused.id, details
+
+
+def evaluation_rows(sets: Sequence[EvaluationSet]) -> list[list[str]]:
+    """A row of `SET_COLUMNS` for each set."""
+    return [[one.name, f"{one.rows:,}", f"{one.kept:,}", dropped_in_words(one.dropped)] for one in sets]
+
+
 def card_tables(card: DataCard) -> RenderableType:
-    """All of the card but its warnings."""
+    """All of the card but its warnings, for a terminal."""
     parts: list[RenderableType] = []
     for one in card.training:
-        parts += [Text(one.title, style="bold"), _facts(one), _lengths(one), _texts(one)]
+        facts, texts = two_columns(), two_columns()
+        for name, text in facts_of(one):
+            facts.add_row(name, Text(printable(text)))
+        for what, name, pairs in texts_of(one):
+            texts.add_row(what, Text(printable(name)))
+            for name, text in pairs:
+                texts.add_row(name, Text(printable(text), style=STYLES.get(name, "")))
+            texts.add_row()
+        lengths = plain_table(["tokens", *QUANTILES.values()], length_rows(one))
+        parts += [Text(one.title, style="bold"), facts, lengths, texts]
     if card.evaluation:
-        parts.append(_evaluation(card.evaluation))
+        parts.append(plain_table(SET_COLUMNS, evaluation_rows(card.evaluation), align="lrrl"))
     return Lines(*parts)
 
 
@@ -144,72 +216,3 @@ def warning_panel(warnings: Sequence[str]) -> RenderableType:
         box=box.HEAVY,
         padding=(1, 2),
     )
-
-
-def _facts(one: TrainingSet) -> RenderableType:
-    table = two_columns()
-    for line in one.read_as:
-        table.add_row("file", Text(printable(line)))
-    table.add_row("rows", f"{one.rows:,} read, {one.kept:,} kept; dropped: {dropped_in_words(one.dropped)}")
-    if one.demonstrations is None:
-        demonstrations = "not used"
-    else:
-        demonstrations = f"{one.demonstrations:,}; dropped: {dropped_in_words(one.demonstrations_dropped)}"
-    table.add_row("demonstrations", demonstrations)
-    without = "failed" if one.refusal else "not run: no ground truth, and nothing is graded"
-    table.add_row("reward function", Text(one.reward_check.in_words if one.reward_check else without))
-    return table
-
-
-def dropped_in_words(counts: Mapping[str, int]) -> str:
-    """Example: `20 demonstration_too_long`."""
-    return ", ".join(f"{n:,} {reason}" for reason, n in counts.items() if n) or "none"
-
-
-def _lengths(one: TrainingSet) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
-    table.add_column("tokens")
-    for name in ("min", "median", "90 %", "99 %", "max", "limit"):
-        table.add_column(name, justify="right")
-    for name, lengths in (("prompts", one.prompt_tokens), ("demonstrations", one.demonstration_tokens)):
-        if lengths is not None:
-            numbers = (lengths.min, lengths.median, lengths.p90, lengths.p99, lengths.max, lengths.limit)
-            table.add_row(name, *(f"{number:,}" for number in numbers))
-    return table
-
-
-def _texts(one: TrainingSet) -> RenderableType:
-    table = two_columns()
-    example, refused = one.example, one.reward_check.refused if one.reward_check else None
-    table.add_row("the model sees", Text(printable(example.prompt), style="cyan"))
-    if example.demonstration is not None:
-        table.add_row("and learns", Text(printable(example.demonstration), style="green"))
-    if refused is not None:
-        table.add_row("", "")
-        table.add_row("not accepted", Text(printable(refused.id)))
-        for name, text in details_of(refused).items():
-            table.add_row(name, Text(printable(text)))
-    table.add_row("", "")
-    return table
-
-
-def details_of(refused: Refused) -> dict[str, str]:
-    """What is known of a demonstration that was not accepted, by name."""
-    return {
-        "prompt": refused.prompt,
-        "demonstration": refused.demonstration,
-        "reference": refused.reference,
-        "read from it": "nothing" if refused.extracted is None else refused.extracted,
-        "result": refused.result,
-    }
-
-
-def _evaluation(sets: Sequence[EvaluationSet]) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
-    table.add_column("evaluation set", overflow="fold")
-    table.add_column("rows", justify="right")
-    table.add_column("kept", justify="right")
-    table.add_column("dropped", overflow="fold")
-    for one in sets:
-        table.add_row(Text(one.name), f"{one.rows:,}", f"{one.kept:,}", dropped_in_words(one.dropped))
-    return table

@@ -101,7 +101,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("observe/trackers_disabled", "count", "Trackers that failed and were switched off."),
 )  # fmt: skip
 
-_PATTERNS = [re.compile(re.sub(r"<\w+>", "[^/]+", metric.name)) for metric in METRICS]
+_PATTERNS = [re.compile(re.sub(r"<\w+>", ".+", metric.name)) for metric in METRICS]
 
 
 def unknown_metrics(names: Iterable[str]) -> list[str]:
@@ -143,7 +143,7 @@ def summarize_evaluations(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[
     history: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     for line in lines:
         for name, value in line.items():
-            found = re.fullmatch(r"eval/([^/]+)/mean", name)
+            found = re.fullmatch(r"eval/(.+)/mean", name)
             if found and value is not None:
                 history[found[1]].append({"step": line["step"], "mean": value})
     return {

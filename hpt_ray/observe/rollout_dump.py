@@ -178,7 +178,12 @@ def _prompt_fields(group: Group) -> Line:
         "reference": truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False),
         "demonstration": group.prompt.demonstration and group.prompt.demonstration.text,
         "prompt_row": json.dumps(
-            {"prompt": prompt.source or prompt.text, "ground_truth": truth, "extra": prompt.extra}
+            {
+                "prompt": prompt.source or prompt.text,
+                "ground_truth": truth,
+                "extra": prompt.extra,
+                "opening": prompt.opening,
+            }
         ),
     }
 

@@ -38,58 +38,40 @@ from hpt_ray.utils.names import nearest_path
 MODE = 0o755  # of run folders: others may look, whatever the umask says
 
 
+class Part:
+    """A file or a folder in the folder of a run."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, run: RunFolder, kind: type) -> Path:
+        return run.root / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's folder. Example: `RunFolder.create("runs", "demo").metrics` is `runs/demo-…/metrics.jsonl`."""
 
     root: Path
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def data_card(self) -> Path:
-        return self.root / "data_card.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def plan(self) -> Path:
-        """What `memory/…` of metrics.jsonl was planned to be at most, as JSON."""
-        return self.root / "plan.json"
-
-    @property
-    def trace(self) -> Path:
-        return self.root / "trace.json"
+    config = Part("config.yaml")
+    data_card = Part("data_card.json")
+    metrics = Part("metrics.jsonl")
+    summary = Part("summary.json")
+    plan = Part("plan.json")  # what `memory/…` of metrics.jsonl was planned to be at most
+    trace = Part("trace.json")
+    rollouts = Part("rollouts")
+    checkpoints = Part("checkpoints")
+    logs = Part("logs")
 
     @property
     def prompt_history(self) -> Path:
         return renamed.existing(self.root / "prompt_history.jsonl")
 
     @property
-    def rollouts(self) -> Path:
-        return self.root / "rollouts"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
     def tensorboard(self) -> Path:
-        return (
-            self.root.parent / "tensorboard" / self.root.name
-        )  # not in it: TensorBoard would find it in `latest` too
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
+        """Not in the folder: TensorBoard would find it in `latest` too."""
+        return self.root.parent / "tensorboard" / self.root.name
 
     @classmethod
     def create(cls, directory: str | os.PathLike[str], name: str) -> RunFolder:
@@ -200,16 +182,6 @@ class RunFolder:
                 path.unlink()
         return len(lines) - len(kept)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_atomic(self.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-
-    def write_data_card(self, card: Mapping[str, Any]) -> None:
-        """What the files of the run hold, and what was dropped: a `DataCard` as a dict."""
-        write_atomic(self.data_card, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-
-    def write_plan(self, memory_mb: Mapping[str, float]) -> None:
-        write_atomic(self.plan, json.dumps(memory_mb) + "\n")
-
     def point_latest(self) -> None:
         """Let `latest` beside this folder name it. Replaced at once, so it is never missing in between."""
         link = self.root.parent / "latest"
@@ -291,6 +263,11 @@ def write_atomic(path: Path, text: str) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The same with JSON, for people too."""
+    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def step_parts(step: int, total: int, metrics: Metrics, seconds_left: float | No
         ("demos {:4.0%}", metrics.get("selection/demo_share"), 3),
         ("length {:.0f}", metrics.get("rollout/length_mean"), 5),
         ("entropy {:.2f}", metrics.get("policy/entropy"), 7),
-        ("loss {:.3g}", loss_of(metrics), 6),
+        ("loss {:.3g}", metrics.get("loss/total"), 6),
     ]
     parts = [step_part(step, total)]
     parts += [Part(text.format(number), rank) for text, number, rank in numbers if number is not None]
@@ -53,12 +53,6 @@ def step_parts(step: int, total: int, metrics: Metrics, seconds_left: float | No
 
 def step_part(step: int, total: int) -> Part:
     return Part(f"step {step:>{len(str(total))}}/{total}", style="bold")
-
-
-def loss_of(metrics: Metrics) -> float | None:
-    """The sum of the loss's terms."""
-    terms = [value for name, value in metrics.items() if name.startswith("loss/") and value is not None]
-    return sum(terms) if terms else None
 
 
 def failures(metrics: Metrics) -> list[Part]:

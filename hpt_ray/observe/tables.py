@@ -7,7 +7,7 @@ printed here, and no text is read as rich markup: a response may hold brackets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,14 +152,11 @@ def end_summary(summary: Mapping[str, Any], folder: Path) -> RenderableType:
     head = Text(f"Done: {summary['steps']} steps in {short_time(summary['wall_s'])}", style="bold")
     parts: list[RenderableType] = [head]
     if summary["evaluations"]:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
-        table.add_column("evaluation", overflow="fold")
-        for name in ("first", "best", "last"):
-            table.add_column(name, justify="right")
-        for name, points in summary["evaluations"].items():
-            cells = [f"{point['mean']:.3f} (step {point['step']})" for point in points.values()]
-            table.add_row(Text(name), *cells)
-        parts.append(table)
+        rows = [
+            [name, *(f"{point['mean']:.3f} (step {point['step']})" for point in points.values())]
+            for name, points in summary["evaluations"].items()
+        ]
+        parts.append(plain_table(["evaluation", "first", "best", "last"], rows))
     counts = two_columns()
     counts.add_row("dropped rows", _counts(summary["dropped_rows"]))
     counts.add_row("failures", _counts(summary["failures"]))
@@ -190,6 +187,21 @@ def two_columns() -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
+    return table
+
+
+def plain_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str = "", title: str | None = None
+) -> Table:
+    """A line under the header, and texts as they are.
+
+    `align`: one letter a column, `l` or `r`; without it the first column is left and the others right.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), title=title)
+    for name, side in zip(header, align or "l" + "r" * (len(header) - 1), strict=True):
+        table.add_column(name, justify="left" if side == "l" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

@@ -63,9 +63,10 @@ class Task:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """Of the reward function."""
-        row = (self.row,) if takes_row(self.reward_function) else ()
-        return (self.response, self.ground_truth, *row)
+        """Of the reward function. Ours read the thinking that the prompt opened as the response's own."""
+        if takes_row(self.reward_function):
+            return (self.response, self.ground_truth, self.row)
+        return (self.row.opening + self.response, self.ground_truth)
 
 
 class Pool:

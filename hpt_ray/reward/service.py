@@ -67,7 +67,7 @@ def overlong_penalty(num_tokens: int, limit: int, buffer: int) -> float:
 
 # name → (item, configuration, limit of a response in tokens) → reward
 TERMS: dict[str, Callable[[GradeItem, RewardConfig, int], float]] = {
-    "format": lambda item, config, limit: format_reward(item.response),
+    "format": lambda item, config, limit: format_reward(item.row.opening + item.response),
     "overlong": lambda item, config, limit: overlong_penalty(item.num_tokens, limit, config.overlong_buffer),
 }
 

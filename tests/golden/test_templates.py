@@ -135,6 +135,7 @@ def test_system_prompt_is_kept_removed_or_replaced(qwen, system_prompt, expected
         ("<|im_start|>assistant\n<think>\n", "<think>\nSo", "So"),
         ("<|im_start|>assistant\n<think>\n", "<think>\n<think>\nSo", "<think>\nSo"),
         ("<|im_start|>assistant\n<think>", "<think>\nSo", "\nSo"),
+        ("<|im_start|>assistant\n<think>\n", "<think>So", "So"),
         ("<|im_start|>assistant\n", "<think>\nSo", "<think>\nSo"),
         ("<|im_start|>assistant\n<think>\n", "So", "So"),
         ("1 + 3 = 4", "4", "4"),  # text that happens to repeat is no opening
@@ -189,3 +190,47 @@ def test_fingerprint_changes_with_whatever_changes_ids(qwen, llama):
     }
     assert len(prints) == 6
     assert Template(DataConfig(), qwen).fingerprint in prints
+
+
+THINKING = QWEN_LIKE.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}{% generation %}{% endgeneration %}{% endif %}",
+)
+
+
+def test_arguments_of_the_chat_template_reach_it_and_its_fingerprint():
+    tokenizer = byte_level(QWEN_SPECIAL, THINKING, eos_token="<|endoftext|>")
+    plain, off = (
+        Template(DataConfig(chat_template_kwargs=kwargs), tokenizer)
+        for kwargs in ({}, {"enable_thinking": False})
+    )
+    assert plain.render(USER).endswith("assistant\n<think>\n")
+    assert off.render(USER).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert plain.fingerprint != off.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"enable_thinkin, which .* does not use, so nothing would change\. It uses: enable_thinking\.$"),
+        ({"template": "plain"}, r"data\.chat_template_kwargs goes with data\.template=chat"),
+    ],
+)
+def test_arguments_that_change_nothing_are_refused(settings, message):
+    tokenizer = byte_level(QWEN_SPECIAL, THINKING, eos_token="<|endoftext|>")
+    with pytest.raises(UserError, match=message):
+        Template(DataConfig(chat_template_kwargs={"enable_thinkin": False}, **settings), tokenizer)
+
+
+DATED = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{{ date_string }}{% for m in messages %}<|start|>{{ m.content }}<|eot|>{% endfor %}"
+)
+
+
+def test_a_template_that_prints_today_renders_the_same_on_every_day():
+    dated = byte_level(LLAMA_SPECIAL, DATED, eos_token="<|eot|>")
+    assert Template(DataConfig(), dated).render(USER) == "26 Jul 2024<|start|>1+1?<|eot|>"
+    other = Template(DataConfig(chat_template_kwargs={"date_string": "1 May 2025"}), dated)
+    assert other.render(USER) == "1 May 2025<|start|>1+1?<|eot|>"

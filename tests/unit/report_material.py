@@ -15,7 +15,7 @@ from hpt_ray.evaluation.results import PromptResult, write_results
 from hpt_ray.observe.metrics import complete_line, summarize_evaluations
 from hpt_ray.observe.prompt_history import PromptHistory
 from hpt_ray.observe.rollout_dump import write_rollouts
-from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.run_folder import RunFolder, write_json
 from hpt_ray.types import Decision, Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
 
 NUM_PROMPTS, PER_STEP, N = 12, 4, 4
@@ -69,7 +69,7 @@ def make_run(
             "evaluations": summarize_evaluations(lines),
             "failures": {},
         }
-        folder.write_summary(summary)
+        write_json(folder.summary, summary)
     return folder.root
 
 

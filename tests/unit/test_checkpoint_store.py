@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpt_ray.checkpoint.manifest import BLOCK_BYTES, CheckpointDamaged, verify
+from hpt_ray.checkpoint.manifest import CheckpointDamaged, verify
 from hpt_ray.checkpoint.store import CheckpointFailed, CheckpointStore, load_state
 
 
@@ -27,14 +27,14 @@ def save(store: CheckpointStore, step: int, size: int = 1000) -> Path:
 def test_a_commit_renames_with_state_and_manifest(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", keep=0)
     assert store.latest().path is None
-    path = save(store, 12, size=BLOCK_BYTES + 7)
+    path = save(store, 12, size=2**20 + 7)
     assert path == tmp_path / "checkpoints" / "step-000012"
     assert [entry.name for entry in path.parent.iterdir()] == ["step-000012"]
     assert load_state(path) == {"step": 12, "sampler": {"epoch": 1}}
     manifest = json.loads((path / "MANIFEST.json").read_text())
     assert manifest["step"] == 12
     assert set(manifest["files"]) == {"model/weights.bin", "rank-0.pt", "state.json"}
-    assert manifest["files"]["model/weights.bin"]["bytes"] == BLOCK_BYTES + 7
+    assert manifest["files"]["model/weights.bin"]["bytes"] == 2**20 + 7
     assert store.latest().path == path
 
 

@@ -27,7 +27,7 @@ from hpt_ray.driver.setup import prepare
 from hpt_ray.errors import UserError
 from hpt_ray.main import main
 from hpt_ray.observe.data_card import DataCard, card_tables, warning_panel
-from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.run_folder import RunFolder, write_json
 from hpt_ray.tools.report.__main__ import main as report
 
 CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases" / "first_contact" / "data"
@@ -344,7 +344,7 @@ def test_it_fits_a_terminal_and_obeys_nothing_in_the_data(width: int, model: Pat
 
 def test_the_report_has_it_as_data(model: Path, tmp_path: Path) -> None:
     root = make_run(tmp_path, steps=2)
-    RunFolder(root).write_data_card(asdict(nasty_card(model, tmp_path)))
+    write_json(RunFolder(root).data_card, asdict(nasty_card(model, tmp_path)))
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
     blocks = {block["title"]: block for block in saved_of(tmp_path / "out" / "index.html")["summary"]}
     assert blocks["Overview"]["warnings"]
@@ -359,7 +359,7 @@ def test_a_card_with_its_keys_of_old_is_read(model: Path, tmp_path: Path) -> Non
     card = asdict(nasty_card(model, tmp_path))
     for one in card["training"]:
         one["grader"] = one.pop("reward_check")
-    RunFolder(root).write_data_card(card)
+    write_json(RunFolder(root).data_card, card)
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
     assert "boxed accepts 0 of 8 demonstrations" in str(saved_of(tmp_path / "out" / "index.html")["summary"])
 

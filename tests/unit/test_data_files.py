@@ -149,6 +149,11 @@ def test_a_test_file_is_not_trained_on_wherever_its_name_says_so(tmp_path):
 # -- what cannot be read ---------------------------------------------------------------------------
 
 
+def test_cells_may_follow_a_blank_and_hold_the_separator(tmp_path):
+    (tmp_path / "a.csv").write_text('"a; b, c"; d\n"1; 2"; "say ""3"""\n')
+    assert list(read_raw(tmp_path / "a.csv")) == [(1, {"a; b, c": "1; 2", "d": 'say "3"'})]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -167,6 +172,8 @@ def test_a_test_file_is_not_trained_on_wherever_its_name_says_so(tmp_path):
         ),
         ("a.json", '[{"a": 1}, 7]', r"a\.json, row 2: should be an object"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", r"a\.csv, row 2: more cells than the first line has columns"),
+        ("a.csv", "a,b\n1,2\n1\n", r"a\.csv, row 2: fewer cells than the first line has columns"),
+        ("a.csv", "a,b,a\n1,2,3\n", r"a\.csv: the first line has a more than once"),
         ("a.csv", 'a,b\n1,"2\n', r"a\.csv, after row 0: cannot be read"),
         ("a.csv", b"a\n\xff\n", r"a\.csv, after row 0: cannot be read"),
         ("a.arrow", "no arrow", r"a\.arrow: not readable as arrow"),

@@ -66,7 +66,12 @@ SHAPES = {
     "TRL without a ground truth": (
         {"prompt": Q, "completion": A, "label": True},
         ([USER], A, None),
-        "TRL prompt/completion: prompt ← prompt, demonstration ← completion, no ground truth",
+        "TRL prompt/completion: prompt ← prompt, demonstration ← completion where label, no ground truth",
+    ),
+    "TRL's KTO, a bad one": (
+        {"prompt": Q, "completion": A, "label": False},
+        ([USER], None, None),
+        "TRL prompt/completion: prompt ← prompt, demonstration ← completion where label, no ground truth",
     ),
     "TRL for GRPO": (
         {"prompt": [USER], "solution": "$3$"},
@@ -244,8 +249,8 @@ def test_a_named_column_that_is_not_there(tmp_path):
             "`messages.reasoning_content` should be absent: write it into the content",
         ),
         (
-            {"messages": [USER, ANSWER | {"thinking": "1, then 2 more"}]},
-            "`messages.thinking` should be absent",
+            {"messages": [USER, ANSWER | {"reasoning": "1, then 2 more"}]},
+            "`messages.reasoning` should be absent",
         ),
         (
             {"messages": [{"role": "user", "text": Q}, ANSWER]},
@@ -300,6 +305,10 @@ def test_messages_may_be_written_as_text_and_contents_as_parts(tmp_path, written
     ("part", "row"),
     [
         ("choices", {"question": "Which?", "choices": ["3", "4"], "answer": "A"}),
+        ("A", {"question": "Which?", "A": "3", "B": "4", "answer": "A"}),
+        ("option_a", {"question": "Which?", "option_a": "3", "option_b": "4", "answer": "A"}),
+        ("opa", {"question": "Which?", "opa": "3", "opb": "4", "cop": 1}),
+        ("passage", {"question": "How many?", "passage": "There were 3.", "answer": "3"}),
         ("images", {"problem": "<image>How long is x?", "images": ["a.png"], "answer": N}),
         ("tools", {"messages": [USER, ANSWER], "tools": [{"name": "add"}]}),
         ("tools", {"query": Q, "tools": '[{"name": "add"}]', "answers": "[]"}),
@@ -364,10 +373,10 @@ def test_absent_values_are_no_error(tmp_path):
 def load(tmp_path, monkeypatch):
     monkeypatch.setenv("HPT_RAY_CACHE", str(tmp_path / "cache"))
 
-    def load(*paths, max_response_tokens=500, demonstrations="optional", **options):
+    def load(*paths, max_response_tokens=500, demonstrations="optional", template=TEMPLATE, **options):
         return load_prompts(
             [str(path) for path in paths],
-            TEMPLATE,
+            template,
             max_prompt_tokens=500,
             max_response_tokens=max_response_tokens,
             demonstrations=demonstrations,
@@ -405,6 +414,34 @@ def test_a_set_for_supervised_training_needs_no_ground_truth(tmp_path, load):
     assert prompt.id == "a:1"
     with pytest.raises(UserError, match="the column `answer` is missing"):
         load(path)
+
+
+def test_demonstrations_that_never_close_the_thinking_of_the_prompt_do_not_train(tmp_path, load):
+    texts = [A, f"Hm.</think>{A}", f"<think>Hm.</think>{A}"]
+    path = write(
+        tmp_path / "a.jsonl",
+        *({"prompt": f"{Q}{i}", "completion": text, "answer": N} for i, text in enumerate(texts)),
+    )
+    thinking = Template(DataConfig(template="{prompt}<think>\n"), TOKENIZER)
+    prompts = load(path, template=thinking)
+    assert prompts.tally.demonstrations_left_out == {"demonstration_thinks_on": 1}
+    assert [p.demonstration and p.demonstration.text for p in prompts] == [None, texts[1], texts[1]]
+    assert {p.opening for p in prompts} == {"<think>\n"}
+    path = write(tmp_path / "b.jsonl", {"prompt": Q, "completion": A, "answer": N})
+    with pytest.raises(UserError, match=r"1 demonstration_thinks_on.*Write `</think>` between"):
+        load(path, template=thinking, demonstrations="required")
+    assert load(path).tally.demonstrations == 1
+
+
+def test_a_ground_truth_that_is_an_object_reaches_the_users_function_as_it_is(tmp_path, load):
+    truth = {"target": 24, "numbers": [4, 6], "note": None}
+    rows = [{"prompt": Q, "ground_truth": truth}, {"prompt": Q, "reward_model": {"ground_truth": truth}}]
+    for i, row in enumerate(rows):
+        path = write(tmp_path / f"{i}.jsonl", row)
+        (prompt,) = load(path, needs_ground_truth=False, objects=True)
+        assert prompt.ground_truth == truth
+        with pytest.raises(UserError, match=r"only reward functions of your own|holds object values"):
+            load(path)
 
 
 def test_a_set_in_which_nothing_is_left_says_what_was_read_and_what_to_write(tmp_path, load):
@@ -502,6 +539,7 @@ def test_a_ground_truth_is_needed_where_something_compares_with_it(tmp_path, gat
     asked = asked_of(config, gate)
     assert asked["needs_ground_truth"] is needed
     assert asked.get("held_out", False) is (gate is None)
+    assert asked["objects"] is any(name.startswith("python") for name in functions)
 
 
 # -- the page --------------------------------------------------------------------------------------

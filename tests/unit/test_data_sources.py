@@ -126,6 +126,12 @@ def test_wrong_type_names_file_row_and_column(file, changes, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("ground_truth", [{"target": 24, "numbers": [4, 6]}, [{"in": "1", "out": "2"}], True])
+def test_an_object_is_a_ground_truth_where_the_reward_function_is_the_users(tmp_path, ground_truth):
+    file = write(tmp_path / "a.jsonl", [row(reward_model={"ground_truth": ground_truth})])
+    assert next(open_rows(file, {}, objects=True)[1]).ground_truth == ground_truth
+
+
 def test_rows_before_a_bad_one_are_read(tmp_path):
     rows = read_rows(write(tmp_path / "a.jsonl", [row(), row(prompt=1)]))
     assert next(rows).number == 1

@@ -17,6 +17,7 @@ from hpt_ray.data.mini.model import model_config
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
+from hpt_ray.evaluation.journal import Journal
 from hpt_ray.evaluation.plan import load_evaluation, make_plan
 from hpt_ray.evaluation.report import results_table, summarise, versions
 from hpt_ray.evaluation.results import PromptResult
@@ -60,6 +61,33 @@ def make_run(folder, **reward):
         (export / "model.safetensors").touch()
         store.commit(step, {"step": step})
     return folder
+
+
+# -- going on with another reward function ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("edited", ["graded.py", "helper.py", "plugin.py", "elsewhere.py"])
+def test_results_of_an_edited_reward_function_are_not_mixed_with_those_before(edited, tmp_path):
+    files = {
+        "graded.py": "from helper import equal\n\ndef grade(response, ground_truth):\n    return equal\n",
+        "helper.py": "equal = 1.0\n",
+        "plugin.py": "",
+        "elsewhere.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    words = [*MINI, f"reward.function=python:{tmp_path}/graded.py:grade", f"plugins=[{tmp_path}/plugin.py]"]
+    folder = tmp_path / "out"
+    Journal(folder, plan(*words).identity("m"), {}).close()
+    Journal(folder, plan(*words).identity("m"), {}).close()
+    (tmp_path / edited).write_text(files[edited] + "# edited\n")
+    if edited == "elsewhere.py":
+        Journal(folder, plan(*words).identity("m"), {}).close()
+    else:
+        with pytest.raises(
+            UserError, match=rf"(?s){'plugin' if 'plugin' in edited else 'graded'}\.py.* then, .* now"
+        ):
+            Journal(folder, plan(*words).identity("m"), {})
 
 
 # -- a set of one's own ----------------------------------------------------------------------------

@@ -42,6 +42,11 @@ TRIED = {
     "trainer.n_gpus_per_node": "learner.num_ranks",
     "custom_reward_function.path": "reward.function",
     "trainer.experiment_name": "run.name",
+    "enable_thinking": "data.chat_template_kwargs",
+    "data.apply_chat_template_kwargs.enable_thinking": "data.chat_template_kwargs",
+    "algorithm.filter_groups.enable": "algorithm.name",
+    "algorithm.filter_groups.metric": "algorithm.name",
+    "data.truncation": "data.max_prompt_tokens",
     "learner.lr": "learner.learning_rate",
     "training.per_device_train_batch_size": "max_tokens_per_micro_batch",
 }

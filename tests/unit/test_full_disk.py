@@ -32,7 +32,7 @@ from hpt_ray.driver.reporter import Reporter
 from hpt_ray.errors import UserError, exit_code, failures_of
 from hpt_ray.observe.metrics import complete_line
 from hpt_ray.observe.progress import Progress
-from hpt_ray.observe.run_folder import RunFolder, read_json_lines
+from hpt_ray.observe.run_folder import RunFolder, read_json_lines, write_json
 from hpt_ray.observe.trace import Span, TraceWriter, read_trace
 
 Disk = Callable[..., Path]
@@ -177,7 +177,7 @@ def test_a_start_on_a_full_disk_is_a_users_mistake_and_keeps_what_is_there(small
     with pytest.raises(UserError, match="No space left on device"):
         RunFolder.create(disk, "demo")
     with pytest.raises(OSError, match="No space left"):
-        run.write_summary({"long": "x" * 100_000})
+        write_json(run.summary, {"long": "x" * 100_000})
     assert not list(run.root.glob(".*partial"))
     assert run.read_metrics() == [{"step": 1, "observe/non_finite": 0}]
 

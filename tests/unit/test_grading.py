@@ -122,6 +122,31 @@ def test_boxes_that_all_hold_the_reference_are_right_and_a_list_of_guesses_is_no
 # -- what is equal ---------------------------------------------------------------------------------
 
 KINDS = {
+    "mixed numbers": [
+        ("2.5", "2 1/2", RIGHT),
+        ("2 1/2", r"2\frac{1}{2}", RIGHT),
+        ("2 1/2", "5/2", RIGHT),
+        ("-2.5", "-2 1/2", RIGHT),
+        ("1, 2 1/2", "1, 5/2", RIGHT),
+        ("21/2", "2 1/2", WRONG),
+        ("2 1/2", "21/2", WRONG),
+    ],
+    "units": [
+        ("35", "35 cm", RIGHT),
+        ("35", r"35\text{ cm}", RIGHT),
+        ("35 m", "35", RIGHT),
+        ("35 cm", r"35\text{ centimeters}", RIGHT),
+        (r"5\text{ mph}", r"5\text{ miles per hour}", RIGHT),
+        (r"35\text{ cm}^2", r"35\text{ square centimeters}", RIGHT),
+        (r"35\text{ square units}", r"35\text{ cm}^2", RIGHT),
+        (r"12\text{ apples}", r"12\text{ pieces}", RIGHT),
+        ("35 m", "35 cm", WRONG),
+        (r"\boxed{35\text{ m}}", r"x = 35\text{ cm}", WRONG),
+        (r"\frac{1}{2}\text{ hours}", r"\frac12\text{ minutes}", WRONG),
+        (r"35\text{ cm}^2", r"35\text{ cm}", WRONG),
+        ("5 m/s", "5 km/h", WRONG),
+        ("5 dollars", "5 cents", WRONG),
+    ],
     "repeating decimals": [
         (r"\frac13", r"0.\overline{3}", RIGHT),
         (r"-\frac16", r"-0.1\overline{6}", RIGHT),

@@ -61,6 +61,7 @@ def test_a_dump_holds_tokens_logps_result_and_decision(tmp_path: Path) -> None:
         "prompt": "What is 6*7?",
         "ground_truth": ["42", 42],
         "extra": {},
+        "opening": "",
     }
 
 

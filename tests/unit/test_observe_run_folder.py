@@ -12,7 +12,7 @@ import pytest
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.prompt_history import PromptHistory
-from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.run_folder import RunFolder, write_json
 
 
 def test_folders_of_one_second_have_names_of_their_own(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_after_a_resume_each_step_appears_once(tmp_path: Path) -> None:
 
 def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "demo")
-    folder.write_summary({"wall_s": 1.0})
+    write_json(folder.summary, {"wall_s": 1.0})
     with pytest.raises(TypeError):
-        folder.write_summary({"wall_s": object()})
+        write_json(folder.summary, {"wall_s": object()})
     assert json.loads(folder.summary.read_text()) == {"wall_s": 1.0}
 
 

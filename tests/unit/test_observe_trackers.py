@@ -297,6 +297,19 @@ def test_mlflow_goes_on_in_the_run_of_the_same_name(tmp_path: Path, monkeypatch:
     assert found == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 1.5)]
 
 
+def test_mlflow_takes_sets_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow", reason="the extra `trackers` is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    config = {"evaluation": {"sets": {"math/pass@1": "a.jsonl", "a//b": "b.jsonl"}}}
+    trackers = start_trackers(["mlflow"], RunFolder.create(tmp_path / "runs", "demo"), config)
+    trackers.log(1, {"eval/math/pass@1/mean": 0.5, "eval/a//b/mean": 0.25})
+    trackers.close()
+    assert trackers.failures == {}
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        found = dict(connection.execute("select key, value from metrics").fetchall())
+    assert found == {"eval/math/pass_1/mean": 0.5, "eval/a/b/mean": 0.25}
+
+
 def test_mlflow_takes_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="the extra `trackers` is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")

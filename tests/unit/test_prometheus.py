@@ -37,6 +37,7 @@ def test_ray_takes_every_description() -> None:
     [
         ("reward/mean", "ray_hpt_ray_reward_mean", {}),
         ("eval/math/mean", "ray_hpt_ray_eval_mean", {"set": "math"}),
+        ("eval/math/pass@1/mean", "ray_hpt_ray_eval_mean", {"set": "math/pass@1"}),
         ("rollout/finish/length", "ray_hpt_ray_rollout_finish_total", {"reason": "length"}),
         ("rollout/off_policy_steps/2", "ray_hpt_ray_rollout_off_policy_steps_total", {"versions": "2"}),
         ("rollout/off_policy_steps_mean", "ray_hpt_ray_rollout_off_policy_steps_mean", {}),

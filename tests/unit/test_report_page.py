@@ -1,6 +1,5 @@
 """The report as a file: everything in it, nothing fetched, nothing that a model wrote read as HTML."""
 
-import base64
 import json
 import re
 import shutil
@@ -44,12 +43,6 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def report_of(*words: str | Path, out: Path) -> tuple[str, Page]:
-    assert main([*map(str, words), "--out", str(out)]) == 0
-    text = (out / "index.html").read_text(encoding="utf-8")
-    return text, check(text)
-
-
 def check(text: str) -> Page:
     """What holds for every page."""
     found = Page(text)
@@ -70,7 +63,19 @@ def check(text: str) -> Page:
 
 def saved_page_of(root: Path, out: Path) -> tuple[Page, dict[str, Any], dict[str, str]]:
     """The page of one run, its data, and the blocks of its summary as texts by title."""
-    assert main([str(root), "--out", str(out)]) == 0
+    found, saved = saved_pages_of(root, out=out)
+    (of_run,) = saved["of"].values()
+    assert saved["comparison"] is None
+    return found, of_run, texts_of(of_run["summary"])
+
+
+def texts_of(blocks: list[dict[str, Any]]) -> dict[str, str]:
+    return {block["title"]: json.dumps(block, ensure_ascii=False) for block in blocks}
+
+
+def saved_pages_of(*roots: Path, out: Path) -> tuple[Page, dict[str, Any]]:
+    """The page of one run or several, and its data."""
+    assert main([*map(str, roots), "--out", str(out)]) == 0
     text = (out / "index.html").read_text(encoding="utf-8")
     found, saved = Page(text), saved_of(out / "index.html")
     assert [set(attributes) for attributes in found.all("script")] == [{"type", "id"}, set(), set()]
@@ -83,7 +88,7 @@ def saved_page_of(root: Path, out: Path) -> tuple[Page, dict[str, Any], dict[str
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "script-src 'unsafe" not in policy
     assert policy.count("sha256-") == 2
-    return found, saved, {block["title"]: json.dumps(block, ensure_ascii=False) for block in saved["summary"]}
+    return found, saved
 
 
 def test_the_page_of_a_run_has_every_part(tmp_path: Path) -> None:
@@ -123,13 +128,6 @@ def test_what_is_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(saved["curves"]["curves"]["reward/mean"]["mean"]) == 5
 
 
-def test_the_files_are_the_pictures_of_the_page(tmp_path: Path) -> None:
-    _, found = report_of(make_run(tmp_path), make_run(tmp_path, seed=1), out=tmp_path / "out")
-    embedded = [base64.b64decode((i["src"] or "").partition(",")[2]) for i in found.all("img")]
-    files = [path.read_bytes() for path in (tmp_path / "out" / "figures").glob("*.png")]
-    assert sorted(embedded) == sorted(files)
-
-
 def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
     nasty = NASTY.replace("\ud800", "")
     root = make_run(tmp_path, text=nasty, extra={"eval/<b>$x^$&/mean": 0.5})
@@ -139,10 +137,9 @@ def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
     }
     assert "<b>$x^$&" in blocks["Evaluations"]
     assert found.all("b") == [{}]  # the word `Runs`
-    text, _ = report_of(root, make_run(tmp_path, seed=1), out=tmp_path / "out")
-    assert "<b>" not in text
-    assert "&lt;b&gt;$x^$&amp;" in text
-    assert not set(text) & set("\x00\x1b\u202e")
+    found, both = saved_pages_of(root, make_run(tmp_path, seed=1), out=tmp_path / "out")
+    assert "<b>$x^$&" in texts_of(both["comparison"])["Results"]
+    assert found.all("b") == [{}]
 
 
 def test_escape_leaves_what_is_html_and_mends_what_is_no_text() -> None:
@@ -210,19 +207,40 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     begun = make_run(tmp_path, "algorithm.name=dapo", steps=0, done=False)
     for number, run in enumerate(runs):
         evaluate(run / "evaluation", [0, number, 8])
-    text, _ = report_of(*runs, begun, out=tmp_path / "out")
-    titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert titles == ["Results", "Learning", "pass@k", "Prompts", "Costs", "What differs", "Runs"]
-    assert "<h1>hpt · grpo · sft</h1>" in text
-    assert f"Left out, since no step of them is done: {begun.name}" in text
-    assert "± one standard deviation over the seeds" in text
-    assert "not at the same step" in text
-    assert '<span class="best">50.5 ± 0.7</span>' in text  # hpt on `hard`, two seeds
-    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
-    assert drawn == {
-        "evaluations", "evaluation_0", "evaluation_1", "reward", "offline_ratio", "entropy", "length", "grad_norm",
-        "step_time", "prompts", "pass_at_k_0",
-    }  # fmt: skip
+    _, saved = saved_pages_of(*runs, begun, out=tmp_path / "out")
+    blocks = texts_of(saved["comparison"])
+    titles = ["Methods", "Left out", "Results", "pass@k", "Prompts", "Costs", "What differs", "Runs"]
+    assert [*blocks] == titles
+    assert saved["title"] == "hpt · grpo · sft"
+    assert saved["methods"] == [
+        ["hpt", [runs[0].name, runs[1].name]],
+        ["grpo", [runs[2].name]],
+        ["sft", [runs[3].name]],
+    ]
+    assert begun.name in blocks["Left out"]
+    assert "not at the same step" in blocks["Results"]
+    assert '["hard", {"best": "50.5 ± 0.7"}, ' in blocks["Results"]  # hpt, two seeds
+    assert '["hpt", "2", "75.2 ± 0.4", "± 3.2", "–", "–"]' in blocks["Results"]
+    assert '["algorithm.name", "hpt", "grpo", "sft"]' in blocks["What differs"]
+    pictures = [picture for block in saved["comparison"] for picture in block.get("pictures", ())]
+    assert [alt.partition(":")[0] for _, alt, _ in pictures] == [
+        "pass@k on mini-chain",
+        "Heat maps of solve rates by prompt and attempt, one per method",
+    ]
+    assert all(address.startswith("data:image/png;base64,iVBOR") for address, _, _ in pictures)
+    assert [run["id"] for run in saved["runs"]] == [*saved["of"]] == [run.name for run in runs]
+    kept = saved["of"][runs[2].name]
+    assert kept["config"]["algorithm.name"] == "grpo"
+    assert "eval/all sets/mean" in kept["curves"]["curves"]
+    assert kept["gate"]["solved step"]["cells"]
+    assert len(kept["groups"]["step"]) == 4 * 4
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a")
+    second = shutil.copytree(first, tmp_path / "b" / first.name)
+    _, saved = saved_pages_of(first, second, out=tmp_path / "out")
+    assert [*saved["of"]] == [str(first), str(second)]
 
 
 def test_evaluations_on_the_command_line_go_to_their_run(
@@ -232,7 +250,7 @@ def test_evaluations_on_the_command_line_go_to_their_run(
     evaluation = evaluate(tmp_path / "evaluated", [1, 2])
     (evaluation / "config.yaml").write_text(f"model: {root}/checkpoints/step-000006/hf\n")
     assert main([str(root), str(evaluation), "--out", str(tmp_path / "out")]) == 0
-    assert "mini-chain" in str(saved_of(tmp_path / "out" / "index.html")["summary"])
+    assert "mini-chain" in str(saved_of(tmp_path / "out" / "index.html")["of"])
     (evaluation / "config.yaml").write_text("model: elsewhere\n")
     assert main([str(root), str(evaluation)]) == 2
     assert "none of the runs given" in capsys.readouterr().err
@@ -264,12 +282,14 @@ def test_the_report_goes_into_the_run_unless_told_otherwise(
     assert (root / "report" / "index.html").is_file()
 
 
-def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
+def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     docs = Path(__file__).resolve().parents[2] / "docs" / "report.md"
     (code,) = re.findall(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict = {"paths": [make_run(tmp_path, seed=seed) for seed in (0, 1)]}
     exec(compile(code, "report.md", "exec"), names)
     assert len(check(names["text"]).all("img")) == 1
+    assert (tmp_path / "reward.png").is_file()
 
 
 def test_parts_make_a_page(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ def test_terms_add_to_the_score_and_not_to_the_outcome():
     assert [v.correct for v in results] == [True, True, False]
 
 
+def test_thinking_that_the_prompt_opened_is_the_responses_own():
+    items = [
+        GradeItem(response, "7", Row(opening=opening), True)
+        for response in (r"So \boxed{7}.", r"Hm.</think> \boxed{7}")
+        for opening in ("", "<think>\n")
+    ]
+    results, _ = run_service(RewardConfig(function="math", terms={"format": 0.25}), items)
+    assert [v.score for v in results] == [1.25, 0.0, 1.25, 1.25]
+    assert results[1].detail == "a box only in the thinking"
+
+
 def test_overlong_penalty_is_dapo_equation_13():
     values = [overlong_penalty(n, limit=100, buffer=20) for n in (0, 80, 85, 90, 100, 120)]
     assert values == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]

@@ -46,6 +46,12 @@ SEEN = "import json\ndef seen(*values): return {'score': 1, 'extracted': json.du
         ("ground_truth, response", "response, ground_truth", ["so 7", "7"]),
         ("text, truth", "text, truth", ["so 7", "7"]),
         ("completion, answer", "completion, answer", ["so 7", "seven"]),  # a response is never a column
+        ("answer, completion", "answer, completion", ["seven", "so 7"]),
+        ("target, output", "target, output", ["7", "so 7"]),
+        ("gt, text", "gt, text", ["7", "so 7"]),
+        ("difficulty, text, truth", "difficulty, text, truth", [3, "so 7", "7"]),
+        ("question, solution, answer", "question, solution, answer", [TEXT.prompt, "so 7", "seven"]),
+        ("solution, ground_truth", "solution, ground_truth", ["so 7", "7"]),
         ("response", "response", ["so 7"]),
         ("response, weight=2", "response, weight", ["so 7", 2]),
         ("response, difficulty=1", "response, difficulty", ["so 7", 3]),
@@ -159,6 +165,19 @@ def test_returned_tensors(grade):
         assert grade(f"import torch\ndef f(response, truth): return {returned}\n").score == 0.5
 
 
+@pytest.mark.parametrize(
+    ("returned", "outcome"),
+    [
+        ("{'score': 0.5, 'acc': True}", "correct"),
+        ("{'score': 2, 'acc': 0}", "wrong"),
+        ("{'score': 2, 'acc': 0, 'outcome': 'no_answer'}", "no_answer"),
+        ("{'score': 2, 'acc': 0.5}", "correct"),
+    ],
+)
+def test_acc_says_whether_it_is_correct(grade, returned, outcome):
+    assert grade(f"def f(response, truth): return {returned}\n").outcome.value == outcome
+
+
 def test_further_entries_of_a_dict_are_metrics(grade):
     result = grade(
         "def f(response, truth): return {'score': 1, 'acc': True, 'a/b': 0.5, 'pred': 7, 'note': 'x', "
@@ -213,6 +232,21 @@ def test_a_parameter_that_nothing_fills_is_named_with_what_there_is(grade):
 def test_what_cannot_be_called_says_so(grade, source, message):
     with pytest.raises((TypeError, ImportError), match=message):
         grade(source)
+
+
+@pytest.mark.parametrize(
+    ("signature", "message"),
+    [
+        ("question, answer", "no parameter for the response: call one `response`"),
+        ("question, ground_truth", "no parameter for the response"),
+        ("predictions, labels", "`predictions` seems to be a list"),
+        ("parser, prediction, answer", "nothing fills its parameter `parser`"),
+        ("response, answer, info", "nothing fills its parameter `info`"),
+    ],
+)
+def test_a_signature_that_could_be_misread_is_an_error(grade, signature, message):
+    with pytest.raises(LookupError, match=message):
+        grade(f"def f({signature}): return 1\n")
 
 
 def test_what_is_wrong_with_the_name_is_said_with_the_line_to_write(tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ ALLOWED = (  # where, what, why
     ("docs/library.md", "logps?", "names of TRL and of verl"),
     ("hpt_ray/data/*.py", "questions?", "column of GSM8K, Alpaca and others"),
     ("hpt_ray/data/template.py", "questions?", "a base model's prompt in an example"),
+    ("hpt_ray/reward/functions/call.py", "questions?", "a parameter of users' reward functions"),
     ("docs/data.md", "questions?", "column of GSM8K"),
     ("docs/reward.md", "questions?", "the prompt of a model that judges, in an example"),
     ("docs/glossary.md", "questions?|graders?|staleness", "others' words, for who looks for them"),

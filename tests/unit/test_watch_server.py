@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.tools.watch.__main__ import listen
-from hpt_ray.tools.watch.reader import Run, Runs, curves, rolling_mean, rounded
+from hpt_ray.tools.watch.reader import ALL_SETS, Run, Runs, curves, rolling_mean, rounded
 from hpt_ray.tools.watch.server import application
 
 TOKEN = "secret"
@@ -111,6 +111,26 @@ def test_a_wrong_question_is_answered(client: TestClient) -> None:
     assert client.get(f"/{TOKEN}/api/curves", params={**ask, "runs": "[["}).status_code == 400
 
 
+def test_chosen_runs_are_compared(client: TestClient) -> None:
+    other, first = sorted(ids(client), key=lambda run: run.startswith("first"))
+    params = {"runs": json.dumps([other, first])}
+    methods = client.get(f"/{TOKEN}/api/methods", params=params).json()
+    assert methods == [["grpo", [other]], ["hpt", [first]]]
+    blocks = client.get(f"/{TOKEN}/api/comparison", params=params).json()
+    assert [block["title"] for block in blocks][:2] == ["Methods", "Results"]
+    assert client.get(f"/{TOKEN}/api/comparison", params={"runs": '["../x"]'}).status_code == 404
+
+
+def test_the_mean_over_sets_is_where_all_have_a_value(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "demo")
+    for step, values in enumerate([(0.25, 0.75), (0.5, None), (0.5, 1.0)]):
+        folder.append_metrics(
+            {"step": step, **dict(zip(("eval/a/mean", "eval/b/mean"), values, strict=True))}
+        )
+    found = curves(Run(folder.root), ["eval/*/mean"], first=0, width=1, count=3)["curves"]
+    assert found[ALL_SETS] == {"mean": [0.5, None, 0.75]}
+
+
 def test_curves_in_buckets(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "demo")
     for step in range(1, 11):
@@ -142,13 +162,14 @@ def test_an_outlier_of_a_long_run_is_not_lost(tmp_path: Path) -> None:
     assert curve["low"] == [1.0] * 11
 
 
-def test_what_is_new_is_the_end_of_the_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("smooth", [1, 3])
+def test_what_is_new_is_the_end_of_the_whole(tmp_path: Path, smooth: int) -> None:
     folder = RunFolder.create(tmp_path, "demo")
     for step in range(1, 21):
         folder.append_metrics({"step": step, "reward/mean": step / 7})
     run = Run(folder.root)
-    whole = curves(run, ["reward/mean"], first=0, width=4, count=6, smooth=3)
-    rest = curves(run, ["reward/mean"], first=12, width=4, count=3, smooth=3)
+    whole = curves(run, ["reward/mean"], first=0, width=4, count=6, smooth=smooth)
+    rest = curves(run, ["reward/mean"], first=12, width=4, count=3, smooth=smooth)
     assert rest["curves"]["reward/mean"] == {k: v[3:] for k, v in whole["curves"]["reward/mean"].items()}
     assert rest["begun"] == whole["begun"]
     assert {*curves(run, ["*"], first=0, width=4, count=6, bands=False)["curves"]["reward/mean"]} == {"mean"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,24 +22,33 @@ MAX_PARAMS = 100  # MLflow takes this many in one call
 MAX_PARAM_LENGTH = 6000
 
 
+def fitting(name: str) -> str:
+    """A name as MLflow takes it, which refuses all of a step's metrics for one that it does not."""
+    return posixpath.normpath(re.sub(r"[^\w./ -]", "_", name))
+
+
 class MlflowTracker:
     def __init__(self, folder: RunFolder, config: Mapping[str, Any], first_step: int) -> None:
         self._client = MlflowClient()
         self._run_id = self._find_or_create(folder.root.name).info.run_id
         if first_step == 0:
-            params = [Param(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in dotted(config).items()]
+            params = [
+                Param(fitting(name), str(value)[:MAX_PARAM_LENGTH]) for name, value in dotted(config).items()
+            ]
             for start in range(0, len(params), MAX_PARAMS):
                 self._client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now_ms = int(time.time() * 1000)
         self._client.log_batch(
-            self._run_id, metrics=[Metric(name, value, now_ms, step) for name, value in metrics.items()]
+            self._run_id,
+            metrics=[Metric(fitting(name), value, now_ms, step) for name, value in metrics.items()],
         )
 
     def log_table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        self._client.log_table(self._run_id, {"step": [step] * len(rows), **columns}, f"{name}.json")
+        content = {"step": [step] * len(rows), **columns}
+        self._client.log_table(self._run_id, content, f"{fitting(name)}.json")
 
     def log_values(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
         """MLflow draws no histograms: a tenth, the middle and nine tenths of the values."""

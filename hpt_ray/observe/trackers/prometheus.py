@@ -63,7 +63,7 @@ class Series:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return re.compile(_LABEL.sub(r"(?P<\1>[^/]+)", self.metric.name))
+        return re.compile(_LABEL.sub(r"(?P<\1>.+)", self.metric.name))
 
 
 SERIES = tuple(Series(metric) for metric in METRICS)

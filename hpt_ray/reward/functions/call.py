@@ -7,14 +7,16 @@
     OpenRLHF  (queries, prompts, labels), lists of one                known by `queries`: prompt and response
 
 Every other parameter is filled from the row of the data by its name: `prompt`, `data_source`, `extra_info` or a
-column; `answer`, `solution` and `label` are the ground truth where there is no such column. One that nothing fills and
-that has no default is an error which names it. In TRL's form every value is a list, here of one response; where the
-prompt is a list of messages the completion is one too. The query of such a prompt has the texts of its messages.
+column; names of `GROUND_TRUTH_TOO` are the ground truth and those of `PROMPT_TOO` the prompt where there is no such
+column. One that nothing fills and that has no default is an error which names it. In TRL's form every value is a list,
+here of one response; where the prompt is a list of messages the completion is one too. The query of such a prompt has
+the texts of its messages.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import reprlib
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +24,18 @@ from typing import Any
 from hpt_ray.reward.functions.row import Row
 
 VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
-GROUND_TRUTH_TOO = ("answer", "solution", "label")
-NOT_BY_POSITION = ("ground_truth", "prompt", "data_source", "extra_info")
+GROUND_TRUTH_TOO = (
+    *("answer", "solution", "label", "target", "reference", "expected", "gold", "gt", "y_true"),
+    *("reference_answer", "expected_answer"),
+)
+PROMPT_TOO = ("question", "problem", "query", "instruction")
+# What is called so is the response wherever it stands; else the first that is called like nothing else.
+RESPONSE_TOO = (
+    *("completion", "prediction", "pred", "output", "generation", "candidate", "y_pred"),
+    *("generated_text", "model_output"),
+)
+MANY = re.compile("(response|prediction|predict|output|generation|candidate|answer|solution|text)s")
+NOT_BY_POSITION = ("ground_truth", "prompt", "data_source", "extra_info", *PROMPT_TOO)
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -113,12 +125,30 @@ def _values(
         values = {name: value for name, value in values.items() if name not in defaults}
         return values | {"solution_str": response}, list(VERL)
     values["response"] = response
+    others = list(values)
+    values |= {name: row.prompt for name in PROMPT_TOO if name in named and name not in values}
     places = [n for n, p in named.items() if p.kind is not p.KEYWORD_ONLY and n not in NOT_BY_POSITION]
-    if "response" not in named:
-        if not places and named:
-            raise LookupError("it has no parameter for the response")
-        values |= dict.fromkeys(places[:1], response)
-    if "ground_truth" not in named:
-        rest = (n for n in places if n not in values and named[n].default is inspect.Parameter.empty)
+    taken = "response"
+    if taken not in named and named:
+        taken = _response_of(places, values, asks_prompt=any(name in named for name in PROMPT_TOO))
+        values[taken] = response
+    if not any(name in named and name != taken for name in ("ground_truth", *GROUND_TRUTH_TOO)):
+        after = places[places.index(taken) + 1 :] if taken in places else places
+        rest = (n for n in after if n not in values and named[n].default is inspect.Parameter.empty)
         values |= dict.fromkeys(list(rest)[:1], ground_truth)
-    return values, list(values)
+    return values, others
+
+
+def _response_of(places: list[str], values: dict[str, Any], *, asks_prompt: bool) -> str:
+    """Which of the parameters `places` is the response. Raises LookupError where that is not clear."""
+    free = [name for name in places if name not in values]
+    clear = [name for name in free if name in RESPONSE_TOO]
+    clear += [name for names in (free, places) for name in names if name not in GROUND_TRUTH_TOO]
+    if not clear and (not places or (asks_prompt and len(places) == 1)):
+        raise LookupError("it has no parameter for the response: call one `response`")
+    found = [*clear, *places][0]
+    if MANY.fullmatch(found):
+        raise LookupError(
+            f"its parameter `{found}` seems to be a list, and a call is about one response: call it `response`"
+        )
+    return found

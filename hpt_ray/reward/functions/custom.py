@@ -25,7 +25,7 @@ from hpt_ray.reward.functions.call import Call
 from hpt_ray.reward.functions.returned import to_result
 from hpt_ray.reward.functions.row import NO_ROW, Row
 from hpt_ray.types import RewardResult
-from hpt_ray.utils.plugins import line_of
+from hpt_ray.utils.plugins import fingerprint, line_of
 
 
 def check_python(argument: str) -> None:
@@ -65,6 +65,11 @@ def make_python(argument: str) -> Callable[..., RewardResult]:
             return to_result(runner.run(_wait(returned)) if inspect.isawaitable(returned) else returned)
 
     return grade
+
+
+def version(argument: str) -> str:
+    """Changes when the function may: with its file, and what that imports from beside it."""
+    return fingerprint(_file_of(argument.rpartition(":")[0]))
 
 
 async def _wait(returned: Any) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from hpt_ray.reward.functions import equivalence, forms, intervals
+from hpt_ray.reward.functions import equivalence, forms, intervals, units
 from hpt_ray.reward.functions.extract import (
     NO_ANSWER,
     after_thinking,
@@ -60,16 +60,16 @@ def _same_text(answer: str, reference: str) -> bool:
 
 def references(ground_truth: Any) -> list[str]:
     r"""The alternatives, out of their `\boxed{}`, normalised. Raises ValueError if one of them is empty."""
-    texts = [_reference(text) for text in alternatives(ground_truth)]
+    texts = [normalise(_unboxed(text)) for text in alternatives(ground_truth)]
     if not all(texts):
         raise ValueError("the ground truth is empty")
     return texts
 
 
 @lru_cache(maxsize=256)  # the n rollouts of a prompt share it
-def _reference(text: str) -> str:
+def _unboxed(text: str) -> str:
     boxed = boxed_answer(text)
-    return normalise(text if boxed is None else ", ".join(boxed))
+    return text if boxed is None else ", ".join(boxed)
 
 
 def check_argument(argument: str) -> None:
@@ -90,9 +90,14 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
         if parts is None or not any(parts):
             unsaid = parts is None and boxed_answer(response) is not None
             return replace(NO_ANSWER, detail="a box only in the thinking" if unsaid else "no box")
-        result = compare(", ".join(parts), right)
+        answer = ", ".join(parts)
+        spelled = map(_unboxed, alternatives(ground_truth))
+        right = tuple(text for text, whole in zip(right, spelled, strict=True) if units.agree(answer, whole))
+        if not right:
+            return answered(answer, False, "unit")
+        result = compare(answer, right)
         if len(parts) > 1 and not result.correct and all(compare(part, right).correct for part in parts):
-            return answered(", ".join(parts), True, "every box")  # the same answer in several forms
+            return answered(answer, True, "every box")  # the same answer in several forms
         return result
 
     return grade

@@ -94,6 +94,7 @@ _REWRITES: list[tuple[str, re.Pattern[str], Any]] = [
         ("{", r"\\(?:mathrm|mathbf|mathit|operatorname)\{ ?([ei]) ?\}", r"\1"),
         ("\\b", r"\\(?:boldsymbol|bm) ?\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1"),
         (".", r"(?<![\w.])(\d{1,30})?\.(\d{0,30})\\(?:overline|bar|dot) ?\{? ?(\d{1,30}) ?\}?", _as_fraction),
+        ("/", r"(?<![\w.^/}])(\d+) (\d+) ?/ ?(\d+)(?![\d/.^])", r"\1\\frac{\2}{\3}"),  # 2 1/2
         ("^", r"\^ ?(-\d+)", r"^{\1}"),  # 10^-3
         ("^", r"(?<=\d) ?[xX] ?(?=10 ?\^)", r" \\times "),  # 3 x 10^8
         ("\\", r"^\\(?:approx|sim|simeq|thickapprox)(?![a-zA-Z])", ""),

@@ -4,8 +4,8 @@ This happens in the grading process. What comes out has the right types, a score
 short and can be stored, whatever came in; what cannot be used raises, which becomes the outcome `error`.
 
 A number is the score; a response is correct when its score is at least 1. A dict has a `score` (or OpenRLHF's
-`rewards`), and may have an `outcome`, `extracted` (or verl's `pred`) and `detail`; its other numbers become metrics. A
-list must hold one such value, for it was asked about one response.
+`rewards`), and may have an `outcome` (or verl's `acc`, whether it is correct), `extracted` (or verl's `pred`) and
+`detail`; its other numbers become metrics. A list must hold one such value, for it was asked about one response.
 """
 
 from __future__ import annotations
@@ -74,10 +74,11 @@ def _from_mapping(value: Mapping[Any, Any]) -> RewardResult:
             f"it returned a dict without `score`; it has {', '.join(map(str, value)) or 'nothing'}"
         )
     result = to_result(value[given])
+    says: dict[float | None, Outcome] = {0.0: Outcome.WRONG, 1.0: Outcome.CORRECT}
     return _checked(
         RewardResult(
             result.score,
-            value.get("outcome", result.outcome),
+            value.get("outcome", says.get(_number(value.get("acc")), result.outcome)),
             value.get("extracted", value.get("pred")),
             value.get("detail"),
             {name: x for name, x in value.items() if name not in FIELDS},

@@ -16,10 +16,11 @@ class Row:
     data_source: str = ""
     prompt: str | list[dict[str, str]] = ""  # as the file has it: a text, or messages {role, content}
     extra: Mapping[str, Any] = field(default_factory=dict)  # further columns, `extra_info` spread out
+    opening: str = ""  # what the rendered prompt began the response with: `<think>\n`
 
     @classmethod
     def of(cls, prompt: Prompt) -> Row:
-        return cls(prompt.data_source, prompt.source or prompt.text, prompt.extra)
+        return cls(prompt.data_source, prompt.source or prompt.text, prompt.extra, prompt.opening)
 
 
 NO_ROW = Row()

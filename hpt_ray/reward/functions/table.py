@@ -108,6 +108,12 @@ def check_ground_truth(ground_truth: Any, spec: str) -> str | None:
     return None
 
 
+def identity(spec: str) -> str:
+    """What decides its results: how it is named, and for a function of the user the text of its file."""
+    name, argument = name_and_argument(spec)
+    return public(spec) + (f" (text {custom.version(argument)})" if name == "python" else "")
+
+
 def takes_row(spec: str) -> bool:
     """Whether the function is called with the `Row` too. False where there is no such function."""
     kind = REWARD_FUNCTIONS.get(name_and_argument(spec)[0])

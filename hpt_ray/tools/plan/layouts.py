@@ -14,16 +14,15 @@ from itertools import product
 from math import floor
 from typing import Any
 
-from rich import box
 from rich.console import Group as Lines
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.setup import choices_of
 from hpt_ray.errors import UserError
+from hpt_ray.observe.tables import plain_table
 from hpt_ray.tools.plan.make import SPARE, Plan, check_context, check_plan, host_gib_of, make_plan
 from hpt_ray.tools.plan.shape import NAMED, ModelShape, find_shape
 from hpt_ray.tools.plan.show import two_digits
@@ -215,20 +214,22 @@ def show_layouts(config: Config, cards: str, number: int = 3) -> RenderableType:
         {tuple(layout.keys.get(name) for name in PLACE): layout for layout in reversed(fitting)}.values()
     )
     best = best[::-1][:number]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), title=f"The best layouts on {what}")
-    for name in ("", "s a step", "GPU hours", "fullest moment, GiB", "host, GiB", "seconds of"):
-        table.add_column(name, justify="left" if name == "seconds of" else "right")
+    rows = []
     for place, layout in enumerate(best, 1):
         fullest = ", ".join(f"{kind} {gib:.1f}" for kind, gib in layout.gib.items())
         parts = sorted(layout.seconds.items(), key=lambda part: -part[1])
-        table.add_row(
-            str(place),
-            two_digits(layout.seconds["step"]),
-            two_digits(layout.gpu_hours),
-            f"{fullest} of {card.gib:g}",
-            f"{host_gib_of(layout.plan):.0f}",
-            ", ".join(f"{name} {two_digits(s)}" for name, s in parts if name != "step" and s >= SHOWN_S),
+        rows.append(
+            [
+                str(place),
+                two_digits(layout.seconds["step"]),
+                two_digits(layout.gpu_hours),
+                f"{fullest} of {card.gib:g}",
+                f"{host_gib_of(layout.plan):.0f}",
+                ", ".join(f"{name} {two_digits(s)}" for name, s in parts if name != "step" and s >= SHOWN_S),
+            ]
         )
+    header = ["", "s a step", "GPU hours", "fullest moment, GiB", "host, GiB", "seconds of"]
+    table = plain_table(header, rows, align="rrrrrl", title=f"The best layouts on {what}")
     lines = [f"{place}: {' '.join(layout.words)}" for place, layout in enumerate(best, 1)]
     faster = [each for each in layouts if each.problem and each.order[0] < best[0].order[0]]
     if faster:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from pathlib import Path
 
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.docs import DOCS, write_or_check
@@ -120,9 +119,9 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def render_page(page: Path = PAGE) -> str:
+def render_page() -> str:
     """docs/paper.md with the tables as they should be."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{render_tables()}\n{END}{after}"
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Group as Lines
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from hpt_ray.observe.tables import two_columns
+from hpt_ray.observe.tables import plain_table, two_columns
 from hpt_ray.tools.plan.cost import Cost
 from hpt_ray.tools.plan.make import Group, Plan
 
@@ -19,15 +17,11 @@ SHOWN_GIB = 0.05  # a smaller part of the memory is not listed
 
 def plan_summary(plan: Plan) -> RenderableType:
     """Who stands where with how much memory, what a weight sync moves, and the expected GPU hours."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
-    table.add_column("actors")
-    table.add_column("each")
-    table.add_column("fullest moment", justify="right")
-    table.add_column("of which, GiB", overflow="fold")
+    rows = []
     for group in plan.groups:
         gpus = f", {group.gpus:g} GPU" if group.gpus else ""
         each = f"{group.cpus:g} CPU{gpus}" if group.cpus or gpus else "no core of its own"
-        table.add_row(f"{group.count} × {group.kind}", each, *_memory_in_words(group, plan.gpu_gib))
+        rows.append([f"{group.count} × {group.kind}", each, *_memory_in_words(group, plan.gpu_gib)])
     facts = two_columns()
     if all(group.memory is None for group in plan.groups):
         facts.add_row("memory", "not planned: the model's config.json is not here, and its name is not known")
@@ -37,7 +31,8 @@ def plan_summary(plan: Plan) -> RenderableType:
         facts.add_row("weights per sync", f"{size / 1e6:,.3g} MB" if size < 1e9 else f"{size / 1e9:.3g} GB")
     if plan.costs is not None:
         facts.add_row("expected cost", _cost_in_words(plan.costs, plan.num_gpus))
-    return Lines(table, facts)
+    header = ["actors", "each", "fullest moment", "of which, GiB"]
+    return Lines(plain_table(header, rows, align="llrl"), facts)
 
 
 def _memory_in_words(group: Group, gpu_gib: float) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """`python -m hpt_ray.tools.report RUN… [--out DIR]`
 
-One run: the page of `hpt_ray watch`, saved. Several: their comparison, the seeds of one configuration together. RUN is
-a run folder, or the folder of a finished evaluation of the model of one of them. Writes index.html, one file with
-everything in it, and of a comparison figures/*.png. Exit code 0: written. 2: the user must change something.
+The page of `hpt_ray watch`, saved; of several runs with their comparison. RUN is a run folder, or the folder of a
+finished evaluation of the model of one of them. Writes index.html, one file with everything in it. Exit code 0:
+written. 2: the user must change something.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import yaml
 
 from hpt_ray.errors import UserError, exit_code
 from hpt_ray.observe.run_folder import write_atomic
-from hpt_ray.tools.report.comparison import comparison_page
-from hpt_ray.tools.report.html import Pictures, page
 from hpt_ray.tools.report.load import RunData, is_evaluation, load_run
-from hpt_ray.tools.report.methods import group_runs
 from hpt_ray.tools.watch.save import saved_page
 from hpt_ray.utils import arguments
 
@@ -48,20 +45,13 @@ def load_all(paths: Sequence[Path]) -> list[RunData]:
 
 
 def write_report(runs: Sequence[RunData], out: Path | None = None) -> Path:
-    """Write index.html, of several runs figures too, to `out`; returns the page. Raises `UserError` where it cannot."""
+    """Write index.html to `out`; returns it. Raises `UserError` where it cannot."""
     out = out or (runs[0].root if len(runs) == 1 else runs[0].root.parent) / "report"
     if len(runs) > 1 and not any(run.num_steps for run in runs):
         raise UserError("None of the runs has done a step yet.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if len(runs) == 1:
-            text = saved_page(runs[0])
-        else:
-            # A run that has only just begun has nothing to compare.
-            begun = [run for run in runs if run.num_steps]
-            rest = [run for run in runs if not run.num_steps]
-            text = page(*comparison_page(group_runs(begun), Pictures(out / "figures"), left_out=rest))
-        write_atomic(out / "index.html", text)
+        write_atomic(out / "index.html", saved_page(runs))
     except OSError as error:
         raise UserError(f"{out}: the report cannot be written there: {error}.") from error
     return out / "index.html"

@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 
 from hpt_ray.tools.report import style
 from hpt_ray.tools.report.load import Attempt
-from hpt_ray.tools.report.style import BRANCH_COLORS, plain
+from hpt_ray.tools.report.style import plain
 
-BRANCHES = tuple(BRANCH_COLORS)
 MAP_HEIGHT = 5.0  # inches
 MOST_ROWS = 660  # of the picture: one pixel each; more prompts are averaged with their neighbours
 SOLVE_RATE = colors.LinearSegmentedColormap.from_list(
@@ -29,12 +28,10 @@ SOLVE_RATE = colors.LinearSegmentedColormap.from_list(
 
 @dataclass(frozen=True, slots=True)
 class AttemptMap:
-    """[Q, V] arrays, prompts sorted. `solve_rate` is NaN where nothing was graded or there was no attempt;
-    `branch` holds indices into `BRANCHES`, −1 without an attempt."""
+    """Prompts sorted, and their `solve_rate` [Q, V]: NaN where nothing was graded or there was no attempt."""
 
     prompt_ids: Sequence[str]
     solve_rate: np.ndarray
-    branch: np.ndarray
 
     @property
     def has_solve_rates(self) -> bool:
@@ -53,15 +50,14 @@ def attempt_map(attempts: Iterable[Attempt]) -> AttemptMap:
     """Attempts in the order of steps → the map."""
     of_prompt = by_prompt(attempts)
     shape = len(of_prompt), max(map(len, of_prompt.values()), default=0)
-    rates, branches = np.full(shape, np.nan), np.full(shape, -1)
-    for i, prompt_attempts in enumerate(of_prompt.values()):
-        for j, attempt in enumerate(prompt_attempts):
-            rates[i, j], branches[i, j] = attempt.solve_rate, BRANCHES.index(attempt.branch)
+    rates = np.full(shape, np.nan)
+    for i, of_one in enumerate(of_prompt.values()):
+        rates[i, : len(of_one)] = [attempt.solve_rate for attempt in of_one]
     # First by the attempt of the first correct response, then from often correct to seldom.
     solved = np.pad(rates > 0, [(0, 0), (0, 1)], constant_values=True)
     order = np.lexsort((-_mean(rates, axis=1), solved.argmax(axis=1)))
     ids = list(of_prompt)
-    return AttemptMap([ids[i] for i in order], rates[order], branches[order])
+    return AttemptMap([ids[i] for i in order], rates[order])
 
 
 def moves(attempts: Sequence[Attempt]) -> np.ndarray:

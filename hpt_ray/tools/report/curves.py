@@ -1,8 +1,8 @@
 """From runs and methods to curves: the mean of several seeds with a band, pass@k.
 
 Mean and band cover the steps that every seed of a method has reached; beyond, the longer ones are thin lines,
-since a mean over other seeds would jump. A curve of pass@k of several seeds is the mean of theirs with a band of
-`BANDS`; one of a single run has the 95 % interval over prompts.
+since a mean over other seeds would jump. A curve of pass@k of several seeds is the mean of theirs ± one standard
+deviation; one of a single run has the 95 % interval over prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def curves_of(
     band: str = "std",
     smooth: bool = True,
 ) -> list[Curve]:
-    """One curve per method of which every run has the metric: mean over its seeds, and a band of `BANDS`.
+    """One curve per method of which every run has the metric: mean over its seeds, and a band: see `band_of`.
 
     `metric` is a name of metrics.jsonl, or what makes a series of a run. With `smooth`, each seed is smoothed
     first, so that the band shows seeds and not steps.
@@ -42,7 +42,7 @@ def curves_of(
         steps, values = aligned(all_series)
         if not len(steps):
             continue
-        low, high = statistics.BANDS[band][0](values) if len(values) > 1 else (None, None)
+        low, high = statistics.band_of(values, band) if len(values) > 1 else (None, None)
         tails = [(s.steps[late], s.values[late]) for s in all_series if sum(late := s.steps >= steps[-1]) > 1]
         mean, dash = np.nanmean(values, axis=0), method.dash
         curves.append(Curve(method.label, method.color, steps, mean, low, high, dash=dash, tails=tails))
@@ -86,7 +86,7 @@ def pass_curve(rows: Sequence[PromptResult]) -> tuple[np.ndarray, np.ndarray, np
     return ks, np.array([e.value for e in estimates]), np.array([e.half_width or 0.0 for e in estimates])
 
 
-def pass_curves(methods: Sequence[Method], benchmark: str, *, band: str = "std") -> list[Curve]:
+def pass_curves(methods: Sequence[Method], benchmark: str) -> list[Curve]:
     """One curve per method whose every run was evaluated on the benchmark."""
     curves = []
     for method in methods:
@@ -97,6 +97,6 @@ def pass_curves(methods: Sequence[Method], benchmark: str, *, band: str = "std")
         values = np.stack([value[:num] for _, value, _ in found])
         ks, _, half = (array[:num] for array in found[0])
         mean = values.mean(axis=0)
-        low, high = statistics.BANDS[band][0](values) if len(found) > 1 else (mean - half, mean + half)
+        low, high = statistics.band_of(values) if len(found) > 1 else (mean - half, mean + half)
         curves.append(Curve(method.label, method.color, ks, mean, low, high, dash=method.dash))
     return curves

@@ -38,13 +38,12 @@ def curves_figure(
     *,
     x_label: str = "step",
     share: bool | None = False,
-    height: float = style.HEIGHT,
 ) -> Figure:
     """Lines with their names at the right. `share`: the axis is 0 to 100 %; None: where all values are within."""
     if share is None:
         values = _finite([curve.mean for curve in curves])
         share = bool(values.min() >= 0 and values.max() <= 1)
-    figure, axes = style.panel(title, unit, height=height)
+    figure, axes = style.panel(title, unit)
     for curve in curves:
         _draw(axes, curve)
     style.count_axis(axes, x_label)

@@ -111,9 +111,9 @@ def table_html(
     return part("table", rows, header, caption, align or "l" + "r" * (len(header) - 1))
 
 
-def details_html(summary: object, content: str, *, is_open: bool = False) -> Html:
+def details_html(summary: object, content: str) -> Html:
     """Content, which is HTML, that is folded away until asked for."""
-    return part("details", summary, Html(content), is_open)
+    return part("details", summary, Html(content))
 
 
 def note_html(text: str) -> Html:

@@ -21,6 +21,7 @@ import yaml
 from hpt_ray.config import renamed
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.results import PROMPTS, PromptResult, read_results
+from hpt_ray.observe.data_card import DataCard
 from hpt_ray.observe.metrics import branch_of
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.types import Decision
@@ -83,9 +84,7 @@ class RunData:
     attempts: Sequence[Attempt] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     results: Results = field(default_factory=dict)  # by benchmark, of the finished model
-    data_card: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # see `observe.data_card`; older runs have none
+    data_card: DataCard = DataCard()  # older runs have none
 
     @property
     def name(self) -> str:
@@ -124,7 +123,7 @@ class RunData:
 
     def evaluations(self) -> dict[str, Series]:
         """`eval/<set>/mean` by set."""
-        return self.matching(r"eval/([^/]+)/mean")
+        return self.matching(r"eval/(.+)/mean")
 
     @property
     def wall_s(self) -> float:
@@ -156,7 +155,7 @@ def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
         raise UserError(f"{path}: not a run folder (no config.yaml in it). Give the folder of a run.")
     try:
         config = renamed.config(yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {})
-        summary, data_card = _json(folder.summary), _json(folder.data_card)
+        summary, data_card = _json(folder.summary), DataCard.from_json(_json(folder.data_card))
         attempts = [_attempt(line) for line in _json_lines(folder.prompt_history)]
         lines = folder.read_metrics()
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:

@@ -29,8 +29,6 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = COLORS
 GREY = "#b9bfc6"
 DASHES = ("-", "--", ":", "-.")
 
-# What a prompt trained on, in every figure and table.
-BRANCH_COLORS = {"rollouts": SKY, "demonstration": ORANGE, "both": PURPLE, "nothing": GREY}
 # The usual rivals keep their colour from page to page.
 _PREFERRED = {"hpt": BLUE, "grpo": VERMILLION, "sft": GREEN, "luffy": PURPLE, "srft": ORANGE, "ppo": SKY}
 
@@ -48,11 +46,6 @@ def method_styles(algorithms: Sequence[str]) -> list[tuple[str, str]]:
             styles[i] = wanted
     free = itertools.cycle(s for dash in DASHES for c in COLORS if (s := (c, dash)) not in styles)
     return [style or next(free) for style in styles]
-
-
-def line_style(number: int) -> tuple[str, str]:
-    """(colour, dash) of the `number`-th line of a figure."""
-    return COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
 
 
 @functools.cache

@@ -6,15 +6,14 @@ out; its absence is said where a reader would look for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from hpt_ray.config import renamed
 from hpt_ray.config.load import known_keys
 from hpt_ray.evaluation.statistics import mean_over_prompts, percent
-from hpt_ray.observe.data_card import Refused, RewardCheck, details_of, dropped_in_words
+from hpt_ray.observe.data_card import QUANTILES, SET_COLUMNS, evaluation_rows, facts_of, length_rows, texts_of
 from hpt_ray.observe.metrics import METRICS, summarize_evaluations
 from hpt_ray.observe.step_line import short_time
 from hpt_ray.tools.report.attempts import by_prompt, moves
@@ -23,8 +22,8 @@ from hpt_ray.tools.report.load import Attempt, RunData
 from hpt_ray.tools.report.methods import DASH, algorithm_of, shown
 from hpt_ray.tools.report.style import rounded
 
-Block = dict[str, Any]  # of it `title`, `lead`, `warnings`, `facts`, `notes`, `tables`, `texts` and `folded`
-QUANTILES = {"min": "min", "median": "median", "p90": "90 %", "p99": "99 %", "max": "max", "limit": "limit"}
+# Of it `title`, `lead`, `warnings`, `facts`, `notes`, `tables`, `pictures`, `texts` and `folded`.
+Block = dict[str, Any]
 MOST_ATTEMPTS = 8  # of one prompt that is followed
 
 
@@ -35,8 +34,8 @@ def summary(run: RunData) -> list[Block]:
 
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[dict[str, Any]]:
-    """A table in a list of its own; no table without rows."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    """A table in a list of its own; no table without rows. A cell `{"best": text}` is bold."""
+    cells = [[cell if isinstance(cell, dict) else str(cell) for cell in row] for row in rows]
     return [{"caption": caption, "header": list(header), "rows": cells}] if rows else []
 
 
@@ -61,10 +60,9 @@ def overview(run: RunData) -> Block:
         "time": short_time(run.wall_s),
         "faults mended": f"{mended:,.0f}",
     }
-    warned = dict.fromkeys(text for one in run.data_card.get("training", ()) for text in one["warnings"])
     lead = f"{algorithm_of(run)} on {config.get('model.path', '?')} · {how_far}"
     notes = [] if run.lines else ["No step is done yet."]
-    return only(lead=lead, warnings=list(warned), facts=list(facts.items()), notes=notes)
+    return only(lead=lead, warnings=run.data_card.warnings, facts=list(facts.items()), notes=notes)
 
 
 def evaluations(run: RunData) -> Block:
@@ -160,41 +158,12 @@ def faults(run: RunData) -> Block:
 def data(run: RunData) -> Block:
     """The data card: files, rows, lengths, an example and a refused demonstration of each phase; evaluation sets."""
     tables, texts = [], []
-    for one in run.data_card.get("training", ()):
-        of_one = _training_set(one)
-        tables += of_one[0]
-        texts += of_one[1]
-    rows = [
-        [one["name"], f"{one['rows']:,}", f"{one['kept']:,}", dropped_in_words(one["dropped"])]
-        for one in run.data_card.get("evaluation", ())
-    ]
-    tables += table("Evaluation sets", ["set", "rows", "kept", "dropped"], rows)
+    for one in run.data_card.training:
+        tables += table(one.title, ["", "what was read"], facts_of(one))
+        tables += table("Lengths against their limits", ["tokens", *QUANTILES.values()], length_rows(one))
+        texts += [[f"{what.capitalize()}: {name}", pairs] for what, name, pairs in texts_of(one)]
+    tables += table("Evaluation sets", SET_COLUMNS, evaluation_rows(run.data_card.evaluation))
     return only(tables=tables, texts=texts)
-
-
-def _training_set(one: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
-    one = renamed.fields(one)
-    check = RewardCheck(**one["reward_check"]) if one["reward_check"] else None
-    demonstrations = "not used"
-    if one["demonstrations"] is not None:
-        dropped = dropped_in_words(one["demonstrations_dropped"])
-        demonstrations = f"{one['demonstrations']:,}; dropped: {dropped}"
-    facts = [
-        *(["file", line] for line in one["read_as"]),
-        ["rows", f"{one['rows']:,} read, {one['kept']:,} kept; dropped: {dropped_in_words(one['dropped'])}"],
-        ["demonstrations", demonstrations],
-        ["reward function", check.in_words if check else DASH],
-    ]
-    lengths = {"prompts": one["prompt_tokens"], "demonstrations": one["demonstration_tokens"]}
-    rows = [[name, *(f"{found[key]:,}" for key in QUANTILES)] for name, found in lengths.items() if found]
-    example = one["example"]
-    seen = [("the model sees", example["prompt"]), ("and learns", example["demonstration"])]
-    texts: list[Any] = [[f"Example: {example['id']}", [pair for pair in seen if pair[1] is not None]]]
-    if check and (found := one["reward_check"]["refused"]):
-        refused = Refused(**found)
-        texts.append([f"Not accepted: {refused.id}", list(details_of(refused).items())])
-    tables = table(one["title"], ["", "what was read"], facts)
-    return tables + table("Lengths against their limits", ["tokens", *QUANTILES.values()], rows), texts
 
 
 def settings(run: RunData) -> Block:

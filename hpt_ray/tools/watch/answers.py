@@ -42,6 +42,23 @@ def _summary(runs: Runs, asked: Mapping[str, str]) -> Any:
     return summary(load_run(runs[asked["run"]].folder.root))
 
 
+def _comparison(runs: Runs, asked: Mapping[str, str]) -> Any:
+    from hpt_ray.tools.report.comparison import comparison
+    from hpt_ray.tools.report.load import load_run
+
+    return comparison([load_run(runs[run].folder.root) for run in json.loads(asked["runs"])])
+
+
+def _methods(runs: Runs, asked: Mapping[str, str]) -> Any:
+    """Of `runs`, those of one configuration together: `[label, ids]` each."""
+    from hpt_ray.tools.report.load import RunData, flat_keys
+    from hpt_ray.tools.report.methods import group_runs
+
+    ids = {runs[run].folder.root: run for run in json.loads(asked["runs"])}
+    methods = group_runs([RunData(root, flat_keys(runs[run].config)) for root, run in ids.items()])
+    return [[method.label, [ids[run.root] for run in method.runs]] for method in methods]
+
+
 def _config(runs: Runs, asked: Mapping[str, str]) -> Any:
     return runs[asked["run"]].config
 
@@ -100,6 +117,8 @@ ANSWERS: dict[str, Answer] = {
     "runs": _runs,
     "metrics": lambda runs, asked: metric_names(),
     "summary": _summary,
+    "comparison": _comparison,
+    "methods": _methods,
     "curves": _curves,
     "config": _config,
     "gate": _gate,

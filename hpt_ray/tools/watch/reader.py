@@ -7,6 +7,7 @@ its path below the folder that was given, and no other path is ever opened.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from hpt_ray.tools.watch.lines import JsonLines, last_line
 
 DEPTH = 3  # folders below the one given in which a run is looked for
 DIGITS = 6  # of a value of a curve
+ALL_SETS = "eval/all sets/mean"  # beside the metrics of the run
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
 
@@ -39,7 +41,7 @@ class Run:
         self.history = JsonLines(
             self.folder.prompt_history, lambda names: list(renamed.fields(dict.fromkeys(names)))
         )
-        self._files = self.folder.metrics, self.folder.config, self.folder.summary
+        self._files = [str(path) for path in (self.folder.metrics, self.folder.config, self.folder.summary)]
         self._config: tuple[float, dict[str, Any]] = (-1.0, {})
         self._facts: tuple[tuple[float, ...], dict[str, Any]] = ((), {})
 
@@ -108,13 +110,9 @@ class Runs:
 
     def all(self) -> dict[str, Run]:
         """By id, in the order of their ids."""
-        known = self._known
-        roots = {run.folder.root for run in known.values()}
-        found = dict(sorted(each for folder in self._folders for each in _found(folder, roots)))
-        self._known = {
-            name: known[name] if name in known and known[name].folder.root == path else Run(path)
-            for name, path in found.items()
-        }
+        known = {str(run.folder.root): run for run in self._known.values()}
+        found = dict(sorted(each for folder in self._folders for each in _found(str(folder), "", known)))
+        self._known = {name: known.get(path) or Run(Path(path)) for name, path in found.items()}
         return self._known
 
     def __getitem__(self, name: str) -> Run:
@@ -122,19 +120,18 @@ class Runs:
         return self._known[name] if name in self._known else self.all()[name]
 
 
-def _found(folder: Path, known: Collection[Path]) -> Iterator[tuple[str, Path]]:
-    """Name and path of each run; into one that is `known` nobody looks again."""
-    for path, inner, files in os.walk(folder):
-        here = Path(path)
-        if "config.yaml" in files and "rollouts" in inner:
-            yield here.relative_to(folder).as_posix() if here != folder else here.name, here
-            inner.clear()
-        elif len(here.relative_to(folder).parts) >= DEPTH:
-            inner.clear()
-        else:
-            for run in [here / name for name in inner if here / name in known]:
-                yield run.relative_to(folder).as_posix(), run
-                inner.remove(run.name)
+def _found(path: str, below: str, known: Collection[str], depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Name and path of each run; `below` is the path from the folder given. Into one that is `known` nobody looks."""
+    try:
+        entries = {entry.name: entry for entry in os.scandir(path)} if path not in known else {}
+    except OSError:  # removed meanwhile, or not ours to read
+        return
+    if path in known or {"config.yaml", "rollouts"} <= entries.keys():
+        yield below or os.path.basename(path), path
+    elif depth < DEPTH:
+        for name, entry in entries.items():
+            if entry.is_dir(follow_symlinks=False):
+                yield from _found(entry.path, f"{below}/{name}".lstrip("/"), known, depth + 1)
 
 
 # -- curves ----------------------------------------------------------------------------------------
@@ -159,18 +156,31 @@ def curves(
     """
     table = run.metrics.table()
     names = [name for name in table.column_names if name != "step"]
-    wanted = re.compile("|".join(map(fnmatch.translate, patterns)))
+    wanted = _any_of(tuple(patterns))
     steps = _numbers(table, "step")
+    if smooth == 1 and np.all(np.diff(steps) >= 0):  # what is new is at the end
+        begin = int(np.searchsorted(steps, first))
+        table, steps = table.slice(begin), steps[begin:]
+    columns = {name: _numbers(table, name) for name in filter(wanted.match, names)}
+    sets = [name for name in names if re.fullmatch(r"eval/[^/]+/mean", name)]
+    if len(sets) > 1 and wanted.match(ALL_SETS):
+        every = [_numbers(table, name) for name in sets]
+        columns[ALL_SETS] = np.mean(every, axis=0)  # where each has a value
     parts = {
         (name, part): values
-        for name in filter(wanted.match, names)
-        for part, values in _curve(steps, _numbers(table, name), first, width, count, smooth, bands).items()
+        for name, column in columns.items()
+        for part, values in _curve(steps, column, first, width, count, smooth, bands).items()
     }
     found: dict[str, dict[str, list[float | None]]] = {}
     for (name, part), values in zip(parts, rounded(np.array([*parts.values()])), strict=True):
         found.setdefault(name, {})[part] = values
     planned = {name: most for name, most in _json(_bytes(run.folder.plan)).items() if name in found}
     return {"names": names, "curves": found, "planned": planned, "begun": run.metrics.num_begun}
+
+
+@functools.lru_cache(16)
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, patterns)))
 
 
 def _curve(
@@ -238,8 +248,8 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _changed(path: Path) -> float:
+def _changed(path: str | Path) -> float:
     try:
-        return path.stat().st_mtime
+        return os.stat(path).st_mtime  # of Path it takes twice as long, and this is asked of every run
     except OSError:
         return 0.0

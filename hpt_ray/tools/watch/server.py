@@ -8,18 +8,19 @@ policy lets the page run its own scripts and nothing else, so a text of a model 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 import pyarrow as pa
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hpt_ray.tools.watch.answers import ANSWERS, PAGE, Answer
 from hpt_ray.tools.watch.reader import Runs
@@ -48,17 +49,25 @@ def application(runs: Runs, token: str) -> Starlette:
     return Starlette(
         routes=[Mount(f"/{token}", routes=[*routes, page])],
         middleware=[
-            Middleware(BaseHTTPMiddleware, dispatch=_with_headers),
+            Middleware(_with_headers),
             Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False),
             Middleware(GZipMiddleware, minimum_size=2000, compresslevel=1),
         ],
     )
 
 
-async def _with_headers(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await go_on(request)
-    response.headers.update(HEADERS)
-    return response
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    """Adds `HEADERS` to every response."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    return answer
 
 
 def _answer(answer: Answer, runs: Runs, asked: Mapping[str, str]) -> Response:

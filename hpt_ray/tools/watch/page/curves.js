@@ -2,12 +2,14 @@
 // what is in view is drawn.
 
 import { ask, choice, css, el, number } from "./dom.js";
+import { saved } from "./saved.js";
 import * as state from "./state.js";
 
 // A pattern with * stands for one line a match; with several runs, for one panel a match.
 const PANELS = [
   ["Reward", "mean score of the graded rollouts", ["reward/mean"]],
   ["Offline ratio", "share of prompts that trained on a demonstration", ["selection/demo_prompt_ratio"]],
+  ["Weight of demonstrations", "share of all weight", ["selection/demo_share"]],
   ["Entropy", "nats per response token", ["policy/entropy"]],
   ["Response length", "mean tokens of a rollout", ["rollout/length_mean"]],
   ["Evaluation", "mean score", ["eval/*/mean"]],
@@ -40,7 +42,9 @@ const MANY_RUNS = 12; // of which only means are drawn
 const AT_ONCE = 16; // runs that one request is for, where there are many
 const HEIGHT = 190;
 
-let root, grid, meanings = new Map();
+const ofMethods = () => state.get("draw", saved && saved.methods.length < saved.runs.length ? "methods" : "runs") === "methods";
+
+let root, grid, meanings = new Map(), methods = [], methodsOf = ""; // `methods`: [label, runs], of the runs in `methodsOf`
 const panels = new Map(); // key → {node, plot, signature, visible, late: what to draw once it is in view}
 const inView = new IntersectionObserver(entries => {
   for (const entry of entries) {
@@ -60,6 +64,7 @@ export function enter(into) {
   filter.addEventListener("input", () => state.set({ find: filter.value }));
   root.append(el("div", { className: "bar" }, filter,
     choice("Smooth", [[1, "off"], ...[5, 10, 25, 50, 100, 250].map(n => [n, `${n} steps`])], state.get("smooth", 1), value => state.set({ smooth: value === "1" ? null : value })),
+    el("span", { id: "draw", hidden: true }, choice("Draw", [["runs", "each run"], ["methods", "seeds together, mean ± sd"]], ofMethods() ? "methods" : "runs", draw => state.set({ draw }))),
     el("button", { id: "whole", textContent: "Whole run", hidden: true, onclick: () => state.set({ from: null, to: null }) })), grid);
   ask("metrics").then(all => { meanings = new Map(all.map(one => [one.name, one])); });
 }
@@ -88,11 +93,13 @@ function buckets(runs) {
 export async function show(runs) {
   const query = { ...buckets(runs), smooth: Number(state.get("smooth", 1)) };
   document.getElementById("whole").hidden = !state.get("to");
+  document.getElementById("draw").hidden = runs.length < 2;
   const metrics = [...PANELS.flatMap(panel => panel[2]), ...MARKS, ...(state.get("find") ? [`*${state.get("find")}*`] : [])].join(",");
   query.asked = JSON.stringify([query.first, query.width, query.bands, query.smooth, metrics]);
   asking?.abort();
   asking = new AbortController();
-  const { signal } = asking;
+  const { signal } = asking, ids = JSON.stringify(runs.map(run => run.id));
+  if (ofMethods() && methodsOf !== ids) [methods, methodsOf] = [await ask("methods", { runs: ids }, signal), ids];
   draw(runs, query);
   const waiting = [...runs];
   let ready = 0, next = 1; // what has come is drawn each time that it is four times as much
@@ -183,7 +190,7 @@ function draw(runs, query) {
     else panel.late = () => fill(panel, spec, ready, query);
   });
   grid.querySelector(".empty")?.remove();
-  if (!list.length) grid.append(el("p", { className: "empty soft", textContent: runs.length ? "No step is done yet, or no metric is called so." : "Choose a run." }));
+  if (!list.length) grid.append(el("p", { className: "empty soft", textContent: runs.length ? "No step is done yet, or no metric has this name." : "Choose a run." }));
 }
 
 function newPanel(spec) {
@@ -191,12 +198,13 @@ function newPanel(spec) {
   const toggle = name => state.set({ [name]: is(name) ? state.list(name).filter(key => key !== spec.key) : [...state.list(name), spec.key] });
   const panel = { signature: "" };
   panel.log = el("button", { textContent: "log", title: "Logarithmic axis", onclick: () => toggle("log") });
+  panel.save = el("button", { textContent: "png", title: "Save as a picture", onclick: () => picture(panel, spec) });
   panel.wide = el("button", { textContent: "⤢", title: "Wide", ariaLabel: "Wide", onclick: () => toggle("wide") });
   panel.chart = el("div", { className: "chart" });
   panel.legend = el("div", { className: "legend" });
   panel.node = el("figure", { className: "panel" },
     el("figcaption", {}, el("b", { textContent: spec.title, title: spec.lines.map(([, name]) => name).join("\n") }),
-      el("span", { className: "soft", textContent: spec.unit, title: meaning(spec.lines[0][1])?.meaning ?? "" }), panel.log, panel.wide),
+      el("span", { className: "soft", textContent: spec.unit, title: meaning(spec.lines[0][1])?.meaning ?? "" }), panel.log, panel.save, panel.wide),
     panel.chart, panel.legend);
   panels.set(spec.key, panel);
   inView.observe(panel.node);
@@ -209,13 +217,13 @@ function fill(panel, spec, runs, query) {
   panel.wide.ariaPressed = String(isWide);
   panel.node.classList.toggle("wide", isWide);
   const x = Array.from({ length: query.count }, (_, i) => query.first + i * query.width + (query.width - 1) / 2);
-  const data = [x], series = [{}], bands = [], entries = [];
-  const several = runs.length > 1, few = runs.length <= MANY_RUNS;
-  for (const run of runs) {
+  const data = [x], series = [{}], bands = [], entries = [], groups = grouped(runs);
+  const several = groups.length > 1, few = groups.length <= MANY_RUNS;
+  for (const group of groups) {
     spec.lines.forEach(([label, name], i) => {
-      const curve = cache.get(run.id).curves[name];
+      const curve = curveOf(group.runs, name);
       if (!curve) return;
-      const color = several || spec.lines.length === 1 ? run.color : LINE_COLORS[i % LINE_COLORS.length];
+      const color = several || spec.lines.length === 1 ? group.runs[0].color : LINE_COLORS[i % LINE_COLORS.length];
       const dash = DASHES[several ? i % DASHES.length : Math.floor(i / LINE_COLORS.length) % DASHES.length];
       const full = values => x.map((_, i) => values[i] === undefined || (isLog && !(values[i] > 0)) ? null : values[i]);
       const add = (values, look) => { data.push(full(values)); series.push({ spanGaps: true, points: { show: false }, ...look }); return data.length - 1; };
@@ -224,14 +232,15 @@ function fill(panel, spec, runs, query) {
         const high = add(curve.high, { stroke: "transparent", width: 0 }), low = add(curve.low, { stroke: "transparent", width: 0 });
         bands.push({ series: [high, low], fill: `${color}30` });
       } else if (few && curve.smooth) add(curve.mean, { stroke: `${color}55`, width: 1 });
+      for (const tail of curve.tails ?? []) add(tail, { stroke: `${color}88`, width: 1 });
       const lonely = main.filter(value => value !== null).length < 40;
       const index = add(main, { stroke: color, width: 1.75, dash, points: { show: lonely, size: 5, fill: color, stroke: color } });
-      const planned = cache.get(run.id).planned[name];
+      const planned = cache.get(group.runs[0].id).planned[name];
       if (few && planned) add(x.map(() => planned), { stroke: color, width: 1, dash: [1, 4] });
-      entries.push({ index, color, planned, text: [several ? run.id : "", label].filter(Boolean).join(" · ") || name, last: main.findLast(value => value !== null) });
+      entries.push({ index, color, planned, text: [several ? group.label : "", label].filter(Boolean).join(" · ") || name, last: main.findLast(value => value !== null) });
     });
   }
-  const marks = few ? runs.flatMap(run => marksOf(run, query)) : [];
+  const marks = runs.length <= MANY_RUNS ? runs.flatMap(run => marksOf(run, query)) : [];
   const signature = JSON.stringify([series.length, bands.length, series.map(one => [one.stroke, one.points?.show]), isLog, isWide, query.first, query.width, css("--ink")]);
   panel.marks = marks;
   panel.entries = entries;
@@ -241,6 +250,30 @@ function fill(panel, spec, runs, query) {
     panel.signature = signature;
   } else panel.plot.setData(data);
   legend(panel, null, x);
+}
+
+// What is drawn as one line each: runs, or the seeds of one method.
+function grouped(runs) {
+  if (!ofMethods()) return runs.map(run => ({ label: run.id, runs: [run] }));
+  return methods.map(([label, ids]) => ({ label, runs: runs.filter(run => ids.includes(run.id)) })).filter(group => group.runs.length);
+}
+
+// Of several seeds their mean ± one sample standard deviation, as far as all of them went; beyond, each for itself.
+function curveOf(runs, name) {
+  const curves = runs.map(run => cache.get(run.id).curves[name]);
+  if (runs.length < 2) return ofMethods() && curves[0] ? { mean: curves[0].smooth ?? curves[0].mean } : curves[0]; // no shade: it is not over seeds
+  if (!curves.every(Boolean)) return null; // a mean over some of the seeds is not the method's
+  const seeds = curves.map(curve => curve.smooth ?? curve.mean), ends = seeds.map(values => values.findLastIndex(value => value !== null));
+  const end = Math.min(...ends), found = { mean: [], low: [], high: [] };
+  for (let i = 0; i <= end; i++) {
+    const values = seeds.map(seed => seed[i]).filter(value => value !== null), sum = of => of.reduce((a, b) => a + b, 0);
+    const mean = values.length ? sum(values) / values.length : null;
+    const deviation = values.length > 1 ? Math.sqrt(sum(values.map(value => (value - mean) ** 2)) / (values.length - 1)) : 0;
+    found.mean.push(mean);
+    found.low.push(mean === null ? null : mean - deviation);
+    found.high.push(mean === null ? null : mean + deviation);
+  }
+  return { ...found, tails: seeds.filter((_, k) => ends[k] > end).map(seed => seed.map((value, i) => i < end ? null : value)) };
 }
 
 function marksOf(run, query) {
@@ -293,6 +326,20 @@ function drawMarks(plot, marks) {
     if (mark.line) { ctx.setLineDash([3, 3]); ctx.moveTo(x, bbox.top); ctx.lineTo(x, bottom); ctx.stroke(); ctx.setLineDash([]); }
     else { ctx.moveTo(x - size, bottom); ctx.lineTo(x + size, bottom); ctx.lineTo(x, bottom - 1.6 * size); ctx.fill(); }
   }
+}
+
+// The chart with its title above and the names of its lines below, as a file.
+function picture(panel, spec) {
+  const chart = panel.plot.ctx.canvas, line = 20 * devicePixelRatio, into = el("canvas", { width: chart.width, height: chart.height + line * (1 + panel.entries.length) }), pen = into.getContext("2d");
+  pen.fillStyle = css("--card");
+  pen.fillRect(0, 0, into.width, into.height);
+  pen.drawImage(chart, 0, line);
+  pen.font = `${0.6 * line}px system-ui`;
+  [[css("--ink"), `${spec.title}: ${spec.unit}`], ...panel.entries.map(entry => [entry.color, entry.text])].forEach(([color, text], i) => {
+    pen.fillStyle = color;
+    pen.fillText(text, 8, (i ? chart.height : 0) + (i + 0.7) * line);
+  });
+  el("a", { href: into.toDataURL(), download: `${spec.key.replace(/[^\w.-]+/g, "-")}.png` }).click();
 }
 
 // Values at the cursor, or the last ones.

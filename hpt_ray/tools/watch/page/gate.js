@@ -50,7 +50,7 @@ export async function show(runs) {
   const controls = [
     choice("Run", runs.map(one => [one.id, one.id]), run?.id, id => state.set({ run: id, rows: null, columns: null })),
     choice("Across", [["step", "steps"], ["attempt", "attempts of a prompt"]], state.get("by", "step"), by => state.set({ by: by === "step" ? null : by, columns: null })),
-    choice("Order", [["solved", "first solved"], ["met", "first met"], ["last", "share solved at last"], ["name", "name"]].filter(([order]) => !saved || `${order} ${state.get("by", "step")}` in saved.gate), state.get("order", "solved"), order => state.set({ order: order === "solved" ? null : order })),
+    choice("Order", [["solved", "first solved"], ["met", "first met"], ["last", "share solved at last"], ["name", "name"]].filter(([order]) => !saved || `${order} ${state.get("by", "step")}` in saved.of[run.id].gate), state.get("order", "solved"), order => state.set({ order: order === "solved" ? null : order })),
     el("input", { type: "search", placeholder: "Find a prompt by its id", value: state.get("gatefind"), ariaLabel: "Find a prompt", onchange: event => state.set({ gatefind: event.target.value, rows: null }) }),
     el("button", { textContent: "Whole map", hidden: !state.get("rows") && !state.get("columns"), onclick: whole }),
   ];

@@ -12,7 +12,7 @@ import * as time from "./time.js";
 
 const VIEWS = { summary: ["Summary", summary], curves: ["Curves", curves], gate: ["Gate", gate], rollouts: ["Rollouts", rollouts], time: ["Time", time], config: ["Configuration", config] };
 const FIRST_RUNS = 6; // that are drawn where the address names none
-const EVERY_MS = 3000;
+const EVERY_S = [3, 10]; // from the newest step: a quarter of its age, at least and at most
 const COLORS = ["#0072b2", "#d55e00", "#009e73", "#b0558f", "#e09900", "#4faee5", "#8c6d46", "#7a7f87"];
 
 let runs = [];
@@ -99,33 +99,35 @@ function newest(number) {
   return [...runs].sort((a, b) => b.changed - a.changed).slice(0, number).map(run => run.id).sort();
 }
 
-let before = "";
+let before = "", next;
 async function look() {
+  clearTimeout(next);
   try {
-    if (saved || !document.hidden) {
-      runs = await ask("runs");
-      const versions = () => JSON.stringify(chosen().map(run => [run.id, run.version]));
-      if (!state.get("runs") && runs.length) state.set({ runs: newest(FIRST_RUNS) }); // which shows them
-      else {
-        showRuns();
-        if (versions() !== before) showView();
-      }
-      before = versions();
-      document.body.dataset.ready = "yes";
-      $("#problem").textContent.startsWith("The server") && say("");
+    runs = await ask("runs");
+    const versions = () => JSON.stringify(chosen().map(run => [run.id, run.version]));
+    if (!state.get("runs") && runs.length) state.set({ runs: newest(saved ? runs.length : FIRST_RUNS) }); // which shows them
+    else {
+      showRuns();
+      if (versions() !== before) showView();
     }
+    before = versions();
+    document.body.dataset.ready = "yes";
+    $("#problem").textContent.startsWith("The server") && say("");
   } catch (error) {
     say(error instanceof TypeError ? "The server does not answer: it was ended, or the tunnel is closed." : error.message);
   }
-  if (!saved) setTimeout(look, EVERY_MS);
+  const age = Date.now() / 1000 - Math.max(...runs.map(run => run.changed)), [least, most] = EVERY_S;
+  clearTimeout(next); // of another look meanwhile
+  if (!saved && !document.hidden) next = setTimeout(look, 1000 * Math.min(most, Math.max(least, age / 4)));
 }
 
 $("#runs-filter").addEventListener("input", showRuns);
 $("#runs-none").addEventListener("click", () => state.set({ runs: "-" }));
 $("#runs-all").addEventListener("click", () => state.set({ runs: showRuns().map(run => run.id) }));
 state.onchange(() => { showRuns(); showView(); });
+addEventListener("visibilitychange", () => saved || document.hidden || look());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shownView?.recolor?.(); showView(); });
 if (matchMedia("(max-width: 800px)").matches) $("#runs-box").open = false;
-if (saved) for (const part of ["#runs-filter", "#runs-box .row"]) $(part).style.setProperty("display", "none"); // there is one run
-if (saved) document.title = saved.runs[0]?.id ?? document.title;
+if (saved?.runs.length === 1) for (const part of ["#runs-filter", "#runs-box .row"]) $(part).style.setProperty("display", "none");
+if (saved) document.title = saved.title;
 look();
