@@ -37,17 +37,14 @@ class Prompt:
     id: str  # unique within a run: "<data_source>/<index>"
     token_ids: np.ndarray  # [P] int32, ends where the response begins
     text: str  # as rendered, for people
-    ground_truth: (
-        str | float | list | dict | None
-    )  # None only where neither gate nor reward function needs one
+    # None only where neither gate nor reward function needs one
+    ground_truth: str | float | list | dict | None
     data_source: str  # chooses the reward function
     demonstration: Demonstration | None = None
-    extra: dict = field(
-        default_factory=dict
-    )  # the further columns of the data's row, `extra_info` spread out
-    source: str | list[dict[str, str]] = (
-        ""  # the prompt as its file has it: a text, or messages {role, content}
-    )
+    # the further columns of the data's row, `extra_info` spread out
+    extra: dict = field(default_factory=dict)
+    # the prompt as its file has it: a text, or messages {role, content}
+    source: str | list[dict[str, str]] = ""
 
     @property
     def opening(self) -> str:

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from hpt_ray.algorithms.gates import Attempt
 from hpt_ray.checkpoint.manifest import CheckpointDamaged
 from hpt_ray.checkpoint.store import STATE, load_state
@@ -43,7 +45,7 @@ class RunState:
     def from_json(cls, content: dict[str, Any]) -> RunState:
         """The inverse of `to_json`, for this format and older ones; fields that they lack have defaults.
 
-        Raises `UserError` for a newer format, `KeyError` or `TypeError` for what is no state.
+        Raises `UserError` for a newer format, `ValidationError`, `TypeError` or `AttributeError` for what is no state.
         """
         found = content.get("format", 1)
         if found > FORMAT:
@@ -54,17 +56,7 @@ class RunState:
         content = renamed.fields(content)
         if isinstance(content.get("sampler"), dict):
             content["sampler"] = renamed.fields(content["sampler"])
-        known = {name: content[name] for name in cls.__slots__ if name in content}
-        missing = {"step", "version", "sampler"} - set(known)
-        if missing:
-            raise KeyError(", ".join(sorted(missing)))
-        types = {"step": int, "version": int, "sampler": dict, "failures": dict, "history": dict}
-        for name in types.keys() & known.keys():
-            if not isinstance(known[name], types[name]):
-                raise TypeError(f"{name} is {known[name]!r:.100}")
-        best = content.get("best")
-        attempts = {name: [Attempt(*v) for v in found] for name, found in content.get("attempts", {}).items()}
-        return cls(**{**known, "attempts": attempts, "best": None if best is None else (best[0], best[1])})
+        return TypeAdapter(cls).validate_python(content)
 
 
 def read_state(checkpoint: Path) -> RunState:
@@ -76,5 +68,5 @@ def read_state(checkpoint: Path) -> RunState:
         return RunState.from_json(load_state(checkpoint))
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from error
-    except (LookupError, TypeError, AttributeError) as error:
+    except (ValidationError, TypeError, AttributeError) as error:
         raise CheckpointDamaged(f"{checkpoint}: {STATE} is no state of a run: {error!r}") from error

@@ -23,12 +23,11 @@ from hpt_ray.config.load import QUICKSTART, load_config
 from hpt_ray.config.phases import Phase
 from hpt_ray.config.schema import Config
 from hpt_ray.driver.setup import choices_of, is_own_reference
-from hpt_ray.errors import UserError
+from hpt_ray.errors import exit_code
 from hpt_ray.learner.packing import WeightedSample
 from hpt_ray.learner.scoring import kl_in_reward, needs_scores, weight_samples
 from hpt_ray.observe.trackers import TRACKERS
 from hpt_ray.reward.functions.table import REWARD_FUNCTIONS
-from hpt_ray.text import printable
 from hpt_ray.types import (
     Decision,
     Demonstration,
@@ -69,9 +68,8 @@ def main(words: Sequence[str] | None = None) -> int:
         text = tables() if options.all else explain(config)
         print(text if options.config or options.all else f"{DEFAULT}\n\n{text}")
         return 0
-    except UserError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 2
+    except Exception as error:
+        return exit_code(error)
 
 
 def explain(config: Config) -> str:

@@ -114,7 +114,6 @@ def start_tables(
             start_summary(
                 phase.config,
                 title=head + which,
-                algorithm_mode=phase.config.algorithm.mode,
                 folder=folder,
                 turn_end=prepared.turn_end if prepared else None,
             )

@@ -131,11 +131,12 @@ def versions() -> dict[str, str | None]:
     """Python and the packages that sample and grade."""
     found: dict[str, str | None] = {"hpt_ray": hpt_ray.__version__, "python": platform.python_version()}
     for name, distributions in PACKAGES.items():
-        found[name] = next((v for d in distributions if (v := _version(d)) is not None), None)
+        found[name] = next((v for d in distributions if (v := version_of(d)) is not None), None)
     return found
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

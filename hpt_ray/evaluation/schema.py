@@ -6,6 +6,7 @@ What an evaluation has no use for in those sections, such as `data.train`, is re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from hpt_ray.config.checks import wrong_pools
@@ -75,8 +76,7 @@ def check_evaluation(config: EvaluateConfig) -> None:
     known = known_keys(EvaluateConfig)
     problems = []
     for name, instead in NOT_HERE.items():
-        section_name, _, field = name.partition(".")
-        if getattr(getattr(config, section_name), field) != known[name].default:
+        if attrgetter(name)(config) != known[name].default:
             problems.append(f"`{name}` is a key of training and has no meaning here: {instead}.")
     if not config.benchmarks and not config.sets:
         problems.append("Nothing to evaluate: name `benchmarks`, as in benchmarks=[aime24], or `sets`.")

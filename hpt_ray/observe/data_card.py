@@ -67,9 +67,8 @@ class RewardCheck:
     num_graded: int
     num_accepted: int
     refused: Refused | None
-    better: str | None = (
-        None  # where most are refused: a reward function of ours that accepts more, and how many
-    )
+    # Where most are refused: a reward function of ours that accepts more, and how many.
+    better: str | None = None
 
     @property
     def in_words(self) -> str:

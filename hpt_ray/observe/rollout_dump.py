@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,8 @@ SCHEMA = pa.schema(
         ("rollout_weight", pa.float64()),  # α
         ("demo_weight", pa.float64()),  # β
         ("advantage", pa.float64()),  # null where it trained nothing, or the learner alone knows it
-        (
-            "prompt_row",
-            pa.string(),
-        ),  # JSON of what a reward function may ask for: prompt, ground_truth, extra
+        # JSON of what a reward function may ask for: prompt, ground_truth, extra
+        ("prompt_row", pa.string()),
     ]
 )
 FOR_PEOPLE = {"demonstration", "advantage", "prompt_row"}  # not needed to make the groups again
@@ -209,16 +208,7 @@ def _rollout_fields(group: Group) -> list[Line]:
 
 
 def _decision_fields(decision: Decision | None) -> Line:
-    if decision is None:
-        return {}
-    return {
-        "branch": branch_of(decision),
-        "reason": decision.reason,
-        "num_correct": decision.num_correct,
-        "num_rollouts": decision.num_rollouts,
-        "rollout_weight": decision.rollout_weight,
-        "demo_weight": decision.demo_weight,
-    }
+    return {"branch": branch_of(decision), **asdict(decision)} if decision else {}
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -269,10 +259,4 @@ def _result(line: Line) -> RewardResult:
 
 
 def _decision(line: Line) -> Decision:
-    return Decision(
-        rollout_weight=line["rollout_weight"],
-        demo_weight=line["demo_weight"],
-        num_correct=line["num_correct"],
-        num_rollouts=line["num_rollouts"],
-        reason=line["reason"],
-    )
+    return Decision(**{field.name: line[field.name] for field in fields(Decision)})

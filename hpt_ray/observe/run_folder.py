@@ -154,8 +154,6 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl that are whole, as `read_json_lines` reads them."""
-        if not self.metrics.is_file():
-            return []
         return [renamed.metrics(line) for line in read_json_lines(self.metrics)]
 
     def check_unused(self) -> None:
@@ -271,12 +269,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that are about a step.
+    """The lines of a file that are about a step; none where there is no file.
 
     Others are passed over: one left unfinished by a killed run or a full disk, or what a fault of the disk made of it.
     """
     found = []
-    for text in path.read_bytes().split(b"\n"):
+    for text in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):

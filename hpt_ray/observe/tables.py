@@ -52,16 +52,12 @@ def start_summary(
     config: Config,
     *,
     title: str,
-    algorithm_mode: str,
     folder: Path,
     turn_end: str | None = None,
 ) -> RenderableType:
-    """The three sizes, what follows from them, what ends a response, and where the run is written.
-
-    `algorithm_mode` is the algorithm in words.
-    """
+    """The three sizes, what follows from them, what ends a response, and where the run is written."""
     table = two_columns()
-    table.add_row("algorithm", f"{config.algorithm.name}: {algorithm_mode}")
+    table.add_row("algorithm", f"{config.algorithm.name}: {config.algorithm.mode}")
     table.add_row("model", f"{config.model.path} ({config.model.dtype})")
     for name in ("prompts_per_step", "group_size", "max_tokens_per_micro_batch"):
         table.add_row(Text(name, style="bold"), f"{getattr(config, name):,}")

@@ -11,14 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-OUTCOMES = (
-    "correct",
-    "wrong",
-    "no_answer",
-    "unparsable",
-    "timeout",
-    "error",
-)  # of types.Outcome, slow to import
+# Of types.Outcome, slow to import.
+OUTCOMES = ("correct", "wrong", "no_answer", "unparsable", "timeout", "error")
 Words = Sequence[str] | None  # None: those of the process
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -342,11 +343,16 @@ def test_it_fits_a_terminal_and_obeys_nothing_in_the_data(width: int, model: Pat
     assert "\x1b[1;31m" in written.getvalue()
 
 
+def summary_of(page: Path) -> list[dict[str, Any]]:
+    (of_run,) = saved_of(page)["of"].values()
+    return of_run["summary"]
+
+
 def test_the_report_has_it_as_data(model: Path, tmp_path: Path) -> None:
     root = make_run(tmp_path, steps=2)
     write_json(RunFolder(root).data_card, asdict(nasty_card(model, tmp_path)))
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
-    blocks = {block["title"]: block for block in saved_of(tmp_path / "out" / "index.html")["summary"]}
+    blocks = {block["title"]: block for block in summary_of(tmp_path / "out" / "index.html")}
     assert blocks["Overview"]["warnings"]
     data = str(blocks["Data"])
     assert "boxed accepts 0 of 8 demonstrations" in data
@@ -361,13 +367,13 @@ def test_a_card_with_its_keys_of_old_is_read(model: Path, tmp_path: Path) -> Non
         one["grader"] = one.pop("reward_check")
     write_json(RunFolder(root).data_card, card)
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
-    assert "boxed accepts 0 of 8 demonstrations" in str(saved_of(tmp_path / "out" / "index.html")["summary"])
+    assert "boxed accepts 0 of 8 demonstrations" in str(summary_of(tmp_path / "out" / "index.html"))
 
 
 def test_a_run_without_a_card_has_a_report_without_one(tmp_path: Path) -> None:
     root = make_run(tmp_path, steps=2)
     assert report([str(root), "--out", str(tmp_path / "out")]) == 0
-    blocks = {block["title"]: block for block in saved_of(tmp_path / "out" / "index.html")["summary"]}
+    blocks = {block["title"]: block for block in summary_of(tmp_path / "out" / "index.html")}
     assert "Data" not in blocks
     assert "warnings" not in blocks["Overview"]
 

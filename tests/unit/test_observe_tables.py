@@ -54,11 +54,11 @@ def test_the_start_summary_names_sizes_and_folder() -> None:
         start_summary(
             config,
             title="Training run for 100 steps",
-            algorithm_mode="demonstrations where no rollout is right, else Dr. GRPO",
             folder=Path("runs/quickstart-20260101-101010"),
         )
     )
     for part in (
+        "hpt: default",
         "prompts_per_step",
         "1,024",
         "32,768",

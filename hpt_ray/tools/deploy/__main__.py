@@ -16,8 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpt_ray.errors import UserError
-from hpt_ray.text import printable
+from hpt_ray.errors import exit_code
 from hpt_ray.tools.deploy.drain import JOB_SERVER, drain
 
 STOP_S = 60.0  # for the job server to stop the job
@@ -73,9 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except UserError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 2
+    except Exception as error:
+        return exit_code(error)
 
 
 def _render(options: argparse.Namespace) -> int:

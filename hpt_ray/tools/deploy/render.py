@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from omegaconf import OmegaConf
 
 from hpt_ray.config.load import known_keys
 from hpt_ray.config.references import written
@@ -170,16 +171,12 @@ def image_parts(image: str) -> dict[str, str]:
 
 def differences(config: Config) -> dict[str, Any]:
     """What of `config` differs from the defaults, as nested keys. Reading it gives the same configuration."""
-    found: dict[str, Any] = {}
+    found = OmegaConf.create()
     for name, known in known_keys().items():
         value = written(attrgetter(name)(config))
         if value != known.default:
-            *sections, key = name.split(".")
-            inner = found
-            for section in sections:
-                inner = inner.setdefault(section, {})
-            inner[key] = value
-    return found
+            OmegaConf.update(found, name, value)
+    return cast(dict[str, Any], OmegaConf.to_container(found, resolve=False))
 
 
 def patch(pods: Pods, target: Target) -> list[dict[str, Any]]:
@@ -226,9 +223,8 @@ def _pod_operations(
         toleration = {"key": target.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
         own["tolerations"] = [toleration]
     operations += field_operations(target.pod_fields, spec, own)
-    if (
-        "verifier" in group.actors and group.name != HEAD
-    ):  # its reward functions may need keys; the head has them
+    if "verifier" in group.actors and group.name != HEAD:
+        # Its reward functions may need keys; the head has them.
         operations.append(_put("add", f"{spec}/containers/0/envFrom", KEYS))
     resources = {"requests": requests, "limits": limits}
     return [

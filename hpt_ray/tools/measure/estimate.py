@@ -36,14 +36,12 @@ QUANTITIES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "scale": lambda mm, mt, tt, square: mt / tt,  # how many times t is in m; 1 without bias
     "gap": lambda mm, mt, tt, square: (mm - 2 * mt + tt) / tt,  # |m − t|²/|t|², before any learning rate
     "cosine": lambda mm, mt, tt, square: mt / (mm * tt).sqrt(),
-    "bias": lambda mm, mt, tt, square: (
-        1 - mt.clamp(min=0) ** 2 / (mm * tt)
-    ),  # what the best learning rate leaves
+    # what the best learning rate leaves
+    "bias": lambda mm, mt, tt, square: 1 - mt.clamp(min=0) ** 2 / (mm * tt),
     "mean_square": lambda mm, mt, tt, square: mm,
     "variance": lambda mm, mt, tt, square: square - mm,  # of a step of one prompt; N prompts have 1/N of it
-    "noise": lambda mm, mt, tt, square: (
-        (square - mm) / mm
-    ),  # prompts that a step needs for as much signal as noise
+    # prompts that a step needs for as much signal as noise
+    "noise": lambda mm, mt, tt, square: (square - mm) / mm,
     "snr": lambda mm, mt, tt, square: mm / (square - mm),
 }
 OVER_MEAN = {"cosine", "bias", "noise"}  # divided by |m|²

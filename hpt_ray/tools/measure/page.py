@@ -149,12 +149,12 @@ def _intro(result: Mapping[str, Any]) -> str:
     return note_html(f"{facts}. {costs}.")
 
 
-def terminal_table(found: Found, set_name: str = "all") -> Table:
+def terminal_table(found: Found) -> Table:
     """The numbers without their intervals but for scale and bias, as wide as a terminal."""
-    part = found["sets"][set_name]
+    part = found["sets"]["all"]
     table = Table("method", "scale", "bias", "cosine", "noise", "SNR/sample", "SNR/s")
     for name in part["methods"]:
-        cells = {q: interval_of(found, set_name, name, q) for q in COLUMNS}
+        cells = {q: interval_of(found, "all", name, q) for q in COLUMNS}
         short = (cells[q].value for q in ("cosine", "noise", "snr_per_sample", "snr_per_second"))
         table.add_row(
             name,
@@ -162,5 +162,5 @@ def terminal_table(found: Found, set_name: str = "all") -> Table:
             str(cells["bias"]),
             *("–" if math.isnan(v) else f"{v:.3g}" for v in short),
         )
-    table.caption = f"{found['name']}, {set_name}: {part['prompts']} prompts"
+    table.caption = f"{found['name']}, all: {part['prompts']} prompts"
     return table

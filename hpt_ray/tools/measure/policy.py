@@ -32,9 +32,8 @@ class Policy:
         self._config, self._template = config, template
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_policy(config.model, path, seed=config.run.seed).eval().to(self._device)
-        self._model.generation_config = (
-            GenerationConfig()
-        )  # nothing of a model's own habits, such as penalties
+        # Nothing of a model's own habits, such as penalties.
+        self._model.generation_config = GenerationConfig()
         self._scorer = TokenScorer(self._model)
         self.parameters: dict[str, Tensor] = dict(self._model.named_parameters())
 

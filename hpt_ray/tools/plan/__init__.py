@@ -3,14 +3,12 @@
 `survey` reads files and `find_shape` a config.json; all else is a pure function.
 """
 
-from hpt_ray.tools.plan.cost import Cost, DataFacts
+from hpt_ray.tools.plan.cost import DataFacts
 from hpt_ray.tools.plan.make import Group, Plan, check_plan, host_gib_of, make_plan
-from hpt_ray.tools.plan.memory import GroupMemory, Term
-from hpt_ray.tools.plan.shape import ModelShape, find_shape, local_folder
+from hpt_ray.tools.plan.shape import ModelShape, find_shape
 from hpt_ray.tools.plan.survey import plan_run, seen_at_start, survey
 
 __all__ = [
-    "Cost", "DataFacts", "Group", "GroupMemory", "ModelShape", "Plan", "Term",
-    "check_plan", "find_shape", "host_gib_of", "local_folder", "make_plan",
-    "plan_run", "seen_at_start", "survey",
+    "DataFacts", "Group", "ModelShape", "Plan", "check_plan", "find_shape", "host_gib_of", "make_plan", "plan_run",
+    "seen_at_start", "survey",
 ]  # fmt: skip

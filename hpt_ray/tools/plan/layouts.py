@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from math import floor
+from operator import attrgetter
 from typing import Any
 
 from rich.console import Group as Lines
@@ -187,11 +188,8 @@ def _layout(config: Config, shape: ModelShape, card: Card, keys: Keys) -> Layout
 def _with(config: Config, keys: Keys) -> Config:
     config = deepcopy(config)
     for name, value in keys.items():
-        section: Any = config
-        *sections, key = name.split(".")
-        for part in sections:
-            section = getattr(section, part)
-        setattr(section, key, value)
+        section, _, key = name.rpartition(".")
+        setattr(attrgetter(section)(config), key, value)
     return config
 
 

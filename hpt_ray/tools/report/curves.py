@@ -24,21 +24,19 @@ def curves_of(
     metric: str | Callable[[RunData], Series],
     *,
     band: str = "std",
-    smooth: bool = True,
 ) -> list[Curve]:
     """One curve per method of which every run has the metric: mean over its seeds, and a band: see `band_of`.
 
-    `metric` is a name of metrics.jsonl, or what makes a series of a run. With `smooth`, each seed is smoothed
-    first, so that the band shows seeds and not steps.
+    `metric` is a name of metrics.jsonl, or what makes a series of a run. Each seed is smoothed first, so that
+    the band shows seeds and not steps.
     """
     curves = []
     for method in methods:
         all_series = [metric(run) if callable(metric) else run.series(metric) for run in method.runs]
         if not all_series or not all(map(len, all_series)):
             continue  # a mean over some of the seeds is not that of the method
-        if smooth:
-            window = statistics.smoothing_window(max(map(len, all_series)))
-            all_series = [Series(s.steps, statistics.rolling_mean(s.values, window)) for s in all_series]
+        window = statistics.smoothing_window(max(map(len, all_series)))
+        all_series = [Series(s.steps, statistics.rolling_mean(s.values, window)) for s in all_series]
         steps, values = aligned(all_series)
         if not len(steps):
             continue

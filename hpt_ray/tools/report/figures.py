@@ -37,12 +37,9 @@ def curves_figure(
     unit: str,
     *,
     x_label: str = "step",
-    share: bool | None = False,
+    share: bool = False,
 ) -> Figure:
-    """Lines with their names at the right. `share`: the axis is 0 to 100 %; None: where all values are within."""
-    if share is None:
-        values = _finite([curve.mean for curve in curves])
-        share = bool(values.min() >= 0 and values.max() <= 1)
+    """Lines with their names at the right. `share`: the axis is 0 to 100 %."""
     figure, axes = style.panel(title, unit)
     for curve in curves:
         _draw(axes, curve)

@@ -23,7 +23,7 @@ from hpt_ray.errors import UserError
 from hpt_ray.evaluation.results import PROMPTS, PromptResult, read_results
 from hpt_ray.observe.data_card import DataCard
 from hpt_ray.observe.metrics import branch_of
-from hpt_ray.observe.run_folder import RunFolder
+from hpt_ray.observe.run_folder import RunFolder, read_json_lines
 from hpt_ray.types import Decision
 from hpt_ray.utils.names import dotted
 
@@ -156,7 +156,7 @@ def load_run(path: str | Path, evaluations: Sequence[Path] = ()) -> RunData:
     try:
         config = renamed.config(yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {})
         summary, data_card = _json(folder.summary), DataCard.from_json(_json(folder.data_card))
-        attempts = [_attempt(line) for line in _json_lines(folder.prompt_history)]
+        attempts = [_attempt(line) for line in read_json_lines(folder.prompt_history)]
         lines = folder.read_metrics()
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: a file of the run cannot be read: {error}") from error
@@ -190,12 +190,6 @@ def is_evaluation(folder: Path) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; a run that goes on may be writing the last one."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
 
 
 def _is_number(value: Any) -> bool:

@@ -11,14 +11,13 @@ import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from hpt_ray.config.references import public
-from hpt_ray.evaluation.report import Comparison, as_json, compare, versions
+from hpt_ray.evaluation.report import Comparison, as_json, compare, version_of, versions
 from hpt_ray.evaluation.results import read_results
 from hpt_ray.observe.run_folder import write_atomic
 from hpt_ray.tools.report import (
@@ -100,7 +99,7 @@ def results_json(
     models = results.suite.models
     return {
         "title": done.suite.keys.title,
-        "versions": {**versions(), "deepspeed": _version("deepspeed")},
+        "versions": {**versions(), "deepspeed": version_of("deepspeed")},
         "machine": machine(),
         "suite": public(done.suite.keys),
         "missing": done.missing,
@@ -162,13 +161,6 @@ def machine() -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 # -- the page ------------------------------------------------------------------------------------------
