@@ -32,8 +32,8 @@ from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.driver.data_card import make_card
 from hpt_ray.errors import UserError
 from hpt_ray.evaluation.plan import load_evaluation, make_plan
-from hpt_ray.tools.plan import local_folder, plan_run, survey
-from hpt_ray.tools.plan.shape import NAMED
+from hpt_ray.tools.plan import plan_run, survey
+from hpt_ray.tools.plan.shape import NAMED, local_folder
 from hpt_ray.tools.suite.jobs import Job, Launcher
 from hpt_ray.tools.suite.matrix import RunSpec
 from hpt_ray.tools.suite.passes import BASE, Evaluation
