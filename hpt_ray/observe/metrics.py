@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpt_ray.config.docs import DOCS, write_or_check
+from hpt_ray.observe.step_line import evaluation_means
 from hpt_ray.types import Decision
 
 
@@ -142,10 +143,8 @@ def summarize_evaluations(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[
     """
     history: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     for line in lines:
-        for name, value in line.items():
-            found = re.fullmatch(r"eval/(.+)/mean", name)
-            if found and value is not None:
-                history[found[1]].append({"step": line["step"], "mean": value})
+        for name, mean in evaluation_means(line).items():
+            history[name].append({"step": line["step"], "mean": mean})
     return {
         name: {"first": points[0], "best": max(points, key=lambda point: point["mean"]), "last": points[-1]}
         for name, points in history.items()

@@ -212,6 +212,10 @@ def suite(words: Words) -> argparse.Namespace:
     )
     help = "check everything, show what is missing, and its GPU hours, cost and wall time, and stop"
     parser.add_argument("--dry-run", "--plan", action="store_true", help=help)
+    help = (
+        "try each row for two steps with a tiny model on a CPU, in OUT/pilot; with --dry-run: only check each"
+    )
+    parser.add_argument("--pilot", action="store_true", help=help)
     parser.add_argument("--report", action="store_true", help="start nothing; report about what is there")
     parser.add_argument(
         "--jobs", choices=("local", "ray"), default="local", help="processes here, or Ray jobs"

@@ -106,3 +106,23 @@ def children_of(pid: int) -> list[int]:
     """The runs among the children of a suite."""
     mine = psutil.Process(pid).children()
     return [child.pid for child in mine if "hpt_ray.tools.suite.jobs" in child.cmdline()]
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_a_row_of_the_paper_is_tried_on_a_cpu_and_not_again(tmp_path: Path) -> None:
+    words = ["--pilot", "--only", "qwen2.5-math-1.5b.hpt.s1", f"out={tmp_path}", "pass_at_k.benchmarks=[]"]
+    first = run_suite(Path("configs/paper/suite.yaml"), *words, "final.benchmarks=[math500, arc-c]")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "data/openr1.parquet is not here" in first.stdout
+    journal = (tmp_path / "pilot" / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["job"] for line in journal] == [
+        *("qwen2.5-math-1.5b.hpt.s1", "final qwen2.5-math-1.5b.base")
+    ]
+    (summary,) = tmp_path.glob("pilot/runs/qwen*/summary.json")
+    assert json.loads(summary.read_text())["steps"] == 2
+
+    again = run_suite(Path("configs/paper/suite.yaml"), *words, "final.benchmarks=[math500, arc-c]")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len((tmp_path / "pilot" / "journal.jsonl").read_text().splitlines()) == 2

@@ -42,10 +42,10 @@ def plan_run(config: Config, prepared: Prepared | None) -> Plan:
     return plan
 
 
-def survey(config: Config) -> tuple[Prepared | None, list[str]]:
+def survey(config: Config, *, ask_room: bool = True) -> tuple[Prepared | None, list[str]]:
     """The prepared run; or None, and a line for everything that is not on this machine.
 
-    Raises `UserError` for everything else that the user must change.
+    Raises `UserError` for everything else that the user must change. `ask_room`: whether it is to start from here.
     """
     files = [
         ("data.train", path, asked_of(phase.config, gate))
@@ -62,7 +62,7 @@ def survey(config: Config) -> tuple[Prepared | None, list[str]]:
     )
     if not check_run_dir(config.run.dir):
         absent.append(f"run.dir: nothing of {config.run.dir} is here; so not whether it may be written")
-    absent += check_room(config)
+    absent += check_room(config) if ask_room else []
     folder = local_folder(tokenizer_path(config.model.path))
     if folder is None:
         model = (

@@ -54,13 +54,14 @@ def aligned(all_series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.stack([series.at(steps, np.nan) for series in all_series])
 
 
-def mean_over_sets(run: RunData) -> Series:
-    """The mean over all eval sets, at the steps where every set has a value."""
-    sets = list(run.evaluations().values())
-    if not sets:
+def mean_over_sets(run: RunData, names: Sequence[str] | None = None) -> Series:
+    """The mean over these eval sets, or all, at the steps where each has a value; empty where one is not there."""
+    found = run.evaluations()
+    names = list(found) if names is None else names
+    if not names or not found.keys() >= set(names):
         return Series(np.zeros(0, int), np.zeros(0))
-    common = functools.reduce(np.intersect1d, [series.steps for series in sets])
-    return Series(common, np.mean([series.at(common) for series in sets], axis=0))
+    common = functools.reduce(np.intersect1d, [found[name].steps for name in names])
+    return Series(common, np.mean([found[name].at(common) for name in names], axis=0))
 
 
 # -- pass@k ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`python -m hpt_ray.tools.suite SUITE.yaml [--only PATTERN] [--plan] [--report] [--jobs local|ray] [key=value …]`
+"""`python -m hpt_ray.tools.suite SUITE.yaml [--only PATTERN] [--plan | --pilot | --report] [--jobs …] [key=value …]`
 
 Carry a suite out and write one report. The same command goes on where it was stopped. Exit code 0: everything
 is there. 1: something failed; the report says what. 2: the user must change something. 130: stopped by Ctrl-C;
@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hpt_ray.utils import signals
 
@@ -31,18 +34,21 @@ for _name, _value in QUIET.items():
 
 from hpt_ray.errors import Stopped, UserError, exit_code  # noqa: E402  (after the environment is set)
 from hpt_ray.observe.console import CommandConsole  # noqa: E402
-from hpt_ray.tools.plan.show import two_digits  # noqa: E402
+from hpt_ray.tools.plan.show import not_checked, two_digits  # noqa: E402
 from hpt_ray.tools.suite.hours import GPUS, Row, rows_of  # noqa: E402
 from hpt_ray.tools.suite.jobs import Launcher, LocalLauncher  # noqa: E402
 from hpt_ray.tools.suite.matrix import RunSpec  # noqa: E402
+from hpt_ray.tools.suite.pilot import Pilot  # noqa: E402
 from hpt_ray.tools.suite.ray_jobs import RayLauncher  # noqa: E402
 from hpt_ray.tools.suite.report import write_report  # noqa: E402
-from hpt_ray.tools.suite.runner import Done, carry_out, look  # noqa: E402
+from hpt_ray.tools.suite.runner import carry_out, look  # noqa: E402
 from hpt_ray.tools.suite.state import Action  # noqa: E402
 from hpt_ray.tools.suite.suite import Suite, load_suite  # noqa: E402
 from hpt_ray.utils import arguments  # noqa: E402
 from hpt_ray.utils.command import this_command  # noqa: E402
 from hpt_ray.utils.lock import alone  # noqa: E402
+
+T = TypeVar("T")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -51,6 +57,9 @@ def main(words: list[str] | None = None) -> int:
     try:
         options = arguments.suite(words)
         suite = load_suite(options.suite, options.overrides)
+        if options.pilot:
+            with holding(suite.out):
+                return fly(Pilot(look(suite, options.only)), console, start=not options.dry_run)
         if options.dry_run:
             show_plan(suite, options.only, console)
             return 0
@@ -63,6 +72,11 @@ def main(words: list[str] | None = None) -> int:
         return exit_code(error)
 
 
+def first_sentence(text: str) -> str:
+    """Example: `first_sentence("a.b is 3. Lower it.") == "a.b is 3."`."""
+    return re.split(r"(?<=[.!?]) (?=[A-Z`])", text, maxsplit=1)[0]
+
+
 def report_on(suite: Suite, options: Namespace, console: Console) -> int:
     """Do what is missing, unless nothing is to be started, and write the report."""
     on_ray = options.jobs == "ray"
@@ -70,17 +84,38 @@ def report_on(suite: Suite, options: Namespace, console: Console) -> int:
     if options.report:
         done = look(suite, options.only)
     else:
-        done = asyncio.run(stoppable(suite, launcher, console, options.only))
+        done = asyncio.run(stoppable(launcher, lambda: carry_out(suite, launcher, console, options.only)))
     console.print(f"Report: {write_report(done)}", highlight=False, soft_wrap=True)
     for name, why in done.missing.items():
         console.print(f"missing: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
     return 1 if done.missing else 0
 
 
-async def stoppable(suite: Suite, launcher: Launcher, console: Console, only: list[str]) -> Done:
-    """Everything that is missing. At a signal the launcher does what is due, and `Stopped` says it."""
+def fly(pilot: Pilot, console: Console, *, start: bool) -> int:
+    """Check every row, then start those that are right; a table of what passed and what did not."""
+    for row in pilot.rows:
+        pilot.check(row)
+        said = pilot.results[row.id] or "can start"
+        console.print(f"{row.id}: {said}", markup=False, highlight=False, soft_wrap=True)
+    console.print(not_checked([*pilot.absent]))
+    console.print(
+        "Instead of what is not here, and of every file of prompts, stand-ins are tried.", soft_wrap=True
+    )
+    if start and (jobs := pilot.jobs()):
+        launcher = LocalLauncher()
+        asyncio.run(stoppable(launcher, lambda: pilot.fly(jobs, launcher, console)))
+    table = Table("row", "result", box=box.SIMPLE_HEAD, title="Pilot" if start else "Pilot: checked alone")
+    for name, why in pilot.results.items():
+        table.add_row(name, Text(first_sentence(why) if why else "passed"))
+    console.print(table)
+    console.print(f"Logs: {pilot.folder / 'logs'}", highlight=False, soft_wrap=True)
+    return 1 if any(pilot.results.values()) else 0
+
+
+async def stoppable(launcher: Launcher, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What comes of `work`. At a signal the launcher does what is due, and `Stopped` says it."""
     launcher.open()
-    task = asyncio.ensure_future(carry_out(suite, launcher, console, only))
+    task = asyncio.ensure_future(work())
     loop = asyncio.get_running_loop()
     try:
         with signals.answered_by(lambda: loop.call_soon_threadsafe(task.cancel)):

@@ -6,15 +6,16 @@ figures a model; ablations of the reference are drawn apart, by what they vary, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from hpt_ray.tools import report
 from hpt_ray.tools.report import Curve, Html, Method, Pictures, RunData, Series
+from hpt_ray.tools.report.curves import mean_over_sets
 from hpt_ray.tools.report.style import INK
 from hpt_ray.tools.suite.collect import Results
 from hpt_ray.tools.suite.dynamics import ENTROPY, offline_ratio
@@ -29,19 +30,6 @@ ABLATIONS = {
     "algorithm.offline_branch": "offline branches",
 }
 Line = tuple[str, str, str | Callable[[RunData], Series], bool]  # title, unit, metric, is a share
-
-
-def mean_over(names: Sequence[str]) -> Callable[[RunData], Series]:
-    """The mean of several sets at the steps where all were evaluated."""
-
-    def read(run: RunData) -> Series:
-        known = [series for name, series in run.evaluations().items() if name in names]
-        if not known or len(known) < len(names):
-            return Series(np.array([], int), np.array([]))
-        steps = reduce(np.intersect1d, [series.steps for series in known])
-        return Series(steps, np.mean([series.at(steps) for series in known], axis=0))
-
-    return read
 
 
 def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
@@ -74,12 +62,14 @@ def _evaluation_lines(results: Results, model: str) -> dict[str, Line]:
     runs = [run for name in results.suite.methods for run in results.runs(model, name)]
     there = [name for name in sets.test if any(name in run.evaluations() for run in runs)]
     if set(there) >= set(sets.in_distribution):
-        near, far = mean_over(sets.in_distribution), mean_over(sets.out_of_distribution)
+        near, far = (
+            partial(mean_over_sets, names=n) for n in (sets.in_distribution, sets.out_of_distribution)
+        )
         return {
             "id": ("Held-out prompts like those of training", unit, near, True),
             "ood": ("Held-out prompts of other kinds", unit, far, True),
         }
-    return {name: (f"Held-out prompts, {name}", unit, mean_over([name]), True) for name in there}
+    return {name: (f"Held-out prompts, {name}", unit, f"eval/{name}/mean", True) for name in there}
 
 
 def _with_one_end(results: Results, curves: list[Curve]) -> list[Curve]:
