@@ -149,7 +149,13 @@ def result(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, runs in parts.items():
         runs = list(runs)
         complete = [(run, figures) for run in runs if (figures := found(done, run)) is not None]
-        report[name] = {"runs": len(complete), "of": len(runs), "accuracy": by_method(complete)}
+        bases = sorted({run.base for run, _ in complete})
+        report[name] = {
+            "bases": bases,
+            "runs": len(complete),
+            "of": len(runs),
+            "accuracy": by_method(complete),
+        }
     if report["report"]["runs"] == report["report"]["of"]:
         pulled = f"hpt, κ = {chosen:g}"
         report["differences"] = {
@@ -196,9 +202,8 @@ def table(report: dict[str, Any]) -> str:
         part = report["result"][name]
         if not part["runs"]:
             continue
-        bases = CHOICE if name == "choice" else REPORT
         lines += [
-            f"Bases {', '.join(map(str, bases[0]))}, {prompts} prompts, {part['runs']} of {part['of']} runs; mean "
+            f"Bases {', '.join(map(str, part['bases']))}, {prompts} prompts, {part['runs']} of {part['of']} runs; mean "
             "(least to most):",
             "",
             "| method | in distribution | out of distribution |",

@@ -43,7 +43,7 @@ def test_the_strength_is_chosen_first_and_reported_on_other_bases():
     assert {run.base for run in more} == {101, 102, 103}
     assert {run.split for run in more} == {"test"}
     assert {run.pull for run in more} == {0.0, 20.0}
-    assert forgetting.result(runs)["report"] == {"runs": 0, "of": 27, "accuracy": {}}
+    assert forgetting.result(runs)["report"] == {"bases": [], "runs": 0, "of": 27, "accuracy": {}}
     found = forgetting.result(runs + done(more, accuracy))
     against_hpt = found["differences"]["in distribution, against hpt"]
     # Bases 101, 102, 103 are +0.001, −0.019 and −0.009 off, the seeds' mean included.
