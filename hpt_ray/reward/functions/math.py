@@ -60,13 +60,18 @@ def _same_text(answer: str, reference: str) -> bool:
 
 def references(ground_truth: Any) -> list[str]:
     r"""The alternatives, out of their `\boxed{}`, normalised. Raises ValueError if one of them is empty."""
-    texts = [normalise(_unboxed(text)) for text in alternatives(ground_truth)]
+    texts = [_reference(text) for text in alternatives(ground_truth)]
     if not all(texts):
         raise ValueError("the ground truth is empty")
     return texts
 
 
 @lru_cache(maxsize=256)  # the n rollouts of a prompt share it
+def _reference(text: str) -> str:
+    return normalise(_unboxed(text))
+
+
+@lru_cache(maxsize=256)
 def _unboxed(text: str) -> str:
     boxed = boxed_answer(text)
     return text if boxed is None else ", ".join(boxed)
