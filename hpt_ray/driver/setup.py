@@ -26,7 +26,7 @@ from hpt_ray.errors import UserError
 from hpt_ray.learner.scoring import kl_in_reward
 from hpt_ray.observe.run_folder import check_run_dir, check_run_folder
 from hpt_ray.observe.trackers import check_trackers
-from hpt_ray.reward import check_ground_truth
+from hpt_ray.reward.functions.table import ground_truths_of
 from hpt_ray.reward.service import check_reward_functions, check_terms
 from hpt_ray.types import Prompt
 from hpt_ray.weight_sync.backends import backend_of
@@ -202,14 +202,11 @@ def asked_of(config: Config, gate: str | None) -> dict[str, Any]:
     A ground truth where responses are graded by a reward function that cannot do without.
     """
     functions = {config.reward.function, *config.reward.functions.values()}
-    compares = any(check_ground_truth(None, function) for function in functions)
-    asked: dict[str, Any] = {
-        "objects": any(check_ground_truth({"": ""}, function) is None for function in functions)
-    }
+    asked = ground_truths_of(functions)
     if gate is None:
-        return asked | {"demonstrations": "optional", "needs_ground_truth": compares, "held_out": True}
+        return asked | {"demonstrations": "optional", "held_out": True}
     kind = GATES[gate]
-    needed = compares and kind.needs_rollouts
+    needed = asked["needs_ground_truth"] and kind.needs_rollouts
     return asked | {"demonstrations": kind.demonstrations, "needs_ground_truth": needed}
 
 

@@ -30,7 +30,7 @@ from hpt_ray.evaluation.schema import EvaluateConfig, check_evaluation
 from hpt_ray.evaluation.statistics import check_ks, default_ks
 from hpt_ray.learner.model import load_model_config, positions_of
 from hpt_ray.reward import check_ground_truth
-from hpt_ray.reward.functions.table import identity
+from hpt_ray.reward.functions.table import ground_truths_of, identity
 from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.rollout.requests import Sampling
 from hpt_ray.utils.plugins import fingerprint
@@ -88,6 +88,7 @@ class Plan:
     def identity(self, model: str) -> dict[str, Any]:
         """What decides the response to a prompt and its result; `model` is a fingerprint of the weights."""
         config = self.config
+        plugins = {file: fingerprint(Path(file)) for file in config.plugins}
         return {
             "model": model,
             "dtype": config.dtype,
@@ -109,11 +110,7 @@ class Plan:
                 }
                 for task in self.tasks
             },
-            **(
-                {"plugins": {file: fingerprint(Path(file)) for file in config.plugins}}
-                if config.plugins
-                else {}
-            ),
+            **({"plugins": plugins} if plugins else {}),  # evaluations of before had no such key
         }
 
 
@@ -223,10 +220,9 @@ def _prompts(config: EvaluateConfig, row: Benchmark, template: Template) -> tupl
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_response_tokens=DataConfig().max_response_tokens,
         demonstrations="ignored",
-        needs_ground_truth=any(check_ground_truth(None, function) for function in functions),
         columns=config.data.columns,
         held_out=True,
-        objects=any(check_ground_truth({"": ""}, function) is None for function in functions),
+        **ground_truths_of(functions),
     )
     if found.dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())

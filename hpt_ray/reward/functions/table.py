@@ -108,6 +108,14 @@ def check_ground_truth(ground_truth: Any, spec: str) -> str | None:
     return None
 
 
+def ground_truths_of(specs: Collection[str]) -> dict[str, Any]:
+    """What `load_prompts` is to ask of the ground truths for these: must there be one, may it be an object."""
+    return {
+        "needs_ground_truth": any(check_ground_truth(None, spec) for spec in specs),
+        "objects": any(check_ground_truth({"": ""}, spec) is None for spec in specs),
+    }
+
+
 def identity(spec: str) -> str:
     """What decides its results: how it is named, and for a function of the user the text of its file."""
     name, argument = name_and_argument(spec)
