@@ -189,7 +189,7 @@ class RecordedCluster(Cluster):
     num_tokens = 0
 
     def maker(
-        self, kind: str, actor_class: type, arguments: list[tuple], **options: Any
+        self, kind: str, actor_class: type, arguments: Callable[[int], tuple], **options: Any
     ) -> Callable[[int], Any]:
         stand_ins: dict[str, tuple[type, tuple]] = {
             "rollout": (RecordedAnswers, (self.num_tokens,)),
@@ -197,7 +197,7 @@ class RecordedCluster(Cluster):
             "learner": (RecordedUpdates, ()),
         }
         stand_in, its_arguments = stand_ins[kind]
-        return super().maker(kind, stand_in, [its_arguments] * len(arguments), **options)
+        return super().maker(kind, stand_in, lambda i: its_arguments, **options)
 
 
 class StepClock(Progress):

@@ -143,9 +143,9 @@ class Cluster:
             raise UserError(message) from error
 
     def maker(
-        self, kind: str, actor_class: type, arguments: list[tuple], **options: Any
+        self, kind: str, actor_class: type, arguments: Callable[[int], tuple], **options: Any
     ) -> Callable[[int], Any]:
-        """What starts actor i with `arguments[i]` in the bundle that was reserved for it.
+        """What starts actor i with `arguments(i)` in the bundle that was reserved for it.
 
         `options` are Ray's, such as `max_concurrency`.
         """
@@ -166,13 +166,13 @@ class Cluster:
                 mine["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     self.group, placement_group_bundle_index=self._places[kind][i]
                 )
-            return remote_class.options(**mine).remote(*arguments[i])
+            return remote_class.options(**mine).remote(*arguments(i))
 
         return make
 
     def create(self, kind: str, actor_class: type, arguments: list[tuple], **options: Any) -> ActorGroup:
         """Actors of one kind, each in a bundle of its own; see `maker`."""
-        make = self.maker(kind, actor_class, arguments, **options)
+        make = self.maker(kind, actor_class, arguments.__getitem__, **options)
         count = range(len(arguments))
         return ActorGroup([f"{kind}-{i}" for i in count], [make(i) for i in count], make)
 

@@ -351,12 +351,10 @@ def make_engine_group(
     gpus: list[str] | None = None,
 ) -> EngineGroup:
     """The rollout workers, coming up; each on its own of `gpus`, where others reserved them."""
-    count = range(spec.rollout.num_workers)
 
-    def make(i: int) -> Any:
+    def arguments(i: int) -> tuple[EngineSpec, str | None]:
         # Engines that share a seed would draw the same responses to unseeded requests.
-        mine = replace(spec, seed=spec.seed + i, gpus=gpus[i] if gpus else None)
-        arguments = [(mine, log_file(logs, "rollout", i))] * len(count)
-        return cluster.maker("rollout", RolloutWorker, arguments, max_concurrency=ROLLOUT_CONCURRENCY)(i)
+        return replace(spec, seed=spec.seed + i, gpus=gpus[i] if gpus else None), log_file(logs, "rollout", i)
 
-    return EngineGroup(make, len(count), spec.rollout, sync, gpus)
+    make = cluster.maker("rollout", RolloutWorker, arguments, max_concurrency=ROLLOUT_CONCURRENCY)
+    return EngineGroup(make, spec.rollout.num_workers, spec.rollout, sync, gpus)

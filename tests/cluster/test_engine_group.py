@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -84,10 +83,10 @@ def with_engines(ray_cluster) -> Callable[..., None]:
     ) -> None:
         room = room_for(rollout=num_workers)
 
-        def make(i: int) -> Any:
-            names = gpus or range(num_workers)
-            arguments = [(name, str(breaks_at_start or "")) for name in names]
-            return room.maker("rollout", ScriptedWorker, arguments, max_concurrency=100)(i)
+        def arguments(i: int) -> tuple[object, str]:
+            return gpus[i] if gpus else i, str(breaks_at_start or "")
+
+        make = room.maker("rollout", ScriptedWorker, arguments, max_concurrency=100)
 
         async def whole() -> None:
             limits = RolloutConfig(num_workers=num_workers, **config)

@@ -176,7 +176,7 @@ def start_wired(
     config = LearnerConfig(num_ranks=num_ranks, zero_stage=stage)
     learner = LearnerSpec(model, str(path), config, 0, SFT, 1.0)
     room = room_for(learner=num_ranks, rollout=num_workers)
-    make = room.maker("rollout", Engine, [(engine, None)] * num_workers, max_concurrency=100)
+    make = room.maker("rollout", Engine, lambda i: (engine, None), max_concurrency=100)
     workers = ActorGroup([f"rollout-{i}" for i in range(num_workers)], [make(i) for i in range(num_workers)])
     ranks = range(num_ranks)
     learners = room.create("learner", SlowLearner, [(rank, num_ranks, learner, None) for rank in ranks])
