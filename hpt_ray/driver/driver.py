@@ -97,8 +97,6 @@ class Driver:
         self.phase, self.gate = phase, GATES[phase.gate]
         self.batches = BatchStream(phase, self.prepared.stop_token_ids)
         self.batches.connect(self.actors.router, self.actors.verifier)
-        # What was generated ahead, where it must be the same after a restart.
-        self.batches_to_keep = self.batches if self.config.run.deterministic else None
 
     @property
     def step(self) -> int:
@@ -351,7 +349,7 @@ class Driver:
             self._commit_checkpoint(best)
         copies = step and config.checkpoint.in_memory_every
         if copies and step % copies == 0 and step < config.run.steps:
-            await self.checkpoints.copy(self.actors, self._state(), self.batches_to_keep)
+            await self.checkpoints.copy(self.actors, self._state(), self._batches_to_keep)
 
     async def _evaluate(self) -> dict[str, float]:
         """The eval sets' scores; nothing, at once, where the run is to stop: it may have little time."""
@@ -378,8 +376,13 @@ class Driver:
         """The files of a checkpoint: learner state, Hugging Face export, batches ahead. Seconds it took."""
         begin = time.perf_counter()
         with self.timeline.phase("save"):
-            await self.checkpoints.write(self.actors, self.step, self.batches_to_keep)
+            await self.checkpoints.write(self.actors, self.step, self._batches_to_keep)
         return time.perf_counter() - begin
+
+    @property
+    def _batches_to_keep(self) -> BatchStream | None:
+        """What was generated ahead, where it must be the same after a restart."""
+        return self.batches if self.config.run.deterministic else None
 
     def _commit_checkpoint(self, best: tuple[float, int] | None = None) -> None:
         self.checkpoints.commit(replace(self._state(), best=best or self.checkpoints.best))
