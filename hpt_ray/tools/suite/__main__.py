@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from hpt_ray.utils import signals
 
@@ -34,6 +33,7 @@ for _name, _value in QUIET.items():
 
 from hpt_ray.errors import Stopped, UserError, exit_code  # noqa: E402  (after the environment is set)
 from hpt_ray.observe.console import CommandConsole  # noqa: E402
+from hpt_ray.observe.tables import plain_table  # noqa: E402
 from hpt_ray.tools.plan.show import not_checked, two_digits  # noqa: E402
 from hpt_ray.tools.suite.hours import GPUS, Row, rows_of  # noqa: E402
 from hpt_ray.tools.suite.jobs import Launcher, LocalLauncher  # noqa: E402
@@ -104,10 +104,9 @@ def fly(pilot: Pilot, console: Console, *, start: bool) -> int:
     if start and (jobs := pilot.jobs()):
         launcher = LocalLauncher()
         asyncio.run(stoppable(launcher, lambda: pilot.fly(jobs, launcher, console)))
-    table = Table("row", "result", box=box.SIMPLE_HEAD, title="Pilot" if start else "Pilot: checked alone")
-    for name, why in pilot.results.items():
-        table.add_row(name, Text(first_sentence(why) if why else "passed"))
-    console.print(table)
+    rows = [[name, first_sentence(why) if why else "passed"] for name, why in pilot.results.items()]
+    title = "Pilot" if start else "Pilot: checked alone"
+    console.print(plain_table(["row", "result"], rows, align="ll", title=title))
     console.print(f"Logs: {pilot.folder / 'logs'}", highlight=False, soft_wrap=True)
     return 1 if any(pilot.results.values()) else 0
 
