@@ -27,7 +27,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from machine import machine, versions, write
-from quickstart import RESULTS, ROOT, accuracies, between_marks, command
+from quickstart import RESULTS, ROOT, accuracies, between_marks, command, ranges, spread
 from scipy.stats import t as student
 
 from hpt_ray.data.mini import FAMILIES, TRAIN_FAMILIES
@@ -166,14 +166,10 @@ def result(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return report
 
 
-def by_method(runs: Sequence[tuple[Run, dict[str, Any]]]) -> dict[str, dict[str, list[float]]]:
-    """Accuracy of each method in and out of distribution: mean, least and most over its runs."""
-    accuracy: dict[str, dict[str, list[float]]] = {}
-    for label in dict.fromkeys(run.label for run, _ in runs):
-        mine = [figures["accuracy"] for run, figures in runs if run.label == label]
-        values = {name: [one[name] for one in mine] for name in BOTH}
-        accuracy[label] = {name: [fmean(of), min(of), max(of)] for name, of in values.items()}
-    return accuracy
+def by_method(runs: Sequence[tuple[Run, dict[str, Any]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracies of each method: mean, least and most over its runs."""
+    labels = dict.fromkeys(run.label for run, _ in runs)
+    return {label: ranges([figures for run, figures in runs if run.label == label]) for label in labels}
 
 
 def difference(done: Sequence[dict[str, Any]], label: str, other: str, name: str) -> dict[str, Any]:
@@ -218,10 +214,6 @@ def table(report: dict[str, Any]) -> str:
         low, high = of["interval"]
         lines.append(f"- {what}: {of['mean']:+.1%} ({low:+.1%} to {high:+.1%})")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def spread(of: Sequence[float]) -> str:
-    return f"{of[0]:.1%} ({of[1]:.1%} to {of[2]:.1%})"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def done(runs, accuracy):
     return [
         {
             **asdict(run),
-            "accuracy": dict(zip(forgetting.BOTH, accuracy(run), strict=True)),
+            "accuracy": {**dict(zip(forgetting.BOTH, accuracy(run), strict=True)), "sets": {}},
             "failures": {},
         }
         for run in runs
