@@ -26,10 +26,10 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 INTRODUCTION = """\
 # Configuration keys
 
-Made from `hpt_ray/config/schema.py` by `python -m hpt_ray.config.docs`. Do not edit by hand.
+Made from `hpt_ray/config/schema.py` by `python -m hpt_ray.config.docs`; do not edit by hand.
 
-Set a key in a YAML file (`--config FILE`) or on the command line (`run.steps=20`), which wins. A file may build on
-others: `defaults: [other.yaml]`, relative to it. A dict takes any keys below it, and `{}` empties it.
+Set keys in a YAML file (`--config FILE`) or on the command line (`run.steps=20`), which wins. A file may build on others:
+`defaults: [other.yaml]`, relative to it. A dict takes any keys below it, and `{}` empties it.
 """
 
 

@@ -247,7 +247,7 @@ class LearnerConfig:
 class CriticConfig:
     """PPO's value model; started only when the advantage asks for values.
 
-    Every other setting of its ranks and its optimizer is the learner's.
+    Other settings are the learner's.
     """
 
     learning_rate: float = key(1e-5, "Peak learning rate; warm-up and schedule as the learner's.")
@@ -353,7 +353,7 @@ class ClusterConfig:
 
 @dataclass
 class Config:
-    """A whole run. The three sizes stand first; everything else about batches follows from them."""
+    """A whole run. Its batches follow from the first three sizes."""
 
     PAGE: ClassVar[str] = "docs/configuration.md"
 
