@@ -31,17 +31,23 @@ export function leave() {
 const whole = () => state.set({ rows: null, columns: null }, false);
 
 function legend() {
-  const ramp = (hue, text) => el("span", { className: "ramp" }, ...[0, 0.25, 0.5, 0.75, 1].map(share =>
-    el("i", { style: { background: `rgb(${color(share, hue).join(" ")})` } })), ` ${text}`);
-  return el("p", { className: "soft legend-row" }, "trained on: ", ramp(0, "rollouts"), ramp(0.5, "both"), ramp(1, "demonstration"), ramp(null, "nothing"), "strength: share of correct rollouts, 0 to 100 %");
+  const color = palette();
+  const ramp = (hue, text) => el("span", { className: "ramp" }, ...[0, 25, 50, 75, 100].map(share =>
+    el("i", { style: { background: color(share, hue) } })), ` ${text}`);
+  return el("p", { className: "soft legend-row" }, "trained on: ", ramp(0, "rollouts"), ramp(50, "both"), ramp(100, "demonstration"), ramp(null, "nothing"), "strength: share of correct rollouts, 0 to 100 %");
 }
 
-// [r, g, b] of a share solved, mixed with the ground; `demo` 0 is rollouts, 1 demonstrations, null nothing.
-function color(share, demo) {
-  const [from, to, part] = demo < 0.5 ? [ROLLOUTS, BOTH, 2 * demo] : [BOTH, DEMONSTRATION, 2 * demo - 1];
+// Colours of (share solved, share of the demonstration), both in percent: a demonstration of null is nothing. Each is made
+// once, and the ground that it is mixed with read once: a map has up to 96,000 cells.
+function palette() {
+  const ground = css("--card").match(/[\da-f]{2}/gi).map(hex => parseInt(hex, 16)), made = [];
+  return (share, demo) => made[(demo ?? 101) * 101 + (share ?? 0)] ??= `rgb(${mixed(ground, share ?? 0, demo).join(" ")})`;
+}
+
+function mixed(ground, share, demo) {
+  const [from, to, part] = demo < 50 ? [ROLLOUTS, BOTH, demo / 50] : [BOTH, DEMONSTRATION, demo / 50 - 1];
   const hue = demo === null ? NOTHING : from.map((value, i) => value + (to[i] - value) * part);
-  const ground = css("--card").match(/[\da-f]{2}/gi).map(hex => parseInt(hex, 16));
-  const strength = 0.28 + 0.72 * (share ?? 0);
+  const strength = 0.28 + 0.72 * share / 100;
   return hue.map((value, i) => Math.round(ground[i] + (value - ground[i]) * strength));
 }
 
@@ -93,11 +99,10 @@ function paint() {
   canvas.width = Math.round(canvas.clientWidth * scale);
   canvas.height = Math.round((height + FOOT) * scale);
   pen.scale(scale, scale);
-  const gap = dx > 5 && dy > 5 ? 1 : 0;
+  const gap = dx > 5 && dy > 5 ? 1 : 0, color = palette();
   const fill = (cell, x0, x1, alpha) => {
-    const [share, demo] = [cell[3] === null ? 0 : cell[3] / 100, cell[4] === null ? null : cell[4] / 100];
     pen.globalAlpha = alpha;
-    pen.fillStyle = `rgb(${color(share, demo).join(" ")})`;
+    pen.fillStyle = color(cell[3], cell[4]);
     pen.fillRect(left + x0 * dx, cell[0] * dy, Math.max((x1 - x0) * dx - gap, 0.5), Math.max(dy - gap, 0.5));
   };
   map.cells.forEach((cell, i) => { // what holds until the next attempt, then the attempt itself
