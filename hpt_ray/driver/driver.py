@@ -154,7 +154,7 @@ class Driver:
         """Every step that is left; what the run came to."""
         started = time.perf_counter()
         if self.step == 0 and self.evaluator.before_training:
-            await self._report(0, complete_line({"weights/version": 0}), [], force_evaluation=True)
+            await self._report(0, complete_line({"weights/version": 0}), [], evaluate=True)
         while self.step < self.config.run.steps and not self.stopping.is_asked:
             try:
                 await self._one_step()
@@ -163,9 +163,10 @@ class Driver:
         if self.step < self.config.run.steps or self.state.owes_evaluation:
             await self._end_here()
         await self.checkpoints.saved()
-        return self._finish(
-            {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
-        )
+        times = {"startup_s": started - self.began_s, "training_s": time.perf_counter() - started}
+        facts = {**times, "dropped_rows": self.prepared.dropped, "faults": dict(self._faults())}
+        newest = self.checkpoints.store.latest().path
+        return self.reporter.finish(self._state(), facts, newest, quiet=self.quiet)
 
     async def _one_step(self) -> None:
         """Train one step and report it; or, where the run is to stop, leave it before the weights change."""
@@ -327,15 +328,13 @@ class Driver:
             why_not = in_one_line(error)
         raise self.stopping.stopped(self.step, why_not)
 
-    # -- report, save, finish ----------------------------------------------------------------------
+    # -- report, save ----------------------------------------------------------------------
 
-    async def _report(
-        self, step: int, metrics: dict[str, Any], pairs: Pairs, *, force_evaluation: bool = False
-    ) -> None:
+    async def _report(self, step: int, metrics: dict[str, Any], pairs: Pairs, evaluate: bool = False) -> None:
         """Evaluate and save where it is due, then write the step's line and show it."""
         config = self.config
         is_last = step == self.phase.last
-        if force_evaluation or self.evaluator.is_due(step, is_last=is_last):
+        if evaluate or self.evaluator.is_due(step, is_last=is_last):
             metrics |= await self._evaluate()
             self.state.owes_evaluation = step > 0 and "time/evaluation_s" not in metrics
         is_due = config.checkpoint.every and step % config.checkpoint.every == 0
@@ -398,8 +397,3 @@ class Driver:
     def _faults(self) -> Counter[str]:
         """What failed around the training, and was mended, since this process began."""
         return self.faults + self.reporter.full + self.checkpoints.faults + self.actors.faults
-
-    def _finish(self, times: dict[str, float]) -> dict[str, Any]:
-        facts = {**times, "dropped_rows": self.prepared.dropped, "faults": dict(self._faults())}
-        newest = self.checkpoints.store.latest().path
-        return self.reporter.finish(self._state(), facts, newest, quiet=self.quiet)

@@ -32,9 +32,11 @@ class _Gathering:
     def num_correct(self) -> int:
         return sum(result.correct for _, result in self.graded.values())
 
-    @property
-    def all_have_rewards(self) -> bool:
-        return all(has_reward(*pair) for pair in self.graded.values())
+    def is_settled(self, is_certain: IsCertain) -> bool:
+        """Whether the decision is certain before all samples are there; without every reward it never is."""
+        return all(has_reward(*pair) for pair in self.graded.values()) and is_certain(
+            self.prompt, self.num_correct, len(self.graded)
+        )
 
     def group(self, num_samples: int) -> Group:
         """The samples in their order; those that were not waited for as aborted ones."""
@@ -129,26 +131,12 @@ async def graded_groups(
     calls = asyncio.Semaphore(MAX_GRADE_CALLS)
 
     async def grade(batch: list[Rollout]) -> None:
-        items = [
-            _item(r, prompts[r.prompt_id].ground_truth, rows[r.prompt_id])
-            for r in batch
-            if r.finish is not FinishReason.LOST
-        ]
-        graded: list[RewardResult] = []
-        if items:
-            (graded,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade responses")
-        of_items = iter(graded)
-        results = [LOST if r.finish is FinishReason.LOST else next(of_items) for r in batch]
-        settled = set()
+        results = await _results(batch, prompts, rows, verifier, timeout_s)
+        pairs = list(zip(batch, results, strict=True))
         if release:
-            release(
-                {
-                    rollout.prompt_id
-                    for rollout, result in zip(batch, results, strict=True)
-                    if result.correct or not has_reward(rollout, result)
-                }
-            )
-        for rollout, result in zip(batch, results, strict=True):
+            release({one.prompt_id for one, result in pairs if result.correct or not has_reward(one, result)})
+        settled = set()
+        for rollout, result in pairs:
             key = rollout.prompt_id
             entry = gathering.get(key)
             if entry is None:
@@ -156,11 +144,7 @@ async def graded_groups(
             entry.graded[rollout.sample] = rollout, result
             if len(entry.graded) == num_samples:
                 await ready.put(gathering.pop(key).group(num_samples))
-            elif (
-                is_certain
-                and entry.all_have_rewards
-                and is_certain(entry.prompt, entry.num_correct, len(entry.graded))
-            ):
+            elif is_certain and entry.is_settled(is_certain):
                 settled.add(key)
         for key in settled & gathering.keys():
             await ready.put(gathering.pop(key).group(num_samples))
@@ -194,6 +178,26 @@ async def graded_groups(
     finally:
         reader.cancel()
         await asyncio.wait([reader])
+
+
+async def _results(
+    batch: Sequence[Rollout],
+    prompts: Mapping[str, Prompt],
+    rows: Mapping[str, Row],
+    verifier: ActorGroup,
+    timeout_s: float,
+) -> list[RewardResult]:
+    """One for each rollout, from one call to the verifier; what was lost is not sent."""
+    items = [
+        _item(rollout, prompts[rollout.prompt_id].ground_truth, rows[rollout.prompt_id])
+        for rollout in batch
+        if rollout.finish is not FinishReason.LOST
+    ]
+    graded: list[RewardResult] = []
+    if items:
+        (graded,) = await verifier.call("grade", items, timeout_s=timeout_s, what="grade responses")
+    of_items = iter(graded)
+    return [LOST if rollout.finish is FinishReason.LOST else next(of_items) for rollout in batch]
 
 
 def _item(rollout: Rollout, ground_truth: Any, row: Row) -> GradeItem:

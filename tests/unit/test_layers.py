@@ -81,3 +81,21 @@ def test_an_import_upwards_or_in_a_function_would_be_noticed(tmp_path: Path) -> 
     found = imports(file, modules())
     assert found == {"hpt_ray.driver.driver", "hpt_ray.rollout.worker"}
     assert len(upwards({"hpt_ray.config.schema": found})) == 2
+
+
+MOST_LINES = {"file": 400, "function": 80}
+
+
+def test_files_and_functions_stay_small() -> None:
+    """A longer one is two things."""
+    too_long = []
+    for path in modules().values():
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > MOST_LINES["file"]:
+            too_long.append(path.name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MOST_LINES["function"]:
+                    too_long.append(f"{path.name}: {node.name}")
+    assert too_long == []
