@@ -229,6 +229,10 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     ]
     assert all(address.startswith("data:image/png;base64,iVBOR") for address, _, _ in pictures)
     assert [run["id"] for run in saved["runs"]] == [*saved["of"]] == [run.name for run in runs]
+    assert "minus hpt" in blocks["Results"]
+    one_method = saved_pages_of(*runs[:2], out=tmp_path / "alone")[1]["comparison"]
+    assert "95 % interval" in texts_of(one_method)["Results"]
+    assert "minus" not in texts_of(one_method)["Results"]  # there is no other to take it from
     kept = saved["of"][runs[2].name]
     assert kept["config"]["algorithm.name"] == "grpo"
     assert "eval/all sets/mean" in kept["curves"]["curves"]
