@@ -158,9 +158,9 @@ class Intake:
             _check_text(row, "prompt", message["content"])
         _check_text(row, "demonstration", row.demonstration or "")
         try:
-            prompt = self._template.render(row.messages)
+            prompt = self._template.render(row.messages, row.template_kwargs)
         except UserError as error:
-            raise UserError(f"{row.where}: {error}.") from error
+            raise UserError(f"{row.where}: {str(error).removesuffix('.')}.") from error
         candidate = _Candidate(row, prompt)
         if self._needs.demonstrations != "ignored" and row.demonstration and row.demonstration.strip():
             candidate.demonstration = strip_opening(prompt, row.demonstration)

@@ -1,9 +1,9 @@
 """Values of a row, checked: prompts and demonstrations as texts or as chat messages.
 
 Messages are `{role, content}`, or `{from, value}` with ShareGPT's names of the roles; a list of them may be written as
-text, and a content as a list of text parts. What is absent (null) is no
-error: it becomes an empty list or None. Anything else raises UserError with file, row, column, what was found and
-what to do.
+text, and a content as a list of text parts. An assistant's last turn with OpenAI's `weight: 0` is not to be trained
+on, so it is no demonstration. What is absent (null) is no error: it becomes an empty list or None. Anything else raises
+UserError with file, row, column, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_demonstration(where: str, column: str, demonstration: Any) -> str | No
         messages = messages[-1:]
     if [message["role"] for message in messages] not in ([], ["assistant"]):
         raise wrong(where, column, demonstration, "one single message of the assistant")
-    return messages[0]["content"] if messages else None
+    return messages[0]["content"] if messages and not _has_no_weight(demonstration) else None
 
 
 def split_conversation(where: str, column: str, turns: Any) -> tuple[list[Message], str | None]:
@@ -80,12 +80,19 @@ def split_conversation(where: str, column: str, turns: Any) -> tuple[list[Messag
     messages = check_messages(where, column, turns)
     demonstration = None
     if messages and messages[-1]["role"] == "assistant":
-        demonstration = messages.pop()["content"]
+        last = messages.pop()["content"]
+        demonstration = None if _has_no_weight(turns) else last
     if not any(message["role"] == "user" for message in messages):
         return [], demonstration  # nothing is asked: dropped as an empty prompt
     if messages[-1]["role"] not in ("user", "tool"):
         raise wrong(where, column, messages[-1]["role"], "turns of user and assistant, one after the other")
     return messages, demonstration
+
+
+def _has_no_weight(messages: Any) -> bool:
+    """Whether the last message, of those that were checked, is not to be trained on."""
+    messages = parsed(messages) if isinstance(messages, str) else messages
+    return bool(messages[-1].get("weight") == 0)
 
 
 def check_messages(where: str, column: str, messages: Any) -> list[Message]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ NOT_EXTRA = (
     "conversation",
     "chosen",
     "extra_info",
+    "chat_template_kwargs",
 )
 
 
@@ -55,6 +56,7 @@ class SourceRow:
     extra: dict[str, Any]  # the further columns, with the fields of `extra_info`
     source: str | list[Message] = ""  # the prompt as the file has it
     published_id: str | None = None  # [<split>/]<index> of `extra_info`
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # as TRL's column of the same name
 
     @property
     def where(self) -> str:
@@ -112,7 +114,20 @@ def take_apart(reading: Reading, path: Path, number: int, raw: Raw) -> SourceRow
         raise wrong(where, str(reading.data_source), data_source, "a text (it may be empty)")
     extra, published_id = _extra(where, raw)
     return SourceRow(
-        path, number, messages, demonstration, ground_truth, data_source or "", extra, source, published_id
+        path,
+        number,
+        messages,
+        demonstration,
+        ground_truth,
+        data_source or "",
+        extra,
+        source,
+        published_id,
+        template_kwargs={
+            name: value
+            for name, value in _object(where, raw, "chat_template_kwargs").items()
+            if value is not None  # another row's, where a file has the same fields in every row
+        },
     )
 
 
@@ -161,15 +176,21 @@ def _ground_truth(where: str, reading: Reading, raw: Raw) -> Any:
 
 def _extra(where: str, raw: Raw) -> tuple[dict[str, Any], str | None]:
     """The further columns, and the id that the publisher gave the row."""
-    fields = raw.get("extra_info") or {}
-    fields = parsed(fields) if isinstance(fields, str) else fields
-    if not isinstance(fields, dict):
-        raise wrong(where, "extra_info", fields, "an object")
+    fields = _object(where, raw, "extra_info")
     extra = {name: value for name, value in raw.items() if name not in NOT_EXTRA} | fields
     index, split = fields.get("index"), fields.get("split")
     if index is None:
         return extra, None
     return extra, "/".join(str(part) for part in (split, index) if part not in (None, ""))
+
+
+def _object(where: str, raw: Raw, column: str) -> dict[str, Any]:
+    """A column of objects, which may be written as texts; an empty one where there is none."""
+    value = raw.get(column) or {}
+    value = parsed(value) if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        raise wrong(where, column, value, "an object")
+    return value
 
 
 def _at(where: str, raw: Raw, column: str) -> Any:

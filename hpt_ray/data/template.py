@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import cast
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 from jinja2 import TemplateError
@@ -71,7 +73,7 @@ class Template:
             raise UserError(
                 f"data.template is {self._kind!r}; it must be `chat`, `plain`, or a text with {{prompt}}."
             )
-        _check_kwargs(config, tokenizer)
+        self._check_kwargs("data.chat_template_kwargs", config.chat_template_kwargs)
         self._kwargs = config.chat_template_kwargs
         self._variables = {**self._kwargs, "strftime_now": TODAY.strftime}
         makers = makers_stop_ids(name)
@@ -105,13 +107,20 @@ class Template:
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt as text, up to where the response begins. UserError if it cannot be rendered."""
+    def render(self, messages: Sequence[Message], kwargs: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """The prompt as text, up to where the response begins. UserError if it cannot be rendered.
+
+        `kwargs`: what the chat template is given for this prompt, over `data.chat_template_kwargs`.
+        """
         messages = self._with_system_prompt(messages)
+        self._check_kwargs("`chat_template_kwargs`", kwargs)
         if self._kind == "chat":
             try:
                 rendered = self._tokenizer.apply_chat_template(
-                    list(messages), add_generation_prompt=True, tokenize=False, **self._variables
+                    list(messages),
+                    add_generation_prompt=True,
+                    tokenize=False,
+                    **{**self._variables, **kwargs},
                 )
                 return cast(str, rendered)
             except TemplateError as error:
@@ -170,6 +179,23 @@ class Template:
                 "characters that it does not know, as most texts do for the small task's. Use another model."
             ) from error
 
+    def _check_kwargs(self, what: str, kwargs: Mapping[str, Any]) -> None:
+        """Raise UserError for arguments of the chat template that change nothing."""
+        if kwargs and self._kind != "chat":
+            raise UserError(f"{what} goes with data.template=chat, and that is {self._kind!r}: take it out.")
+        if unused := [name for name in kwargs if name not in self._used_by_template]:
+            names = sorted(name for name in self._used_by_template if not name.endswith("_token"))
+            raise UserError(
+                f"{what} names {', '.join(unused)}, which the chat template of {self._tokenizer.name_or_path} "
+                f"does not use, so nothing would change. It uses: {', '.join(names) or 'none'}."
+            )
+
+    @cached_property
+    def _used_by_template(self) -> frozenset[str]:
+        """Names that the chat template reads, without those that are not a user's to set."""
+        used: frozenset[str] = _get_template_variables(self._tokenizer.get_chat_template())
+        return used - NOT_KWARGS
+
     def _with_system_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self._system_prompt is not None:
             messages = [message for message in messages if message["role"] != "system"]
@@ -185,23 +211,6 @@ def strip_opening(prompt: str, demonstration: str) -> str:
     """
     opening = opening_of(prompt)
     return demonstration.removeprefix(opening if demonstration.startswith(opening) else opening.rstrip())
-
-
-def _check_kwargs(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise UserError for `data.chat_template_kwargs` that change nothing."""
-    if not (kwargs := config.chat_template_kwargs):
-        return
-    if config.template != "chat":
-        raise UserError(
-            f"data.chat_template_kwargs goes with data.template=chat, and that is {config.template!r}: take it out."
-        )
-    used: frozenset[str] = _get_template_variables(tokenizer.get_chat_template()) - NOT_KWARGS
-    if unused := [name for name in kwargs if name not in used]:
-        names = sorted(name for name in used if not name.endswith("_token"))
-        raise UserError(
-            f"data.chat_template_kwargs names {', '.join(unused)}, which the chat template of {tokenizer.name_or_path} "
-            f"does not use, so nothing would change. It uses: {', '.join(names) or 'none'}."
-        )
 
 
 def _bos_ids(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:

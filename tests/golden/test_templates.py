@@ -223,6 +223,17 @@ def test_arguments_that_change_nothing_are_refused(settings, message):
         Template(DataConfig(chat_template_kwargs={"enable_thinkin": False}, **settings), tokenizer)
 
 
+def test_arguments_of_one_prompt_go_before_those_of_all():
+    tokenizer = byte_level(QWEN_SPECIAL, THINKING, eos_token="<|endoftext|>")
+    template = Template(DataConfig(chat_template_kwargs={"enable_thinking": False}), tokenizer)
+    assert template.render(USER, {"enable_thinking": True}).endswith("assistant\n<think>\n")
+    assert template.render(USER).endswith("assistant\n<think>\n\n</think>\n\n")
+    with pytest.raises(UserError, match=r"`chat_template_kwargs` names thinking, which .* does not use"):
+        template.render(USER, {"thinking": True})
+    with pytest.raises(UserError, match=r"`chat_template_kwargs` goes with data\.template=chat"):
+        Template(DataConfig(template="plain"), tokenizer).render(USER, {"enable_thinking": True})
+
+
 DATED = (
     "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     "{{ date_string }}{% for m in messages %}<|start|>{{ m.content }}<|eot|>{% endfor %}"

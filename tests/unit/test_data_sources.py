@@ -42,6 +42,34 @@ def file(request, tmp_path):
     return tmp_path / f"prompts.{request.param}"
 
 
+def test_a_row_may_have_arguments_for_the_chat_template(file):
+    rows = [
+        row(chat_template_kwargs={"enable_thinking": False, "date_string": None}),
+        row(chat_template_kwargs=None),
+    ]
+    first, second = read_rows(write(file, rows))
+    assert (first.template_kwargs, second.template_kwargs) == ({"enable_thinking": False}, {})
+    assert "chat_template_kwargs" not in first.extra
+
+
+def test_arguments_for_the_chat_template_may_be_written_as_text(tmp_path):
+    file = write(tmp_path / "a.jsonl", [row(chat_template_kwargs='{"enable_thinking": true}')])
+    assert next(read_rows(file)).template_kwargs == {"enable_thinking": True}
+    with pytest.raises(UserError, match="`chat_template_kwargs` should be an object, found str 'yes'"):
+        next(read_rows(write(file, [row(chat_template_kwargs="yes")])))
+
+
+def test_a_turn_without_weight_is_no_demonstration(file):
+    """OpenAI's fine-tuning files mark with 0 what is only context."""
+    asked = {"role": "user", "content": "2+2?", "weight": None}
+    answered = {"role": "assistant", "content": "4"}
+    turns = [[asked, {**answered, "weight": weight}] for weight in (0, 1, None)]
+    found = [next(read_rows(write(file, [{"messages": each}]))).demonstration for each in turns]
+    assert found == [None, "4", "4"]
+    completion = {"prompt": "2+2?", "completion": [{**answered, "weight": 0}]}
+    assert next(read_rows(write(file, [completion]))).demonstration is None
+
+
 def test_a_published_row(file):
     (found,) = read_rows(write(file, [row()]))
     assert found.messages == row()["prompt"]
