@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import ray
 
 from hpt_ray.algorithms import BatchShape, Estimator
 from hpt_ray.cluster.actor_group import ActorGroup, wait_all
@@ -91,6 +92,7 @@ class LearnerGroup:
         self._samples: list[Sample] = []  # only where weighing waits
         self._pending: list[Any] = []
         self._critic_pending: list[Any] = []
+        self._num_seen = 0  # of `_pending`, the first ones, which have ended well
         self._counts = {"samples": 0, "demos": 0, "skipped": 0}
         self._sums: list[Sums] = []
         self._begin: float | None = None
@@ -100,8 +102,9 @@ class LearnerGroup:
     def add(self, samples: list[Sample], update: int | None = None) -> None:
         """Take in the samples of one prompt for an update of the step; default: the one under way.
 
-        Sends what fills a round of micro-batches.
+        Sends what fills a round of micro-batches. Raises what a pass that was sent before has raised meanwhile.
         """
+        self._raise_failures()
         update = self._update if update is None else update
         assert self._update <= update < self._updates_per_step, (
             f"samples of update {update} in {self._update}"
@@ -113,6 +116,15 @@ class LearnerGroup:
             self._own_scoring.add(samples, partial(self._rescored, update, sampled))
         else:
             self._admit(update, samples)
+
+    def _raise_failures(self) -> None:
+        """A pass that failed, for want of memory say, ends the step now and not after its last rollout."""
+        while self._num_seen < len(self._pending):
+            ref = self._pending[self._num_seen]
+            if not ray.wait([ref], timeout=0)[0]:
+                return
+            ray.get(ref)
+            self._num_seen += 1
 
     def _old_policy(self, update: int) -> OldPolicy:
         if not self._recompute:

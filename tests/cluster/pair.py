@@ -94,15 +94,7 @@ class Pair:
         reference: ActorGroup | None = None,
     ) -> UpdateResult:
         """One step of the learner alone, as the driver takes it."""
-        call(self.ranks, "use", estimator)
-        learner = LearnerGroup(
-            self.ranks,
-            estimator,
-            batch=batch,
-            max_tokens_per_micro_batch=max_tokens_per_micro_batch,
-            timeout_s=LIMIT_S,
-            reference=reference,
-        )
+        learner = self.group(estimator, batch, max_tokens_per_micro_batch, reference)
 
         async def update() -> UpdateResult:
             for prompt in prompts:
@@ -110,6 +102,24 @@ class Pair:
             return await learner.finish(rate)
 
         return asyncio.run(update())
+
+    def group(
+        self,
+        estimator: Estimator = HPT,
+        batch: BatchShape = HPT_BATCH,
+        max_tokens_per_micro_batch: int = 96,
+        reference: ActorGroup | None = None,
+    ) -> LearnerGroup:
+        """The driver's side of the learner."""
+        call(self.ranks, "use", estimator)
+        return LearnerGroup(
+            self.ranks,
+            estimator,
+            batch=batch,
+            max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+            timeout_s=LIMIT_S,
+            reference=reference,
+        )
 
 
 def difference(after: dict[str, np.ndarray], before: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

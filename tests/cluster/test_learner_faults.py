@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ import pytest
 from pair import DEMONSTRATIONS, ZERO, Pair, hpt_loss, starting
 from plain import distance, make_samples, norm
 from probe import LIMIT_S, call, micro_batch_of
+from ray.exceptions import RayTaskError
 
 from hpt_ray.algorithms import make_estimator
 from hpt_ray.checkpoint.replicas import Replicas
@@ -98,6 +100,23 @@ def test_a_loss_that_is_not_finite_is_enough(start):
     assert [report.skipped for report in reports] == ["not_finite", "not_finite"]
     assert 0 < reports[0].grad_norm < math.inf
     assert same(parameters(pair), before)
+
+
+def test_a_pass_that_fails_is_raised_before_the_last_prompt(start):
+    """A token that the model does not have; further prompts come in, and nobody says that they were the last."""
+    pair = start(2, 1)
+    broken, *others = make_samples(pair.plain, [((1, 0), False)] * 40, seed=36)
+    for sample in broken:
+        sample.token_ids = sample.token_ids + 10**6
+    learner = pair.group()
+
+    def add_one_after_another() -> None:
+        for samples in (broken, *others):
+            learner.add(samples)
+            time.sleep(0.25)
+
+    with pytest.raises(RayTaskError, match="index out of range"):
+        add_one_after_another()
 
 
 # -- sums in bfloat16 ------------------------------------------------------------------------------

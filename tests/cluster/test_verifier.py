@@ -1,5 +1,7 @@
 """The verifier service as a real Ray actor: concurrent callers, a kill meanwhile, no process left behind."""
 
+from contextlib import suppress
+
 import psutil
 import pytest
 import ray
@@ -12,9 +14,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.usefixt
 
 
 def reward_functions() -> list[psutil.Process]:
-    """All grading processes of this machine, and their keepers."""
-    every = psutil.process_iter(["cmdline"])
-    return [p for p in every if any("hpt_ray.reward.pool" in part for part in p.info["cmdline"] or [])]
+    """The grading processes that descend from this one, and their keepers."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any("hpt_ray.reward.pool" in part for part in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_service_as_an_actor(tmp_path):
