@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Numeric libraries start one thread per core in every process; with many processes that is too many.
 export OMP_NUM_THREADS ?= 1
-# Tests without actors run in two processes, each file whole in one of them; those with actors fill the cores alone.
+# Tests run in two processes, each file whole in one of them. A run with actors waits as much as it computes.
 IN_TWO := -n 2 --dist loadfile
 # What PYTEST_ARGS names may have no test for one of the two.
 MAY_BE_NONE = $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
@@ -41,7 +41,7 @@ lint: install
 test: lint
 	@echo "Running unit and integration tests"
 	@$(BIN)/python -m pytest $(IN_TWO) -m "not long and not cluster" $(PYTEST_ARGS) $(MAY_BE_NONE)
-	@$(BIN)/python -m pytest -m "not long and cluster" $(PYTEST_ARGS) $(MAY_BE_NONE)
+	@$(BIN)/python -m pytest $(IN_TWO) -m "not long and cluster" $(PYTEST_ARGS) $(MAY_BE_NONE)
 
 test-unit: install
 	@$(BIN)/python -m pytest $(IN_TWO) -m "not cluster" $(PYTEST_ARGS)
