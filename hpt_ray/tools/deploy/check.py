@@ -116,7 +116,7 @@ def gpus(options: argparse.Namespace) -> str:
     if build is None:
         raise UserError(
             f"{options.gpus} GPUs are asked for (--gpus), but this is the CPU build of torch "
-            f"{torch.__version__}: use the GPU image, or install hpt_ray[gpu]."
+            f"{torch.__version__}: use the GPU image, or install as docs/gpu.md says."
         )
     driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # e.g. 13000; 0 without a driver
     if driver // 1000 < int(build.split(".")[0]):
