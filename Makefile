@@ -54,6 +54,7 @@ test-all: lint
 docs: install
 	@$(BIN)/python -m hpt_ray.config.docs
 	@$(BIN)/python -m hpt_ray.observe.metrics
+	@$(BIN)/python docs/notebook.py
 
 docs-site: install
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --editable ".[docs]" || \
