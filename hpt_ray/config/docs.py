@@ -28,8 +28,8 @@ INTRODUCTION = """\
 
 Made from `hpt_ray/config/schema.py` by `python -m hpt_ray.config.docs`; do not edit by hand.
 
-Set keys in a YAML file (`--config FILE`) or on the command line (`run.steps=20`), which wins. A file may build on others:
-`defaults: [other.yaml]`, relative to it. A dict takes any keys below it, and `{}` empties it.
+Set keys in a YAML file (`--config FILE`) or on the command line (`run.steps=20`), which wins. A file may build on
+others: `defaults: [other.yaml]`, relative to it. A dict takes any keys below it, and `{}` empties it.
 """
 
 
