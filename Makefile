@@ -12,7 +12,7 @@ MAY_BE_NONE = $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
 
 help:
 	@echo "make demo     train the small task on this machine (about 3 minutes after installation)"
-	@echo "make test     lint, types, unit and integration tests, the real stack included (about half an hour)"
+	@echo "make test     lint, types, unit and integration tests, the real stack included (about 20 minutes)"
 	@echo "make test-unit  what needs no actors (a few minutes)"
 	@echo "make test-all   also the long ones: faults, node loss, soak, Slurm, jobs, suites (about an hour)"
 	@echo "make install  only the set-up: .venv with the locked CPU packages"

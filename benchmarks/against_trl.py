@@ -199,8 +199,8 @@ def write_model(folder: Path, lengths: Lengths) -> None:
     build_tokenizer().save_pretrained(folder)
 
 
-def run_ours(lengths: Lengths, folder: Path) -> dict[str, Any]:
-    config = {
+def our_config(lengths: Lengths, folder: Path) -> dict[str, Any]:
+    return {
         "prompts_per_step": lengths.prompts,
         "group_size": ROLLOUTS,
         "max_tokens_per_micro_batch": lengths.max_tokens_per_micro_batch,
@@ -214,14 +214,17 @@ def run_ours(lengths: Lengths, folder: Path) -> dict[str, Any]:
             "shuffle": False,
         },
         "rollout": {"kv_cache_gib": 1.0, "max_num_seqs": lengths.max_num_seqs},
-        "reward": {"reward_function": f"python:{TRL_SIDE}:coin", "require_finished": False},
+        "reward": {"function": f"python:{TRL_SIDE}:coin", "require_finished": False},
         "algorithm": {"name": "grpo"},
         "learner": {"learning_rate": LEARNING_RATE, "weight_decay": 0.0},
         "observe": {"samples_every": 0, "rollouts_every": 0},
         "cluster": {"address": "local"},
     }
+
+
+def run_ours(lengths: Lengths, folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
-    file.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+    file.write_text(json.dumps(our_config(lengths, folder)), encoding="utf-8")  # JSON is YAML
     subprocess.run(
         [sys.executable, "-m", "hpt_ray.main", "--config", str(file)],
         cwd=ROOT,
@@ -248,10 +251,9 @@ def run_ours(lengths: Lengths, folder: Path) -> dict[str, Any]:
     }
 
 
-def run_trl(
-    lengths: Lengths, python: Path, folder: Path, threads: int, continuous_batching: bool
-) -> dict[str, Any]:
-    settings = {
+def trl_settings(lengths: Lengths, folder: Path, threads: int, continuous_batching: bool) -> dict[str, Any]:
+    """What `trl_grpo.py` reads."""
+    return {
         "model": str(folder / "model"),
         "folder": str(folder / "trl"),
         "texts": prompts(lengths.prompts * lengths.steps),
@@ -265,6 +267,12 @@ def run_trl(
         "continuous_batching": continuous_batching,
         "seed": SEED,
     }
+
+
+def run_trl(
+    lengths: Lengths, python: Path, folder: Path, threads: int, continuous_batching: bool
+) -> dict[str, Any]:
+    settings = trl_settings(lengths, folder, threads, continuous_batching)
     given, found = folder / "trl.json", folder / "trl-result.json"
     given.write_text(json.dumps(settings), encoding="utf-8")
     subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpt_ray.config.load import known_keys, load_config
 from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.rollout.worker import RolloutWorker
 from hpt_ray.types import Demonstration, FinishReason, Group, Outcome, Prompt, RewardResult, Rollout
@@ -125,6 +127,29 @@ def test_the_reward_is_a_fair_coin_that_depends_on_the_text_alone(monkeypatch: p
     tosses = [coin(f"answer {i}", "anything") for i in range(1000)]
     assert tosses == [coin(f"answer {i}") for i in range(1000)]
     assert 0.4 < sum(tosses) / 1000 < 0.6
+
+
+def test_both_sides_know_every_setting_that_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = load("against_trl", monkeypatch)
+    lengths = bench.LENGTHS["even"]
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(bench.our_config(lengths, tmp_path)), encoding="utf-8")
+    assert load_config(file, []).reward.function == f"python:{bench.TRL_SIDE}:coin"
+    read = set(re.findall(r'settings\["(\w+)"\]', bench.TRL_SIDE.read_text(encoding="utf-8")))
+    assert read == {*bench.trl_settings(lengths, tmp_path, 1, False)}
+
+
+def test_every_key_that_a_benchmark_names_exists() -> None:
+    sections = {name.partition(".")[0] for name in known_keys() if "." in name}
+    named = re.compile(rf"[\"'](({'|'.join(sections)})\.[a-z_]+(?:\.[a-z_]+)*)(?:=|[\"'])")
+    found = {
+        match[1] for path in BENCHMARKS.glob("*.py") for match in named.finditer(path.read_text("utf-8"))
+    }
+    assert len(found) > 40
+    dicts = tuple(f"{name}." for name, key in known_keys().items() if "dict" in key.type_name)
+    assert [key for key in found if key not in known_keys() and not key.startswith(dicts)] == []
 
 
 def test_a_side_that_failed_is_named_and_gives_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
