@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Numeric libraries start one thread per core in every process; with many processes that is too many.
 export OMP_NUM_THREADS ?= 1
-# Tests run in two processes, each file whole in one of them. A run with actors waits as much as it computes.
+# Tests run in two processes, each file whole in one of them: a run with actors waits as much as it computes. The long
+# ones with actors run alone, since some of them measure time.
 IN_TWO := -n 2 --dist loadfile
 # What PYTEST_ARGS names may have no test for one of the two.
 MAY_BE_NONE = $(if $(PYTEST_ARGS),|| [ $$? = 5 ])

@@ -328,7 +328,7 @@ class Driver:
             why_not = in_one_line(error)
         raise self.stopping.stopped(self.step, why_not)
 
-    # -- report, save ----------------------------------------------------------------------
+    # -- report, save ------------------------------------------------------------------------------
 
     async def _report(self, step: int, metrics: dict[str, Any], pairs: Pairs, evaluate: bool = False) -> None:
         """Evaluate and save where it is due, then write the step's line and show it."""

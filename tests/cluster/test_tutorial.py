@@ -5,7 +5,6 @@ The notebook is written from docs/tutorial.md, so this holds of the page as well
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +40,7 @@ def test_the_tutorial_ends_with_a_model_that_solves_the_task(tmp_path: Path) -> 
         timeout=850,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert re.search(r"the model says 7+\n", finished.stdout)  # one of the held-out prompts may be wrong
+    assert "the model says 7777" in finished.stdout
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text(encoding="utf-8"))
     assert "held_out" in json.dumps(results)
     lines = [json.loads(line) for line in (tmp_path / "runs/latest/metrics.jsonl").read_text().splitlines()]
