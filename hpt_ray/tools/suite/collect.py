@@ -45,6 +45,11 @@ class Record:
     faults: Mapping[str, Any] = field(default_factory=dict)
     outcomes: Mapping[str, str] = field(default_factory=dict)  # set → share correct of each prompt: "1 0 0.5"
     run: RunData | None = None
+    base: str = ""  # of a model that has several
+
+    @property
+    def unit(self) -> Unit:
+        return self.base or self.model, self.seed
 
 
 @dataclass(frozen=True)
@@ -93,19 +98,16 @@ class Results:
     def values(self, model: str, method: str, column: str) -> dict[Unit, PerPrompt]:
         """Run → its score prompt by prompt, set by set, if all runs have that; else its score, or a cost, as one value.
 
-        The base has no seed: its score is that of the first run that looked at it.
+        A base has no seed: its score is that of the first run that looked at it.
         """
         if method == BASE:
-            before = [r for r in self.records if r.model == model and column in r.before_training][:1]
-            return {(r.model, 0): [np.array([r.before_training[column]])] for r in before}
+            before = [r for r in self.records if r.model == model and column in r.before_training]
+            return {(r.unit[0], 0): [np.array([r.before_training[column]])] for r in before[::-1]}
         there = [r for r in self.of(model, method) if column in {**r.scores, **r.costs}]
         members = self.groups.get(column, [column])
         if all(r.outcomes.keys() >= set(members) for r in there):
-            return {
-                (r.model, r.seed): [np.array(r.outcomes[name].split(), float) for name in members]
-                for r in there
-            }
-        return {(r.model, r.seed): [np.array([{**r.scores, **r.costs}[column]])] for r in there}
+            return {r.unit: [np.array(r.outcomes[name].split(), float) for name in members] for r in there}
+        return {r.unit: [np.array([{**r.scores, **r.costs}[column]])] for r in there}
 
     def spread(self, model: str, method: str, column: str) -> Spread | None:
         """Mean and standard deviation over runs, and the interval of the mixed model; None for an empty cell."""
@@ -128,15 +130,15 @@ def collect(done: Done) -> Results:
     """Read every finished run of the suite."""
     records: list[Record] = []
     results = Results(done.suite, records)
-    finals = {(e.model, e.method, e.seed): e for e in done.evaluations if e.kind == FINAL}
+    finals = {(e.model, e.base, e.method, e.seed): e for e in done.evaluations if e.kind == FINAL}
     for spec in done.runs:
         if spec.id not in done.folders:
             continue
         run = load_run(done.folders[spec.id])
         if finals:
-            final = finals.get((*spec.pair, spec.seed))
+            final = finals.get((spec.model, spec.base, spec.method, spec.seed))
             scores, outcomes = _final(final), _final_outcomes(final)
-            before = _final(finals.get((spec.model, BASE, None)))
+            before = _final(finals.get((spec.model, spec.base, BASE, None)))
         else:
             outcomes = _outcomes(
                 done.folders[spec.id], max((s.steps[-1] for s in run.evaluations().values()), default=0)
@@ -154,6 +156,7 @@ def collect(done: Done) -> Results:
                 faults=run.summary.get("faults", {}),
                 outcomes={name: outcomes[name] for name in done.suite.keys.sets.test if name in outcomes},
                 run=run,
+                base=spec.base,
             )
         )
     return results

@@ -174,7 +174,7 @@ def _gap(a: RunData, b: RunData, metric: str) -> np.ndarray:
 
 
 def _runs(results: Results, model: str, method: str) -> dict[Unit, RunData]:
-    return {(r.model, r.seed): r.run for r in results.of(model, method) if r.run is not None}
+    return {r.unit: r.run for r in results.of(model, method) if r.run is not None}
 
 
 def _over(values: Mapping[Unit, float], minus: Mapping[Unit, float] | None = None) -> Difference | None:

@@ -43,7 +43,8 @@ Pair = tuple[str, str]  # model, method
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run. Example: `RunSpec("t.hpt.s1", "t", "hpt", 1, config)`; a try is `t.hpt.try2.s100`."""
+    """One run. Example: `RunSpec("t.hpt.s1", "t", "hpt", 1, config)`; a try is `t.hpt.try2.s100`, and one of a model
+    with several bases `t.hpt.BASE.s1`."""
 
     id: str
     model: str
@@ -52,6 +53,7 @@ class RunSpec:
     config: Config
     settings: Settings = field(default_factory=dict)  # chosen, or tried
     number: int | None = None  # of the try; None: a reported run
+    base: str = ""  # of a model that has several
 
     @property
     def pair(self) -> Pair:
@@ -110,7 +112,7 @@ def sweep_runs(suite: Suite, wanted: Sequence[Pair]) -> list[RunSpec]:
         run
         for model, method in dict.fromkeys(tuned_pair(suite, pair) for pair in wanted)
         for number, settings in enumerate(suite.tries(method), start=1)
-        for run in _runs(suite, model, method, suite.keys.sweep.seeds, settings, number)
+        for run in _runs(suite, model, method, settings, number)
     ]
 
 
@@ -164,7 +166,7 @@ def reported_runs(suite: Suite, chosen: Mapping[Pair, Settings]) -> list[RunSpec
     for pair in suite.pairs():
         settings = chosen.get(tuned_pair(suite, pair))
         if settings is not None:
-            runs += _runs(suite, *pair, suite.seeds, settings)
+            runs += _runs(suite, *pair, settings)
     for model in suite.models:
         of_model = [run for run in runs if run.model == model and not suite.methods[run.method].budget]
         attempts = {run.method: run.attempts for run in of_model}
@@ -186,35 +188,45 @@ def matching(runs: Sequence[RunSpec], patterns: Sequence[str]) -> list[RunSpec]:
 
 
 def _runs(
-    suite: Suite, model: str, method: str, seeds: Sequence[int], settings: Settings, number: int | None = None
+    suite: Suite, model: str, method: str, settings: Settings, number: int | None = None
 ) -> list[RunSpec]:
-    """One run a seed."""
-    shared = _config(suite, model, method, settings)
-    shared.run.dir = str((suite.out / "runs").absolute())
-    if number or not suite.keys.final.benchmarks:
-        shared.evaluation.sets = dict(suite.keys.sweep.sets if number else suite.keys.sets.test)
-    if number:  # only where a try ends decides
-        shared.evaluation.every, shared.evaluation.before_training = 0, False
-    try:
-        plugins.load(shared.run.plugins)
-        check_config(shared)
-        choices_of(shared)
-    except UserError as error:
-        raise UserError(f"{suite.path}, {method} on {model}:\n{error}") from error
+    """One run a seed and base: a reported one, or those of a try."""
+    of_model = suite.models[model]
+    bases: dict[str, Any] = (number and of_model.tuning_bases) or of_model.bases or {"": {}}
+    seeds = suite.keys.sweep.seeds if number else suite.seeds
     runs = []
-    for seed in seeds:
-        name = f"{model}.{method}" + (f".try{number}" if number else "") + f".s{seed}"
-        config = copy.deepcopy(shared)
-        config.run.name, config.run.seed = name, seed
-        runs.append(RunSpec(name, model, method, seed, config, dict(settings), number))
+    for base, differs in bases.items():
+        shared = _config(suite, model, differs, method, settings)
+        shared.run.dir = str((suite.out / "runs").absolute())
+        if number or not suite.keys.final.benchmarks:
+            shared.evaluation.sets = dict(suite.keys.sweep.sets if number else suite.keys.sets.test)
+        if number:  # only where a try ends decides
+            shared.evaluation.every, shared.evaluation.before_training = 0, False
+        try:
+            plugins.load(shared.run.plugins)
+            check_config(shared)
+            choices_of(shared)
+        except UserError as error:
+            raise UserError(f"{suite.path}, {method} on {model}:\n{error}") from error
+        for seed in seeds:
+            name = (
+                f"{model}.{method}"
+                + (f".try{number}" if number else "")
+                + (base and f".{base}")
+                + f".s{seed}"
+            )
+            config = copy.deepcopy(shared)
+            config.run.name, config.run.seed = name, seed
+            runs.append(RunSpec(name, model, method, seed, config, dict(settings), number, base))
     return runs
 
 
-def _config(suite: Suite, model: str, method: str, settings: Settings) -> Config:
+def _config(suite: Suite, model: str, base: dict[str, Any], method: str, settings: Settings) -> Config:
     path = suite.file(suite.models[model].recipe or suite.keys.recipe)
     layers: dict[str, dict[str, Any]] = {
         str(path): _recipe(path),
         f"{suite.path}: models.{model}": suite.models[model].config,
+        f"{suite.path}: a base of {model}": base,
         **{str(file): _part(file) for file in map(suite.file, suite.methods[method].files)},
         f"{suite.path}: methods.{method}": suite.methods[method].config,
         f"{suite.path}: a try of {method}": nested(settings),

@@ -53,10 +53,14 @@ class Evaluation:
     keys: Mapping[str, Any] = field(default_factory=dict)
     config: Path | None = None
     asked_as: RunSpec | None = None
+    base: str = ""  # of a model that has several
 
     @property
     def id(self) -> str:
-        return f"{self.kind} {self.model}.{self.method}" + ("" if self.seed is None else f".s{self.seed}")
+        of_base = self.base and f".{self.base}"
+        return f"{self.kind} {self.model}.{self.method}{of_base}" + (
+            "" if self.seed is None else f".s{self.seed}"
+        )
 
     @property
     def is_done(self) -> bool:
@@ -97,17 +101,18 @@ def evaluations_of(suite: Suite, runs: Sequence[RunSpec], folders: Mapping[str, 
         ending = f"-{name}-{'+'.join(keys.benchmarks)}"
         asked = {"benchmarks": list(keys.benchmarks), **asked}
         config = suite.file(keys.config) if keys.config else None
-        for model, of_model in groupby(runs, attrgetter("model")):
-            for number, run in enumerate(of_model):
-                if number == 0 and (kind == FINAL or passes.base):
-                    base = {"model": run.config.model.path, **asked}
-                    out = parent / f"{model}.{BASE}{ending}"
-                    found.append(Evaluation(kind, model, BASE, None, out, base, config, run))
-                if run.id in folders and (kind == FINAL or (run.method in methods and run.seed in seeds)):
-                    root = folders[run.id]
-                    trained = {"model": str(root), **asked}
-                    out = parent / f"{root.name}{ending}"
-                    found.append(Evaluation(kind, model, run.method, run.seed, out, trained, config))
+        seen: set[tuple[str, str]] = set()
+        for run in runs:
+            if (run.model, run.base) not in seen and (kind == FINAL or passes.base):
+                seen.add((run.model, run.base))
+                before = {"model": run.config.model.path, **asked}
+                out = parent / f"{run.model}.{BASE}{run.base and f'.{run.base}'}{ending}"
+                found.append(Evaluation(kind, run.model, BASE, None, out, before, config, run, run.base))
+            if run.id in folders and (kind == FINAL or (run.method in methods and run.seed in seeds)):
+                root = folders[run.id]
+                trained = {"model": str(root), **asked}
+                out = parent / f"{root.name}{ending}"
+                found.append(Evaluation(kind, *run.pair, run.seed, out, trained, config, base=run.base))
     return found
 
 
@@ -171,7 +176,7 @@ def _solved(evaluations: Sequence[Evaluation]) -> Solved:
     found: dict[Unit, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     asked: dict[str, tuple[str, ...]] = {}
     for evaluation in evaluations:
-        of_run = found[evaluation.model, evaluation.seed or 0] = {}
+        of_run = found[evaluation.base or evaluation.model, evaluation.seed or 0] = {}
         for name, of_benchmark in groupby(read_results(evaluation.out), attrgetter("benchmark")):
             rows = sorted(of_benchmark, key=attrgetter("prompt_id"))
             prompts = tuple(row.reference_hash for row in rows)

@@ -66,7 +66,7 @@ class Pilot:
         self.results, self.absent = dict[str, str](), dict[str, None]()
         self._ready: list[RunSpec] = []
         self._refusals: dict[str, str | None] = {}  # most rows have the same data and reward
-        asked = {(e.kind, e.model, e.method): e for e in done.evaluations_to_be}
+        asked = {(e.kind, e.model, e.method): e for e in done.evaluations_to_be[::-1]}  # of bases the first
         self._evaluations = [replace(e, out=self.folder / "evaluations" / e.id) for e in asked.values()]
         self._prompts = str(self.folder / "prompts.parquet")
         write_rows(Path(self._prompts), made_up_rows(), FIELDS)

@@ -74,14 +74,17 @@ def write_report(done: Done) -> Path:
 
 
 def exclusive_solves(done: Done) -> Exclusive:
-    """The reference against every other evaluated method, on the first seed that both have (paper, Table 4): by the
+    """The reference against every other evaluated method, on the first run that both have (paper, Table 4): by the
     final evaluation, or where the suite has none by that of pass@k."""
     kind = FINAL if done.suite.keys.final.benchmarks else PASS
-    folders = {(e.model, e.method, e.seed): e.out for e in done.evaluations if e.kind == kind and e.is_done}
+    folders = {
+        (e.model, e.method, e.base, e.seed): e.out for e in done.evaluations if e.kind == kind and e.is_done
+    }
+    units = dict.fromkeys((run.base, run.seed) for run in done.planned)
     reference = done.suite.keys.reference
     found: Exclusive = []
     for model, method in done.suite.pairs():
-        both = [[(model, name, seed) for name in (reference, method)] for seed in done.suite.seeds]
+        both = [[(model, name, *unit) for name in (reference, method)] for unit in units]
         there = [pair for pair in both if folders.keys() >= set(pair)]
         if method != reference and there:
             a, b = (read_results(folders[key]) for key in there[0])
@@ -184,8 +187,10 @@ def _html(blocks: Iterable[Block]) -> Html:
 def _intro(done: Done, results: Results) -> Html:
     suite = done.suite
     seeds = ", ".join(map(str, suite.seeds))
+    bases = sum(len(model.bases) or 1 for model in suite.models.values())
+    counted = f"{len(suite.models)} models" + f" ({bases} bases)" * (bases > len(suite.models))
     lead = (
-        f"{len(suite.methods)} methods on {len(suite.models)} models, seeds {seeds}: {len(results.records)} of "
+        f"{len(suite.methods)} methods on {counted}, seeds {seeds}: {len(results.records)} of "
         f"{len(done.planned)} reported runs and {sum(run.id in done.folders for run in done.tries)} of "
         f"{len(done.tries)} tries are there."
     )
@@ -212,7 +217,7 @@ def _results(results: Results) -> Iterator[Block]:
 def _differences(results: Results) -> Iterator[Block]:
     for model in results.suite.models:
         yield tables.contrasts_table(results, model)
-    n = len(results.suite.seeds)
+    n = min(len(model.bases) or len(results.suite.seeds) for model in results.suite.models.values())
     yield (
         "Paired by base, seed and prompt, by one mixed model; `over` says what an interval and its p cover, and of "
         "nothing else do they speak. Where responses of an evaluation were not kept, that is seeds alone. Holm's "

@@ -130,6 +130,12 @@ class ModelKeys:
 
     title: str = key("???", "Name in tables.")
     config: dict[str, Any] = key({}, "What differs from the recipe.")
+    bases: dict[str, Any] = key(
+        {},
+        "Models of this kind that training starts from, drawn by chance: name → what differs. All are reported, each "
+        "with all seeds, and averaged.",
+    )
+    tuning_bases: dict[str, Any] = key({}, "Further ones for the tries; none of them is reported.")
     recipe: str | None = key(None, "Replaces the suite's recipe; relative to the suite file.")
 
 
@@ -243,6 +249,11 @@ def _sweep_is_separate(suite: Suite) -> Iterator[str]:
         yield "tries need `sweep.seeds` and `sweep.sets`, the validation sets that decide."
     if tuned := set(sweep.seeds) & set(suite.seeds):
         yield f"seeds {sorted(tuned)} are tuned on and reported: use other ones in `sweep.seeds`."
+    for name, model in suite.models.items():
+        if model.tuning_bases and not model.bases:
+            yield f"`models.{name}.tuning_bases` needs `bases`, the reported ones."
+        if both := [base for base in model.tuning_bases if model.tuning_bases[base] in model.bases.values()]:
+            yield f"`models.{name}`: {', '.join(both)} of `tuning_bases` is reported too: tune on other bases."
     if shared := set(sweep.sets.values()) & set(suite.keys.sets.test.values()):
         yield f"{', '.join(sorted(shared))} decide about values and are reported: tune on other prompts."
 
