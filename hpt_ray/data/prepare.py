@@ -8,6 +8,7 @@ schema of `schema` and returns what it wrote. Benchmarks are rows of `evaluation
 from __future__ import annotations
 
 import argparse
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from hpt_ray.data.benchmark_files import prepare_benchmark
 from hpt_ray.data.benchmarks import BENCHMARKS
-from hpt_ray.data.files import read_raw
+from hpt_ray.data.files import kind_of, read_raw
 from hpt_ray.data.mini import write_mini
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
@@ -65,6 +66,43 @@ def _gsm8k_solution(answer: str, where: str) -> tuple[str, str]:
     return f"{worked}\nThe answer is \\boxed{{{number}}}.", number
 
 
+MATH_LEVELS, OF_A_LEVEL = (3, 4, 5), 85
+
+
+def prepare_math255(source: Path, out_dir: Path) -> Counts:
+    """MATH: a file, or a folder with its training files, of `problem`, `level` and `solution` → `math255.parquet`.
+
+    255 problems, 85 of each of levels 3, 4 and 5 (paper, Section 4.2, which does not say which: here they are drawn by
+    seed 0). The demonstration is the solution, in whose box the answer stands; the level is in the data source.
+    """
+    files = sorted(path for path in source.rglob("*") if kind_of(path)) if source.is_dir() else [source]
+    training = [path for path in files if "train" in str(path.relative_to(source)).lower()]
+    problems: dict[int, list[dict[str, Any]]] = {level: [] for level in MATH_LEVELS}
+    for path in training or files:
+        for record in _read_records(path, ("problem", "level", "solution")):
+            of_level = record["level"].rpartition(" ")[2]
+            if of_level.isdigit() and int(of_level) in problems:
+                problems[int(of_level)].append(record)
+    for level, found in problems.items():
+        if len(found) < OF_A_LEVEL:
+            raise UserError(
+                f"{source}: {len(found)} problems of level {level} are too few, {OF_A_LEVEL} are needed."
+            )
+    drawn = (
+        make_row(
+            record["problem"],
+            record["solution"],
+            record.get("answer", record["solution"]),
+            data_source=f"MATH/level {level}",
+            extra_info={"split": "train", "index": index, "level": str(level)},
+        )
+        for level, found in problems.items()
+        for index, record in enumerate(random.Random(0).sample(found, OF_A_LEVEL))
+    )
+    fields = {"split": pa.string(), "index": pa.int64(), "level": pa.string()}
+    return {"math255": write_rows(out_dir / "math255.parquet", drawn, fields)}
+
+
 def _read_records(path: Path, keys: tuple[str, ...]) -> Iterator[dict[str, str]]:
     """The objects of a file, each with a text under each of `keys`."""
     if not path.is_file():
@@ -87,6 +125,7 @@ class Preparer:
 
 PREPARERS: dict[str, Preparer] = {
     "gsm8k": Preparer("grade-school word problems with solutions (train.jsonl, test.jsonl)", prepare_gsm8k),
+    "math255": Preparer("255 problems of MATH for the paper's Figures 3 and 4", prepare_math255),
     "mini": Preparer("the generated small task", lambda _, out_dir: write_mini(out_dir), needs_source=False),
 }
 

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hpt_ray.data.prepare import PREPARERS, main
 from hpt_ray.data.sources import read_rows
+from hpt_ray.reward.functions.table import build
 
 GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k"
 ANSWER = "She sold 48/2 = <<48/2=24>>24 clips.\nIn all $<<1000+24=1024>>1,024.\n#### 1,024"
@@ -55,6 +58,42 @@ def test_a_bad_row_is_named_and_no_file_is_left(tmp_path, capsys, record, messag
     assert main(["gsm8k", "--source", str(tmp_path), "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert list(out.iterdir()) == []
+
+
+def write_math(folder, per_level):
+    """Files as the Hub has them, a subject each; those of the test set must not be taken."""
+    for subject in ("algebra", "geometry"):
+        for split in ("train", "test"):
+            rows = [
+                {
+                    "problem": f"{split}: what is {i} of {subject} at {level}?",
+                    "level": f"Level {level}",
+                    "type": subject,
+                    "solution": f"It is $\\boxed{{\\frac{{{i}}}{{7}}}}$.",
+                }
+                for level in ("1", "3", "4", "5", "?")
+                for i in range(per_level)
+            ]
+            (folder / subject).mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows), folder / subject / f"{split}-00000-of-00001.parquet")
+
+
+def test_math255(tmp_path, capsys):
+    write_math(tmp_path / "math", 50)
+    for out in ("a", "b"):
+        assert main(["math255", "--source", str(tmp_path / "math"), "--out", str(tmp_path / out)]) == 0
+    rows = pq.read_table(tmp_path / "a" / "math255.parquet").to_pylist()
+    assert rows == pq.read_table(tmp_path / "b" / "math255.parquet").to_pylist()
+    assert Counter(row["data_source"] for row in rows) == {f"MATH/level {level}": 85 for level in (3, 4, 5)}
+    texts = {row["prompt"][0]["content"] for row in rows}
+    assert len(texts) == 255
+    assert all(text.startswith("train") for text in texts)
+    grade = build("math")
+    assert all(grade(r["target"][0]["content"], r["reward_model"]["ground_truth"]).correct for r in rows)
+    assert not grade("\\boxed{99}", rows[0]["reward_model"]["ground_truth"]).correct
+    write_math(tmp_path / "few", 42)
+    assert main(["math255", "--source", str(tmp_path / "few"), "--out", str(tmp_path / "c")]) == 2
+    assert "84 problems of level 3 are too few" in capsys.readouterr().err
 
 
 def test_missing_source(tmp_path, capsys):

@@ -30,7 +30,7 @@ from hpt_ray.tools.deploy.pods import HEAD, NodeSize, Pods, plan_pods
 from hpt_ray.tools.deploy.render import Target, differences, image_parts, object_name, on_the_volume, render
 
 CONFIGS = ROOT / "configs"
-PAPER = sorted(path for path in (CONFIGS / "paper").glob("*.yaml") if path.name != "suite.yaml")
+PAPER = sorted((CONFIGS / "paper").glob("*_as_*.yaml"))
 # Each run is one file, or a recipe of the paper and a second file for another method or other nodes.
 RUNS = [
     *(

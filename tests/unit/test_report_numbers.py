@@ -9,7 +9,7 @@ from report_material import evaluate, make_run
 from scipy import stats
 
 from hpt_ray.evaluation.statistics import band_of, rolling_mean, smoothing_window, spread_of, welch_difference
-from hpt_ray.tools.report.attempts import attempt_map, blocks, moves
+from hpt_ray.tools.report.attempts import GAIN, attempt_map, blocks, gain_map, moves
 from hpt_ray.tools.report.comparison import final_scores
 from hpt_ray.tools.report.curves import aligned, curves_of, mean_over_sets, pass_curve
 from hpt_ray.tools.report.load import Attempt, Series, load_run
@@ -121,6 +121,23 @@ def test_prompts_are_sorted_by_when_they_were_first_solved() -> None:
     assert map_.prompt_ids == ["best", "early", "late", "never"]
     np.testing.assert_array_equal(map_.solve_rate, [[1, np.nan], [0.25, 0], [0, 1], [0, 0]])
     assert moves(attempts).tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]  # "best" was visited once
+
+
+def test_gains_are_of_graded_attempts_in_their_order() -> None:
+    ours = [attempt(1, "worse", 0), attempt(1, "better", 2), attempt(1, "ours alone", 4)]
+    ours += [attempt(2, "worse", 2), attempt(2, "better", 4)]
+    theirs = [
+        Attempt(1, name, 0, 0, "demonstrations_always", 0.0, 1.0) for name in ("better", "worse")
+    ]  # SFT
+    theirs += [attempt(2, "better", 2), attempt(2, "worse", 4), attempt(3, "better", 0)]
+    gains = gain_map(ours, theirs)
+    assert gains.prompt_ids == ["better", "worse"]
+    np.testing.assert_array_equal(gains.solve_rate, [[0, 1], [-1, np.nan]])
+    assert not gain_map(ours, []).has_solve_rates
+    lost, equal, gained = GAIN(np.array([-1.0, 0.0, 1.0]))
+    assert lost[0] > lost[2]  # reddish
+    assert gained[2] > gained[0]  # blueish
+    assert min(equal) > 0.9
 
 
 def test_without_rollouts_there_are_no_solve_rates() -> None:

@@ -84,6 +84,26 @@ def test_an_ablation_takes_the_values_chosen_for_its_method(suite: Suite) -> Non
     assert all(run.config.algorithm.rollout_coef == 4.0 for run in runs)
 
 
+BASES = (
+    "models.t.bases={a: {model: {path: 'mini:t-s5'}}, b: {model: {path: 'mini:t-s6'}}}",
+    "models.t.tuning_bases={c: {model: {path: 'mini:t-s7'}}}",
+)
+
+
+def test_every_seed_runs_on_every_base_and_tries_on_others(suite_file: Path) -> None:
+    suite = load_suite(suite_file, BASES)
+    runs = [run for run in reported_runs(suite, untuned(suite)) if run.pair == ("t", "hpt")]
+    assert [run.id for run in runs] == ["t.hpt.a.s1", "t.hpt.a.s2", "t.hpt.b.s1", "t.hpt.b.s2"]
+    assert [run.config.model.path for run in runs] == ["mini:t-s5"] * 2 + ["mini:t-s6"] * 2
+    tries = sweep_runs(suite, [("t", "hpt"), ("xs", "hpt")])
+    assert [run.id for run in tries] == [
+        *("t.hpt.try1.c.s9", "t.hpt.try2.c.s9"),
+        *("xs.hpt.try1.s9", "xs.hpt.try2.s9"),  # which has one base
+    ]
+    assert tries[0].config.model.path == "mini:t-s7"
+    assert [run.id for run in matching(runs, ["t.hpt.a.*"])] == ["t.hpt.a.s1", "t.hpt.a.s2"]
+
+
 def test_a_configuration_can_be_run_by_hand(suite: Suite, tmp_path: Path) -> None:
     run = reported_runs(suite, untuned(suite))[0]
     dump_config(run.config, tmp_path / "run.yaml")
@@ -115,6 +135,11 @@ def test_dotted_keys_nest() -> None:
         (["sets.in_distribution=[chain, word]"], "`sets.in_distribution` names word"),
         (["methods.hpt={title: HPT, confg: {}}"], "unknown key `confg`"),
         (["sweep.seeds=[]"], "tries need `sweep.seeds`"),
+        (["models.t.tuning_bases={a: {}}"], "`models.t.tuning_bases` needs `bases`"),
+        (
+            [BASES[0], "models.t.tuning_bases={c: {model: {path: 'mini:t-s6'}}}"],
+            "c of `tuning_bases` is reported",
+        ),
     ],
 )
 def test_what_would_not_be_a_fair_comparison_is_refused(
@@ -140,7 +165,14 @@ def test_a_broken_setting_names_the_method(suite_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("mini/small", "t"), ("mini/full", "t"), ("paper/suite", "qwen2.5-math-1.5b")]
+    ("name", "model"),
+    [
+        ("mini/small", "t"),
+        ("mini/full", "t"),
+        ("mini/bases", "t"),
+        ("paper/suite", "qwen2.5-math-1.5b"),
+        ("paper/figures_3_4", "qwen2.5-math-1.5b"),
+    ],
 )
 def test_the_suites_that_come_with_the_project_are_whole(name: str, model: str) -> None:
     suite = load_suite(ROOT / "configs" / f"{name}.yaml", [f"matrix.models=[{model}]"])

@@ -30,9 +30,10 @@ def pilot_of(out: Path, suite: Path, words: list[str], only: list[str]) -> Pilot
     [
         (PAPER, [], []),
         (PAPER, ["matrix.methods=[hpt]", "pass_at_k.methods=[hpt]", f"models={json.dumps(AS_PAPER)}"], []),
+        (CONFIGS / "paper" / "figures_3_4.yaml", [], []),
         (CONFIGS / "mini" / "small.yaml", [], ["t.hpt.s1"]),
     ],
-    ids=["as code", "as paper", "small task"],
+    ids=["as code", "as paper", "Figures 3 and 4", "small task"],
 )
 def test_every_row_can_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: Path, words: list[str], only: list[str]

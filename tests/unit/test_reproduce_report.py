@@ -241,6 +241,34 @@ def test_outcomes_of_prompts_widen_the_interval(done: Done) -> None:
     assert without.over == "seeds"
 
 
+def test_bases_are_averaged_over_and_in_the_interval(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SUITE.format(out=tmp_path / "out", root=ROOT), encoding="utf-8")
+    bases = ", ".join(f"{name}: {{model: {{path: 'mini:t-s{i}'}}}}" for i, name in enumerate("abc", 1))
+    words = ["matrix.methods=[grpo, hpt]", f"models.t.bases={{{bases}}}", "sweep.tries=[]", "paper={}"]
+    suite = load_suite(path, [*words, "pass_at_k.benchmarks=[mini-test-chain]"])
+    shift = {"a": 0.0, "b": 0.1, "c": 0.2}
+    for run in look(suite).runs:
+        better = 0.1 * (run.method == "hpt")
+        write_run(run, sets(0.5 + shift[run.base] + better + 0.001 * run.seed, 0.9), [0.5] * 4, 0.5)
+    done = look(suite)
+    results = collect(done)
+    assert {record.unit for record in results.records} == {(base, seed) for base in "abc" for seed in (1, 2)}
+    spread = results.spread("t", "grpo", ID)
+    assert spread is not None
+    assert spread.n == 6
+    assert spread.mean == pytest.approx(0.6015)
+    assert spread.over == "bases and seeds"
+    found = tables.contrasts(results, "t")[0].difference  # what the bases share has cancelled
+    assert found.mean == pytest.approx(0.1)
+    assert found.ci95 == pytest.approx(0, abs=1e-9)
+    asked = [e.id for e in done.evaluations if e.method == "base" or e.base == "b"]
+    assert sorted(asked) == [
+        f"pass@k t.{name}" for name in ("base.a", "base.b", "base.c", "grpo.b.s1", "hpt.b.s1")
+    ]
+    assert len({e.out for e in done.evaluations}) == len(done.evaluations)
+
+
 def test_costs_count_attempts_and_tokens(done: Done) -> None:
     rows = {row[0]: row[1:] for row in tables.costs_table(collect(done), "t").rows}
     assert rows["GRPO"] == ["32", "1,280", "0", "30"]  # 4 steps × 8 prompts; 4 × 32 rollouts × 10 tokens

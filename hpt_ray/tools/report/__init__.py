@@ -5,7 +5,7 @@ there for other pages too: load, group, draw, and HTML.
 """
 
 from hpt_ray.evaluation.statistics import Spread, spread_of
-from hpt_ray.tools.report.attempts import attempt_map, solve_rate_maps
+from hpt_ray.tools.report.attempts import GAIN, attempt_map, gain_map, solve_rate_maps
 from hpt_ray.tools.report.curves import chances, curves_of
 from hpt_ray.tools.report.figures import Curve, curves_figure, pass_at_k_figure
 from hpt_ray.tools.report.html import (
@@ -24,6 +24,7 @@ from hpt_ray.tools.report.load import RunData, Series, load_run
 from hpt_ray.tools.report.methods import Method, group_runs
 
 __all__ = [
+    "GAIN",
     "Curve",
     "Html",
     "Method",
@@ -39,6 +40,7 @@ __all__ = [
     "details_html",
     "escape",
     "figure_html",
+    "gain_map",
     "grid",
     "group_runs",
     "load_run",

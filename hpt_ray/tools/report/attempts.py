@@ -21,9 +21,24 @@ from hpt_ray.tools.report.style import plain
 
 MAP_HEIGHT = 5.0  # inches
 MOST_ROWS = 660  # of the picture: one pixel each; more prompts are averaged with their neighbours
-SOLVE_RATE = colors.LinearSegmentedColormap.from_list(
-    "solve_rate", ["#f3ead6", "#bfdbc8", "#5fb3bf", "#2b74a6", "#123a6d"]
-)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Colours of values from `least` to 1, and what is written below its ends and its middle."""
+
+    colors: Sequence[str]
+    least: float
+    words: tuple[str, str, str]
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """RGBA of each value; NaN is transparent."""
+        of = colors.LinearSegmentedColormap.from_list("scale", list(self.colors))
+        return of((values - self.least) / (1 - self.least))
+
+
+SOLVE_RATE = Scale(("#f3ead6", "#bfdbc8", "#5fb3bf", "#2b74a6", "#123a6d"), 0, ("0", "half", "all"))
+GAIN = Scale(("#8c3b12", "#d98b5f", "#f4f1ea", "#5fa3c7", "#123a6d"), -1, ("−all", "equal", "+all"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,20 @@ def attempt_map(attempts: Iterable[Attempt]) -> AttemptMap:
     return AttemptMap([ids[i] for i in order], rates[order])
 
 
+def gain_map(ours: Iterable[Attempt], theirs: Iterable[Attempt]) -> AttemptMap:
+    """The solve rate of one run minus that of another at the k-th graded attempt of each prompt that both have, as rows
+    in the order of what was gained over all attempts (paper, Figure 4). Attempts without rollouts have no column."""
+    a, b = (by_prompt(x for x in side if np.isfinite(x.solve_rate)) for side in (ours, theirs))
+    ids = [prompt for prompt in a if prompt in b]
+    gains = np.full((len(ids), max((min(len(a[i]), len(b[i])) for i in ids), default=0)), np.nan)
+    for row, prompt in zip(gains, ids, strict=True):
+        pairs = zip(a[prompt], b[prompt], strict=False)
+        found = [x.solve_rate - y.solve_rate for x, y in pairs]
+        row[: len(found)] = found
+    order = np.argsort(-_mean(gains, axis=1), kind="stable")
+    return AttemptMap([ids[i] for i in order], gains[order])
+
+
 def moves(attempts: Sequence[Attempt]) -> np.ndarray:
     """Prompts by their first and their last attempt: [3, 3] counts, none / some / all of the rollouts correct.
 
@@ -75,7 +104,7 @@ def moves(attempts: Sequence[Attempt]) -> np.ndarray:
     return counts
 
 
-def solve_rate_maps(maps: Sequence[tuple[str, AttemptMap]], title: str) -> Figure:
+def solve_rate_maps(maps: Sequence[tuple[str, AttemptMap]], title: str, scale: Scale = SOLVE_RATE) -> Figure:
     """The solve rates of several runs beside each other, all rows in the order of the first map."""
     order = {q: i for i, q in enumerate(dict.fromkeys(q for _, map_ in maps for q in map_.prompt_ids))}
     per_row = -(-len(order) // MOST_ROWS)
@@ -85,9 +114,9 @@ def solve_rate_maps(maps: Sequence[tuple[str, AttemptMap]], title: str) -> Figur
     for number, (name, map_) in enumerate(maps):
         rates = np.full((len(order), map_.solve_rate.shape[1]), np.nan)
         rates[[order[prompt] for prompt in map_.prompt_ids]] = map_.solve_rate
-        image = SOLVE_RATE(blocks(rates, per_row))
+        image = scale(blocks(rates, per_row))
         _map_axes(figure, 0.115 + number * width, 0.9 * width, name, image, len(order))
-    _color_scale(figure)
+    _color_scale(figure, scale)
     return figure
 
 
@@ -114,11 +143,11 @@ def blocks(values: np.ndarray, per_row: int) -> np.ndarray:
     return _mean(filled.reshape(-1, per_row, values.shape[1]), axis=1)
 
 
-def _color_scale(figure: Figure) -> None:
+def _color_scale(figure: Figure, scale: Scale) -> None:
     axes = figure.add_axes((0.115, 0.36 / MAP_HEIGHT, 0.3, 0.1 / MAP_HEIGHT))
-    axes.imshow(SOLVE_RATE(np.linspace(0, 1, 100))[None], aspect="auto", extent=(0, 1, 0, 1))
+    axes.imshow(scale(np.linspace(scale.least, 1, 100))[None], aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
-    axes.set_xticks([0, 0.5, 1], ["0", "half", "all"])
+    axes.set_xticks([0, 0.5, 1], scale.words)
     axes.tick_params(length=0, labelsize=style.TEXT_PT, labelcolor=style.SOFT, labelfontfamily=style.font())
     axes.spines[:].set_color(style.GREY)
 

@@ -6,7 +6,8 @@ figures a model; ablations of the reference are drawn apart, by what they vary, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,12 +17,15 @@ import numpy as np
 from hpt_ray.tools import report
 from hpt_ray.tools.report import Curve, Html, Method, Pictures, RunData, Series
 from hpt_ray.tools.report.curves import mean_over_sets
+from hpt_ray.tools.report.load import Attempt
 from hpt_ray.tools.report.style import INK
 from hpt_ray.tools.suite.collect import Results
 from hpt_ray.tools.suite.dynamics import ENTROPY, offline_ratio
 from hpt_ray.tools.suite.passes import Passes
 
 MOST_MAPS = 3
+MOST_SOURCES = 3  # data sources that have figures of their own, such as the levels of MATH
+HEAD_START = "sft_then_grpo"  # what Figure 4 compares the reference with
 BAND = "ci95"
 # What a method of the reference's algorithm may vary → the name of the figures that show it beside the reference.
 ABLATIONS = {
@@ -53,7 +57,7 @@ def figures_of(results: Results, model: str, pictures: Pictures) -> Html:
                 figure = report.curves_figure(curves, f"{title}: {part}", unit, share=share)
                 alt = f"{title} over steps on {model}: {', '.join(c.label for c in curves)}."
                 drawn.append(pictures.add(f"{model}-{part.replace(' ', '-')}-{name}", figure, alt))
-    return Html(report.grid(*drawn) + _maps(results, model, pictures))
+    return Html(report.grid(*drawn) + report.grid(*_maps(results, model, pictures)))
 
 
 def _evaluation_lines(results: Results, model: str) -> dict[str, Line]:
@@ -109,19 +113,41 @@ def _varied(config: Mapping[str, Any], reference: Mapping[str, Any]) -> str | No
     return next((name for key, name in ABLATIONS.items() if config.get(key) != reference.get(key)), None)
 
 
-def _maps(results: Results, model: str, pictures: Pictures) -> str:
-    """Solve rate per prompt and attempt, for the reference and what the paper shows beside it (Figures 3, 4)."""
-    names = dict.fromkeys([results.suite.keys.reference, "sft_then_grpo", "grpo"])
+def _maps(results: Results, model: str, pictures: Pictures) -> Iterator[str]:
+    """Solve rate per prompt and attempt, for the reference and what the paper shows beside it (Figure 3), and what the
+    reference gained on SFT→GRPO (Figure 4). Of a few data sources each has its own."""
+    reference = results.suite.keys.reference
+    names = dict.fromkeys([reference, HEAD_START, "grpo"])
     firsts = {name: runs[0] for name in names if (runs := results.runs(model, name))}
-    all_maps = [(results.title(name), report.attempt_map(run.attempts)) for name, run in firsts.items()]
-    maps = [(name, map_) for name, map_ in all_maps[:MOST_MAPS] if map_.has_solve_rates]
-    if not maps:
-        return ""
-    seed = next(iter(firsts.values())).seed
-    figure = report.solve_rate_maps(maps, f"Solve rate per prompt over its attempts, seed {seed}")
-    shown = ", ".join(name for name, _ in maps)
-    alt = f"Heat maps of the share of rollouts solved, one row a prompt: {shown}."
-    return pictures.add(f"{model}-solve-rates", figure, alt)
+    sources = sorted({_source_of(attempt) for run in firsts.values() for attempt in run.attempts})
+    for source in sources if 1 < len(sources) <= MOST_SOURCES else [None]:
+        attempts = {
+            name: [a for a in run.attempts if source in (None, _source_of(a))] for name, run in firsts.items()
+        }
+        all_maps = [(results.title(name), report.attempt_map(found)) for name, found in attempts.items()]
+        maps = [(name, map_) for name, map_ in all_maps[:MOST_MAPS] if map_.has_solve_rates]
+        if not maps:
+            continue
+        ending = f"-{re.sub('[^a-z0-9]+', '-', source.lower())}" if source else ""
+        of = f"{source}, seed" if source else "seed"
+        seed = next(iter(firsts.values())).seed
+        figure = report.solve_rate_maps(maps, f"Solve rate per prompt over its attempts, {of} {seed}")
+        shown = ", ".join(name for name, _ in maps)
+        alt = f"Heat maps of the share of rollouts solved, one row a prompt: {shown}."
+        yield pictures.add(f"{model}-solve-rates{ending}", figure, alt)
+        if {reference, HEAD_START} <= attempts.keys():
+            gains = report.gain_map(attempts[reference], attempts[HEAD_START])
+            if gains.has_solve_rates:
+                both = f"{results.title(reference)} minus {results.title(HEAD_START)}"
+                figure = report.solve_rate_maps(
+                    [(both, gains)], f"Solve rate gained, {of} {seed}", report.GAIN
+                )
+                alt = f"Heat map of the share of rollouts solved, {both}, one row a prompt."
+                yield pictures.add(f"{model}-gains{ending}", figure, alt)
+
+
+def _source_of(attempt: Attempt) -> str:
+    return attempt.prompt_id.rpartition("/")[0]
 
 
 def pass_figures(results: Results, passes: Passes, pictures: Pictures) -> Html:

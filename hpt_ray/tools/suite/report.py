@@ -126,7 +126,9 @@ def results_json(
             {"model": model, "method": method, "rows": as_json(rows)} for model, method, rows in exclusive
         ],
         "configurations": {
-            f"{run.model}.{run.method}": {k: v for k, v in flat(run.config).items() if k not in OF_ONE_RUN}
+            ".".join(filter(None, (*run.pair, run.base))): {
+                k: v for k, v in flat(run.config).items() if k not in OF_ONE_RUN
+            }
             for run in done.runs
         },
         "pass_at_k": [
