@@ -108,7 +108,7 @@ def solve_rate_maps(maps: Sequence[tuple[str, AttemptMap]], title: str, scale: S
     """The solve rates of several runs beside each other, all rows in the order of the first map."""
     order = {q: i for i, q in enumerate(dict.fromkeys(q for _, map_ in maps for q in map_.prompt_ids))}
     per_row = -(-len(order) // MOST_ROWS)
-    rows = f"{len(order):,} prompts, each at the same height in every map"
+    rows = f"{len(order):,} prompts" + ", each at the same height in every map" * (len(maps) > 1)
     figure = style.canvas(title, rows, height=MAP_HEIGHT)
     width = 0.885 / len(maps)
     for number, (name, map_) in enumerate(maps):
