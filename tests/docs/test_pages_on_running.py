@@ -14,7 +14,7 @@ from hpt_ray.observe.metrics import METRICS, unknown_metrics
 from hpt_ray.observe.trackers.prometheus import SERIES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["docker", "slurm", "monitoring", "security", "troubleshooting"]
+PAGES = ["docker", "gpu", "slurm", "monitoring", "security", "troubleshooting"]
 SECTIONS = {section.split("/")[0] for section in (metric.name for metric in METRICS)}
 SHORT = {"clip_high"}  # keys that a sentence names without their section
 
