@@ -43,6 +43,12 @@ async def _result(ref: Any) -> Any:
     return await ref
 
 
+async def _look_with(check: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        check()
+
+
 class ActorGroup:
     """Actors of one kind, by name (`rollout-0`, `rollout-1`, …). `make(i)` starts actor i anew."""
 
@@ -94,13 +100,15 @@ class ActorGroup:
         return [name for name, task in zip(self.names, tasks, strict=True) if task in dead]
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Within it, whatever is waited for, the end of one of their processes is raised soon: a `RayActorError`."""
+    async def watched(self, check: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+        """Within it, whatever is waited for, the end of one of their processes is raised soon: a `RayActorError`. So is
+        what `check` raises."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                looking = tasks.create_task(self._look())
+                looking = [tasks.create_task(self._look()), tasks.create_task(_look_with(check))]
                 yield
-                looking.cancel()
+                for task in looking:
+                    task.cancel()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 

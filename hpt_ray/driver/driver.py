@@ -194,7 +194,7 @@ class Driver:
         updates: list[UpdateResult] = []
         self.learner.begin_step(self.step - self.phase.before)
         with self.timeline.phase("rollout", batch.step):
-            async with self.actors.all_ranks.watched():
+            async with self.actors.all_ranks.watched(self.learner.raise_failures):
                 # 1 to 3: drawn, generated and rewarded, group by group, while the others still are.
                 async for group in self.actors.turns.groups(batch.groups()):
                     # 4: the gate decides what this prompt trains on.

@@ -102,9 +102,8 @@ class LearnerGroup:
     def add(self, samples: list[Sample], update: int | None = None) -> None:
         """Take in the samples of one prompt for an update of the step; default: the one under way.
 
-        Sends what fills a round of micro-batches. Raises what a pass that was sent before has raised meanwhile.
+        Sends what fills a round of micro-batches.
         """
-        self._raise_failures()
         update = self._update if update is None else update
         assert self._update <= update < self._updates_per_step, (
             f"samples of update {update} in {self._update}"
@@ -117,8 +116,8 @@ class LearnerGroup:
         else:
             self._admit(update, samples)
 
-    def _raise_failures(self) -> None:
-        """A pass that failed, for want of memory say, ends the step now and not after its last rollout."""
+    def raise_failures(self) -> None:
+        """What a pass that was sent has raised, for want of memory say: the step can end before its last rollout."""
         while self._num_seen < len(self._pending):
             ref = self._pending[self._num_seen]
             if not ray.wait([ref], timeout=0)[0]:

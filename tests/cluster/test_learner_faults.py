@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,21 +101,22 @@ def test_a_loss_that_is_not_finite_is_enough(start):
     assert same(parameters(pair), before)
 
 
-def test_a_pass_that_fails_is_raised_before_the_last_prompt(start):
-    """A token that the model does not have; further prompts come in, and nobody says that they were the last."""
+def test_a_pass_that_fails_is_raised_while_other_things_are_waited_for(start):
+    """A token that the model does not have; no further prompt comes in, and nobody says that this was the last."""
     pair = start(2, 1)
     broken, *others = make_samples(pair.plain, [((1, 0), False)] * 40, seed=36)
     for sample in broken:
         sample.token_ids = sample.token_ids + 10**6
     learner = pair.group()
 
-    def add_one_after_another() -> None:
+    async def wait() -> None:
         for samples in (broken, *others):
             learner.add(samples)
-            time.sleep(0.25)
+        async with pair.ranks.watched(learner.raise_failures):
+            await asyncio.sleep(LIMIT_S)
 
     with pytest.raises(RayTaskError, match="index out of range"):
-        add_one_after_another()
+        asyncio.run(wait())
 
 
 # -- sums in bfloat16 ------------------------------------------------------------------------------
