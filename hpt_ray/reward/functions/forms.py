@@ -1,7 +1,8 @@
 r"""Answers whose form is their meaning, which algebra would overlook: `math` decides these before math-verify.
 
-A number in another base (`101_2` is not 101), a time of day (12:00 is not a ratio), a ratio of three and more, a
-derivative's prime, and an answer that only repeats the question (an integral, a sum, a limit, a derivative).
+A number in another base (`101_2` is not 101), a time of day (12:00 is not a ratio), a date (2024-01-05 is not 2018), a
+ratio of three and more, a derivative's prime, a number in a text, and an answer that only repeats the question (an
+integral, a sum, a limit, a derivative).
 """
 
 from __future__ import annotations
@@ -97,9 +98,10 @@ def _numerals(answer: str, reference: str) -> bool | None:
     return sorted(map(str, sides[0])) == sorted(map(str, sides[1]))
 
 
-# -- times of day, and ratios ----------------------------------------------------------------------
+# -- times of day, dates, and ratios -----------------------------------------------------------------
 
 _TIME = re.compile(r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?(?:([ap])\.?m\.?)?", re.IGNORECASE)
+_DATE = re.compile(r"\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}")
 _RATIO = re.compile(r"\d{1,15}(?::\d{1,15}){2,}")
 
 
@@ -121,13 +123,23 @@ def _times(answer: str, reference: str) -> bool | None:
     return (hour, rest) == (other, others)
 
 
+def _dates(answer: str, reference: str) -> bool | None:
+    if not _DATE.fullmatch(reference):
+        return None
+    return bool(_DATE.fullmatch(answer)) and _numbers(answer) == _numbers(reference)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
 def _ratios(answer: str, reference: str) -> bool | None:
     if ":" not in answer:
         return None
     texts = ["".join(text.split()) for text in (answer, reference)]
     if not all(_RATIO.fullmatch(text) for text in texts):
         return None
-    left, right = ([int(term) for term in text.split(":")] for text in texts)
+    left, right = map(_numbers, texts)
     return len(left) == len(right) and all(
         a * right[0] == b * left[0] for a, b in zip(left, right, strict=True)
     )
@@ -139,6 +151,7 @@ _OPERATOR = re.compile(
     r"\\(i{0,2}int|oint|sum|prod|coprod|lim|limsup|liminf|bigcup|bigcap|ldots)(?![a-zA-Z])"
     r"|\\frac\s*\{\s*(d|\\partial)(?![a-zA-Z]{2})(?:[^{}]|\{[^{}]*\})*\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z][^{}]*\}"
 )
+_ASIDE = re.compile(r"\\(?:text|mathrm)\{[^{}]*(?:\bnot\b|\bor\b[^{}\w]*[a-z]|(?<![\^a-zA-Z])\d)")
 _DERIVATIVE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]\s*(?:'+|\^\s*\{?\s*(?:\\prime\s*)+\}?)")
 
 
@@ -157,6 +170,11 @@ def _operators(text: str) -> set[str]:
     return {match[1] or match[2] for match in _OPERATOR.finditer(bare.rpartition("=")[2])}
 
 
+def _asides(answer: str, reference: str) -> bool | None:
+    r"""`5\text{ (or 6)}` is not 5: algebra overlooks texts."""
+    return False if _ASIDE.search(answer) and not _ASIDE.search(reference) else None
+
+
 def _primes(answer: str, reference: str) -> bool | None:
     if "'" not in answer + reference and "prime" not in answer + reference:
         return None
@@ -167,6 +185,8 @@ _COMPARISONS = {
     "number base": _numerals,
     "time of day": _times,
     "ratio": _ratios,
+    "date": _dates,
     "unevaluated": _unevaluated,
     "derivative": _primes,
+    "aside": _asides,
 }

@@ -32,10 +32,34 @@ LENIENT_TAIL_CHARS = 1000  # where an answer without a box is looked for
 
 _INTEGER = re.compile(r"[-+]?\d{1,1000}")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,234: a number, or a list of two
-_NAME = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*")  # x = 5
+_NAME = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*|\s*=\s*[a-zA-Z]$")  # x = 5
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
-_LABEL = re.compile(r"\((\w)\)|(?:\\text\{ ?\(([A-J])\) ?\}|\(([A-J])\) ).*")  # (b), or (B) 12 apples
+# (b), (B) 12 apples or B. 12 apples, but not (B) or (C)
+_LABEL = re.compile(
+    r"\((\w)\)|(?:\\text\{ ?\(([A-J])\) ?\}|\(([A-J])\) |([A-J])[.)] )(?!.*(?:\(?[A-J]\)|\bor\b)).*"
+)
+_FURTHER = re.compile(r"(?:\s*(?:[,;]|,?\s+(?:and|or))\s+[-−]?\d+(?:\.\d+)?(?![\w/]))+")  # numbers of a list
 _WORD = re.compile(r"[A-Z]?[a-z]{2,}|DNE")
+_SAME_AS_WORD = {"dne": "doesnotexist"} | {
+    word: str(number)
+    for number, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+        ]
+    )
+}
 _COLUMN = re.compile(r"\\begin\{pmatrix\}([^&]+)\\end\{pmatrix\}")
 
 
@@ -43,9 +67,9 @@ def _readings(answer: str) -> set[str]:
     """Spellings of a normalised answer that another spelling of it shares: for comparing only."""
     text = "".join(_TEXT.sub(r"\1", answer).split()).removesuffix("%")
     if label := _LABEL.fullmatch(answer):  # of a choice, alone or with its text
-        return {text, label[1] or label[2] or label[3]}
+        return {text, next(filter(None, label.groups()))}
     if _WORD.fullmatch(text):
-        return {"doesnotexist" if text == "DNE" else text.lower()}
+        return {_SAME_AS_WORD.get(text.lower(), text.lower())}
     if column := _COLUMN.fullmatch(text):  # a vector is written like a point as well
         return {text, "(" + column[1].replace("\\\\", ",") + ")"}
     return {text, text.replace(",", "")} if _GROUPED.fullmatch(answer) else {text}
@@ -87,19 +111,16 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
     equivalence.load()
 
     def grade(response: str, ground_truth: Any) -> RewardResult:
-        right = tuple(references(ground_truth))
+        references(ground_truth)  # of no use to any response, or read
         said = after_thinking(response)
         parts = boxed_answer(said)
         if parts is None and lenient:
-            return _grade_unboxed(said, right)
-        if parts is None or not any(parts):
+            return _grade_unboxed(said, ground_truth)
+        if parts is None or not all(parts):
             unsaid = parts is None and boxed_answer(response) is not None
             return replace(NO_ANSWER, detail="a box only in the thinking" if unsaid else "no box")
         answer = ", ".join(parts)
-        spelled = map(_unboxed, alternatives(ground_truth))
-        right = tuple(text for text, whole in zip(right, spelled, strict=True) if units.agree(answer, whole))
-        if not right:
-            return answered(answer, False, "unit")
+        right = _of_same_unit(answer, ground_truth)
         result = compare(answer, right)
         if len(parts) > 1 and not result.correct and all(compare(part, right).correct for part in parts):
             return answered(answer, True, "every box")  # the same answer in several forms
@@ -108,9 +129,17 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
     return grade
 
 
+def _of_same_unit(answer: str, ground_truth: Any) -> tuple[str, ...]:
+    spelled = map(_unboxed, alternatives(ground_truth))
+    pairs = zip(references(ground_truth), spelled, strict=True)
+    return tuple(text for text, whole in pairs if units.agree(answer, whole))
+
+
 @lru_cache(maxsize=4096)  # the n rollouts of a prompt often agree
 def compare(answer: str, right: tuple[str, ...]) -> RewardResult:
     """The result on an extracted answer, against normalised references."""
+    if not right:
+        return answered(answer, False, "unit")
     decided = _without_algebra(answer, right)
     return decided if isinstance(decided, RewardResult) else _by_algebra(decided, answer)
 
@@ -159,14 +188,21 @@ def _verify(pairs: list[tuple[list[Any], str]], answer: str) -> RewardResult:
     return answered(answer, False, "math-verify")
 
 
-def _grade_unboxed(response: str, right: Sequence[str]) -> RewardResult:
-    parsed = equivalence.parse_end(response[-LENIENT_TAIL_CHARS:])
+def _grade_unboxed(response: str, ground_truth: Any) -> RewardResult:
+    tail = response[-LENIENT_TAIL_CHARS:]
+    parsed = equivalence.parse_end(tail)
     texts = [value for value in parsed if isinstance(value, str)]
     if not parsed:
         return NO_ANSWER
     if not texts:
-        return _verify([(parsed, text) for text in right], str(parsed[0]))
+        return _verify([(parsed, text) for text in references(ground_truth)], str(parsed[0]))
     answer = texts[-1]
+    after = tail.rpartition(answer)[2] if answer in tail else ""
+    if further := _FURTHER.match(after):  # 5 or 6
+        return compare(answer + further[0], tuple(references(ground_truth)))
+    right = _of_same_unit(units.with_unit(answer, after), ground_truth)
+    if not right:
+        return answered(answer, False, "unit")
     decided = _without_algebra(answer, right)
     if isinstance(decided, RewardResult) and decided.outcome is not Outcome.UNPARSABLE:
         return decided

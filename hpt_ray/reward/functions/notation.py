@@ -16,7 +16,7 @@ _SIGNS = {
     "∩": r"\cap ", "∈": r"\in ", "∖": r"\setminus ", "∅⌀": r"\emptyset ", "°": r"^\circ ", "′’": "'", "″": "''",
     "…": r"\ldots ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "∨": r"\lor ", "∧": r"\land ",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
-    "∠": r"\angle ", "、": ",", "€£¥": "", "\u200b\u200c\u200d\u2060\ufeff": "",
+    "∠": r"\angle ", "、": ",", "€£¥¢": "", "\u200b\u200c\u200d\u2060\ufeff": "",
 }  # fmt: skip
 _GREEK = {
     code: "\\" + (word.lower() if "SMALL" in name else word.capitalize()) + " "
@@ -38,7 +38,7 @@ _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
 _INTEGER = re.compile(r"-?\d+")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3})")  # 10,\!080 and 10{,}080
+THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\}|\\,)(?=\d{3}(?!\d))")  # 10,\!080, 10{,}080 and 10\,080
 _E_NOTATION = re.compile(r"(?<![\w.}\\])(\d{1,15}(?:\.\d{1,15})?)[eE]\+?(-?\d{1,3})(?![\w.])")
 _EULER = re.compile(r"(?<![a-zA-Z\\])e(?![a-zA-Z])")
 # What stands behind a backslash → what is written instead of both.
@@ -46,7 +46,9 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+|[\\!,;: $%])")
 _COMMANDS = {
     word: new
     for words, new in {
-        "left right displaystyle big bigl bigr Big Bigl Bigr $": "",
+        "left right displaystyle big bigl bigr Big Bigl Bigr small large Large LARGE huge underline $": "",
+        "langle": "(",
+        "rangle": ")",
         "degree": r"^\circ ",
         "! , ; :": " ",
         "%": "%",
@@ -70,9 +72,12 @@ _SPELLED = {
 }  # fmt: skip
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?\^ ?\{? ?\\circ ?\}?")
-_UNIT = (
-    r"(?<=[\d}]) ?\\%s\{(?! ?[aApP]\.? ?[mM]\.? ?\}| ?(?:and|or)\b)(?=[^{}]*[a-zA-Z])[^{}]*\}(?:\^\{?\d\}?)?$"
+_UNIT = (  # no second answer: `5\text{ or 6}`
+    r"(?<=[\d}]) ?\\%s\{(?! ?[aApP]\.? ?[mM]\.? ?\}|[^{}]*\b(?:and|or|not)\b)(?=[^{}]*[a-zA-Z])"
+    r"(?:[^{}\d]|(?<=[\^a-z])\d)*\}(?:\^\{?\d\}?)?$"
 )
+_POWERS_OF_TEN = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_POWER_OF_TEN = rf"(?<=\d) ?(?:\\text\{{ ?)?({'|'.join(_POWERS_OF_TEN)})(?![a-z]) ?([^{{}}]*)\}}?$"
 
 
 def _as_fraction(match: re.Match[str]) -> str:
@@ -82,12 +87,33 @@ def _as_fraction(match: re.Match[str]) -> str:
     return f"\\frac{{{above}}}{{{'9' * len(repeated) + '0' * len(match[2])}}}"
 
 
+def _in_digits(match: re.Match[str]) -> str:
+    r"""`2.5 million dollars` is `2.5 \times 10^{6}\text{dollars}`."""
+    unit = match[2] and rf"\text{{{match[2]}}}"
+    return rf" \times 10^{{{_POWERS_OF_TEN[match[1]]}}}{unit}"
+
+
+def _without_blanks(match: re.Match[str]) -> str:
+    """`12 345` is a number, and `1 2` a list of two."""
+    is_one = re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+", match[0])
+    return match[0].replace(" ", "" if is_one else ",")
+
+
 # The rest, with something that must stand in the answer for the pattern to match: most answers need none of them.
 _REWRITES: list[tuple[str, re.Pattern[str], Any]] = [
     (needle, re.compile(pattern), new)
     for needle, pattern, new in [
         ("\\frac", r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),  # \frac12
-        ("\\circ", r"\^ ?\{?\\circ\}?", ""),
+        ("\\circ", r"\^ ?\{?\\circ\}?(?: ?[CF]$)?", ""),
+        (" ", r"^[-+]?\d+(?: \d+)+$", _without_blanks),
+        ("thousand", _POWER_OF_TEN, _in_digits),
+        ("illion", _POWER_OF_TEN, _in_digits),
+        ("color", r"\\(?:text)?color ?\{\w+\}", ""),
+        ("pi", r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
+        ("exp", r"(?<![a-zA-Z\\])exp ?(?=\()", r"\\exp"),
+        ("nfinity", r"\\text\{ ?[iI]nfinity ?\}|(?<![a-zA-Z\\])[iI]nfinity(?![a-zA-Z])", r"\\infty "),
+        ("\\", r"^\\(text|mathrm)\{ ?([-+]?[\d.,]*\d)(?= ?[a-zA-Z])", r"\2\\\1{"),  # \text{10 cm}
+        ("^", r"(?<=[\d}]) ?(?:[ckm]?m|in|ft|yd|mi|units?|inches|feet) ?\^ ?\{?[23]\}?$", ""),  # 10 cm^2
         ("p", r"(?<=[\d}]) ?(?:\\text\{ ?)?(?:percent|percentage|pct) ?\}?$", "%"),
         ("\\{", r"^\\\{ ?\\\}$", r"\\emptyset "),
         ("\\mathbb", r"\\mathbb ?(?:([A-Z])|\{ ?([A-Z]) ?\})", r"\\mathbb{\1\2}"),
@@ -132,12 +158,12 @@ def normalise(answer: str) -> str:
     if not answer.isascii():
         answer = _in_latex(answer)
     if "," in answer:
-        answer = _THOUSANDS.sub("", answer)
+        answer = THOUSANDS.sub("", answer)
     if "\\" in answer:
         answer = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), answer)
     for sign, word in _SPELLED.items():
         answer = answer.replace(sign, word)
-    answer = " ".join(answer.split()).removesuffix(".").rstrip()  # one blank at most, for the rules below
+    answer = " ".join(answer.split()).rstrip(" .,;\\")  # one blank at most, for the rules below
     if "\\circ" in answer and _TRIGONOMETRIC.search(answer):  # elsewhere an angle is its number of degrees
         answer = _DEGREES.sub(r"\\frac{\1\\pi}{180}", answer)
     for needle, pattern, new in _REWRITES:

@@ -19,7 +19,7 @@ from hpt_ray.types import RewardResult
 
 
 def boxed(response: str, ground_truth: Any) -> RewardResult:
-    references = ["".join(text.split()) for text in alternatives(ground_truth)]
+    references = ["".join((last_boxed(text) or text).split()) for text in alternatives(ground_truth)]
     answer = last_boxed(after_thinking(response))
     if answer is None or not answer.strip():
         return NO_ANSWER

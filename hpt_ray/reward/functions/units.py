@@ -15,18 +15,22 @@ _SPELLINGS = """
 mm millimeter millimetre | cm centimeter centimetre | m meter metre | km kilometer kilometre
 in inch inche | ft foot feet | yd yard | mi mile | mg milligram | g gram | kg kilogram | lb pound | oz ounce
 ml milliliter millilitre | l liter litre | gal gallon | s sec second | min minute | h hr hour | day | week | month
-yr year | dollar | cent | degree | rad radian | km/h kph | mi/h mph
+yr year | dollar | cent | euro | sterling | degree | rad radian | km/h kph | mi/h mph | c celsius | f fahrenheit
+k kelvin | n newton | j joule | kj kilojoule | w watt | kw kilowatt | v volt | amp ampere | pa pascal | hz hertz
 """
 _UNITS = {
     name: names.split()[0] for names in re.split(r"[|\n]", _SPELLINGS.strip()) for name in names.split()
 }
-_TYPOGRAPHY = re.compile(r"\\(?:text|mathrm|mbox|rm|textrm)(?![a-z])|\\[ ,;!]|[{}$~]")
+_CURRENCIES = {r"\$": "dollars", "¢": "cents", "€": "euros", "£": "sterling"}
+_TYPOGRAPHY = re.compile(
+    r"\\(?:text|mathrm|mbox|rm|textrm)(?![a-z])|\\[ ,;!()]|\^ ?\{?\\circ(?![a-z])|[{}$~°]"
+)
 _NUMBER = re.compile(
     r"(?:[^a-z]|\\?(?:[dt]?frac|sqrt|pi|times|cdot|approx|about)(?![a-z]))*\d(?:[^a-z]|\\pi)*"
 )
 _POWER = r"(?: ?\^? ?([23²³])| (squared|cubed))?"
 _UNIT = re.compile(
-    rf"(.*?)(?:(square|sq|cubic|cu)\.? )?([a-z]+)\.?{_POWER}(?: ?(?:/|per) ?([a-z]+){_POWER})?"
+    rf"(.*?)(?:(square|sq|cubic|cu)\.? |degrees? )?([a-z]+)\.?{_POWER}(?: ?(?:/|per) ?([a-z]+){_POWER})?"
 )
 _EXPONENTS = dict.fromkeys(("2", "²", "square", "sq", "squared"), 2) | dict.fromkeys(
     ("3", "³", "cubic", "cu", "cubed"), 3
@@ -38,7 +42,10 @@ def unit_of(answer: str) -> tuple[str, int, str, int] | None:
     """Unit, its power, the unit below it and that one's power; None: the answer is no number with a known unit."""
     if len(answer) > MAX_CHARS:
         return None
-    plain = " ".join(_TYPOGRAPHY.sub(" ", answer).lower().rpartition("=")[2].split()).removesuffix(".")
+    for sign, word in _CURRENCIES.items():
+        if sign in answer:
+            answer = f"{answer.replace(sign, '')} {word}"
+    plain = " ".join(_TYPOGRAPHY.sub(" ", answer).lower().rpartition("=")[2].split()).rstrip(" .")
     found = _UNIT.fullmatch(plain)
     if found is None or not _NUMBER.fullmatch(found[1]):
         return None
@@ -49,6 +56,14 @@ def unit_of(answer: str) -> tuple[str, int, str, int] | None:
         above, _, below = above.partition("/")
     power = _EXPONENTS.get(found[2] or found[4] or found[5] or "", 1)
     return above, power, below, _EXPONENTS.get(found[7] or found[8] or "", 1)
+
+
+def with_unit(number: str, after: str) -> str:
+    """The number with its unit in a text that goes on `after` it: `35 m` of `35 m long`, but not `35 in all`."""
+    sentence = (after.splitlines() or [""])[0].partition(". ")[0]
+    word = re.match(r"\W*(?!in\b)\S+", sentence)
+    spelled = [f"{number} {text}" for text in (sentence, word[0] if word else "")]
+    return next(filter(unit_of, spelled), number)
 
 
 def _known(word: str) -> str | None:
