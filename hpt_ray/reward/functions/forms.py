@@ -63,7 +63,7 @@ _CONJUNCTION = re.compile(
 
 # -- numbers in another base -----------------------------------------------------------------------
 
-_BASE_WORDS = {
+NUMBER_WORDS = {
     word: base
     for base, word in enumerate(
         ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], 2
@@ -77,7 +77,10 @@ def _numeral(text: str) -> tuple[str, int] | None:
     match = _NUMERAL.fullmatch("".join(text.split()))
     if match is None:
         return None
-    digits, base = match[1].lower(), _BASE_WORDS.get(match[2]) or (int(match[2]) if match[2].isdigit() else 0)
+    digits, base = (
+        match[1].lower(),
+        NUMBER_WORDS.get(match[2]) or (int(match[2]) if match[2].isdigit() else 0),
+    )
     if not 2 <= base <= 36 or not (base == 16 or re.search(r"\d", digits)):
         return None  # the name of a variable, such as a_{11}
     if any(sign.isalnum() and int(sign, 36) >= base for sign in digits):

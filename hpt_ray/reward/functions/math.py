@@ -40,25 +40,8 @@ _LABEL = re.compile(
 )
 _FURTHER = re.compile(r"(?:\s*(?:[,;]|,?\s+(?:and|or))\s+[-−]?\d+(?:\.\d+)?(?![\w/]))+")  # numbers of a list
 _WORD = re.compile(r"[A-Z]?[a-z]{2,}|DNE")
-_SAME_AS_WORD = {"dne": "doesnotexist"} | {
-    word: str(number)
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-        ]
-    )
+_SAME_AS_WORD = {"dne": "doesnotexist", "zero": "0", "one": "1"} | {
+    word: str(number) for word, number in forms.NUMBER_WORDS.items()
 }
 _COLUMN = re.compile(r"\\begin\{pmatrix\}([^&]+)\\end\{pmatrix\}")
 
