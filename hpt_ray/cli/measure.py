@@ -1,15 +1,15 @@
 """`hpt_ray measure [--model M …] [--method NAME …] [--parts NAME] [--config FILE …] [key=value …]`
 
 Measures the gradients of methods against the true policy gradient: bias, variance, signal-to-noise. Samples and
-differentiates in this one process. Writes measure.json, index.html and figures to --out. Exit code 0: done. 2: the user
-must change something.
+differentiates in this process, or in those of --workers. Writes measure.json, index.html and figures to --out. Exit
+code 0: done. 2: the user must change something.
 """
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from hpt_ray.reward.service import check_reward_functions
 from hpt_ray.tools.measure.estimate import LEAST_PROMPTS
 from hpt_ray.tools.measure.methods import chosen
 from hpt_ray.tools.measure.page import terminal_table, write_page
-from hpt_ray.tools.measure.policy import Policy
-from hpt_ray.tools.measure.run import RewardFunctions, Sizes, measure
+from hpt_ray.tools.measure.run import Measured, RewardFunctions, Sizes, summarise
+from hpt_ray.tools.measure.worker import Measurement, measured_by_workers
 from hpt_ray.tools.report.html import Pictures
 from hpt_ray.types import Prompt
 from hpt_ray.utils import arguments, plugins
@@ -58,31 +58,39 @@ def run(options: Namespace) -> Path:
     config = _config(options, sources)
     sources = sources or [locate_model(config.model.path)]
     methods = chosen(config, options.method, options.parts)
-    template, load = loader(config, tokenizer_path(sources[0].path))
+    tokenizer = tokenizer_path(sources[0].path)
+    _, load = loader(config, tokenizer)
     check_reward_functions(config.reward)
     prompts = _drawn(load(config.data.train, **asked_of(config, "both")), options.prompts, config.run.seed)
     for source in sources:
         load_model_config(config.model, _folder(source))  # a missing one is told before hours of work
-    sampler = (
-        None if options.sampler is None else Policy(config, _folder(locate_model(options.sampler)), template)
-    )
+    sampler = None if options.sampler is None else _folder(locate_model(options.sampler))
     sizes = Sizes(config.group_size, options.draws, options.reference, options.dimensions)
-    console, rewards, found = CommandConsole(), RewardFunctions(config), []
-    try:
-        for source in sources:
-            policy = Policy(config, _folder(source), template)
-            bar = track(prompts, f"{source.name}: prompts", console=console)
-            measured = measure(policy, sampler or policy, rewards, bar, methods, sizes, config.run.seed)
-            found.append({"name": source.name, "path": source.path, **measured})
-            console.print(terminal_table(found[-1]))
-            page = _write(options.out, {"asked": _asked(options, config), "models": found})
-    finally:
-        rewards.close()
+    console, found = CommandConsole(), []
+    for source in sources:
+        measurement = Measurement(config, tokenizer, _folder(source), sampler, methods, sizes)
+        measured = _measured(measurement, prompts, options)
+        bar = track(measured, f"{source.name}: prompts", total=len(prompts), console=console)
+        found.append({"name": source.name, "path": source.path, **summarise(bar)})
+        console.print(terminal_table(found[-1]))
+        page = _write(options.out, {"asked": _asked(options, config), "models": found})
     return page
 
 
+def _measured(measurement: Measurement, prompts: Sequence[Prompt], options: Namespace) -> Iterator[Measured]:
+    """What each prompt comes to, here or by workers."""
+    if options.workers:
+        yield from measured_by_workers(measurement, prompts, options.workers, options.out / "logs")
+        return
+    rewards = RewardFunctions(measurement.config)
+    try:
+        yield from map(measurement.measurer(rewards).measure, prompts)
+    finally:
+        rewards.close()
+
+
 def _check(options: Namespace) -> None:
-    least = {"prompts": LEAST_PROMPTS, "draws": 1, "reference": 2, "dimensions": 1}
+    least = {"prompts": LEAST_PROMPTS, "draws": 1, "reference": 2, "dimensions": 1, "workers": 0}
     for name, smallest in least.items():
         if getattr(options, name) < smallest:
             raise UserError(f"--{name} is {getattr(options, name)}: give {smallest} or more.")
@@ -138,6 +146,7 @@ def _asked(options: Namespace, config: Config) -> dict[str, Any]:
         "hpt_ray": __version__,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "workers": options.workers,
     }
 
 

@@ -129,6 +129,7 @@ How to read it: docs/meter.md.""",
         "draws": (1, "groups of rollouts a prompt"),
         "reference": (128, "further rollouts a prompt, for the true gradient"),
         "dimensions": (16384, "numbers of a projected gradient"),
+        "workers": (0, "processes, each on the cores and GPUs of a learner rank; 0: this one alone"),
     }
     for name, (default, what) in sizes.items():
         parser.add_argument(

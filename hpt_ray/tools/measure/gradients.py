@@ -51,6 +51,10 @@ class Cost:
     tokens: int = 0  # of prompts and responses that go forward and backward
     seconds: float = 0.0  # backward
 
+    def seconds_each(self, per_rollout: float, per_token: float) -> float:
+        """Of one draw: sampling, forward at `per_token` seconds, and backward."""
+        return (self.rollouts * per_rollout + self.tokens * per_token + self.seconds) / max(self.draws, 1)
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
@@ -122,11 +126,6 @@ class Meter:
         """The policy gradient of one prompt's expected reward [D], from groups that nothing else has used."""
         method = Method.of(make_estimator("rloo"), 1)
         return np.mean([self.draw({"": method}, group)[""].gradient for group in groups], axis=0)
-
-    def seconds(self, cost: Cost, *, per_rollout: float) -> float:
-        """Of one gradient: sampling at `per_rollout` seconds, forward and backward passes."""
-        forward = cost.tokens * self.forward_seconds / max(self.forward_tokens, 1)
-        return (cost.rollouts * per_rollout + forward + cost.seconds) / max(cost.draws, 1)
 
 
 def _tokens_of(

@@ -8,8 +8,8 @@ prompts of a set would be those whose reference was lucky.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +19,7 @@ from hpt_ray.config.schema import Config
 from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.service import GradeItem, VerifierService
 from hpt_ray.tools.measure.estimate import LEAST_PROMPTS, Interval, quality
-from hpt_ray.tools.measure.gradients import Cost, Drawn, Meter, Method
+from hpt_ray.tools.measure.gradients import Cost, Meter, Method
 from hpt_ray.tools.measure.policy import Policy
 from hpt_ray.tools.measure.projection import Projection
 from hpt_ray.types import FinishReason, Group, Prompt, RewardResult, Rollout
@@ -58,96 +58,118 @@ class RewardFunctions:
         self._service.close()
 
 
-@dataclass(slots=True)
-class Draws:
-    """What one method's gradients came to, prompt by prompt."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one prompt came to."""
 
-    means: list[np.ndarray] = field(default_factory=list)  # over a prompt's draws, [D]
-    squares: list[float] = field(default_factory=list)
-    cost: Cost = field(default_factory=Cost)
+    num_correct: int  # of `SORTING`
+    truth: np.ndarray  # [D], its true gradient
+    means: Mapping[str, np.ndarray]  # method → mean of the draws' gradients, [D]
+    squares: Mapping[str, float]  # method → mean of their squared lengths
+    costs: Mapping[str, Cost]
+    rollouts: int
+    sampling_s: float
+    forward_tokens: int
+    forward_s: float
 
-    def add(self, drawn: Sequence[Drawn]) -> None:
-        gradients = np.stack([each.gradient for each in drawn])
-        self.means.append(gradients.mean(0))
-        self.squares.append(float(np.square(gradients, dtype=np.float64).sum(1).mean()))
-        self.cost = sum((each.cost for each in drawn), self.cost)
 
+class Measurer:
+    """All methods on one prompt after another. Its measured groups come from `sampler`, an older policy or the same;
+    all other rollouts from `policy`."""
 
-class Sampling:
-    """Graded groups of a policy, and what sampling them took."""
+    def __init__(
+        self,
+        policy: Policy,
+        sampler: Policy,
+        rewards: RewardFunctions,
+        methods: Mapping[str, Method],
+        sizes: Sizes,
+        seed: int,
+    ):
+        self._policy, self._sampler, self._rewards = policy, sampler, rewards
+        self._methods, self._sizes = methods, sizes
+        self._projection = Projection(sizes.dimensions, seed)
+        self._rollouts, self._sampling_s = 0, 0.0
 
-    def __init__(self, rewards: RewardFunctions):
-        self._rewards = rewards
-        self.rollouts, self.seconds = 0, 0.0
+    def measure(self, prompt: Prompt) -> Measured:
+        self._rollouts, self._sampling_s = 0, 0.0
+        meter = Meter(self._policy.score, self._policy.parameters, self._projection)
+        num_correct = self._groups(self._policy, prompt, 1, SORTING, "set")[0].num_correct
+        num_references = -(-self._sizes.reference // REFERENCE_GROUP)
+        truth = meter.reference(
+            self._groups(self._policy, prompt, num_references, REFERENCE_GROUP, "reference")
+        )
+        groups = self._groups(self._sampler, prompt, self._sizes.draws, self._sizes.group_size, "draw")
+        drawn = [meter.draw(self._methods, group) for group in groups]
+        gradients = {name: np.stack([each[name].gradient for each in drawn]) for name in self._methods}
+        return Measured(
+            num_correct,
+            truth,
+            means={name: of_draws.mean(0) for name, of_draws in gradients.items()},
+            squares={
+                name: float(np.square(g, dtype=np.float64).sum(1).mean()) for name, g in gradients.items()
+            },
+            costs={name: sum((each[name].cost for each in drawn), Cost()) for name in self._methods},
+            rollouts=self._rollouts,
+            sampling_s=self._sampling_s,
+            forward_tokens=meter.forward_tokens,
+            forward_s=meter.forward_seconds,
+        )
 
-    def groups(self, policy: Policy, prompt: Prompt, count: int, size: int, what: str) -> list[Group]:
-        """`count` groups of `size` rollouts; those of another `what` share nothing with them."""
+    def _groups(self, policy: Policy, prompt: Prompt, count: int, size: int, what: str) -> list[Group]:
+        """`count` graded groups of `size` rollouts; those of another `what` share nothing with them."""
         began = perf_counter()
         rollouts = policy.sample(prompt, count * size, what)
-        self.seconds += perf_counter() - began
-        self.rollouts += len(rollouts)
+        self._sampling_s += perf_counter() - began
+        self._rollouts += len(rollouts)
         results = self._rewards.grade(prompt, rollouts)
         starts = range(0, count * size, size)
         return [Group(prompt, rollouts[i : i + size], results[i : i + size]) for i in starts]
 
 
-def measure(
-    policy: Policy,
-    sampler: Policy,
-    rewards: RewardFunctions,
-    prompts: Iterable[Prompt],
-    methods: dict[str, Method],
-    sizes: Sizes,
-    seed: int,
-) -> dict[str, Any]:
-    """All methods on all prompts: {set: {prompts, solve_rate, methods: {name: {quantity: interval}}}} and the cost.
-
-    The measured groups come from `sampler`, an older policy or the same; all other rollouts from `policy`.
-    """
+def summarise(found: Iterable[Measured]) -> dict[str, Any]:
+    """{set: {prompts, solve_rate, methods: {name: {quantity: interval}}}} and the cost; `found` is read as it comes."""
     began = perf_counter()
-    meter, sampling = (
-        Meter(policy.score, policy.parameters, Projection(sizes.dimensions, seed)),
-        Sampling(rewards),
-    )
-    num_references = -(-sizes.reference // REFERENCE_GROUP)
-    solved: list[int] = []
-    references: list[np.ndarray] = []
-    found = {name: Draws() for name in methods}
-    for prompt in prompts:
-        solved.append(sampling.groups(policy, prompt, 1, SORTING, "set")[0].num_correct)
-        groups = sampling.groups(policy, prompt, num_references, REFERENCE_GROUP, "reference")
-        references.append(meter.reference(groups))
-        groups = sampling.groups(sampler, prompt, sizes.draws, sizes.group_size, "draw")
-        drawn = [meter.draw(methods, group) for group in groups]
-        for name, draws in found.items():
-            draws.add([each[name] for each in drawn])
-    per_rollout = sampling.seconds / max(sampling.rollouts, 1)
-    seconds = {name: meter.seconds(draws.cost, per_rollout=per_rollout) for name, draws in found.items()}
-    counts, truth = np.array(solved), np.stack(references)
+    prompts = list(found)
+    seconds = perf_counter() - began
+    rollouts = sum(each.rollouts for each in prompts)
+    per_rollout = sum(each.sampling_s for each in prompts) / max(rollouts, 1)
+    per_token = sum(each.forward_s for each in prompts) / max(sum(each.forward_tokens for each in prompts), 1)
+    counts = np.array([each.num_correct for each in prompts])
     sets = {}
     for name, (low, high) in SETS.items():
-        members = np.flatnonzero((low <= counts) & (counts <= high))
+        members = [prompts[i] for i in np.flatnonzero((low <= counts) & (counts <= high))]
         sets[name] = {"prompts": len(members), "methods": {}}
         if len(members) >= LEAST_PROMPTS:
             sets[name] |= {
-                "solve_rate": float(counts[members].mean()) / SORTING,
-                "methods": {m: _quality(d, members, truth[members], seconds[m]) for m, d in found.items()},
+                "solve_rate": float(np.mean([each.num_correct for each in members])) / SORTING,
+                "methods": {
+                    method: _quality(
+                        members,
+                        method,
+                        sum((each.costs[method] for each in prompts), Cost()),
+                        per_rollout,
+                        per_token,
+                    )
+                    for method in prompts[0].means
+                },
             }
-    cost = {
-        "seconds": perf_counter() - began,
-        "rollouts": sampling.rollouts,
-        "seconds_per_rollout": per_rollout,
-    }
+    cost = {"seconds": seconds, "rollouts": rollouts, "seconds_per_rollout": per_rollout}
     return {"sets": sets, "cost": cost}
 
 
-def _quality(draws: Draws, members: np.ndarray, truth: np.ndarray, seconds: float) -> dict[str, Any]:
-    """Every quantity of one method on some of the prompts."""
-    means, squares = np.stack([draws.means[i] for i in members]), np.array(draws.squares)[members]
-    measured = quality(means, squares, truth)
-    samples = (draws.cost.rollouts + draws.cost.demonstrations) / draws.cost.draws
+def _quality(
+    members: Sequence[Measured], method: str, cost: Cost, per_rollout: float, per_token: float
+) -> dict[str, Any]:
+    """Every quantity of one method on some of the prompts; `cost` is that of all."""
+    means, squares = (
+        np.stack([each.means[method] for each in members]),
+        np.array([each.squares[method] for each in members]),
+    )
+    measured = quality(means, squares, np.stack([each.truth for each in members]))
+    samples = (cost.rollouts + cost.demonstrations) / cost.draws
     measured["snr_per_sample"] = measured["snr"].over(samples)
-    measured["snr_per_second"] = measured["snr"].over(seconds)
+    measured["snr_per_second"] = measured["snr"].over(cost.seconds_each(per_rollout, per_token))
     return {quantity: as_json(interval) for quantity, interval in measured.items()}
 
 
