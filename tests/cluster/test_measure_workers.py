@@ -1,4 +1,4 @@
-"""The meter over processes of a real Ray: the same numbers as in one, in the prompts' order; and what goes wrong there."""
+"""The meter over processes of a real Ray: the same numbers as in one, in the order of the prompts."""
 
 from __future__ import annotations
 
