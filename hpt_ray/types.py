@@ -72,7 +72,11 @@ class FinishReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """τ_i: one sampled response. `logprobs[t]` is log π_old(token_ids[t]) as the sampler drew it."""
+    """τ_i: one sampled response. `logprobs[t]` is log π_old(token_ids[t]) as the sampler drew it.
+
+    It may continue the first `prefix_length` tokens of the prompt's demonstration: they belong to the response, and
+    their logprobs are NaN. One that is `superseded` trains nothing: its prompt was then drawn again, with a prefix.
+    """
 
     prompt_id: str
     sample: int  # 0 … n−1 within its group
@@ -81,6 +85,13 @@ class Rollout:
     finish: FinishReason
     weight_version: int
     text: str  # decoded without special tokens
+    prefix_length: int = 0
+    superseded: bool = False
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that are the policy's own."""
+        return len(self.token_ids) - self.prefix_length
 
     @property
     def truncated(self) -> bool:
@@ -128,6 +139,11 @@ def has_reward(rollout: Rollout, result: RewardResult) -> bool:
     return rollout.finish.is_response and not result.outcome.is_failure
 
 
+def can_train(rollout: Rollout, result: RewardResult) -> bool:
+    """It has a reward and a token of its own, and its prompt was not drawn again."""
+    return has_reward(rollout, result) and rollout.num_sampled > 0 and not rollout.superseded
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """All n rollouts of one prompt with their results: what the gate decides on."""
@@ -142,15 +158,21 @@ class Group:
         return zip(self.rollouts, self.results, strict=True)
 
     @property
+    def own(self) -> list[tuple[Rollout, RewardResult]]:
+        """The pairs of rollouts that continue no prefix: they alone tell what the policy can do."""
+        return [pair for pair in self.pairs if not pair[0].prefix_length]
+
+    @property
     def num_correct(self) -> int:
-        return sum(result.correct for result in self.results)
+        """Of its own."""
+        return sum(result.correct for _, result in self.own)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """α, β: how much the rollouts and the demonstration of one prompt count (paper, Eq 9 and 10).
 
-    `reason` is a word for the metrics: "solved", "unsolved", "no_demonstration", …
+    The counts are of rollouts without a prefix. `reason` is a word for the metrics: "solved", "unsolved", …
     """
 
     rollout_weight: float  # α = f(P)
@@ -164,6 +186,8 @@ class Decision:
 class Sample:
     """One sequence the learner trains on: a rollout or a demonstration of one prompt.
 
+    A rollout that continues a prefix comes as two: what it sampled, the prefix being part of its prompt, and the prefix
+    as a demonstration.
     The policy terms of the estimator act on the response tokens only. `old_logprobs` is the sampler's
     for a rollout and NaN for a demonstration: no policy of ours sampled it.
     """

@@ -103,6 +103,11 @@ def teacher(view: SampleView) -> Array:
     return view.teacher_gaps
 
 
+def continued(view: SampleView) -> Array:
+    """A prefix has the mean reward of the rollouts that continue it, so this is the mean of their advantages."""
+    return group_mean(view)
+
+
 _NO_GROUP = "a demonstration is not one of the group's rollouts; use union_mean, union_std, reward or one"
 _GROUP = frozenset({"group"})
 _ROLLOUTS_ONLY: dict[Stream, str] = {"demonstrations": _NO_GROUP}
@@ -133,6 +138,12 @@ ADVANTAGES: Table[Part] = Table(
         "union_mean": Part(union_mean, "Â = R − mean_{G ∪ demo} R", frozenset({"union"})),
         "union_std": Part(
             union_std, "Â = (R − mean_{G ∪ demo} R)/(std_{G ∪ demo} R + 1e-6)", frozenset({"union"})
+        ),
+        "continued": Part(
+            continued,
+            "Â = R − mean_G R, R being that of the rollout that continues the prefix",
+            frozenset({"prefixes"}),
+            {"rollouts": "a rollout has an advantage of its own; use group_mean"},
         ),
         "gae": Part(
             token_gae,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hpt_ray.errors import UserError
 from hpt_ray.utils.names import check_name
@@ -27,7 +27,7 @@ class Part:
     an old or a frozen policy), "entropy", "values", "group" (other rollouts of the prompt), "union" (the group with
     its demonstration), "all_samples" (every sample of the optimizer step before the first backward pass),
     "reference" (logprobs of the frozen policy), "teacher" (the same on rollouts, before they are weighed),
-    "length_constant", "shaping_gamma", "clip".
+    "length_constant", "shaping_gamma", "clip", "prefixes" (demonstrations that are prefixes of rollouts).
     `not_for` says why the part makes no sense on a stream.
     """
 
@@ -62,6 +62,53 @@ class Term:
         )
 
 
+def on_rollouts(
+    clip: str,
+    denominator: str,
+    advantage: str,
+    loss_aggregation: str,
+    *,
+    shaping: str = "none",
+    coef: float = 1.0,
+) -> Term:
+    """A term on the policy's own rollouts, in the order of the table of algorithms."""
+    return Term("rollouts", advantage, denominator, clip, shaping, loss_aggregation, coef)
+
+
+def on_demos(
+    clip: str, denominator: str, advantage: str, loss_aggregation: str, *, shaping: str = "none"
+) -> Term:
+    """The same on demonstrations."""
+    return Term("demonstrations", advantage, denominator, clip, shaping, loss_aggregation)
+
+
+def nll(loss_aggregation: str, *, shaping: str = "none", coef: float = 1.0) -> Term:
+    """Supervised fine-tuning as a policy gradient: Â = 1 and π_ref = π_θ, so −log π_θ of demonstrations."""
+    return Term("demonstrations", "one", "current", "none", shaping, loss_aggregation, coef)
+
+
+def imitation(denominator: str, loss_aggregation: str, *, clip: str = "none", shaping: str = "none") -> Term:
+    """Demonstrations with Â = 1, weighed by π_θ/π_ref."""
+    return on_demos(clip, denominator, "one", loss_aggregation, shaping=shaping)
+
+
+def off_policy(advantage: str, loss_aggregation: str, *, shaping: str = "luffy") -> Term:
+    """Off-policy RL on demonstrations with π_ref = 1: −Σ f(π_θ) Â / Z."""
+    return on_demos("none", "one", advantage, loss_aggregation, shaping=shaping)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """Which rollouts continue the first tokens of their prompt's demonstration: `rule` names one of `PREFIX_RULES`.
+
+    `schedule` (first, last, number of steps) is the share p that its lengths follow, falling on half a cosine; None
+    where the results decide.
+    """
+
+    rule: str
+    schedule: tuple[float, float, float] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """The terms of one variant of an algorithm, with the numbers that go with them.
@@ -70,6 +117,7 @@ class Recipe:
     is divided like each stream's first term, unless `entropy_aggregation` names one for all samples.
     `mu` (first, last, number of steps) multiplies demonstrations by μ and rollouts by 1 − μ; see `Estimator.at`.
     `demonstration_in_group`: the demonstration takes the place of one of the n rollouts.
+    `prefixes`: rollouts continue a prefix of the demonstration, which trains where there is a term on demonstrations.
     """
 
     terms: tuple[Term, ...]
@@ -81,12 +129,18 @@ class Recipe:
     mu: tuple[float, float, float] | None = None
     offline: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
     demonstration_in_group: bool = False
+    prefixes: Prefixes | None = None
 
     def terms_of(self, offline_branch: str) -> tuple[Term, ...]:
         """The rollout terms, and the demonstration terms of `offline_branch` ("sft": the recipe's own)."""
         if offline_branch == "sft":
             return self.terms
         return tuple(t for t in self.terms if t.stream == "rollouts") + self.offline[offline_branch]
+
+
+def official(*terms: Term, **others: Any) -> Recipe:
+    """What the released HPT code computes: with an entropy bonus over all tokens of a micro-batch."""
+    return Recipe(terms, entropy_coef=0.001, entropy_aggregation="official-micro-batch-mean", **others)
 
 
 @dataclass(frozen=True, repr=False)

@@ -123,7 +123,7 @@ class Settings:
     clip_low: float = 0.2  # ε_low
     clip_high: float = 0.2  # ε_high
     length_constant: float | None = None  # C; None: the step's max_response_tokens
-    shaping_gamma: float = 0.1  # γ of f(p) = p/(p+γ), or of (1−p)^γ
+    shaping_gamma: float = 0.1  # γ of f(p) = p/(p+γ), or of (1−p)^γ, or the share γ of tokens
     discount: float = 1.0  # γ of GAE
     gae_lambda: float = 0.95  # λ of GAE
     correction_low: float = 0.5

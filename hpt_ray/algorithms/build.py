@@ -12,11 +12,12 @@ from itertools import chain
 from typing import Any
 
 from hpt_ray.algorithms.advantages import ADVANTAGES
-from hpt_ray.algorithms.base import Algorithm, Recipe, Stream, Term
+from hpt_ray.algorithms.base import Algorithm, Prefixes, Recipe, Stream, Term
 from hpt_ray.algorithms.batch import Settings
 from hpt_ray.algorithms.estimator import FAMILIES, Estimator, parts_of
 from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
+from hpt_ray.algorithms.prefixes import PREFIX_RULES, Schedule
 from hpt_ray.algorithms.table import ALGORITHMS
 from hpt_ray.algorithms.token_parts import CORRECTIONS, KL_ESTIMATORS
 from hpt_ray.config.schema import AlgorithmConfig
@@ -48,7 +49,7 @@ def estimator_from_config(config: AlgorithmConfig) -> Estimator:
     check_name("algorithm.kl_in", config.kl_in, {"loss": None, "reward": None})
     CORRECTIONS.checked("algorithm.correction", config.correction)
     for term in terms:
-        _check_term(algorithm, term)
+        _check_term(algorithm, recipe, term)
     _check_whole(algorithm, terms, config)
     settings = Settings(
         clip_low=_own(config.clip_low, recipe.clip_low),
@@ -75,24 +76,39 @@ def estimator_from_config(config: AlgorithmConfig) -> Estimator:
         kl_in=config.kl_in,
         correction=config.correction,
         demonstration_in_group=recipe.demonstration_in_group,
+        prefixes=_prefixes(algorithm, config.prefix, recipe.prefixes),
         mu=_mu(algorithm, terms, config.mu, recipe.mu),
     )
 
 
 def _mu(
-    algorithm: Algorithm, terms: tuple[Term, ...], own: list[float], recipe: tuple[float, float, float] | None
-) -> tuple[float, float, float] | None:
+    algorithm: Algorithm, terms: tuple[Term, ...], own: list[float], recipe: Schedule | None
+) -> Schedule | None:
     """(first, last, number of steps) of μ; UserError for values or an algorithm that cannot have them."""
-    if not own:
-        return recipe
-    if len(own) not in (1, 3) or not all(0 <= value <= 1 for value in own[:2]):
-        raise UserError(
-            f"algorithm.mu={own}: give one number from 0 to 1, or three: the first value, the last, and over how many "
-            "steps it falls, such as [0.9, 0.05, 200]."
-        )
-    if len({term.stream for term in terms}) < 2:
+    if own and len({term.stream for term in terms}) < 2:
         raise UserError(
             f"algorithm.mu mixes rollouts and demonstrations, and {algorithm.name} has one of them; leave it out."
+        )
+    return _schedule("mu", own) if own else recipe
+
+
+def _prefixes(algorithm: Algorithm, own: list[float], recipe: Prefixes | None) -> Prefixes | None:
+    """The recipe's, with its schedule replaced; UserError for values or an algorithm that cannot have them."""
+    if not own:
+        return recipe
+    if recipe is None or recipe.schedule is None:
+        raise UserError(
+            f"algorithm.prefix says how much of a demonstration rollouts continue, and {algorithm.name} has no such "
+            "schedule; leave it out, or take prefix_rft or uft."
+        )
+    return replace(recipe, schedule=_schedule("prefix", own))
+
+
+def _schedule(key: str, own: list[float]) -> Schedule:
+    if len(own) not in (1, 3) or not all(0 <= value <= 1 for value in own[:2]):
+        raise UserError(
+            f"algorithm.{key}={own}: give one number from 0 to 1, or three: the first value, the last, and over how "
+            "many steps it falls, such as [0.9, 0.05, 200]."
         )
     return (own[0], own[0], 0.0) if len(own) == 1 else (own[0], own[1], own[2])
 
@@ -147,7 +163,7 @@ def _check_record(algorithm: Algorithm, recipe: Recipe) -> None:
             table.checked(f"{family} of the algorithm {algorithm.name}", getattr(term, family))
 
 
-def _check_term(algorithm: Algorithm, term: Term) -> None:
+def _check_term(algorithm: Algorithm, recipe: Recipe, term: Term) -> None:
     prefix, parts = PREFIX[term.stream], parts_of(term)
     for family, part in parts.items():
         if term.stream in part.not_for:
@@ -160,6 +176,11 @@ def _check_term(algorithm: Algorithm, term: Term) -> None:
             f"algorithm.{prefix}_clip={term.clip} needs the ratio π_θ/π_old, but {prefix}_denominator="
             f"{term.denominator} has none ({parts['denominator'].formula}); use {prefix}_clip=none or, on "
             "rollouts, rollout_denominator=old or sequence."
+        )
+    if "prefixes" in parts["advantage"].needs and recipe.prefixes is None:
+        raise UserError(
+            f"algorithm.{prefix}_advantage={term.advantage} is that of a rollout that continues a prefix, and none of "
+            f"{algorithm.name} does; use one or reward, or take prefix_rft."
         )
     if "union" in parts["advantage"].needs and not GATES[algorithm.gate].always_both:
         raise UserError(
@@ -185,6 +206,11 @@ def _check_whole(algorithm: Algorithm, terms: tuple[Term, ...], config: Algorith
     if config.kl_coef and any(ADVANTAGES[term.advantage].needs & {"teacher"} for term in rollouts):
         raise UserError(
             f"algorithm.kl_coef: {algorithm.name} already takes KL(π_θ‖π_frozen) as its advantage; set kl_coef=0."
+        )
+    if config.kl_coef and config.kl_in == "reward" and any(term.advantage == "continued" for term in terms):
+        raise UserError(
+            f"algorithm.kl_in=reward takes the KL off the rewards of rollouts, and {algorithm.name} also gives them to "
+            "the prefixes that rollouts continue; set kl_in=loss."
         )
     if config.correction == "none":
         return
@@ -235,6 +261,8 @@ def describe(estimator: Estimator) -> str:
         for family, part in parts_of(term).items():
             label = f"{family} {getattr(term, family)}"
             lines.append(f"    {label:<32} {part.formula}{_numbers(estimator, part.needs)}")
+    if estimator.prefixes is not None:
+        lines.append(f"  prefixes     {_of_prefixes(estimator.prefixes)}")
     lines += _additive_terms(estimator)
     if estimator.needs_all_samples:
         lines.append("  The backward pass waits for the last group: a Z or an advantage needs all samples.")
@@ -244,9 +272,17 @@ def describe(estimator: Estimator) -> str:
 def _by_mu(estimator: Estimator, term: Term) -> str:
     if estimator.mu is None:
         return ""
-    first, last, steps = estimator.mu
-    values = f"{first:g}" if first == last else f"{first:g} → {last:g} over {steps:g} steps, half a cosine"
-    return f" · {'μ' if term.stream == 'demonstrations' else '(1 − μ)'}   [μ = {values}]"
+    return f" · {'μ' if term.stream == 'demonstrations' else '(1 − μ)'}   [μ = {_in_words(estimator.mu)}]"
+
+
+def _of_prefixes(prefixes: Prefixes) -> str:
+    numbers = "" if prefixes.schedule is None else f"   [p = {_in_words(prefixes.schedule)}]"
+    return PREFIX_RULES[prefixes.rule].doc + numbers
+
+
+def _in_words(schedule: Schedule) -> str:
+    first, last, steps = schedule
+    return f"{first:g}" if first == last else f"{first:g} → {last:g} over {steps:g} steps, half a cosine"
 
 
 def _numbers(estimator: Estimator, needs: frozenset[str]) -> str:

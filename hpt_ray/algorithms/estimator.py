@@ -13,14 +13,13 @@ sizes, no gate and no other rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import cos, pi
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpt_ray.algorithms.advantages import ADVANTAGES
-from hpt_ray.algorithms.base import Part, Stream, Term
+from hpt_ray.algorithms.base import Part, Prefixes, Stream, Term
 from hpt_ray.algorithms.batch import (
     Array,
     BatchShape,
@@ -40,6 +39,7 @@ from hpt_ray.algorithms.batch import (
 from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
 from hpt_ray.algorithms.outside import Table
+from hpt_ray.algorithms.prefixes import PREFIX_RULES, falling
 from hpt_ray.algorithms.token_parts import CLIPS, CORRECTIONS, DENOMINATORS, KL_ESTIMATORS, SHAPINGS
 
 FAMILIES: dict[str, Table[Part]] = {  # by the field of a term that names the part
@@ -71,6 +71,7 @@ class Estimator:
     kl_in: str = "loss"
     correction: str = "none"
     demonstration_in_group: bool = False
+    prefixes: Prefixes | None = None
     mu: tuple[float, float, float] | None = None  # first, last, number of steps
     step: int = 0  # done, of the phase; only μ depends on it
 
@@ -81,11 +82,7 @@ class Estimator:
     @property
     def mu_now(self) -> float | None:
         """μ falls from its first to its last value on half a cosine; None: the streams are not mixed by μ."""
-        if self.mu is None:
-            return None
-        first, last, steps = self.mu
-        done = min(1.0, self.step / steps) if steps else 1.0
-        return last + (first - last) * 0.5 * (1 + cos(pi * done))
+        return None if self.mu is None else falling(self.mu, self.step)
 
     def coef(self, term: Term) -> float:
         """What multiplies a term: ρ or λ of its own, times 1 − μ or μ where there is one."""
@@ -142,6 +139,16 @@ class Estimator:
     def compares_with_demonstration(self) -> bool:
         """An advantage is measured in the group of a prompt's rollouts and its demonstration."""
         return self.demonstration_in_group or any("union" in part.needs for part in self._parts())
+
+    @property
+    def trains_prefixes(self) -> bool:
+        """What rollouts continue is a sample too."""
+        return self.prefixes is not None and any(term.stream == "demonstrations" for term in self.terms)
+
+    @property
+    def searches_prefixes(self) -> bool:
+        """A prompt may be drawn several times in a step."""
+        return self.prefixes is not None and PREFIX_RULES[self.prefixes.rule].share is None
 
     def num_rollouts(self, group_size: int) -> int:
         """How many responses to sample per prompt: one fewer where the demonstration joins the group."""

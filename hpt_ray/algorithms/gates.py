@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import betainc
 
 from hpt_ray.algorithms.outside import Table
-from hpt_ray.types import Decision, Group, Sample, has_reward
+from hpt_ray.types import Decision, Group, Prompt, RewardResult, Rollout, Sample, can_train, has_reward
 
 NEGLIGIBLE = 1e-3
 DISCOUNT = 0.5  # δ: what an attempt counts at the next one
@@ -51,6 +51,7 @@ class Gate:
     `is_certain`      whether the demonstration is sure to train, and it alone, before all rollouts are in; see
                       the function of that name. None: this gate needs them all
     `wrong_gamma`     (γ, n) → why this gate cannot use such a γ, and what to set; None where it can
+    `prefixes`        rollouts continue prefixes of the demonstration, which trains as far as they do
     """
 
     function: Callable[[Group, float, Sequence[Attempt]], Decision]
@@ -62,6 +63,7 @@ class Gate:
     either_or: bool = False
     is_certain: Callable[..., bool] | None = None
     wrong_gamma: Callable[[float, int], str | None] | None = None
+    prefixes: bool = False
 
     @property
     def needs_demonstrations(self) -> bool:
@@ -70,7 +72,7 @@ class Gate:
     @property
     def always_both(self) -> bool:
         """Rollouts and demonstration of every prompt train together, so they can be compared."""
-        return self.needs_rollouts and self.needs_demonstrations and not self.by_results
+        return self.needs_rollouts and self.needs_demonstrations and not (self.by_results or self.prefixes)
 
     def samples_at_most(self, num_rollouts: int) -> int:
         """Of one prompt with `num_rollouts` rollouts."""
@@ -80,8 +82,8 @@ class Gate:
 
 
 def attempt_of(group: Group) -> Attempt:
-    """Lost and aborted rollouts, and those whose reward failed, say nothing about the prompt and do not count."""
-    return Attempt(group.num_correct, sum(has_reward(*pair) for pair in group.pairs))
+    """Lost and aborted rollouts, those whose reward failed, and those that continue a prefix do not count."""
+    return Attempt(group.num_correct, sum(has_reward(*pair) for pair in group.own))
 
 
 def threshold(gamma: float, num_rollouts: int) -> int:
@@ -197,7 +199,7 @@ def not_inside(gamma: float, num_rollouts: int) -> str | None:
 
 def rollouts(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
     """Rollouts always: plain RL."""
-    return Decision(1.0, 0.0, group.num_correct, len(group.rollouts), "rollouts_always")
+    return Decision(1.0, 0.0, group.num_correct, len(group.own), "rollouts_always")
 
 
 def demonstrations(group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
@@ -264,6 +266,12 @@ GATES: Table[Gate] = Table(
             demonstrations="ignored",
             by_results=False,
         ),
+        "prefixes": Gate(
+            function=rollouts,
+            data="the rollouts of every prompt, some of which continue a prefix of its demonstration",
+            by_results=False,
+            prefixes=True,
+        ),
         "demonstrations": Gate(
             function=demonstrations,
             data="the demonstration of every prompt",
@@ -284,44 +292,54 @@ GATES: Table[Gate] = Table(
 )
 
 
-def samples_of(group: Group, decision: Decision, *, index: int) -> list[Sample]:
+def samples_of(group: Group, decision: Decision, *, index: int, prefixes: bool = False) -> list[Sample]:
     """The samples of one prompt: its rollouts where α > 0, its demonstration where β > 0.
 
     `index` is the prompt's number within the optimizer step. Lost and aborted rollouts carry no samples, and
     neither do those whose reward failed: they are in no baseline. A demonstration has reward 1: it is correct by
-    the data's word.
+    the data's word. With `prefixes` each prefix that rollouts continue is a sample too, once, with the weight α and
+    the mean reward of these rollouts.
     """
-    prompt = group.prompt
     samples = []
-    if decision.rollout_weight > 0:
-        for rollout, result in group.pairs:
-            if not has_reward(rollout, result) or not len(rollout.token_ids):
-                continue
-            samples.append(
-                Sample(
-                    prompt_id=prompt.id,
-                    token_ids=np.concatenate([prompt.token_ids, rollout.token_ids]).astype(np.int32),
-                    prompt_length=len(prompt.token_ids),
-                    old_logprobs=rollout.logprobs,
-                    is_demo=False,
-                    reward=result.score,
-                    group=index,
-                    weight=decision.rollout_weight,
-                )
-            )
+    pairs = [pair for pair in group.pairs if can_train(*pair)] if decision.rollout_weight > 0 else []
+    for rollout, result in pairs:
+        samples.append(_sample(group, rollout, result, decision.rollout_weight, index))
     if decision.demo_weight > 0:
-        assert prompt.demonstration is not None, f"the gate asked for a demonstration of {prompt.id}"
-        demo = prompt.demonstration.token_ids
-        samples.append(
-            Sample(
-                prompt_id=prompt.id,
-                token_ids=np.concatenate([prompt.token_ids, demo]).astype(np.int32),
-                prompt_length=len(prompt.token_ids),
-                old_logprobs=np.full(len(demo), np.nan, np.float32),
-                is_demo=True,
-                reward=1.0,
-                group=index,
-                weight=decision.demo_weight,
-            )
-        )
+        samples.append(_demo_sample(group.prompt, None, 1.0, decision.demo_weight, index))
+    if prefixes:
+        lengths = sorted({rollout.prefix_length for rollout, _ in pairs} - {0})
+        for length in lengths:
+            reward = np.mean([result.score for rollout, result in pairs if rollout.prefix_length == length])
+            samples.append(_demo_sample(group.prompt, length, float(reward), decision.rollout_weight, index))
     return samples
+
+
+def _sample(group: Group, rollout: Rollout, result: RewardResult, weight: float, index: int) -> Sample:
+    """What the policy sampled; what it continues stands before it."""
+    prompt = group.prompt
+    return Sample(
+        prompt_id=prompt.id,
+        token_ids=np.concatenate([prompt.token_ids, rollout.token_ids]).astype(np.int32),
+        prompt_length=len(prompt.token_ids) + rollout.prefix_length,
+        old_logprobs=rollout.logprobs[rollout.prefix_length :],
+        is_demo=False,
+        reward=result.score,
+        group=index,
+        weight=weight,
+    )
+
+
+def _demo_sample(prompt: Prompt, length: int | None, reward: float, weight: float, index: int) -> Sample:
+    """The first `length` tokens of the demonstration; None: all."""
+    assert prompt.demonstration is not None, f"the gate asked for a demonstration of {prompt.id}"
+    demo = prompt.demonstration.token_ids[:length]
+    return Sample(
+        prompt_id=prompt.id,
+        token_ids=np.concatenate([prompt.token_ids, demo]).astype(np.int32),
+        prompt_length=len(prompt.token_ids),
+        old_logprobs=np.full(len(demo), np.nan, np.float32),
+        is_demo=True,
+        reward=reward,
+        group=index,
+        weight=weight,
+    )

@@ -39,6 +39,12 @@ def seq_mean_token_sum_norm(view: SampleView, members: Array) -> Array:
     return seq_mean_token_sum(view, members) / length_constant(view)
 
 
+def group_seq_mean_token_sum_norm(view: SampleView, members: Array) -> Array:
+    batch = view.batch
+    z = batch.num_prompts * max(batch.num_rollouts, 1) * length_constant(view)
+    return np.full(len(view.lengths), 1.0 / z)
+
+
 def length_constant(view: SampleView) -> float:
     return view.settings.length_constant or view.batch.max_response_tokens
 
@@ -119,6 +125,11 @@ LOSS_AGGREGATIONS: Table[Part] = Table(
         "seq-mean-token-sum": Part(seq_mean_token_sum, "Z = N·n  (demonstrations: N)"),
         "seq-mean-token-mean": Part(seq_mean_token_mean, "Z = N·n·L_i  (demonstrations: N·L)"),
         "seq-mean-token-sum-norm": Part(seq_mean_token_sum_norm, "Z = N·n·C  (demonstrations: N·C)", _C),
+        "group-seq-mean-token-sum-norm": Part(
+            group_seq_mean_token_sum_norm,
+            "Z = N·n·C, also of demonstrations: a prefix is part of a rollout",
+            _C,
+        ),
         "union-seq-mean-token-sum-norm": Part(
             union_seq_mean_token_sum_norm, "Z = N·(n+1)·C, the demonstration being one of n+1", _C
         ),

@@ -36,6 +36,11 @@ chord_phi      rollout  ppo    old       group_std      none          token-mean
 rl_plus        rollout  none   old       union_mean     none          union-seq-mean-token-sum-norm  both
                demo     none   mixture   union_mean     focal         union-seq-mean-token-sum-norm
 opd            rollout  none   old       teacher        none          token-mean                     rollouts
+prefix_rft     rollout  ppo    old       group_mean     none          seq-mean-token-sum-norm        prefixes
+               demo     none   current   continued      top_entropy   group-seq-mean-token-sum-norm
+uft            rollout  ppo    old       group_std      none          token-mean                     prefixes
+               demo     none   current   one            none          token-mean
+bread          rollout  ppo    old       group_std      none          seq-mean-token-mean            prefixes
 
 This is what `python -m hpt_ray.cli.explain --all` prints, and a test compares the two. Shown are the default
 recipes; `mode: paper` and `mode: official` are below, at each record.
@@ -43,43 +48,19 @@ recipes; `mode: paper` and `mode: official` are below, at each record.
 
 from __future__ import annotations
 
-from typing import Any
-
-from hpt_ray.algorithms.base import Algorithm, Recipe, Term
+from hpt_ray.algorithms.base import (
+    Algorithm,
+    Prefixes,
+    Recipe,
+    Term,
+    imitation,
+    nll,
+    off_policy,
+    official,
+    on_demos,
+    on_rollouts,
+)
 from hpt_ray.algorithms.outside import Table
-
-
-def on_rollouts(
-    clip: str,
-    denominator: str,
-    advantage: str,
-    loss_aggregation: str,
-    *,
-    shaping: str = "none",
-    coef: float = 1.0,
-) -> Term:
-    """A term on the policy's own rollouts, in the order of the table above."""
-    return Term("rollouts", advantage, denominator, clip, shaping, loss_aggregation, coef)
-
-
-def nll(loss_aggregation: str, *, shaping: str = "none", coef: float = 1.0) -> Term:
-    """Supervised fine-tuning as a policy gradient: Â = 1 and π_ref = π_θ, so −log π_θ of demonstrations."""
-    return Term("demonstrations", "one", "current", "none", shaping, loss_aggregation, coef)
-
-
-def imitation(denominator: str, loss_aggregation: str, *, clip: str = "none", shaping: str = "none") -> Term:
-    """Demonstrations with Â = 1, weighed by π_θ/π_ref."""
-    return Term("demonstrations", "one", denominator, clip, shaping, loss_aggregation)
-
-
-def off_policy(advantage: str, loss_aggregation: str, *, shaping: str = "luffy") -> Term:
-    """Off-policy RL on demonstrations with π_ref = 1: −Σ f(π_θ) Â / Z."""
-    return Term("demonstrations", advantage, "one", "none", shaping, loss_aggregation)
-
-
-def official(*terms: Term, **others: Any) -> Recipe:
-    """What the released HPT code computes: with an entropy bonus over all tokens of a micro-batch."""
-    return Recipe(terms, entropy_coef=0.001, entropy_aggregation="official-micro-batch-mean", **others)
 
 
 def _offline(sft_aggregation: str, rl_aggregation: str) -> dict[str, tuple[Term, ...]]:
@@ -347,14 +328,7 @@ _TABLE = (
         default=Recipe(
             (
                 on_rollouts("none", "old", "union_mean", "union-seq-mean-token-sum-norm"),
-                Term(
-                    "demonstrations",
-                    "union_mean",
-                    "mixture",
-                    "none",
-                    "focal",
-                    "union-seq-mean-token-sum-norm",
-                ),
+                on_demos("none", "mixture", "union_mean", "union-seq-mean-token-sum-norm", shaping="focal"),
             ),
             shaping_gamma=0.5,
             demonstration_in_group=True,
@@ -371,6 +345,53 @@ _TABLE = (
         gate="rollouts",
         default=Recipe((on_rollouts("none", "old", "teacher", "token-mean"),)),
         notes="The teacher is reference.path, with the policy's tokenizer. Rewards are only reported.",
+    ),
+    # ---- rollouts that continue a prefix of the demonstration; L_i counts what they sampled
+    Algorithm(
+        name="prefix_rft",
+        title="reinforcement fine-tuning with prefix sampling",
+        formula="−(1/NnC) Σ_i Σ_t m_it min(ρ_it Â_i, clip(ρ_it, 1−ε, 1+ε) Â_i),  Â = R − mean_G, ε = 0.2, m = 0 on all "
+        "but the fifth of a prefix with the highest entropy; p: 0.95 → 0.05 over 500 steps",
+        source="arXiv 2507.01679, §3 and A.2; github.com/ZeroYuHuang/prefix_rft at 5f5d2a1",
+        gate="prefixes",
+        default=Recipe(
+            (
+                on_rollouts("ppo", "old", "group_mean", "seq-mean-token-sum-norm"),
+                on_demos(
+                    "none", "current", "continued", "group-seq-mean-token-sum-norm", shaping="top_entropy"
+                ),
+            ),
+            shaping_gamma=0.2,
+            prefixes=Prefixes("last", (0.95, 0.05, 500)),
+        ),
+        notes="π_old of a prefix is the policy as the update begins. The code takes the fifth of all prefixes of a\n"
+        "micro-batch, here it is of each.",
+    ),
+    Algorithm(
+        name="uft",
+        title="unified fine-tuning",
+        formula="−(1/ΣL) Σ_i Σ_t min(ρ_it Â_i, clip(ρ_it, 1−ε, 1+ε) Â_i) − (β/Σk) Σ_prefixes Σ_t log π_θ(τ*_t),  "
+        "Â = (R − mean_G)/(std_G + 1e-6), ε = 0.2, β = 0.001, p: 0.95 → 0.05 over 300 steps of 500, then no prefix",
+        source="arXiv 2505.16984, B.1; github.com/liumy2010/UFT at ad3c8ec",
+        gate="prefixes",
+        default=Recipe(
+            (on_rollouts("ppo", "old", "group_std", "token-mean"), nll("token-mean", coef=0.001)),
+            prefixes=Prefixes("all", (0.95, 0.05, 300)),
+        ),
+        notes="The paper's KL, also times β, is kl_coef = 0.001. Its code cuts a demonstration at sentences, here at\n"
+        "tokens.",
+    ),
+    Algorithm(
+        name="bread",
+        title="branched rollouts from expert anchors",
+        formula="−(1/Nn) Σ_i (1/L_i) Σ_t min(ρ_it Â_i, clip(ρ_it, 1−ε, 1+ε) Â_i),  "
+        "Â = (R − mean_G)/(std_G + 1e-6), ε = 0.2, G drawn again after a prefix where all are wrong",
+        source="arXiv 2506.17211 (abstract)",
+        gate="prefixes",
+        default=Recipe(
+            (on_rollouts("ppo", "old", "group_std", "seq-mean-token-mean"),), prefixes=Prefixes("search")
+        ),
+        notes="The range of success that its search aims at could not be read: here it ends where some are right.",
     ),
 )
 

@@ -98,6 +98,23 @@ def high_entropy(view: TokenView) -> Tensor:
     return view.sample_mean(view.entropy)
 
 
+def top_entropy(view: TokenView) -> Tensor:
+    """0 on the share γ of a sample's tokens where the policy is least sure, −inf elsewhere (arXiv 2507.01679, §3)."""
+    if view.entropy is None:
+        raise ValueError("an entropy shaping needs the entropy of every response token")
+    order = torch.argsort(view.entropy, stable=True)
+    order = order[torch.argsort(view.sample_of_token[order], stable=True)]  # sample by sample, rising in each
+    lengths = view.lengths[view.sample_of_token]
+    place = (
+        torch.arange(len(order), device=order.device)
+        - (view.lengths.cumsum(0) - view.lengths)[view.sample_of_token]
+    )
+    kept = torch.ceil(view.settings.shaping_gamma * lengths - 1e-6)
+    log_shape = torch.zeros_like(view.logprobs)
+    log_shape[order] = torch.where(place >= lengths - kept, 0.0, -math.inf).to(log_shape)
+    return log_shape
+
+
 _ENTROPY = frozenset({"entropy"})
 
 SHAPINGS: Table[Part] = Table(
@@ -107,6 +124,11 @@ SHAPINGS: Table[Part] = Table(
         "luffy": Part(luffy, "s = f'(π_θ) = γ/(π_θ+γ)², of f(p) = p/(p+γ)", frozenset({"shaping_gamma"})),
         "focal": Part(focal, "s = (1 − π_θ)^γ", frozenset({"shaping_gamma"})),
         "low_entropy": Part(low_entropy, "s = exp(−H), H = mean token entropy of the sample", _ENTROPY),
+        "top_entropy": Part(
+            top_entropy,
+            "s = 1 on the share γ of the sample's tokens with the highest entropy, else 0",
+            _ENTROPY | {"shaping_gamma"},
+        ),
         "high_entropy": Part(high_entropy, "s = exp(+H), H = mean token entropy of the sample", _ENTROPY),
     },
     "view",

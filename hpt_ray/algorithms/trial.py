@@ -110,11 +110,14 @@ def _try_gate(gate: str, gamma: float) -> None:
 
 
 def may_ask(gate: str, gamma: float, num_rollouts: int) -> bool:
-    """Whether there are results with which the gate trains on a demonstration. The switch with γ < 0 has none."""
+    """Whether there are results with which the gate uses a demonstration. The switch with γ < 0 has none."""
     kind, numbers = GATES[gate], np.arange(num_rollouts)
-    return kind.needs_demonstrations and any(
-        kind.function(group_of("example", numbers < solved, True), gamma, ()).demo_weight > 0
-        for solved in range(num_rollouts + 1)
+    return kind.prefixes or (
+        kind.needs_demonstrations
+        and any(
+            kind.function(group_of("example", numbers < solved, True), gamma, ()).demo_weight > 0
+            for solved in range(num_rollouts + 1)
+        )
     )
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from hpt_ray.algorithms import GATES, BatchShape, Estimator, SampleWeights, TokenBatch, describe, overview
+from hpt_ray.algorithms.base import Prefixes
 from hpt_ray.algorithms.build import aligned
 from hpt_ray.algorithms.estimator import FAMILIES
 from hpt_ray.algorithms.gates import samples_of
+from hpt_ray.algorithms.prefixes import PREFIX_RULES
 from hpt_ray.config.checks import check_config
 from hpt_ray.config.load import QUICKSTART, load_config
 from hpt_ray.config.phases import Phase
@@ -110,7 +113,7 @@ def _explain(phase: Phase, estimator: Estimator, name: str) -> str:
     parts = [describe(estimator), *_sizes(config, estimator), head]
     for rewards in ((1, 0, 0, 1), (0, 0, 0, 0)) if gate.by_results else ((1, 0, 0, 1),):
         count = estimator.num_rollouts(len(rewards)) if gate.needs_rollouts else 0
-        group = _group(rewards[:count])
+        group = _group(rewards[:count], estimator.prefixes)
         parts += ["", *_example(config, estimator, group, gate.function(group, gamma, ()))]
     return "\n".join(parts)
 
@@ -140,7 +143,7 @@ def _sizes(config: Config, estimator: Estimator) -> list[str]:
 # -- the worked example --------------------------------------------------------------------------------
 
 
-def _group(rewards: Sequence[int]) -> Group:
+def _group(rewards: Sequence[int], prefixes: Prefixes | None) -> Group:
     prompt = Prompt(
         id="example",
         token_ids=np.zeros(1, np.int32),
@@ -149,12 +152,14 @@ def _group(rewards: Sequence[int]) -> Group:
         data_source="",
         demonstration=Demonstration(np.zeros(DEMO_LENGTH, np.int32), ""),
     )
+    tokens = [np.zeros(length, np.int32) for length in LENGTHS[: len(rewards)]]
     rollouts = [
-        Rollout(
-            "example", i, np.zeros(length, np.int32), _cycle(LOGPROBS, length, i), FinishReason.STOP, 0, ""
-        )
-        for i, length in enumerate(LENGTHS[: len(rewards)])
+        Rollout("example", i, ids, _cycle(LOGPROBS, len(ids), i), FinishReason.STOP, 0, "")
+        for i, ids in enumerate(tokens)
     ]
+    if prefixes is not None:  # of one token
+        first = len(rollouts) - 1 if PREFIX_RULES[prefixes.rule].only_last else 0
+        rollouts[first:] = [replace(rollout, prefix_length=1) for rollout in rollouts[first:]]
     results = [RewardResult(float(r), Outcome.CORRECT if r else Outcome.WRONG) for r in rewards]
     return Group(prompt, rollouts, results)
 
@@ -164,10 +169,10 @@ def _cycle(values: Sequence[float], length: int, start: int) -> np.ndarray:
 
 
 def _example(config: Config, estimator: Estimator, group: Group, decision: Decision) -> list[str]:
-    samples = samples_of(group, decision, index=0)
+    samples = samples_of(group, decision, index=0, prefixes=estimator.trains_prefixes)
+    demonstration = "demonstration" if estimator.prefixes is None else "prefix"
     names = {
-        id(sample): "demonstration" if sample.is_demo else f"rollout {i}"
-        for i, sample in enumerate(samples, 1)
+        id(sample): demonstration if sample.is_demo else f"rollout {i}" for i, sample in enumerate(samples, 1)
     }
     rewards = ", ".join(f"{result.score:g}" for result in group.results)
     lines = [

@@ -224,7 +224,8 @@ async def train_step(
     per_update = config.prompts_per_step // config.updates_per_step
     learner.begin_step(step - phase.before - 1)
     for i, (group, decision) in enumerate(pairs):
-        learner.add(samples_of(group, decision, index=i + 1), update=i // per_update)
+        samples = samples_of(group, decision, index=i + 1, prefixes=phase.estimator.trains_prefixes)
+        learner.add(samples, update=i // per_update)
     return [
         await learner.finish(*learning_rates(phase, step, update))
         for update in range(config.updates_per_step)

@@ -15,9 +15,8 @@ class AlgorithmConfig:
         "hpt",
         "Algorithm: `sft`, `reinforce`, `rloo`, `ppo`, `grpo`, `dr_grpo`, `dapo`, "
         "`cispo`, `gspo`, `luffy`, `srft`, `srft_official`, `hpt`, `dft`, `iw_sft`, "
-        "`chord_mu`, `chord_phi`, `rl_plus`, `superrl`, `opd`; or `python:FILE:NAME`, one of yours, and the "
-        "same "
-        "for every part below and for `selection.gate`. See CONTRIBUTING.md.",
+        "`chord_mu`, `chord_phi`, `rl_plus`, `superrl`, `opd`, `prefix_rft`, `uft`, `bread`; or `python:FILE:NAME`, "
+        "one of yours, and the same for every part below and for `selection.gate`. See CONTRIBUTING.md.",
     )
     mode: str = key(
         "default",
@@ -35,6 +34,11 @@ class AlgorithmConfig:
         "μ multiplies demonstrations, 1 − μ rollouts: one number, or first, last and the steps over which it "
         "falls on half a cosine, as in `[0.9, 0.05, 200]`.",
     )
+    prefix: list[float] = key(
+        [],
+        "p, the share of a demonstration that rollouts of `prefix_rft` and `uft` continue: one number, or first, last "
+        "and steps as in `mu`.",
+    )
     rollout_advantage: str | None = key(
         None,
         "Â on rollouts: `group_mean`, `group_std`, `leave_one_out`, `batch_std`, `reward`, `signed`, "
@@ -43,16 +47,17 @@ class AlgorithmConfig:
     rollout_denominator: str | None = key(None, "π_ref on rollouts: `current`, `old` or `sequence`.")
     rollout_clip: str | None = key(None, "m, the stabilisation mask on rollouts: `none`, `ppo` or `cispo`.")
     rollout_shaping: str | None = key(
-        None, "s on rollouts: `none`, `luffy`, `focal`, `low_entropy`, `high_entropy`."
+        None, "s on rollouts: `none`, `luffy`, `focal`, `low_entropy`, `high_entropy`, `top_entropy`."
     )
     rollout_loss_aggregation: str | None = key(
         None,
         "Z of rollouts: `seq-mean-token-sum-norm`, `seq-mean-token-mean`, `seq-mean-token-sum`, `token-mean`, "
-        "`mixed-token-mean`, `union-seq-mean-token-sum-norm`, `union-token-mean`, "
+        "`mixed-token-mean`, `group-seq-mean-token-sum-norm`, `union-seq-mean-token-sum-norm`, `union-token-mean`, "
         "`official-sum`, `official-micro-batch-mean`.",
     )
     demo_advantage: str | None = key(
-        None, "Â on demonstrations: `one`, `reward`, `signed`, `correct`, `wrong`, `union_mean`, `union_std`."
+        None,
+        "Â on demonstrations: `one`, `reward`, `signed`, `correct`, `wrong`, `union_mean`, `union_std`, `continued`.",
     )
     demo_denominator: str | None = key(
         None, "π_ref on demonstrations: `current`, `one`, `mixture` or `frozen`."
@@ -66,7 +71,9 @@ class AlgorithmConfig:
     clip_low: float | None = key(None, "ε_low of `ppo` and `cispo`; 1 or more: no lower bound.")
     clip_high: float | None = key(None, "ε_high of `ppo` and `cispo`.")
     shaping_gamma: float | None = key(
-        None, "γ of the shapings `luffy`, f(p) = p/(p+γ), and `focal`, (1−p)^γ."
+        None,
+        "γ of the shapings `luffy`, f(p) = p/(p+γ), and `focal`, (1−p)^γ; the share of a sample's tokens that "
+        "`top_entropy` keeps.",
     )
     discount: float = key(1.0, "γ of `gae`.")
     gae_lambda: float = key(0.95, "λ of `gae`.")

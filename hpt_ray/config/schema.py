@@ -182,8 +182,7 @@ class SelectionConfig:
     gate: str = key(
         "auto",
         "`switch` (paper, Eq 10); softly `posterior`, `linear` or `official_soft`; `rollouts`, "
-        "`demonstrations` "
-        "or `both` always; `auto`: the algorithm's own. See docs/methods.md.",
+        "`demonstrations`, `both` or `prefixes` always; `auto`: the algorithm's own. See docs/methods.md.",
     )
     gamma: float = key(
         0.0,

@@ -13,20 +13,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpt_ray.algorithms.gates import GATES, Attempt, attempt_of
+from hpt_ray.algorithms.prefixes import PREFIX_RULES, prefix_of, search
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.data.sampler import Sampler
 from hpt_ray.driver.setup import PreparedPhase
 from hpt_ray.observe.rollout_dump import dump_of, read_groups, write_groups
 from hpt_ray.reward.groups import GroupStream, graded_groups, in_order
-from hpt_ray.rollout.requests import Sampling, request_for, unique_ids
-from hpt_ray.rollout.router import Router, longest_first
+from hpt_ray.rollout.requests import GenerateRequest, Sampling, request_for, sampling_seed, unique_ids
+from hpt_ray.rollout.router import Draw, Router, longest_first
 from hpt_ray.types import Group, Prompt
 
 
@@ -51,7 +53,9 @@ class BatchStream:
     def __init__(self, phase: PreparedPhase, stop_token_ids: tuple[int, ...]):
         config = self._config = phase.config
         self._prompts, self._num_rollouts = phase.prompts, phase.num_rollouts
-        self._last_step = phase.last
+        self._steps_before, self._last_step = phase.before, phase.last
+        self._prefixes = phase.estimator.prefixes
+        self._searches = phase.estimator.searches_prefixes
         self._sampling = Sampling(
             temperature=config.rollout.temperature,
             top_p=config.rollout.top_p,
@@ -176,24 +180,58 @@ class BatchStream:
             return 0
         return sum(self._is_certain(prompt, 0, self._num_rollouts - k) for k in range(1, self._num_rollouts))
 
+    def _requests(self, key: str, prompt: Prompt, step: int, expected_tokens: float) -> list[GenerateRequest]:
+        """What is asked for at first: one request, or two where only some rollouts continue a prefix."""
+        n, seed = self._num_rollouts, self._config.run.seed
+        request = request_for(
+            key,
+            prompt.token_ids,
+            num_samples=n,
+            run_seed=seed,
+            step=step,
+            expected_tokens=expected_tokens,
+            num_held=self._num_held(prompt),
+        )
+        if self._prefixes is None:
+            return [request]
+        steps_done = step - 1 - self._steps_before
+        prefix = prefix_of(prompt, self._prefixes, steps_done, sampling_seed(seed, f"{step}/prefix", key, 0))
+        if not len(prefix):
+            return [request]
+        if PREFIX_RULES[self._prefixes.rule].only_last:
+            return [request.part(0, n - 1), request.part(n - 1, n).continuing(prefix)]
+        return [request.continuing(prefix)]
+
+    def _draw_again(self, draw: Draw, step: int, key: str, group: Group) -> int:
+        """Ask for n more rollouts of a prompt, where the search for a prefix goes on; how many were asked for."""
+        prompt, length = group.prompt, search(group)
+        if not length:
+            draw.settle(key)
+            return 0
+        request = request_for(
+            key,
+            prompt.token_ids,
+            num_samples=self._num_rollouts,
+            run_seed=self._config.run.seed,
+            step=step,
+            expected_tokens=self.lengths.get(prompt.id, 1.0),
+            first_sample=len(group.rollouts),
+        )
+        assert prompt.demonstration is not None, f"{prompt.id} has no demonstration to continue"
+        draw.again(request.continuing(prompt.demonstration.token_ids[:length]))
+        return self._num_rollouts
+
     def _generate(self, prompts: list[Prompt], step: int) -> AsyncIterator[Group]:
         assert self._router is not None, "nobody to ask"
         assert self._verifier is not None, "nobody to grade"
         by_id = dict(zip(unique_ids([prompt.id for prompt in prompts]), prompts, strict=True))
         usual = float(np.mean([*self.lengths.values()])) if self.lengths else 1.0
         requests = [
-            request_for(
-                key,
-                prompt.token_ids,
-                num_samples=self._num_rollouts,
-                run_seed=self._config.run.seed,
-                step=step,
-                expected_tokens=self.lengths.get(prompt.id, usual),
-                num_held=self._num_held(prompt),
-            )
+            request
             for key, prompt in by_id.items()
+            for request in self._requests(key, prompt, step, self.lengths.get(prompt.id, usual))
         ]
-        draw = self._router.generate(longest_first(requests), self._sampling)
+        draw = self._router.generate(longest_first(requests), self._sampling, goes_on=self._searches)
         return graded_groups(
             draw,
             by_id,
@@ -203,4 +241,5 @@ class BatchStream:
             is_certain=self._is_certain,
             abort=draw.abort,
             release=draw.release,
+            again=partial(self._draw_again, draw, step) if self._searches else None,
         )

@@ -202,7 +202,8 @@ class Driver:
                     decision = self.gate.function(group, config.selection.gamma, history)
                     pairs.append((group, decision))
                     # 5: forward and backward at once; the optimizer steps when an update has all its prompts.
-                    samples = samples_of(group, decision, index=len(pairs))
+                    prefixes = self.phase.estimator.trains_prefixes
+                    samples = samples_of(group, decision, index=len(pairs), prefixes=prefixes)
                     self.learner.add(samples, update=(len(pairs) - 1) // per_update)
                     report.rollouts_done()
                     # With log π_old of the learner, all samples are scored before the weights change.

@@ -265,6 +265,12 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
         )
     if kind.wrong_gamma and (problem := kind.wrong_gamma(config.selection.gamma, num_rollouts)):
         raise UserError(f"selection.gamma={config.selection.gamma:g} with gate {gate}: {problem}.")
+    if kind.prefixes != (estimator.prefixes is not None):
+        raise UserError(
+            f"selection.gate={gate} with algorithm.name={estimator.name}: rollouts continue prefixes of demonstrations "
+            "with both the gate prefixes and an algorithm such as prefix_rft or bread, or not at all; set "
+            "selection.gate=auto."
+        )
     if estimator.compares_with_demonstration and (kind.by_results or not kind.needs_rollouts):
         raise UserError(
             f"algorithm.name={estimator.name} compares rollouts with their demonstration, but selection.gate={gate} "
@@ -276,6 +282,12 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             f"algorithm.name={estimator.name} does not weigh rollouts by π_θ/π_old: set "
             "algorithm.rollout_denominator=old, or algorithm.correction (e.g. token_truncate), or "
             "rollout.max_off_policy_steps=0."
+        )
+    if config.rollout.max_off_policy_steps and config.run.deterministic and estimator.searches_prefixes:
+        raise UserError(
+            f"run.deterministic with rollout.max_off_policy_steps={config.rollout.max_off_policy_steps}: "
+            f"algorithm.name={estimator.name} draws prompts again while those of a later step are drawn, in an order "
+            "that no two runs share; set rollout.max_off_policy_steps=0."
         )
     weighs = estimator.corrects_off_policy and not config.learner.recompute_old_logprobs
     if config.rollout.is_cut and kind.needs_rollouts and weighs:

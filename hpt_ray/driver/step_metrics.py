@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,16 @@ from hpt_ray.config.schema import Config
 from hpt_ray.errors import SamplerMismatch
 from hpt_ray.learner.scoring import needs_reference_scores
 from hpt_ray.observe.tables import Shown
-from hpt_ray.types import Decision, FinishReason, Group, Outcome, UpdateResult, has_reward
+from hpt_ray.types import (
+    Decision,
+    FinishReason,
+    Group,
+    Outcome,
+    RewardResult,
+    Rollout,
+    UpdateResult,
+    can_train,
+)
 
 Pairs = list[tuple[Group, Decision]]
 BAD_OUTCOMES = {Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.ERROR}
@@ -56,7 +65,7 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     """Rewards, outcomes and lengths of the step's rollouts; None where there were none.
 
     Rollouts that were aborted or lost are counted as such and are in no mean; those whose reward failed are in no
-    mean of rewards.
+    mean of rewards, and those that continue a prefix have one of their own.
     """
     everything = [pair for group, _ in pairs for pair in group.pairs]
     finishes = Counter(rollout.finish.value for rollout, _ in everything)
@@ -64,20 +73,42 @@ def rollout_metrics(pairs: Pairs, rollout_s: float) -> dict[str, Any]:
     rollouts, results = [r for r, _ in graded], [v for _, v in graded]
     outcomes = Counter(result.outcome.value for result in results)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
-    rewards = [result for result in results if not result.outcome.is_failure]
+    num_failed = sum(result.outcome.is_failure for result in results)
+    rewards, prefix_rewards = (
+        [v for r, v in graded if not v.outcome.is_failure and bool(r.prefix_length) == has_prefix]
+        for has_prefix in (False, True)
+    )
     metrics = defaultdict(list)
     for name, value in (item for result in rewards for item in result.metrics.items()):
         metrics[name].append(value)
     return {
-        "reward/mean": float(np.mean([result.score for result in rewards])) if rewards else None,
-        "reward/failure_share": 1 - len(rewards) / len(results) if results else None,
+        "reward/mean": _mean(result.score for result in rewards),
+        "reward/failure_share": num_failed / len(results) if results else None,
         **{f"reward/outcome/{name}": count for name, count in outcomes.items()},
         **{f"reward/metric/{name}": float(np.mean(values)) for name, values in metrics.items()},
         **{f"rollout/finish/{name}": count for name, count in finishes.items()},
-        "rollout/length_mean": float(np.mean(lengths)) if lengths else None,
-        "rollout/truncated_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else None,
-        "rollout/tokens_per_s": sum(lengths) / rollout_s if lengths else None,
+        "rollout/length_mean": _mean(lengths),
+        "rollout/truncated_ratio": _mean(r.truncated for r in rollouts),
+        "rollout/tokens_per_s": sum(r.num_sampled for r in rollouts) / rollout_s if rollouts else None,
+        **_prefix_metrics(rollouts, prefix_rewards),
     }
+
+
+def _prefix_metrics(rollouts: list[Rollout], rewards: list[RewardResult]) -> dict[str, Any]:
+    """Nothing where no rollout continues a prefix."""
+    lengths = [rollout.prefix_length for rollout in rollouts if rollout.prefix_length]
+    if not lengths:
+        return {}
+    return {
+        "reward/prefix_mean": _mean(result.score for result in rewards),
+        "rollout/prefix_ratio": len(lengths) / len(rollouts),
+        "rollout/prefix_length_mean": _mean(lengths),
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None
 
 
 def off_policy_metrics(pairs: Pairs, version: int) -> dict[str, Any]:
@@ -103,7 +134,7 @@ def tokens_saved(pairs: Pairs, aborted_tokens: int) -> float:
     sampled of it when it was aborted (`aborted_tokens` in all) was not saved.
     """
     rollouts = [rollout for group, _ in pairs for rollout in group.rollouts]
-    lengths = [len(r.token_ids) for r in rollouts if r.finish.is_response]
+    lengths = [r.num_sampled for r in rollouts if r.finish.is_response]
     num_aborted = sum(r.finish is FinishReason.ABORT for r in rollouts)
     return max(0.0, num_aborted * float(np.mean(lengths)) - aborted_tokens) if lengths else 0.0
 
@@ -195,16 +226,12 @@ def responses_of(group: Group, decision: Decision, estimator: Estimator) -> Iter
 def advantages_of(group: Group, decision: Decision, estimator: Estimator) -> list[float | None]:
     """Â of each rollout; None where it trains nothing, or not the rewards of its own group decide it."""
     found = iter(_advantages(group, decision, estimator))
-    return [
-        # as `samples_of` has it
-        next(found, None) if has_reward(rollout, result) and len(rollout.token_ids) else None
-        for rollout, result in group.pairs
-    ]
+    return [next(found, None) if can_train(*pair) else None for pair in group.pairs]
 
 
 def _advantages(group: Group, decision: Decision, estimator: Estimator) -> list[float]:
     """Â of the responses that train, where the rewards of their own group decide it; else none."""
-    samples = samples_of(group, decision, index=0)
+    samples = samples_of(group, decision, index=0, prefixes=estimator.trains_prefixes)
     term = next((term for term in estimator.terms if term.stream == "rollouts"), None)
     if term is None or not samples or samples[0].is_demo or needs_reference_scores(estimator):
         return []

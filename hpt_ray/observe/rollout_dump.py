@@ -43,6 +43,8 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float32())),
+        ("prefix_length", pa.int32()),  # how many of the tokens are a prefix of the demonstration
+        ("superseded", pa.bool_()),  # the prompt was drawn again, with a prefix: it trained nothing
         ("finish", pa.string()),
         ("weight_version", pa.int32()),
         ("score", pa.float64()),
@@ -61,6 +63,7 @@ SCHEMA = pa.schema(
     ]
 )
 FOR_PEOPLE = {"demonstration", "advantage", "prompt_row"}  # not needed to make the groups again
+SINCE_0_2 = {"prefix_length", "superseded"}  # older files lack them: no rollout has a prefix there
 
 Line = dict[str, Any]
 Pair = tuple[Group, Decision | None]
@@ -196,6 +199,8 @@ def _rollout_fields(group: Group) -> list[Line]:
             "text": rollout.text,
             "token_ids": rollout.token_ids,
             "logprobs": rollout.logprobs,
+            "prefix_length": rollout.prefix_length,
+            "superseded": rollout.superseded,
             "finish": rollout.finish.value,
             "weight_version": rollout.weight_version,
             "score": result.score,
@@ -217,7 +222,7 @@ def _decision_fields(decision: Decision | None) -> Line:
 def _read(path: Path, prompts: Mapping[str, Prompt]) -> list[tuple[Group, Line]]:
     """Each group with its first line."""
     table = read_columns(path)
-    absent = set(SCHEMA.names) - set(table.column_names) - FOR_PEOPLE
+    absent = set(SCHEMA.names) - set(table.column_names) - FOR_PEOPLE - SINCE_0_2
     if absent:
         raise UserError(
             f"{path} was written by an older version of hpt_ray: it lacks {', '.join(sorted(absent))}, so "
@@ -251,6 +256,8 @@ def _rollout(line: Line, token_ids: pa.ListScalar, logprobs: pa.ListScalar) -> R
         finish=FinishReason(line["finish"]),
         weight_version=line["weight_version"],
         text=line["text"],
+        prefix_length=line.get("prefix_length") or 0,
+        superseded=bool(line.get("superseded")),
     )
 
 

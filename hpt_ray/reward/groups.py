@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpt_ray.cluster.actor_group import ActorGroup
@@ -26,7 +26,9 @@ class _Gathering:
     """A prompt on its way to being a group: what is graded so far, by sample."""
 
     prompt: Prompt
+    num_samples: int
     graded: dict[int, tuple[Rollout, RewardResult]] = field(default_factory=dict)
+    num_superseded: int = 0  # of the samples, the first ones
 
     @property
     def num_correct(self) -> int:
@@ -38,13 +40,22 @@ class _Gathering:
             self.prompt, self.num_correct, len(self.graded)
         )
 
-    def group(self, num_samples: int) -> Group:
+    def go_on(self, num_more: int) -> None:
+        """So many further samples will come, and take the place of those that are there."""
+        self.num_superseded = self.num_samples
+        self.num_samples += num_more
+
+    def group(self) -> Group:
         """The samples in their order; those that were not waited for as aborted ones."""
         missing = (
-            (Rollout.missing(self.prompt.id, i, FinishReason.ABORT), NOT_GRADED) for i in range(num_samples)
+            (Rollout.missing(self.prompt.id, i, FinishReason.ABORT), NOT_GRADED)
+            for i in range(self.num_samples)
         )
         pairs = [self.graded.get(i, pair) for i, pair in enumerate(missing)]
-        return Group(self.prompt, [rollout for rollout, _ in pairs], [result for _, result in pairs])
+        rollouts = [rollout for rollout, _ in pairs]
+        before = self.num_superseded
+        rollouts[:before] = [replace(rollout, superseded=True) for rollout in rollouts[:before]]
+        return Group(self.prompt, rollouts, [result for _, result in pairs])
 
 
 class GroupStream:
@@ -115,17 +126,19 @@ async def graded_groups(
     is_certain: IsCertain | None = None,
     abort: Callable[[set[str]], Awaitable[None]] | None = None,
     release: Callable[[set[str]], None] | None = None,
+    again: Callable[[str, Group], int] | None = None,
 ) -> AsyncIterator[Group]:
     """Groups in the order in which they are complete; grading goes on while others are generated.
 
     `prompts` by the id their rollouts carry. Where `is_certain(prompt, correct, graded)` says that
     the gate's decision can no longer change, the prompt's remaining rollouts are aborted and the
     group is given out at once; they stand in it as ABORT, without tokens. Of a prompt with a correct rollout, or
-    with one that has no reward, all are needed: `release` asks for those that were held. Raises whatever the stream of
+    with one that has no reward, all are needed: `release` asks for those that were held. `again(key, group)` may ask
+    for further rollouts of a complete group and says how many; 0: it is given out. Raises whatever the stream of
     rollouts raises, and `WaitExpired` where the verifier service does not answer.
     """
     ready: asyncio.Queue[Group | BaseException | None] = asyncio.Queue()
-    gathering = {key: _Gathering(prompt) for key, prompt in prompts.items()}
+    gathering = {key: _Gathering(prompt, num_samples) for key, prompt in prompts.items()}
     rows = {key: Row.of(prompt) for key, prompt in prompts.items()}
     waiting: list[Rollout] = []  # for one of the calls to the verifier to come back
     calls = asyncio.Semaphore(MAX_GRADE_CALLS)
@@ -142,12 +155,15 @@ async def graded_groups(
             if entry is None:
                 continue  # it finished while its prompt was being settled
             entry.graded[rollout.sample] = rollout, result
-            if len(entry.graded) == num_samples:
-                await ready.put(gathering.pop(key).group(num_samples))
+            if len(entry.graded) == entry.num_samples:
+                if again and (num_more := again(key, entry.group())):
+                    entry.go_on(num_more)
+                else:
+                    await ready.put(gathering.pop(key).group())
             elif is_certain and entry.is_settled(is_certain):
                 settled.add(key)
         for key in settled & gathering.keys():
-            await ready.put(gathering.pop(key).group(num_samples))
+            await ready.put(gathering.pop(key).group())
         if settled and abort:
             await abort(settled)
 

@@ -68,7 +68,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One response as it left the engine."""
+    """One response as it left the engine: what it continues, whose logprobs are NaN, and what was sampled."""
 
     prompt_id: str
     sample: int
@@ -76,6 +76,7 @@ class Finished:
     logprobs: np.ndarray  # [L] float32
     finish: FinishReason
     weight_version: int
+    prefix_length: int
 
 
 class VllmEngine:
@@ -92,8 +93,8 @@ class VllmEngine:
                 raise explained from error
             raise
         self.weight_version = 0
-        # Request id -> prompt, sample, version of the weights it was asked of.
-        self._requests: dict[str, tuple[str, int, int]] = {}
+        # Request id -> request, sample, version of the weights it was asked of.
+        self._requests: dict[str, tuple[GenerateRequest, int, int]] = {}
         self._count = 0
         self._is_asleep = False
 
@@ -107,13 +108,13 @@ class VllmEngine:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        prompt = TokensPrompt(prompt_token_ids=request.prompt_ids.tolist())
+        prompt = TokensPrompt(prompt_token_ids=[*request.prompt_ids.tolist(), *request.prefix.tolist()])
         for sample, seed in zip(request.samples, request.seeds, strict=True):
             params = SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
+                max_tokens=sampling.max_tokens - len(request.prefix),
                 # The tokens that end a turn are ours to say, not the model folder's.
                 stop_token_ids=list(sampling.stop_token_ids),
                 ignore_eos=True,
@@ -126,7 +127,7 @@ class VllmEngine:
             )
             request_id = f"{self._count}"
             self._count += 1
-            self._requests[request_id] = (request.prompt_id, sample, self.weight_version)
+            self._requests[request_id] = (request, sample, self.weight_version)
             self._engine.add_request(request_id, prompt, params)
 
     def step(self) -> list[Finished]:
@@ -134,22 +135,23 @@ class VllmEngine:
         return [self._finished(output) for output in self._engine.step() if output.finished]
 
     def _finished(self, output: Any) -> Finished:
-        prompt_id, sample, version = self._requests.pop(output.request_id)
-        response = output.outputs[0]
-        token_ids = np.asarray(response.token_ids, np.int32)
+        request, sample, version = self._requests.pop(output.request_id)
+        response, prefix = output.outputs[0], request.prefix
+        unknown = np.full(len(prefix), np.nan, np.float32)
         return Finished(
-            prompt_id=prompt_id,
+            prompt_id=request.prompt_id,
             sample=sample,
-            token_ids=token_ids,
+            token_ids=np.concatenate([prefix, np.asarray(response.token_ids, np.int32)]),
             # vLLM lists the sampled token first at every position, and nothing else with logprobs=0.
-            logprobs=np.asarray(response.logprobs.logprobs, np.float32),
+            logprobs=np.concatenate([unknown, np.asarray(response.logprobs.logprobs, np.float32)]),
             finish=FinishReason(response.finish_reason),
             weight_version=version,
+            prefix_length=len(prefix),
         )
 
     def abort(self, prompt_ids: set[str]) -> int:
         """Stop what is still running for these prompts; tokens that had been sampled for it."""
-        ids = {rid for rid, (prompt_id, _, _) in self._requests.items() if prompt_id in prompt_ids}
+        ids = {rid for rid, (request, _, _) in self._requests.items() if request.prompt_id in prompt_ids}
         states = self._engine.output_processor.request_states.values()
         num_tokens = sum(
             state.detokenizer.num_output_tokens()
@@ -165,7 +167,7 @@ class VllmEngine:
 
     def sleep(self) -> None:
         """Give up the memory of weights and cache; what is still running ends. On CPUs nothing is given up."""
-        self.abort({prompt_id for prompt_id, _, _ in self._requests.values()})
+        self.abort({request.prompt_id for request, _, _ in self._requests.values()})
         self._is_asleep = True
         self._engine.sleep(level=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,7 +27,8 @@ class GenerateRequest:
 
     `prompt_id` is unique among the requests of one call: see `unique_ids`. `expected_tokens` is the likely
     length of a response, by which work is balanced; only its ratio to that of other requests matters.
-    The last `num_held` samples are drawn only when somebody says that they are needed.
+    The last `num_held` samples are drawn only when somebody says that they are needed. With a `prefix` they continue
+    it: it is the beginning of every response, and counts in `Sampling.max_tokens`.
     """
 
     prompt_id: str
@@ -36,11 +37,16 @@ class GenerateRequest:
     seeds: tuple[int, ...]
     expected_tokens: float = 1.0
     num_held: int = 0
+    prefix: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # [k] int32
 
     def part(self, first: int, last: int) -> GenerateRequest:
         """The request for samples number `first` to `last` − 1, none of them held."""
         samples, seeds = self.samples[first:last], self.seeds[first:last]
         return replace(self, samples=samples, seeds=seeds, num_held=0)
+
+    def continuing(self, prefix: np.ndarray) -> GenerateRequest:
+        """The same for responses that begin with `prefix`."""
+        return replace(self, prefix=prefix, expected_tokens=max(1.0, self.expected_tokens - len(prefix)))
 
 
 def sampling_seed(run_seed: int, step: int | str, prompt_id: str, sample: int) -> int:
@@ -75,7 +81,8 @@ def request_for(
     step: int | str,
     expected_tokens: float = 1.0,
     num_held: int = 0,
+    first_sample: int = 0,
 ) -> GenerateRequest:
-    samples = tuple(range(num_samples))
+    samples = tuple(range(first_sample, first_sample + num_samples))
     seeds = tuple(sampling_seed(run_seed, step, prompt_id, sample) for sample in samples)
     return GenerateRequest(prompt_id, prompt_ids, samples, seeds, expected_tokens, num_held)

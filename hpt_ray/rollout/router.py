@@ -61,19 +61,24 @@ class _Job:
 class Draw:
     """The rollouts of one batch of prompts, as they finish: read it as an async iterator, to its end.
 
-    A rollout whose workers failed again and again comes as LOST, without tokens. Reading raises `WaitExpired`
-    where no worker came up with any rollout within the limit, and `NoWorkerLeft`.
+    With `goes_on` its end comes once `settle` was called for every prompt; until then `again` may ask for more. A
+    rollout whose workers failed again and again comes as LOST, without tokens. Reading raises `WaitExpired` where no
+    worker came up with any rollout within the limit, and `NoWorkerLeft`.
     """
 
-    def __init__(self, router: Router, requests: list[GenerateRequest], sampling: Sampling):
+    def __init__(
+        self, router: Router, requests: list[GenerateRequest], sampling: Sampling, goes_on: bool = False
+    ):
         self._router, self.sampling = router, sampling
         self.inbox: asyncio.Queue[list[Rollout]] = asyncio.Queue()
         self.num_missing = sum(len(request.samples) for request in requests)
         self.jobs: dict[str, list[_Job]] = {}  # by prompt
         self._held: dict[str, GenerateRequest] = {}
+        self._open = {request.prompt_id for request in requests} if goes_on else set()
+        self._again: dict[str, GenerateRequest] = {}
         for request in requests:
             first = len(request.samples) - request.num_held
-            self.jobs[request.prompt_id] = [router.job(self, request.part(0, first))]
+            self.jobs.setdefault(request.prompt_id, []).append(router.job(self, request.part(0, first)))
             if request.num_held:
                 self._held[request.prompt_id] = request.part(first, len(request.samples))
 
@@ -81,7 +86,7 @@ class Draw:
         router = self._router
         router.wait_in_line([job for jobs in self.jobs.values() for job in jobs])
         try:
-            while self.num_missing or not self.inbox.empty():
+            while self.num_missing or self._open or not self.inbox.empty():
                 batch = await router.next_batch(self)
                 if batch:
                     yield batch
@@ -96,8 +101,31 @@ class Draw:
             self.jobs[name].append(job)
         self._router.wait_in_line(jobs, first=True)
 
+    def again(self, request: GenerateRequest) -> None:
+        """Draw further samples of a prompt, before all that waits."""
+        self._again[request.prompt_id] = request
+        self._draw_again()
+
+    def settle(self, prompt_id: str) -> None:
+        """Nothing further will be asked for this prompt."""
+        self._open.discard(prompt_id)
+        self._draw_again()
+        self.inbox.put_nowait([])  # whoever waits looks again
+
+    def _draw_again(self) -> None:
+        """At once; or all together, in one order, when nothing else of this draw is under way."""
+        if self._router.in_advance and len(self._again) < len(self._open):
+            return
+        requests = [self._again.pop(name) for name in sorted(self._again)]
+        jobs = [self._router.job(self, request) for request in requests]
+        for job in jobs:
+            self.jobs[job.request.prompt_id].append(job)
+            self.num_missing += len(job.missing)
+        self._router.wait_in_line(jobs, first=True)
+
     async def abort(self, prompt_ids: set[str]) -> None:
         """Stop drawing for these prompts."""
+        self._open -= prompt_ids
         for request in (self._held.pop(name) for name in prompt_ids & self._held.keys()):
             self.num_missing -= len(request.samples)
         jobs = [job for name in prompt_ids for job in self.jobs[name] if job.missing]
@@ -118,7 +146,7 @@ class Router:
     def __init__(
         self, engines: EngineGroup, *, max_num_seqs: int, timeout_s: float, in_advance: bool = False
     ):
-        self._engines, self._timeout_s = engines, timeout_s
+        self._engines, self._timeout_s, self.in_advance = engines, timeout_s, in_advance
         self._window = float("inf") if in_advance else WINDOW * max_num_seqs
         self._waiting: deque[_Job] = deque()
         self._running: dict[Worker, dict[str, _Job]] = {}
@@ -131,11 +159,11 @@ class Router:
         for worker in engines.serving:
             self._up(worker)
 
-    def generate(self, requests: list[GenerateRequest], sampling: Sampling) -> Draw:
+    def generate(self, requests: list[GenerateRequest], sampling: Sampling, *, goes_on: bool = False) -> Draw:
         """Begin to draw when the first rollout is asked for; every sample of every request, but for what
         is held and not released.
         """
-        return Draw(self, requests, sampling)
+        return Draw(self, requests, sampling, goes_on)
 
     # -- what a draw asks for ----------------------------------------------------------------------
 

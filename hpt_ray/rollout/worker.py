@@ -159,6 +159,7 @@ class RolloutWorker:
             finish=response.finish,
             weight_version=response.weight_version,
             text=self._tokenizer.decode(response.token_ids, skip_special_tokens=True),
+            prefix_length=response.prefix_length,
         )
 
     async def abort(self, prompt_ids: set[str]) -> int:

@@ -133,6 +133,51 @@ async def until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("in_advance", [False, True])
+def test_a_prompt_may_be_drawn_again_until_it_is_settled(with_engines, in_advance):
+    """Every prompt twice, one of them three times, though a worker dies in the second round."""
+    names = ["a", "b", "c"]
+
+    async def test(engines: EngineGroup, router: Router) -> None:
+        router.in_advance = in_advance
+        drawing = router.generate([ask(name, RESPOND, 300) for name in names], SAMPLING, goes_on=True)
+        found: list[Rollout] = []
+        rounds: Counter[str] = Counter()
+        async for batch in drawing:
+            found += batch
+            for name in names:
+                mine = sum(rollout.prompt_id == name for rollout in found)
+                if mine < SAMPLES * (rounds[name] + 1):
+                    continue
+                rounds[name] += 1
+                if rounds[name] == (3 if name == "b" else 2):
+                    drawing.settle(name)
+                    continue
+                more = ask(name, RESPOND, 300)
+                drawing.again(replace(more, samples=tuple(range(mine, mine + SAMPLES))))
+                if rounds.total() == len(names):
+                    ray.kill(engines.workers[0].actor)
+        assert Counter(rollout.prompt_id for rollout in found) == {"a": 8, "b": 12, "c": 8}
+        assert set(keys(found).values()) == {1}
+        assert drawing.num_missing == 0
+
+    with_engines(test)
+
+
+def test_what_is_aborted_is_not_waited_for_again(with_engines):
+    async def test(engines: EngineGroup, router: Router) -> None:
+        drawing = router.generate([ask(name, RESPOND, 10) for name in "ab"], SAMPLING, goes_on=True)
+        found: list[Rollout] = []
+        async for batch in drawing:
+            found += batch
+            if len(found) == 2 * SAMPLES:
+                drawing.again(replace(ask("a", HANG, 0), samples=tuple(range(SAMPLES, 2 * SAMPLES))))
+                await drawing.abort({"a", "b"})
+        assert len(found) == 2 * SAMPLES
+
+    with_engines(test)
+
+
 def test_what_a_dead_worker_owed_is_drawn_by_others_with_the_same_seeds(with_engines):
     names = [f"q{i}" for i in range(12)]
 

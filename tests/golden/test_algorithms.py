@@ -47,7 +47,9 @@ def policy(parameters: list[Tensor], tokens: Tensor) -> tuple[Tensor, Tensor]:
     return logprob.gather(1, tokens[:, None])[:, 0], -(logprob.exp() * logprob).sum(1)
 
 
-def make_case(rollouts: bool = True, demonstrations: bool = True, drift: float = 0.15) -> Case:
+def make_case(
+    rollouts: bool = True, demonstrations: bool = True, drift: float = 0.15, prefixes: bool = False
+) -> Case:
     random = torch.Generator().manual_seed(5)
     shapes = ((VOCABULARY, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, VOCABULARY))
     new = [torch.randn(s, generator=random, dtype=torch.float64).requires_grad_() for s in shapes]
@@ -60,7 +62,8 @@ def make_case(rollouts: bool = True, demonstrations: bool = True, drift: float =
             groups.append(prompt), scores.append(float(reward)), demo.append(False)
         if demonstrations:
             lengths.append(int(torch.randint(1, 9, (1,), generator=random)))
-            groups.append(prompt), scores.append(1.0), demo.append(True)
+            # a prefix has the reward of the rollout that continues it
+            groups.append(prompt), scores.append(scores[-1] if prefixes else 1.0), demo.append(True)
     tokens = torch.randint(0, VOCABULARY, (sum(lengths),), generator=random)
     logprob, entropy = policy(new, tokens)
     old_logprobs, _ = policy(old, tokens)
@@ -386,9 +389,30 @@ def opd(case: Case) -> Tensor:
     return over_rollouts(case, objective) / tokens_of(case, demo=False)
 
 
-BOTH, ROLLOUTS, DEMOS = (True, True), (True, False), (False, True)
+def prefix_rft(case: Case) -> Tensor:
+    """The case's demonstrations are prefixes, each continued by the last rollout of its prompt."""
+    spans = dict(case.spans(demo=True))
 
-CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple[bool, bool], Callable[[Case], Tensor]]] = {
+    def on(i: int, logprob: Tensor, ratio: Tensor) -> Tensor:
+        return ppo_clip(ratio, centred(case, i, std=False)).sum()
+
+    def off(i: int, logprob: Tensor) -> Tensor:
+        kept = case.samples.entropy[spans[i]].topk(math.ceil(len(logprob) / 5)).indices
+        advantage = case.samples.rewards[i] - group_rewards(case, i, union=False).mean()
+        return (advantage * logprob[kept]).sum()
+
+    return (over_rollouts(case, on) + over_demos(case, off)) / (3 * 4 * C)
+
+
+def uft(case: Case) -> Tensor:
+    likelihood = over_demos(case, lambda i, logprob: logprob.sum()) / tokens_of(case, demo=True)
+    return token_grpo(case) + 0.001 * likelihood
+
+
+BOTH, ROLLOUTS, DEMOS = (True, True), (True, False), (False, True)
+PREFIXES = (True, True, 0.15, True)
+
+CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple, Callable[[Case], Tensor]]] = {
     ("sft", "default", None): (DEMOS, sft),
     ("sft", "paper", None): (DEMOS, sft_paper),
     ("sft", "official", None): (DEMOS, lambda case: official_sft(case) + official_entropy(case)),
@@ -450,6 +474,9 @@ CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple[bool, bool], Callable[[
     ("chord_phi", "default", None): (BOTH, chord_phi),
     ("rl_plus", "default", None): (BOTH, rl_plus),
     ("opd", "default", None): (ROLLOUTS, opd),
+    ("prefix_rft", "default", None): (PREFIXES, prefix_rft),
+    ("uft", "default", None): (PREFIXES, uft),
+    ("bread", "default", None): (ROLLOUTS, grpo),
 }
 
 
@@ -501,7 +528,19 @@ def test_gradient_equals_coefficients_times_score_over_z(name, mode, branch):
 def test_clips_bite_in_the_golden_case():
     """Otherwise the comparison with `min` would prove nothing."""
     case = make_case(demonstrations=False)
-    for name in ("ppo", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "superrl", "chord_mu", "chord_phi"):
+    for name in (
+        "ppo",
+        "grpo",
+        "dr_grpo",
+        "dapo",
+        "cispo",
+        "gspo",
+        "superrl",
+        "chord_mu",
+        "chord_phi",
+        "uft",
+        "bread",
+    ):
         _, stats = make_estimator(name).loss(case.samples, batch=case.batch)
         clipped, tokens = stats["policy/clip_share"]
         assert 0 < clipped < tokens, name

@@ -23,6 +23,7 @@ VARIANTS = [
     ("hpt", "default", "sft"), ("hpt", "paper", "sft"), ("hpt", "default", "mix"), ("superrl", "default", None),
     ("dft", "default", None), ("iw_sft", "default", None), ("chord_mu", "default", None),
     ("chord_phi", "default", None), ("rl_plus", "default", None), ("opd", "default", None),
+    ("prefix_rft", "default", None), ("uft", "default", None), ("bread", "default", None),
 ]  # fmt: skip
 OFFICIAL = [("sft", "official", None), ("grpo", "official", None), ("luffy", "official", None),
             ("srft", "official", None), ("hpt", "official", "mix")]  # fmt: skip

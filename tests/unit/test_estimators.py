@@ -204,7 +204,7 @@ def test_what_dapo_does_not_count_has_no_entropy_bonus_and_no_kl_either(rewards,
 def test_only_what_needs_all_samples_waits():
     waiting = {name for name in ALGORITHMS if make_estimator(name).needs_all_samples}
     assert waiting == {
-        "dapo", "cispo", "srft_official", "iw_sft", "chord_mu", "chord_phi", "opd",
+        "dapo", "cispo", "srft_official", "iw_sft", "chord_mu", "chord_phi", "opd", "uft",
     }  # fmt: skip
     assert make_estimator("hpt", mode="official").needs_all_samples
     assert not make_estimator("hpt", mode="paper").needs_all_samples

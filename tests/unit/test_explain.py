@@ -143,7 +143,7 @@ def test_every_algorithm_is_explained(name: str, capsys: pytest.CaptureFixture[s
     # The contributions of each table add up to the policy terms below it.
     contributions = 0.0
     for line in text.splitlines():
-        if match := re.search(r"^  (?:rollout|demonstration).* ([+-]\d+\.\d{4})$", line):
+        if match := re.search(r"^  (?:rollout|demonstration|prefix).* ([+-]\d+\.\d{4})$", line):
             contributions += float(match[1])
         if match := re.search(r"^  policy terms ([+-]\d+\.\d{4})", line):
             assert float(match[1]) == pytest.approx(contributions, abs=1e-3)

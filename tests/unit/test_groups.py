@@ -97,6 +97,46 @@ def test_a_prompt_with_a_failed_reward_is_not_certain_before_its_end() -> None:
     assert groups[0].num_correct == 1
 
 
+def test_a_group_that_is_drawn_again_goes_out_once_with_all_its_rollouts() -> None:
+    """Twice more of a, as many as are asked for, whose last ones alone are not superseded; b is done at once."""
+    arriving: asyncio.Queue[list[Rollout] | None] = asyncio.Queue()
+    sizes: list[tuple[str, int]] = []
+
+    async def stream():
+        while (batch := await arriving.get()) is not None:
+            yield batch
+
+    def again(key: str, group: Group) -> int:
+        first = len(group.rollouts)
+        sizes.append((key, first))
+        if key == "b" or first == 4:
+            arriving.put_nowait(None if len(sizes) == 4 else [])
+            return 0
+        arriving.put_nowait([rollout(key, first, "1")])
+        return 1
+
+    async def run() -> list[Group]:
+        prompts = {name: Prompt(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
+        arriving.put_nowait([rollout("a", 1, "0"), rollout("b", 0, "0")])
+        arriving.put_nowait([rollout("b", 1, "0"), rollout("a", 0, "0")])
+        groups = graded_groups(
+            stream(),
+            prompts,
+            num_samples=2,
+            verifier=LocalVerifier(),  # type: ignore[arg-type]
+            timeout_s=5,
+            again=again,
+        )
+        return [group async for group in groups]
+
+    groups = {group.prompt.id: group for group in asyncio.run(run())}
+    assert sorted(sizes) == [("a", 2), ("a", 3), ("a", 4), ("b", 2)]
+    assert [r.sample for r in groups["a"].rollouts] == [0, 1, 2, 3]
+    assert [r.superseded for r in groups["a"].rollouts] == [True, True, True, False]
+    assert [r.correct for r in groups["a"].results] == [False, False, True, True]
+    assert not any(r.superseded for r in groups["b"].rollouts)
+
+
 def test_a_failing_stream_is_handed_on() -> None:
     with pytest.raises(RuntimeError, match="engine broke"):
         collect([[rollout("a", 0, "1")], RuntimeError("engine broke")], num_samples=1)

@@ -97,7 +97,7 @@ def test_mistakes_are_told(
 def test_the_whole_table_but_for_what_needs_another_model_is_measured(words: list[str]) -> None:
     config = load_config(None, ["model.path=model-0", *words[8:]])
     table = chosen(config, [], None)
-    assert {*ALGORITHMS} - {*table} == {"ppo", "opd", "iw_sft"}
+    assert {*ALGORITHMS} - {*table} == {"ppo", "opd", "iw_sft", "prefix_rft", "uft", "bread"}
     parts = chosen(config, [], "grpo")
     assert {"grpo", "grpo,rollout_clip=none", "grpo,rollout_advantage=leave_one_out"} <= {*parts}
     assert all(name.startswith("grpo") for name in parts)

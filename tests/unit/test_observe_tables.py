@@ -42,7 +42,7 @@ def test_what_follows_from_the_three_sizes() -> None:
         rows[gate] = batch_facts(config)["samples per step, at most"]
     assert rows == {
         "switch": 1024, "rollouts": 1024, "demonstrations": 128, "both": 1152, "auto": 1152,
-        "posterior": 1152, "linear": 1152, "official_soft": 1152,
+        "posterior": 1152, "linear": 1152, "official_soft": 1152, "prefixes": 1152,
     }  # fmt: skip
     assert batch_facts(config)["tokens per step, at most"] == 1152 * 9216
 

@@ -160,6 +160,7 @@ def test_fixed_gates() -> None:
         "rollouts": (1.0, 0.0),
         "demonstrations": (0.0, 1.0),
         "both": (1.0, 1.0),
+        "prefixes": (1.0, 0.0),
     }
     nothing = GATES["demonstrations"].function(without, 0.0, ())
     assert (nothing.rollout_weight, nothing.demo_weight, nothing.reason) == (0.0, 0.0, "no_demonstration")

@@ -19,7 +19,7 @@ from torch import Tensor
 from hpt_ray.algorithms import GATES, BatchShape, Estimator, TokenBatch, make_estimator
 from hpt_ray.algorithms.gates import samples_of
 from hpt_ray.tools.measure.projection import Projection
-from hpt_ray.types import Decision, Group, Sample, has_reward
+from hpt_ray.types import Decision, Group, Sample, can_train
 
 Array = np.ndarray
 # Samples → log π_θ [R] and entropy [R] of all their response tokens, with gradient (of the entropy: where asked).
@@ -76,7 +76,7 @@ class Meter:
 
     def draw(self, methods: Mapping[str, Method], group: Group) -> dict[str, Drawn]:
         """The gradients of all methods on one group. The prompt's demonstration is used where there is one."""
-        pairs = [pair for pair in group.pairs if has_reward(*pair) and len(pair[0].token_ids)]
+        pairs = [pair for pair in group.pairs if can_train(*pair)]
         group = Group(group.prompt, [rollout for rollout, _ in pairs], [result for _, result in pairs])
         has_demo = group.prompt.demonstration is not None
         samples = samples_of(

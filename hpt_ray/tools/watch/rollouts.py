@@ -7,6 +7,7 @@ asked for, until a page is full or its time is over.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -47,7 +48,7 @@ OF_RESPONSE = [
     "weight_version",
     "tokens",
 ]
-OF_RESPONSE += ["advantage"]
+OF_RESPONSE += ["advantage", "prefix_length"]
 WITHOUT_LOGPROBS = [name for name in SCHEMA.names if name != "logprobs"]
 KEYS = {"step": "prompt_id", "eval": "request_id"}  # what a prompt is known by: eval sets may share ids
 
@@ -240,9 +241,10 @@ def _group(step: int, number: int, lines: list[tuple[int, dict[str, Any]]]) -> d
 
 
 def _trains(line: Mapping[str, Any]) -> bool:
-    """As `samples_of` and `has_reward` have it."""
+    """As `can_train` has it."""
     is_graded = FinishReason(line["finish"]).is_response and not Outcome(line["outcome"]).is_failure
-    return bool(line.get("rollout_weight") and is_graded and line["tokens"])
+    has_own = line["tokens"] > (line["prefix_length"] or 0) and not line["superseded"]
+    return bool(line.get("rollout_weight") and is_graded and has_own)
 
 
 def _dump(folder: RunFolder, step: int, kind: str) -> Path:
@@ -280,7 +282,7 @@ def choices(folder: RunFolder, kind: str = "step") -> dict[str, list[Any]]:
 def tokens(
     folder: RunFolder, step: int, row: int, tokenizer_files: Iterator[Path], kind: str = "step"
 ) -> dict[str, Any]:
-    """The tokens of one response as texts, with the log-prob that each was sampled with.
+    """The tokens of one response as texts, with the log-prob that each was sampled with; None in a prefix.
 
     Without a tokenizer on this machine the texts are the tokens' numbers, and `decoded` is false.
     """
@@ -291,7 +293,8 @@ def tokens(
     ids, logprobs = (table[name][row].as_py() or [] for name in ("token_ids", "logprobs"))
     file = next((file for file in tokenizer_files if file.is_file()), None)
     texts = pieces(ids, file) if file else [f"[{i}]" for i in ids]
-    return {"texts": texts, "logprobs": [round(value, 4) for value in logprobs], "decoded": file is not None}
+    known = [None if math.isnan(value) else round(value, 4) for value in logprobs]
+    return {"texts": texts, "logprobs": known, "decoded": file is not None}
 
 
 def pieces(ids: list[int], tokenizer_file: Path) -> list[str]:

@@ -180,7 +180,7 @@ function response(where, one, isPicked, most) {
   else text.append(visible(one.text));
   if (color === "logprob") ask("tokens", { ...where, kind: kind(), row: one.row }).then(answer => text.replaceChildren(...coloured(answer)), error => { text.textContent = error.message; });
   const why = [one.extracted === null ? null : `read as ${visible(one.extracted)}`, one.detail ? visible(one.detail) : null].filter(Boolean).join(" · ");
-  const facts = [`reward ${number(one.score)}`, one.advantage === null ? null : `advantage ${number(one.advantage)}`, `${number(one.tokens)} tokens`, `ended by ${words(one.finish)}`,
+  const facts = [`reward ${number(one.score)}`, one.advantage === null ? null : `advantage ${number(one.advantage)}`, `${number(one.tokens)} tokens`, one.prefix_length ? `the first ${number(one.prefix_length)} from the demonstration` : null, `ended by ${words(one.finish)}`,
     color === "mask" ? one.trains ? "in the loss" : "not in the loss" : null];
   return el("article", { className: `response${isPicked ? " picked" : ""}` },
     el("header", {}, el("b", { textContent: `#${one.sample}` }), el("span", { className: `tag ${one.outcome === "correct" ? "good" : "bad"}`, textContent: words(one.outcome) }),
@@ -188,9 +188,10 @@ function response(where, one, isPicked, most) {
     el("p", { className: "soft why", textContent: why || "The reward function gave no reason." }), text);
 }
 
-// One span a token: the less likely it was, the stronger its ground.
+// One span a token: the less likely it was, the stronger its ground. A prefix was given, not sampled.
 function coloured({ texts, logprobs, decoded }) {
   const spans = texts.slice(0, MOST_TOKENS).map((text, i) => {
+    if (logprobs[i] === null) return el("span", { className: "soft", textContent: visible(text), title: `${visible(text)}  from the demonstration` });
     const strength = Math.min(1, -logprobs[i] / 4);
     return el("span", { textContent: visible(text), title: `${visible(text)}  log π ${logprobs[i]}  (${(100 * Math.exp(logprobs[i])).toPrecision(3)} %)`, style: { "background-color": `rgb(224 120 0 / ${(0.75 * strength).toFixed(2)})` } });
   });
