@@ -51,7 +51,7 @@ _ROWS = {
     ("prompts_per_step", _PROMPTS):
         "batch_size train_batch_size rollout_batch_size generation_batch_size data.train_batch_size",
     ("max_tokens_per_micro_batch", _MICRO):
-        "per_device_train_batch_size micro_batch_size micro_train_batch_size "
+        "per_device_train_batch_size micro_batch_size micro_train_batch_size log_prob_micro_batch_size_per_gpu "
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
     ("max_tokens_per_micro_batch", f"follows from the other sizes; this one {_MICRO}"):
         "gradient_accumulation_steps",
@@ -100,9 +100,11 @@ _ROWS = {
     ("algorithm.name", "the advantage alone is algorithm.rollout_advantage"):
         "adv_estimator advantage_estimator algorithm.adv_estimator",
     ("algorithm.name", _EQUAL): "filter_groups",
+    ("algorithm.name", "sequence is gspo, token is grpo"): "importance_sampling_level",
     ("algorithm.name", "the aggregation alone is algorithm.rollout_loss_aggregation"): "loss_type",
     ("algorithm.rollout_loss_aggregation", ""): "loss_agg_mode",
-    ("algorithm.rollout_advantage", "group_std scales, group_mean does not"): "scale_rewards",
+    ("algorithm.rollout_advantage", "group_std scales, group_mean does not"):
+        "scale_rewards norm_adv_by_std_in_grpo",
     ("algorithm.discount", "selection.gamma is the gate's γ, another thing"): "gamma",
     ("algorithm.gae_lambda", ""): "lam lambd",
     ("critic.value_clip", ""): "cliprange_value value_clip",
@@ -128,7 +130,8 @@ _ROWS = {
     ("data.chat_template_kwargs", _THINKING): "enable_thinking",
     # reward
     ("reward.function", _PYTHON):
-        "reward_funcs reward_function custom_reward_function.path custom_reward_function.name",
+        "reward_funcs reward_function reward_manager custom_reward_function.path custom_reward_function.name",
+    ("reward.terms", "one function; these are weights of further terms beside it"): "reward_weights",
     ("reward.function", "write reward.function=http:URL"): "remote_rm_url",
     ("reward.function", "a reward model answers as reward.function=http:URL"):
         "reward_pretrain reward_model.model.path",
@@ -136,21 +139,22 @@ _ROWS = {
     ("run.dir", _FOLDER): "output_dir save_path trainer.default_local_dir",
     ("run.dir", f"{_FOLDER}, with checkpoints/ in it"): "ckpt_path",
     ("run.name", ""): "run_name trainer.experiment_name",
-    ("checkpoint.every", ""): "save_steps trainer.save_freq",
+    ("checkpoint.every", ""): "save_steps save_strategy trainer.save_freq",
     ("checkpoint.keep", ""): "save_total_limit",
     ("resume", "auto, or a run folder"): "resume_from_checkpoint load_checkpoint",
-    ("evaluation.every", ""): "eval_steps trainer.test_freq",
-    ("observe.samples_every", "every step is logged; this is how often samples are shown"): "logging_steps",
+    ("evaluation.every", ""): "eval_steps eval_strategy trainer.test_freq",
+    ("observe.samples_every", "every step is logged; this is how often samples are shown"):
+        "logging_steps log_completions",
     ("observe.trackers", _TRACKERS): "report_to trainer.logger",
     ("observe.trackers", "write observe.trackers=[wandb]"): "use_wandb",
     ("learner.num_ranks", "with learner.num_gpus=1; engines are rollout.num_workers"): "num_gpus nproc_per_node",
-    ("learner.num_ranks", "of all nodes together, with learner.num_gpus=1"): "actor_num_gpus_per_node",
+    ("learner.num_ranks", "of all nodes together, with learner.num_gpus=1"): "actor_num_gpus_per_node actor_num_nodes",
     # verl
     ("model.config_overrides", ""): "actor_rollout_ref.model.override_config",
     ("updates_per_step", "the number of mini-batches: prompts_per_step / ppo_mini_batch_size"):
         "actor_rollout_ref.actor.ppo_mini_batch_size",
     ("max_tokens_per_micro_batch", ""): "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
-    ("max_tokens_per_micro_batch", "always so"): "actor_rollout_ref.actor.use_dynamic_bsz",
+    ("max_tokens_per_micro_batch", "always so"): "packing actor_rollout_ref.actor.use_dynamic_bsz",
     ("algorithm.kl_coef", f"{_KL}; algorithm.kl_in=loss"): "actor_rollout_ref.actor.use_kl_loss",
     ("algorithm.kl_coef", f"{_KL}; with algorithm.kl_in=reward"): "algorithm.kl_ctrl.kl_coef",
     ("rollout.engine", "the engine is always vLLM; its arguments go there"): "actor_rollout_ref.rollout.name",
@@ -163,7 +167,7 @@ _ROWS = {
         "trainer.n_gpus_per_node trainer.nnodes",
     ("evaluation.before_training", ""): "trainer.val_before_train",
     ("resume", "auto, never or a run folder"): "trainer.resume_mode",
-    ("run.name", "one name; runs are told apart by it and the time"): "trainer.project_name",
+    ("run.name", "one name; runs are told apart by it and the time"): "trainer.project_name wandb_project",
 }  # fmt: skip
 NAMES = {name: meant for meant, names in _ROWS.items() for name in names.split()}
 

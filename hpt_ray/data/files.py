@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from glob import glob
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,7 +38,7 @@ NO_ROWS = ("state.json", "dataset_info.json", "dataset_infos.json", "dataset_dic
 
 
 def list_files(path: str | Path, *, split: str = "train") -> list[Path]:
-    """The files of rows behind a path: itself, or those of a folder, by name.
+    """The files of rows behind a path: itself, or those of a folder or of a pattern (`data/*.parquet`), by name.
 
     A folder may be one that `datasets` saved. Of one with several splits, `split` is meant; UserError where
     there is no such.
@@ -47,6 +48,8 @@ def list_files(path: str | Path, *, split: str = "train") -> list[Path]:
         if kind_of(path) is None:
             raise UserError(f"{path}: unknown kind of file. Rows come as {', '.join(KINDS)}.")
         return [path]
+    if "*" in given and (found := [file for file in map(Path, sorted(glob(str(path)))) if kind_of(file)]):
+        return _of_split(path.parent, found, split)
     if not path.is_dir():
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*")], n=1)
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
@@ -64,7 +67,9 @@ def list_files(path: str | Path, *, split: str = "train") -> list[Path]:
     else:
         files = _of_split(path, _files_in(path) or _files_in(path / "data"), split)
     if not files:
-        raise UserError(f"{path}: the folder holds no file of rows ({', '.join(KINDS)}). Name another one.")
+        below = sorted(each.name for each in path.iterdir() if each.is_dir() and _files_in(each))
+        hint = f"Name one of those in it that do: {', '.join(below)}." if below else "Name another one."
+        raise UserError(f"{path}: the folder holds no file of rows ({', '.join(KINDS)}). {hint}")
     return files
 
 

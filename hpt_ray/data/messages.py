@@ -1,9 +1,9 @@
 """Values of a row, checked: prompts and demonstrations as texts or as chat messages.
 
-Messages are `{role, content}`, or `{from, value}` with ShareGPT's names of the roles; a list of them may be written as
-text, and a content as a list of text parts. An assistant's last turn with OpenAI's `weight: 0` is not to be trained
-on, so it is no demonstration. What is absent (null) is no error: it becomes an empty list or None. Anything else raises
-UserError with file, row, column, what was found and what to do.
+Messages are `{role, content}`, or `{from, value}` with ShareGPT's names of the roles; OpenAI's `developer` is `system`.
+A list of them may be written as text, and a content as a list of text parts. An assistant's last turn with OpenAI's
+`weight: 0` is not to be trained on, so it is no demonstration. What is absent (null) is no error: it becomes an empty
+list or None. Anything else raises UserError with file, row, column, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def check_demonstration(where: str, column: str, demonstration: Any) -> str | No
     """
     if demonstration is None or (isinstance(demonstration, str) and not _WRITTEN.match(demonstration)):
         return demonstration
+    demonstration = _as_list(where, column, demonstration)
     messages = check_messages(where, column, demonstration)
     if column == "chosen":
         messages = messages[-1:]
@@ -77,6 +78,7 @@ def check_demonstration(where: str, column: str, demonstration: Any) -> str | No
 
 def split_conversation(where: str, column: str, turns: Any) -> tuple[list[Message], str | None]:
     """The messages before the last assistant turn, and that turn; None where another turn is the last."""
+    turns = _as_list(where, column, turns)
     messages = check_messages(where, column, turns)
     demonstration = None
     if messages and messages[-1]["role"] == "assistant":
@@ -89,13 +91,17 @@ def split_conversation(where: str, column: str, turns: Any) -> tuple[list[Messag
     return messages, demonstration
 
 
-def _has_no_weight(messages: Any) -> bool:
+def _has_no_weight(messages: list[Any]) -> bool:
     """Whether the last message, of those that were checked, is not to be trained on."""
-    messages = parsed(messages) if isinstance(messages, str) else messages
     return bool(messages[-1].get("weight") == 0)
 
 
 def check_messages(where: str, column: str, messages: Any) -> list[Message]:
+    return [_check_message(where, column, message) for message in _as_list(where, column, messages)]
+
+
+def _as_list(where: str, column: str, messages: Any) -> list[Any]:
+    """The messages as they are, out of a text too; none for null."""
     if messages is None:
         return []
     if isinstance(messages, str):
@@ -103,7 +109,7 @@ def check_messages(where: str, column: str, messages: Any) -> list[Message]:
     if not isinstance(messages, list):
         no_list = "" if isinstance(messages, str) else "a text or "
         raise wrong(where, column, messages, f"{no_list}a list of messages {{role, content}}")
-    return [_check_message(where, column, message) for message in messages]
+    return messages
 
 
 def parsed(text: str) -> Any:
@@ -124,6 +130,7 @@ def _check_message(where: str, column: str, message: Any) -> Message:
         known = tuple(SHAREGPT_ROLES)
     else:
         name, of_role, of_content = message.get("role"), "role", "content"
+        name = "system" if name == "developer" else name
         known = ROLES
     if name not in ROLES:
         raise wrong(where, f"{column}.{of_role}", message.get(of_role), f"one of {', '.join(known)}")

@@ -273,19 +273,24 @@ def no_ground_truth(path: Path, rows: Sequence[Raw], reading: Reading, *, held_o
 
 
 def _unknown(path: Path, rows: Sequence[Raw], names: list[str]) -> UserError:
-    guess = _guess(rows, names)
+    fields = [
+        f"{name}.{field}" for name in names if isinstance(rows[0].get(name), dict) for field in rows[0][name]
+    ]
+    guess = {"prompt": "COLUMN"} | _guess(rows, [*names, *fields])
     written = ", ".join(f"{role}: {_quoted(column)}" for role, column in guess.items())
     return UserError(
         f"{path}: its columns are of no known shape. Found: "
         f"{', '.join(f'{name} ({_kind(rows, name)})' for name in names) or 'none'}. Say which is which, as in "
-        f"data.columns={{{written or 'prompt: COLUMN, target: COLUMN, answer: COLUMN'}}}: the prompt, the "
+        f"data.columns={{{written}}}: the prompt, the "
         "demonstration (target) and the ground truth (answer), where there are such. Known shapes: docs/data.md."
     )
 
 
 def _guess(rows: Sequence[Raw], names: list[str]) -> dict[str, str]:
     """Which column may be what: by its name, else by its values, among columns of texts and numbers."""
-    values = {name: [str(row[name]) for row in rows if _is_value(row.get(name))] for name in names}
+    values = {
+        name: [str(value_at(row, name)) for row in rows if _is_value(value_at(row, name))] for name in names
+    }
     values = {
         name: texts
         for name, texts in values.items()
@@ -303,12 +308,15 @@ def _guess(rows: Sequence[Raw], names: list[str]) -> dict[str, str]:
         "target": WORKED,
         "answer": [name for name in GROUND_TRUTH if name not in WORKED],
     }.items():
-        near = [name for name in values if difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)]
+        last = {name: name.lower().rpartition(".")[2] for name in values}
+        near = [name for name in values if difflib.get_close_matches(last[name], known, n=1, cutoff=0.75)]
         if role == "answer":
             target = guess.get("target", "")
             short = [name for name in values if name not in prose]
             # A result stands in what is worked out.
-            short.sort(key=lambda name: -sum(str(row.get(name)) in str(row.get(target)) for row in rows))
+            short.sort(
+                key=lambda name: -sum(str(value_at(row, name)) in str(value_at(row, target)) for row in rows)
+            )
         candidates = [*near, *(short if role == "answer" else prose)]
         found = next((name for name in candidates if name not in guess.values()), None)
         if found is not None:

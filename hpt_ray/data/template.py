@@ -78,6 +78,11 @@ class Template:
         self._variables = {**self._kwargs, "strftime_now": TODAY.strftime}
         makers = makers_stop_ids(name)
         self._turn = find_turn(tokenizer, makers, self._variables) if self._kind == "chat" else Turn(None)
+        if not self._turn.takes_user:
+            raise UserError(
+                f"The chat template of {name} leaves out what the user asks where it is a text: those of vision models "
+                "may want a list of parts. Set data.template=plain or a text with {prompt} in it, or use another model."
+            )
         self._longest_token = longest_token(tokenizer)
         self.end_token_id = _end_token_id(config, tokenizer, self._turn)
         self.stop_token_ids: tuple[int, ...] = (self.end_token_id,)

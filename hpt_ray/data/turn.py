@@ -30,6 +30,7 @@ class Turn:
     lead: str = ""  # blanks that the template puts between the generation prompt and the text
     strips: bool = False  # it takes blanks at both ends of the text away
     takes_system: bool = True  # a system message is rendered, neither refused nor dropped
+    takes_user: bool = True  # a user's message is not dropped
 
 
 def find_turn(
@@ -52,10 +53,12 @@ def find_turn(
             return None
 
     takes_system = RULE in (render({"role": "system", "content": RULE}, USER, generate=True) or "")
+    prompt = render(USER, generate=True)
+    takes_user = prompt is None or ASKED in prompt
     said = {"role": "assistant", "content": f" \n{SAID}\n "}
     before, found, after = (render(USER, said) or "").partition(SAID)
     if not found:
-        return Turn(None, takes_system=takes_system)
+        return Turn(None, takes_system=takes_system, takes_user=takes_user)
     strips = not after.startswith("\n ")
     if not strips:
         before, after = before.removesuffix(" \n"), after.removeprefix("\n ")
@@ -64,13 +67,13 @@ def find_turn(
         _, _, after = (render(USER, said, USER) or "").partition(SAID)
         opens_next = _first_special(tokenizer, after.removeprefix("\n "))
         end = opens_next if opens_next in makers_stop_ids else None
-    prompt = render(USER, generate=True) or ""
+    prompt = prompt or ""
     lead = before[len(prompt) :] if before.startswith(prompt) else ""
     ids = _ids(tokenizer, prompt.rpartition(ASKED)[2])
     if end in ids:  # the user's turn was closed by it; what follows opens the assistant's
         ids = ids[len(ids) - ids[::-1].index(end) :]
     opening = frozenset(ids) & _special_ids(tokenizer)
-    return Turn(end, opening, lead if lead.isspace() else "", strips, takes_system)
+    return Turn(end, opening, lead if lead.isspace() else "", strips, takes_system, takes_user)
 
 
 def stop_ids(

@@ -177,6 +177,15 @@ def test_prompts_a_template_cannot_render(qwen):
         Template(DataConfig(), picky).render(USER)
 
 
+def test_a_template_that_leaves_out_what_is_asked_is_refused():
+    parts = "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}<|im_end|>"
+    template = "{% for m in messages %}" + parts + "{% endfor %}"
+    vision = byte_level(QWEN_SPECIAL, template, eos_token="<|im_end|>")
+    with pytest.raises(UserError, match=r"leaves out what the user asks where it is a text"):
+        Template(DataConfig(), vision)
+    assert Template(DataConfig(template="plain"), vision).render(USER) == "1+1?"
+
+
 def test_fingerprint_changes_with_whatever_changes_ids(qwen, llama):
     settings = [
         DataConfig(),

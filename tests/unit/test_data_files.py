@@ -136,6 +136,19 @@ def test_a_folder_of_files_that_are_named_after_splits(tmp_path, inside):
         list_files(folder)
 
 
+def test_a_pattern_names_files_and_no_test_file_among_them(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("a/train-0.parquet", "a/train-1.parquet", "a/test-0.parquet", "a/train.txt"):
+        (tmp_path / name).touch()
+    named = [tmp_path / "a" / "train-0.parquet", tmp_path / "a" / "train-1.parquet"]
+    assert list_files(f"{tmp_path}/a/*.parquet") == named
+    assert list_files(f"{tmp_path}/*/train*") == named
+    with pytest.raises(UserError, match=r"no such file"):
+        list_files(f"{tmp_path}/a/*.csv")
+    with pytest.raises(UserError, match=r"holds no file of rows.*Name one of those in it that do: a\."):
+        list_files(tmp_path)
+
+
 def test_a_test_file_is_not_trained_on_wherever_its_name_says_so(tmp_path):
     for name in ("gsm8k_train.jsonl", "gsm8k-test.jsonl", "gsm8k_train_2.jsonl"):
         (tmp_path / name).touch()

@@ -287,6 +287,23 @@ def test_a_value_of_the_wrong_type_names_its_row(tmp_path, row, message):
     assert str(error.value).startswith(f"{path}, row 1: {message}")
 
 
+def test_what_stands_in_objects_is_suggested_too(tmp_path):
+    row = {"data_source": "d", "extra_info": {"question": Q, "answer": A}}  # verl's for SFT
+    with pytest.raises(
+        UserError, match=r"data\.columns={prompt: extra_info\.question, target: extra_info\.answer"
+    ):
+        read(write(tmp_path / "a.jsonl", row))
+    row = {"context_messages": [USER], "label": N}
+    with pytest.raises(UserError, match=r"data\.columns={prompt: COLUMN, answer: label}"):
+        read(write(tmp_path / "a.jsonl", row))
+
+
+def test_a_developer_is_the_system(tmp_path):
+    turns = [SYSTEM | {"role": "developer"}, USER, ANSWER]
+    (found,) = read(write(tmp_path / "a.jsonl", {"messages": turns}))[1]
+    assert found.messages == [SYSTEM, USER]
+
+
 @pytest.mark.parametrize("written", [json.dumps, str], ids=["JSON", "Python, as pandas writes CSV"])
 def test_messages_may_be_written_as_text_and_contents_as_parts(tmp_path, written):
     parts = [{"type": "text", "text": Q[:4]}, {"type": "text", "text": Q[4:]}]

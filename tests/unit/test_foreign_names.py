@@ -47,6 +47,11 @@ TRIED = {
     "algorithm.filter_groups.enable": "algorithm.name",
     "algorithm.filter_groups.metric": "algorithm.name",
     "data.truncation": "data.max_prompt_tokens",
+    "importance_sampling_level": "algorithm.name",
+    "algorithm.norm_adv_by_std_in_grpo": "algorithm.rollout_advantage",
+    "reward_model.reward_manager": "reward.function",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": "max_tokens_per_micro_batch",
+    "save_strategy": "checkpoint.every",
     "learner.lr": "learner.learning_rate",
     "training.per_device_train_batch_size": "max_tokens_per_micro_batch",
 }

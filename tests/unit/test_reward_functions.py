@@ -75,6 +75,8 @@ CASES = {
         ("Paris!", "Paris", WRONG),
         ("", "Paris", NO_ANSWER),
         ("b", ["a", "b"], CORRECT),
+        ('["a"]', '["a"]', CORRECT),
+        ("a", '["a"]', WRONG),
     ],
     r"regex:Answer: (\w+)": [
         ("Answer: x\nAnswer: Paris", "Paris", CORRECT),
@@ -137,6 +139,11 @@ CASES = {
         (r"\boxed{204}", r"\boxed{204}", CORRECT),
         (r"\boxed{3}", 3.0, CORRECT),
         (r"\boxed{3}", ["2", "3"], CORRECT),
+        (r"\boxed{3}", '["2", "3"]', CORRECT),
+        (r"\boxed{3}", "['2', '3']", CORRECT),
+        (r"\boxed{4}", '["2", "3"]', WRONG),
+        (r"\boxed{[2, 3]}", "[2, 3]", CORRECT),  # an interval
+        (r"\boxed{3}", "[2, 3]", WRONG),
         (r"\boxed{10080}", r"10,\!080", CORRECT),
         (r"\boxed{1,234}", "1234", CORRECT),
         (r"\boxed{100, 200, 300}", "100,200,300", CORRECT),

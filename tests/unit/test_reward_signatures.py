@@ -237,6 +237,7 @@ def test_what_cannot_be_called_says_so(grade, source, message):
 @pytest.mark.parametrize(
     ("signature", "message"),
     [
+        ("", "no parameter for the response: call one `response`"),
         ("question, answer", "no parameter for the response: call one `response`"),
         ("question, ground_truth", "no parameter for the response"),
         ("predictions, labels", "`predictions` seems to be a list"),
@@ -275,6 +276,10 @@ def test_a_module_of_the_working_directory(tmp_path, monkeypatch):
         check_reward_function("python:pkg_of_rewards.scores:other")
     with Pool() as pool:
         assert pool.grade([Task(name, "so 7", "7")])[0].correct
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(grade):
+    assert grade("\ufeffdef f(response, truth): return 1\n").correct
 
 
 def test_a_failure_says_where_and_with_which_arguments(tmp_path):

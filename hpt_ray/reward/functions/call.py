@@ -35,6 +35,7 @@ RESPONSE_TOO = (
     *("generated_text", "model_output"),
 )
 MANY = re.compile("(response|prediction|predict|output|generation|candidate|answer|solution|text)s")
+NO_RESPONSE = "it has no parameter for the response: call one `response`"
 NOT_BY_POSITION = ("ground_truth", "prompt", "data_source", "extra_info", *PROMPT_TOO)
 
 _short = reprlib.Repr()
@@ -51,6 +52,8 @@ class Call:
         self._function = function
         signature = _signature(function)
         parameters = signature.parameters.values()
+        if not parameters:
+            raise LookupError(NO_RESPONSE)
         preset = getattr(function, "keywords", {})  # of a functools.partial
         named = {
             p.name: p
@@ -145,7 +148,7 @@ def _response_of(places: list[str], values: dict[str, Any], *, asks_prompt: bool
     clear = [name for name in free if name in RESPONSE_TOO]
     clear += [name for names in (free, places) for name in names if name not in GROUND_TRUTH_TOO]
     if not clear and (not places or (asks_prompt and len(places) == 1)):
-        raise LookupError("it has no parameter for the response: call one `response`")
+        raise LookupError(NO_RESPONSE)
     found = [*clear, *places][0]
     if MANY.fullmatch(found):
         raise LookupError(

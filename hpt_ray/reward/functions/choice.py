@@ -15,9 +15,9 @@ from typing import Any
 from hpt_ray.reward.functions.extract import (
     NO_ANSWER,
     after_thinking,
-    alternatives,
     answered,
     boxed_answer,
+    read_alternatives,
     unparsable,
 )
 from hpt_ray.types import RewardResult
@@ -37,7 +37,7 @@ _PHRASE = re.compile(
 
 def references(ground_truth: Any) -> list[str]:
     labels = []
-    for text in alternatives(ground_truth):
+    for text in read_alternatives(ground_truth):
         label = _label(text)
         if label is None:
             raise ValueError(f"the ground truth is no label of a choice (A to J, 1 to 9): {text[:60]!r}")

@@ -35,7 +35,7 @@ def check_python(argument: str) -> None:
         raise ValueError("a file and a function are needed")
     path = _file_of(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as Python reads it
         names = symtable.symtable(text, str(path), "exec").get_symbols()
     except SyntaxError as error:
         raise ValueError(f"{path}:{error.lineno} cannot be read as Python ({error.msg})") from error

@@ -5,6 +5,7 @@ Everything here is a pure function of strings and takes time linear in their len
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Iterable
@@ -39,6 +40,9 @@ _NO_LINK = re.compile(
     r"(?:actually|answer|are|but|correct|equivalently|final|finally|gives|hence|however|implies|instead|is|it"
     r"|means|no|not|now|should|so|that|then|therefore|this|thus|wait|was|we|which|wrong|yields)"
 )
+
+
+_WRITTEN_LIST = re.compile(r"""\s*\[\s*(["']).{1,10000}\1\s*\]\s*""", re.DOTALL)
 
 
 class _Box(NamedTuple):
@@ -156,6 +160,16 @@ def answered(answer: str, correct: bool, stage: str | None = None) -> RewardResu
 def unparsable(answer: str, detail: str) -> RewardResult:
     """The result on an answer that could not be read; `detail` says why."""
     return RewardResult(0.0, Outcome.UNPARSABLE, answer, detail)
+
+
+def read_alternatives(ground_truth: Any) -> list[str]:
+    """`alternatives`, also of a list that is written as a text, in JSON or Python: `["2", "3"]`, but not `[2, 3]`."""
+    if isinstance(ground_truth, str) and _WRITTEN_LIST.fullmatch(ground_truth):
+        try:
+            return alternatives(ast.literal_eval(ground_truth.strip()))
+        except (ValueError, SyntaxError):
+            pass
+    return alternatives(ground_truth)
 
 
 def alternatives(ground_truth: Any) -> list[str]:

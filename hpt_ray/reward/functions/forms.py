@@ -154,7 +154,7 @@ _OPERATOR = re.compile(
     r"\\(i{0,2}int|oint|sum|prod|coprod|lim|limsup|liminf|bigcup|bigcap|ldots)(?![a-zA-Z])"
     r"|\\frac\s*\{\s*(d|\\partial)(?![a-zA-Z]{2})(?:[^{}]|\{[^{}]*\})*\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z][^{}]*\}"
 )
-_ASIDE = re.compile(r"\\(?:text|mathrm)\{[^{}]*(?:\bnot\b|\bor\b[^{}\w]*[a-z]|(?<![\^a-zA-Z])\d)")
+_ASIDE = re.compile(r"\\(?:text|mathrm)\{[^{}]*(?:\bnot\b|\bor\b[^{}\w]*[a-zA-Z]|(?<![\^a-zA-Z])\d)")
 _DERIVATIVE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]\s*(?:'+|\^\s*\{?\s*(?:\\prime\s*)+\}?)")
 
 

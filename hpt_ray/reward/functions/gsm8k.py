@@ -16,9 +16,9 @@ from typing import Any
 from hpt_ray.reward.functions.extract import (
     NO_ANSWER,
     after_thinking,
-    alternatives,
     answered,
     boxed_answer,
+    read_alternatives,
     unparsable,
 )
 from hpt_ray.reward.functions.notation import THOUSANDS
@@ -34,7 +34,7 @@ MAX_DIGITS = 100  # longer ones are no answer to a word problem
 
 def references(ground_truth: Any) -> list[Decimal]:
     values = []
-    for text in alternatives(ground_truth):
+    for text in read_alternatives(ground_truth):
         value = _number(text.rpartition(_MARK)[2])
         if value is None:
             raise ValueError(f"the ground truth holds no number, or several: {text[:60]!r}")

@@ -19,9 +19,9 @@ from hpt_ray.reward.functions import equivalence, forms, intervals, units
 from hpt_ray.reward.functions.extract import (
     NO_ANSWER,
     after_thinking,
-    alternatives,
     answered,
     boxed_answer,
+    read_alternatives,
     unparsable,
 )
 from hpt_ray.reward.functions.notation import normalise, scientific
@@ -67,7 +67,7 @@ def _same_text(answer: str, reference: str) -> bool:
 
 def references(ground_truth: Any) -> list[str]:
     r"""The alternatives, out of their `\boxed{}`, normalised. Raises ValueError if one of them is empty."""
-    texts = [_reference(text) for text in alternatives(ground_truth)]
+    texts = [_reference(text) for text in read_alternatives(ground_truth)]
     if not all(texts):
         raise ValueError("the ground truth is empty")
     return texts
@@ -113,7 +113,7 @@ def make(argument: str) -> Callable[[str, Any], RewardResult]:
 
 
 def _of_same_unit(answer: str, ground_truth: Any) -> tuple[str, ...]:
-    spelled = map(_unboxed, alternatives(ground_truth))
+    spelled = map(_unboxed, read_alternatives(ground_truth))
     pairs = zip(references(ground_truth), spelled, strict=True)
     return tuple(text for text, whole in pairs if units.agree(answer, whole))
 

@@ -73,7 +73,7 @@ _SPELLED = {
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?\^ ?\{? ?\\circ ?\}?")
 _UNIT = (  # no second answer: `5\text{ or 6}`
-    r"(?<=[\d}]) ?\\%s\{(?! ?[aApP]\.? ?[mM]\.? ?\}|[^{}]*\b(?:and|or|not)\b)(?=[^{}]*[a-zA-Z])"
+    r"(?<=[\d}]) ?\\%s\{(?! ?[aApP]\.? ?[mM]\.? ?\}| ?\([A-J]\)|[^{}]*\b(?:and|or|not)\b)(?=[^{}]*[a-zA-Z])"
     r"(?:[^{}\d]|(?<=[\^a-z])\d)*\}(?:\^\{?\d\}?)?$"
 )
 _POWERS_OF_TEN = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -110,7 +110,7 @@ _REWRITES: list[tuple[str, re.Pattern[str], Any]] = [
         ("illion", _POWER_OF_TEN, _in_digits),
         ("color", r"\\(?:text)?color ?\{\w+\}", ""),
         ("pi", r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
-        ("exp", r"(?<![a-zA-Z\\])exp ?(?=\()", r"\\exp"),
+        ("(", r"(?<![a-zA-Z\\])(exp|ln|(?:arc)?(?:sin|cos|tan))(?= ?\()", r"\\\1"),  # log is of no known base
         ("nfinity", r"\\text\{ ?[iI]nfinity ?\}|(?<![a-zA-Z\\])[iI]nfinity(?![a-zA-Z])", r"\\infty "),
         ("\\", r"^\\(text|mathrm)\{ ?([-+]?[\d.,]*\d)(?= ?[a-zA-Z])", r"\2\\\1{"),  # \text{10 cm}
         ("^", r"(?<=[\d}]) ?(?:[ckm]?m|in|ft|yd|mi|units?|inches|feet) ?\^ ?\{?[23]\}?$", ""),  # 10 cm^2

@@ -16,7 +16,8 @@ mm millimeter millimetre | cm centimeter centimetre | m meter metre | km kilomet
 in inch inche | ft foot feet | yd yard | mi mile | mg milligram | g gram | kg kilogram | lb pound | oz ounce
 ml milliliter millilitre | l liter litre | gal gallon | s sec second | min minute | h hr hour | day | week | month
 yr year | dollar | cent | euro | sterling | degree | rad radian | km/h kph | mi/h mph | c celsius | f fahrenheit
-k kelvin | n newton | j joule | kj kilojoule | w watt | kw kilowatt | v volt | amp ampere | pa pascal | hz hertz
+k kelvin | n newton | j joule | kj kilojoule | w watt | kw kilowatt | v volt | amp ampere | pa pascal | kpa kilopascal
+hz hertz
 """
 _UNITS = {
     name: names.split()[0] for names in re.split(r"[|\n]", _SPELLINGS.strip()) for name in names.split()
