@@ -34,7 +34,8 @@ from transformers import AutoModelForCausalLM
 
 from hpt_ray.learner.attention import NAME as SEGMENTS
 from hpt_ray.learner.attention import Segments, segment_attention
-from hpt_ray.learner.logprobs import ScorerInput, TokenScorer, logprob_and_entropy
+from hpt_ray.learner.logprobs import TokenScorer, logprob_and_entropy
+from hpt_ray.learner.scorer_input import ScorerInput
 
 LIMIT_S = 420.0  # no part begins later
 SEED = 0

@@ -84,7 +84,7 @@ class BareLoop:
 
     def update(self, micro_batches: list[MicroBatch]) -> float:
         """One optimizer step; its seconds."""
-        from hpt_ray.learner.logprobs import ScorerInput
+        from hpt_ray.learner.scorer_input import ScorerInput
 
         begin = time.perf_counter()
         for micro_batch in micro_batches:

@@ -168,6 +168,16 @@ def placement(config: Config) -> Iterator[str]:
             f"`learner.num_gpus` is {learner.num_gpus:g}, but one rank uses at most one GPU: set it to 1 "
             "and raise `learner.num_ranks`."
         )
+    if learner.num_ranks % learner.sequence_parallel:
+        yield (
+            f"`learner.sequence_parallel` ({learner.sequence_parallel}) must divide `learner.num_ranks` "
+            f"({learner.num_ranks}), for so many ranks share each micro-batch: change one of the two."
+        )
+    if learner.sequence_parallel > 1 and config.model.attention != "segments":
+        yield (
+            f"`learner.sequence_parallel` needs `model.attention=segments`, the default; {config.model.attention} "
+            "would see one rank's tokens alone."
+        )
     wanted = rollout.tensor_parallel
     if rollout.num_gpus and wanted > 1 and rollout.num_gpus != wanted:
         yield (

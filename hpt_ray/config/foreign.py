@@ -149,6 +149,8 @@ _ROWS = {
     ("observe.trackers", "write observe.trackers=[wandb]"): "use_wandb",
     ("learner.num_ranks", "with learner.num_gpus=1; engines are rollout.num_workers"): "num_gpus nproc_per_node",
     ("learner.num_ranks", "of all nodes together, with learner.num_gpus=1"): "actor_num_gpus_per_node actor_num_nodes",
+    ("learner.sequence_parallel", "a divisor of learner.num_ranks, which counts all ranks"):
+        "ulysses_sequence_parallel_size context_parallel_size ring_attn_size",
     # verl
     ("model.config_overrides", ""): "actor_rollout_ref.model.override_config",
     ("updates_per_step", "the number of mini-batches: prompts_per_step / ppo_mini_batch_size"):

@@ -209,6 +209,9 @@ class LearnerConfig:
         "DeepSpeed ZeRO stage: 1 shards optimizer state, 2 gradients too (exchanged in every micro-batch), 3 "
         "weights too, 0 nothing.",
     )
+    sequence_parallel: int = key(
+        1, "Ranks that share each micro-batch (Ulysses), for long samples. See docs/placement.md.", minimum=1
+    )
     offload_optimizer: bool = key(False, "Keep optimizer state in host memory (ZeRO 1 to 3).")
     learning_rate: float = key(5e-6, "Peak learning rate of AdamW.")
     schedule: str = key(

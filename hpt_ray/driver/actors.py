@@ -332,6 +332,7 @@ async def learner_of(phase: PreparedPhase, actors: Actors, *, begins: bool) -> L
         critic=actors.critic if phase.estimator.needs_values else None,
         updates_per_step=config.updates_per_step,
         recompute_old_logprobs=config.learner.recompute_old_logprobs,
+        sequence_parallel=config.learner.sequence_parallel,
     )
 
 

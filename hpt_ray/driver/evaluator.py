@@ -51,5 +51,6 @@ class Evaluator:
             values |= await self._sets.demonstration_losses(
                 actors.learners,
                 max_tokens_per_micro_batch=phase.config.max_tokens_per_micro_batch,
+                sequence_parallel=phase.config.learner.sequence_parallel,
             )
         return {**values, "time/evaluation_s": time.perf_counter() - begin}, groups

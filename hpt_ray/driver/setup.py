@@ -303,6 +303,11 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             f"with learner.lora the ranks score the KL in the reward beside the critic: set critic.num_ranks "
             f"({critics}) to learner.num_ranks ({ranks}), algorithm.kl_in=loss, or a reference.path."
         )
+    if estimator.needs_values and critics % (sharing := config.learner.sequence_parallel):
+        raise UserError(
+            f"critic.num_ranks ({critics}) must be a multiple of learner.sequence_parallel ({sharing}): so many of "
+            "them share each micro-batch, as the learner's ranks do."
+        )
     if estimator.needs_values and config.critic.num_gpus > 1:
         raise UserError(
             f"critic.num_gpus is {config.critic.num_gpus:g}, but one rank uses at most one GPU: set it to 1 "

@@ -68,7 +68,7 @@ class EvalSets:
         }, groups
 
     async def demonstration_losses(
-        self, learners: ActorGroup, *, max_tokens_per_micro_batch: int
+        self, learners: ActorGroup, *, max_tokens_per_micro_batch: int, sequence_parallel: int = 1
     ) -> dict[str, float]:
         """`eval/<set>/demonstration_loss`: mean −log π over the tokens of the set's demonstrations.
 
@@ -80,6 +80,7 @@ class EvalSets:
                 num_ranks=len(learners),
                 max_tokens_per_micro_batch=max_tokens_per_micro_batch,
                 dummy=dummy_micro_batch(0),
+                sequence_parallel=sequence_parallel,
             )
             for prompt in prompts:
                 if prompt.demonstration is not None:
@@ -88,7 +89,8 @@ class EvalSets:
             for micro_batches in packer.last_rounds():
                 refs = learners.send_each("logprobs", [(micro_batch,) for micro_batch in micro_batches])
                 logprobs = await learners.wait(refs, "score demonstrations", self.timeout_s)
-                for micro_batch, (logprob, _) in zip(micro_batches, logprobs, strict=True):
+                scored = list(zip(micro_batches, logprobs, strict=True))
+                for micro_batch, (logprob, _) in scored[::sequence_parallel]:
                     if not micro_batch.is_dummy:
                         total -= float(logprob.astype(np.float64).sum())
                         count += len(logprob)

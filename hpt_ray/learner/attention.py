@@ -25,6 +25,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from hpt_ray.algorithms.batch import on_device
+from hpt_ray.learner.sequence_parallel import ALONE, SequenceRanks
 
 NAME = "segments"
 # A sample joins a block if it is at most this share, or this many tokens, shorter than the longest there:
@@ -53,11 +54,16 @@ class Segments:
 
     lengths: np.ndarray
     device: torch.device | str
+    ranks: SequenceRanks = ALONE
 
     @classmethod
-    def from_lengths(cls, sample_lengths: np.ndarray, device: torch.device | str = "cpu") -> Segments:
-        """`sample_lengths` [samples]: tokens of each sample, in packed order."""
-        return cls(np.asarray(sample_lengths, np.int64), device)
+    def from_lengths(
+        cls, sample_lengths: np.ndarray, device: torch.device | str = "cpu", ranks: SequenceRanks = ALONE
+    ) -> Segments:
+        """`sample_lengths` [samples]: tokens of each sample, in packed order. Padding is one more of them."""
+        lengths = np.asarray(sample_lengths, np.int64)
+        padding = ranks.padding(int(lengths.sum()))
+        return cls(np.append(lengths, padding) if padding else lengths, device, ranks)
 
     @cached_property
     def bounds(self) -> torch.Tensor:
@@ -110,11 +116,32 @@ def segment_attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, heads, T, d], key and value [1, kv_heads, T, d].
 
-    Returns [1, T, heads, d]. `sliding_window`: tokens that one sees, itself included. `softcap`: scores s become
-    softcap · tanh(s / softcap). `s_aux` [heads]: the score of a sink, which takes weight and gives nothing.
+    Returns [1, T, heads, d]. Ranks that share a micro-batch give and get their slice of the T tokens.
+    `sliding_window`: tokens that one sees, itself included. `softcap`: scores s become softcap · tanh(s / softcap).
+    `s_aux` [heads]: the score of a sink, which takes weight and gives nothing.
     """
-    groups = query.shape[1] // key.shape[1]
+    ranks = segments.ranks
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
+    if ranks.size > 1:
+        query, key, value = (ranks.to_heads(x) for x in (query, key, value))
+        s_aux = None if s_aux is None else s_aux.chunk(ranks.size)[ranks.rank]
+    out = _attend(query, key, value, segments, scaling, dropout, sliding_window, softcap, s_aux)
+    return (ranks.to_tokens(out) if ranks.size > 1 else out).unsqueeze(0), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
+) -> torch.Tensor:
+    """[T, heads, d] of query [T, heads, d], key and value [T, kv_heads, d]."""
+    groups = query.shape[1] // key.shape[1]
     if dropout == 0 and softcap is None and s_aux is None and has_kernel(query, value):
         longest = int(segments.lengths.max())
         back = -1 if sliding_window is None else sliding_window - 1
@@ -131,7 +158,7 @@ def segment_attention(
             enable_gqa=groups > 1,
         )
         assert isinstance(out, torch.Tensor)
-        return out.unsqueeze(0), None
+        return out
     parts, places = [], []
     for block in segments.blocks:
         longest = block.gather.shape[1]
@@ -155,8 +182,7 @@ def segment_attention(
             )
         parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, block.flat))
         places.append(block.packed)
-    out = torch.empty_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
-    return out.unsqueeze(0), None
+    return torch.empty_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
 
 
 def has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:

@@ -19,9 +19,11 @@ from hpt_ray.cluster.meeting import Meeting, open_meeting
 from hpt_ray.cluster.process import importing, memory_mb, prepare_process
 from hpt_ray.config.schema import LearnerConfig, ModelConfig
 from hpt_ray.errors import failures_of
+from hpt_ray.types import MicroBatch
 
 if TYPE_CHECKING:
     from hpt_ray.learner.deepspeed_state import LocalState
+    from hpt_ray.learner.scorer_input import ScorerInput
 
 # DeepSpeed's own calls unpickle whatever a file names; this goes before them (`unpickling.only`).
 TENSORS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
@@ -114,6 +116,7 @@ class RankWorker(Generic[Spec]):
             from hpt_ray.learner import random_state
             from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
             from hpt_ray.learner.lora import add_adapters
+            from hpt_ray.learner.sequence_parallel import check_model, make_sequence_ranks
 
         spec = self._spec
         torch.set_num_threads(max(1, int(spec.learner.num_cpus)))
@@ -126,7 +129,11 @@ class RankWorker(Generic[Spec]):
             gpu=self._gpu,
             timeout_s=spec.learner.timeout_s,
         )
+        self._sequence = make_sequence_ranks(
+            spec.learner.sequence_parallel, secret=meeting.secret, timeout_s=spec.learner.timeout_s
+        )
         module = self._module()
+        check_model(module.model, self._sequence.size)
         if spec.learner.lora.rank:
             add_adapters(module.model, spec.learner.lora, seed=spec.seed)
         if spec.learner.gradient_checkpointing:
@@ -137,6 +144,14 @@ class RankWorker(Generic[Spec]):
         )
 
     # -- training ----------------------------------------------------------------------------------
+
+    def _input(self, micro_batch: MicroBatch, temperature: float) -> ScorerInput:
+        """What this rank runs its model on."""
+        from hpt_ray.learner.scorer_input import ScorerInput
+
+        return ScorerInput.from_micro_batch(
+            micro_batch, temperature=temperature, device=self._engine.device, ranks=self._sequence
+        )
 
     def step(self, learning_rate: float) -> UpdateReport:
         """Reduce, clip, step; what the micro-batches since the last step came to. Collective."""

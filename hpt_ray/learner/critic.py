@@ -64,7 +64,7 @@ class CriticWorker(RankWorker[CriticSpec]):
             )
             loss = clipped_value_loss(values, old, returns, self._spec.value_clip)
             self._engine.backward((scales * loss).sum())
-            if not micro_batch.is_dummy:
+            if not (micro_batch.is_dummy or self._sequence.rank):
                 self._at_step(self._count, loss.detach().sum(), loss.numel())
                 self._report.num_tokens += micro_batch.num_tokens
 
@@ -72,8 +72,4 @@ class CriticWorker(RankWorker[CriticSpec]):
         self._report.count("critic/value_loss", float(loss), num_tokens)
 
     def _forward(self, micro_batch: MicroBatch) -> Any:
-        from hpt_ray.learner.logprobs import ScorerInput
-
-        return self._engine.forward(
-            ScorerInput.from_micro_batch(micro_batch, temperature=1.0, device=self._engine.device)
-        )
+        return self._engine.forward(self._input(micro_batch, temperature=1.0))

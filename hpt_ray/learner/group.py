@@ -35,7 +35,8 @@ class LearnerGroup:
     A step is `updates_per_step` updates. Samples of a later update may be added ahead of time; they wait.
     With `recompute_old_logprobs` they must be added before the step's first `finish`: they are scored with the
     weights before it, which are π_old for the whole step. `reference` has the frozen policy: workers of its own, or
-    `ranks` themselves where they train adapters.
+    `ranks` themselves where they train adapters. `sequence_parallel` ranks in a row, of the critic too, share each
+    micro-batch, and the first of them reports on it.
     """
 
     def __init__(
@@ -50,12 +51,13 @@ class LearnerGroup:
         critic: ActorGroup | None = None,
         updates_per_step: int = 1,
         recompute_old_logprobs: bool = False,
+        sequence_parallel: int = 1,
     ):
         self.ranks, self.critic = ranks, critic
         self._estimator, self._batch, self._timeout_s = estimator, batch, timeout_s
         self._max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self._all_reference, self._updates_per_step = reference, updates_per_step
-        self._recompute = recompute_old_logprobs
+        self._recompute, self._sequence_parallel = recompute_old_logprobs, sequence_parallel
         self._scoring: SampleScoring | None = None
         self._own_scoring: SampleScoring | None = None
         self.reset()
@@ -69,13 +71,23 @@ class LearnerGroup:
         for scoring in (self._scoring, self._own_scoring):
             if scoring is not None:
                 scoring.cancel()
-        tokens = self._max_tokens_per_micro_batch
-        dummy = dummy_micro_batch(len(self._estimator.terms))
-        self._packer = Packer(num_ranks=len(self.ranks), max_tokens_per_micro_batch=tokens, dummy=dummy)
-        make = partial(SampleScoring, max_tokens_per_micro_batch=tokens, timeout_s=self._timeout_s)
+        tokens, sharing = self._max_tokens_per_micro_batch, self._sequence_parallel
+        self._packer = Packer(
+            num_ranks=len(self.ranks),
+            max_tokens_per_micro_batch=tokens,
+            dummy=dummy_micro_batch(len(self._estimator.terms)),
+            sequence_parallel=sharing,
+        )
+        make = partial(
+            SampleScoring,
+            max_tokens_per_micro_batch=tokens,
+            timeout_s=self._timeout_s,
+            sequence_parallel=sharing,
+        )
         reference = None
-        if self._all_reference is not None:
-            reference = ReferenceScores(self._all_reference, of_learner=self._all_reference is self.ranks)
+        if (all_reference := self._all_reference) is not None:
+            is_own = all_reference is self.ranks
+            reference = ReferenceScores(all_reference, of_learner=is_own, sequence_parallel=sharing)
         if needs_scores(self._estimator):
             before = needs_reference_scores(self._estimator)
             self._scoring = make(critic=self.critic, reference=reference if before else None)

@@ -27,11 +27,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from hpt_ray.algorithms.batch import on_device
 from hpt_ray.learner.architectures import rule_of
-from hpt_ray.learner.attention import NAME as SEGMENTS
-from hpt_ray.learner.attention import Segments
-from hpt_ray.types import MicroBatch
+from hpt_ray.learner.scorer_input import ScorerInput
 
 # Logits of one tile. On a CPU it should stay in the cache (4 MiB in float32); a GPU has to be kept busy.
 TILE_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 23}
@@ -281,61 +278,12 @@ def _at(tensor: Tensor | None, where: slice) -> Tensor | None:
     return None if tensor is None else tensor[where]
 
 
-@dataclass(frozen=True)
-class ScorerInput:
-    """A micro-batch as tensors. T tokens, R of them response tokens.
-
-    `token_ids`, `position_ids` [1, T]; `before` [R]: the position that predicts each response token;
-    `targets` [R]: the response tokens; `temperature` [R]: of the distribution they are scored under.
-    """
-
-    token_ids: Tensor
-    position_ids: Tensor
-    before: Tensor
-    targets: Tensor
-    temperature: Tensor
-    segments: Segments
-
-    @classmethod
-    def from_micro_batch(
-        cls, micro_batch: MicroBatch, *, temperature: float, device: torch.device | str
-    ) -> ScorerInput:
-        """Rollouts are scored at the temperature they were sampled at, demonstrations at 1."""
-        ends, lengths = np.cumsum(micro_batch.sample_lengths), micro_batch.response_lengths
-        positions = np.concatenate(
-            [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-        )
-        per_sample = np.where(micro_batch.is_demo, 1.0, temperature).astype(np.float32)
-
-        return cls(
-            token_ids=on_device(micro_batch.token_ids, device, torch.long)[None],
-            position_ids=on_device(micro_batch.position_ids, device, torch.long)[None],
-            before=on_device(positions - 1, device, torch.long),
-            targets=on_device(micro_batch.token_ids[positions], device, torch.long),
-            temperature=on_device(np.repeat(per_sample, lengths), device, torch.float32),
-            segments=Segments.from_lengths(micro_batch.sample_lengths, device),
-        )
-
-    def hidden_before(self, model: PreTrainedModel) -> Tensor:
-        """`model`'s last hidden state [R, H] at the position before each response token."""
-        # The packed kernels of transformers read the samples off the positions; ours is told.
-        packed = {"segments": self.segments} if model.config._attn_implementation == SEGMENTS else {}
-        hidden = model.base_model(
-            input_ids=self.token_ids, position_ids=self.position_ids, use_cache=False, **packed
-        ).last_hidden_state[0]
-        return hidden.index_select(0, self.before)
-
-
 def score(
-    scorer: Callable[[ScorerInput], tuple[Tensor, Tensor]],
-    micro_batch: MicroBatch,
-    *,
-    temperature: float,
-    device: torch.device | str,
+    scorer: Callable[[ScorerInput], tuple[Tensor, Tensor]], samples: ScorerInput
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log π and entropy [R] float32 of the micro-batch's response tokens by a `TokenScorer`, forward only."""
+    """log π and entropy [R] float32 of a micro-batch's response tokens by a `TokenScorer`, forward only."""
     with torch.no_grad():
-        found = scorer(ScorerInput.from_micro_batch(micro_batch, temperature=temperature, device=device))
+        found = scorer(samples)
     logprob, entropy = (numbers.float().cpu().numpy() for numbers in found)
     return logprob, entropy
 
@@ -356,12 +304,14 @@ class TokenScorer(torch.nn.Module):
         self.head = LogProbHead(layer, self._softcap) if type(layer) is torch.nn.Linear else None
 
     def forward(self, samples: ScorerInput, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
-        """log π_θ [R] and entropy of π_θ [R], float32; the entropy is detached unless asked for."""
+        """log π_θ [R] and entropy of π_θ [R] of the whole micro-batch, float32; the entropy is detached unless
+        asked for.
+        """
         head = self._score_in_chunks if self.head is None else self.head
         hidden = samples.hidden_before(self.model)
         temperature = samples.temperature / self._scale
         logprob, entropy = head(hidden, samples.targets, temperature, entropy_grad)
-        return logprob.float(), entropy.float()
+        return samples.of_all(logprob.float()), samples.of_all(entropy.float())
 
     def _score_in_chunks(
         self, hidden: Tensor, targets: Tensor, temperature: Tensor, entropy_grad: bool

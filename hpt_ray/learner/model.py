@@ -28,7 +28,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data.model_folder import no_weights
 from hpt_ray.errors import UserError, in_one_line
-from hpt_ray.learner.logprobs import ScorerInput  # which registers attention `segments`
+from hpt_ray.learner.scorer_input import ScorerInput  # which registers attention `segments`
 
 # Everything of a model folder that is not weights travels to its exports as it is.
 SIDE_FILES = (
@@ -187,4 +187,4 @@ class ValueScorer(torch.nn.Module):
 
     def forward(self, samples: ScorerInput) -> torch.Tensor:
         """V [R] float32 of the prefix that each response token continues."""
-        return self.model.score(samples.hidden_before(self.model)).squeeze(-1).float()
+        return samples.of_all(self.model.score(samples.hidden_before(self.model)).squeeze(-1).float())

@@ -1,9 +1,10 @@
 """Samples to micro-batches, micro-batches to ranks, and there to their share of the step's loss.
 
 A micro-batch holds at most `max_tokens_per_micro_batch` tokens of whole samples, laid end to end. Micro-batches
-leave in rounds of one per rank, because some ZeRO stages run their forward passes in lockstep; a round that
-cannot be filled is completed with dummies that add exactly nothing. Since every sample already carries
-its share of 1/Z, how samples fall into micro-batches, rounds and ranks does not change the gradient.
+leave in rounds of one per rank (or per `learner.sequence_parallel` ranks, which share it), because some ZeRO stages
+run their forward passes in lockstep; a round that cannot be filled is completed with dummies that add exactly
+nothing. Since every sample already carries its share of 1/Z, how samples fall into micro-batches, rounds and ranks
+does not change the gradient.
 `micro_batch_loss` is the only place where micro-batches meet the estimator.
 """
 
@@ -68,10 +69,20 @@ def dummy_micro_batch(num_terms: int) -> MicroBatch:
 
 
 class Packer:
-    """Collects weighed samples and gives them out as rounds of one micro-batch per rank."""
+    """Collects weighed samples and gives them out as rounds of one micro-batch per rank.
 
-    def __init__(self, *, num_ranks: int, max_tokens_per_micro_batch: int, dummy: MicroBatch):
-        self._num_ranks = num_ranks
+    `sequence_parallel` ranks in a row share theirs: a round has the same one for each of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_ranks: int,
+        max_tokens_per_micro_batch: int,
+        dummy: MicroBatch,
+        sequence_parallel: int = 1,
+    ):
+        self._num_bins, self._sequence_parallel = num_ranks // sequence_parallel, sequence_parallel
         self._budget = max_tokens_per_micro_batch
         self._dummy = dummy
         self._waiting: list[WeightedSample] = []
@@ -90,7 +101,7 @@ class Packer:
 
     def full_rounds(self) -> Iterator[list[MicroBatch]]:
         """Rounds that the waiting samples fill."""
-        while self._waiting_tokens >= self._num_ranks * self._budget:
+        while self._waiting_tokens >= self._num_bins * self._budget:
             yield self._round()
 
     def last_rounds(self) -> Iterator[list[MicroBatch]]:
@@ -100,22 +111,23 @@ class Packer:
         self.rounds_out = 0
 
     def _round(self) -> list[MicroBatch]:
-        """One micro-batch per rank from the longest waiting samples first, each to the rank with fewest tokens."""
+        """Micro-batches from the longest waiting samples first, each to the one with fewest tokens."""
         order = sorted(range(len(self._waiting)), key=lambda i: (-self._waiting[i].num_tokens, i))
-        bins: list[list[WeightedSample]] = [[] for _ in range(self._num_ranks)]
-        loads = [0] * self._num_ranks
+        bins: list[list[WeightedSample]] = [[] for _ in range(self._num_bins)]
+        loads = [0] * self._num_bins
         taken = set()
         for i in order:
-            rank = min(range(self._num_ranks), key=loads.__getitem__)
+            least = min(range(self._num_bins), key=loads.__getitem__)
             size = self._waiting[i].num_tokens
-            if loads[rank] + size <= self._budget:
-                bins[rank].append(self._waiting[i])
-                loads[rank] += size
+            if loads[least] + size <= self._budget:
+                bins[least].append(self._waiting[i])
+                loads[least] += size
                 taken.add(i)
         self._waiting = [sample for i, sample in enumerate(self._waiting) if i not in taken]
         self._waiting_tokens -= sum(loads)
         self.rounds_out += 1
-        return [make_micro_batch(samples) if samples else self._dummy for samples in bins]
+        made = [make_micro_batch(samples) if samples else self._dummy for samples in bins]
+        return [micro_batch for micro_batch in made for _ in range(self._sequence_parallel)]
 
 
 def micro_batch_loss(

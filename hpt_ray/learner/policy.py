@@ -67,13 +67,10 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         """
         import torch
 
-        from hpt_ray.learner.logprobs import ScorerInput
         from hpt_ray.learner.packing import micro_batch_loss
 
         with self._span("backward"):
-            samples = ScorerInput.from_micro_batch(
-                micro_batch, temperature=self._spec.temperature, device=self._engine.device
-            )
+            samples = self._input(micro_batch, self._spec.temperature)
             estimator = self._spec.estimator
             logprob, entropy = self._engine.forward(samples, entropy_grad=estimator.entropy_coef != 0)
             ref_logprobs = None if reference is None else reference[0]
@@ -84,7 +81,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
                 estimator, micro_batch, logprob, entropy, old_logprobs, ref_logprobs
             )
             self._engine.backward(loss)
-            if micro_batch.is_dummy:
+            if micro_batch.is_dummy or self._sequence.rank:
                 return
             self._report.num_tokens += micro_batch.num_tokens
             self._at_step(self._count, stats, loss.detach())
@@ -109,11 +106,8 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         """log π_θ and entropy [R] of the micro-batch's response tokens, forward only. Collective under ZeRO 3."""
         from hpt_ray.learner.logprobs import score
 
-        engine = self._engine
         with self._span("score"):
-            return score(
-                engine.forward, micro_batch, temperature=self._spec.temperature, device=engine.device
-            )
+            return score(self._engine.forward, self._input(micro_batch, self._spec.temperature))
 
     def reference_logprobs(self, micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
         """The same of the policy as training started, which this one is without its adapters. Collective as that."""

@@ -51,16 +51,22 @@ class ReferenceWorker:
     def logprobs(self, micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
         """log π_ref and its entropy [R] on the micro-batch's response tokens, float32."""
         from hpt_ray.learner.logprobs import score
+        from hpt_ray.learner.scorer_input import ScorerInput
 
         self.start()  # a scorer that Ray has started again is asked at once
-        return score(self._scorer, micro_batch, temperature=self._spec.temperature, device=self._device)
+        temperature = self._spec.temperature
+        samples = ScorerInput.from_micro_batch(micro_batch, temperature=temperature, device=self._device)
+        return score(self._scorer, samples)
 
 
 class ReferenceScores:
-    """Who is asked: workers of its own, in turns, or all ranks of a learner together, with their adapters off."""
+    """Who is asked: workers of its own, in turns, or all ranks of a learner together, with their adapters off.
 
-    def __init__(self, actors: ActorGroup, *, of_learner: bool):
-        self._actors, self._of_learner = actors, of_learner
+    Of learner ranks `sequence_parallel` in a row share a micro-batch, which a worker scores for all of them.
+    """
+
+    def __init__(self, actors: ActorGroup, *, of_learner: bool, sequence_parallel: int = 1):
+        self._actors, self._of_learner, self._sequence_parallel = actors, of_learner, sequence_parallel
         self._turn = itertools.count()
 
     @property
@@ -69,13 +75,13 @@ class ReferenceScores:
         return len(self._actors) if self._of_learner else 1
 
     def send(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[Any], list[str]]:
-        """References to log π_ref and entropy of each micro-batch, and the names of those who score it."""
+        """References to log π_ref and entropy for each rank's micro-batch, and the names of those who score it."""
         if self._of_learner:
             arguments = [(micro_batch,) for micro_batch in micro_batches]
             return self._actors.send_each("reference_logprobs", arguments), self._actors.names
-        turns = [next(self._turn) % len(self._actors) for _ in micro_batches]
-        scores = [
-            self._actors.actors[turn].logprobs.remote(micro_batch)
-            for turn, micro_batch in zip(turns, micro_batches, strict=True)
-        ]
-        return scores, [self._actors.names[turn] for turn in turns]
+        scores, names = [], []
+        for micro_batch in micro_batches[:: self._sequence_parallel]:
+            turn = next(self._turn) % len(self._actors)
+            scores += [self._actors.actors[turn].logprobs.remote(micro_batch)] * self._sequence_parallel
+            names += [self._actors.names[turn]] * self._sequence_parallel
+        return scores, names

@@ -84,17 +84,19 @@ class SampleScoring:
         reference: ReferenceScores | None = None,
         max_tokens_per_micro_batch: int,
         timeout_s: float,
+        sequence_parallel: int = 1,
     ):
         assert critic is None or policy is None
         self._critic, self._policy, self._reference = critic, policy, reference
-        self._timeout_s = timeout_s
-        together = next((len(ranks) for ranks in (critic, policy) if ranks is not None), 1)
+        self._timeout_s, self._sequence_parallel = timeout_s, sequence_parallel
+        together = next((len(ranks) for ranks in (critic, policy) if ranks is not None), sequence_parallel)
         if reference is not None:
             together = max(together, reference.num_together)
         self._packer = Packer(
             num_ranks=together,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             dummy=dummy_micro_batch(0),
+            sequence_parallel=sequence_parallel,
         )
         self._samples: list[tuple[Sample, _Prompt]] = []
         self._prompts: deque[_Prompt] = deque()  # those that have not gone on
@@ -181,7 +183,7 @@ class SampleScoring:
         for field, micro_batch in itertools.product(asked, scored):
             found = next(results)
             micro_batch.tell(field, found if field == "values" else found[0])  # log-probs come with entropies
-        for micro_batch in scored:
+        for micro_batch in scored[:: self._sequence_parallel]:
             for prompt in micro_batch.prompts:
                 prompt.unscored -= 1
         self._hand_on()

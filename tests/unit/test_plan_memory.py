@@ -22,8 +22,9 @@ from hpt_ray.config.schema import LearnerConfig
 from hpt_ray.data.mini.model import create_model, model_config
 from hpt_ray.learner.attention import Segments
 from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
-from hpt_ray.learner.logprobs import ScorerInput, TokenScorer
+from hpt_ray.learner.logprobs import TokenScorer
 from hpt_ray.learner.lora import add_adapters
+from hpt_ray.learner.scorer_input import ScorerInput
 from hpt_ray.tools.plan.memory import layer_bytes, training_states
 from hpt_ray.tools.plan.shape import shape_of
 
@@ -214,6 +215,8 @@ def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recomp
         targets=ids[before + 1],
         temperature=torch.ones(len(before)),
         segments=Segments.from_lengths(lengths),
+        responses=slice(0, len(before)),
+        num_responses=len(before),
     )
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, torch.Tensor] = {}

@@ -14,8 +14,9 @@ import hpt_ray.learner.logprobs as logprob_module
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.errors import UserError
 from hpt_ray.learner.architectures import ARCHITECTURES, ArchitectureRule, rule_of
-from hpt_ray.learner.logprobs import ScorerInput, TokenScorer
+from hpt_ray.learner.logprobs import TokenScorer
 from hpt_ray.learner.packing import WeightedSample, make_micro_batch
+from hpt_ray.learner.scorer_input import ScorerInput
 from hpt_ray.types import MicroBatch, Sample
 
 VOCABULARY = 82

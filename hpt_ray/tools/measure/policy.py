@@ -16,10 +16,11 @@ from transformers import GenerationConfig
 
 from hpt_ray.config.schema import Config
 from hpt_ray.data.template import Template
-from hpt_ray.learner.logprobs import ScorerInput, TokenScorer, score
+from hpt_ray.learner.logprobs import TokenScorer, score
 from hpt_ray.learner.model import load_policy
 from hpt_ray.learner.packing import WeightedSample, make_micro_batch
-from hpt_ray.types import FinishReason, MicroBatch, Prompt, Rollout, Sample
+from hpt_ray.learner.scorer_input import ScorerInput
+from hpt_ray.types import FinishReason, Prompt, Rollout, Sample
 
 MOST_ROWS = 256  # responses that are sampled together
 NO_TERMS = np.zeros((0, 1)), np.zeros(0)
@@ -39,10 +40,12 @@ class Policy:
 
     def score(self, samples: Sequence[Sample], entropy_grad: bool) -> tuple[Tensor, Tensor]:
         """log π_θ and entropy of all response tokens, with gradient."""
-        packed = ScorerInput.from_micro_batch(
-            _micro_batch(samples), temperature=self._config.rollout.temperature, device=self._device
-        )
-        return self._scorer(packed, entropy_grad)
+        return self._scorer(self._packed(samples), entropy_grad)
+
+    def _packed(self, samples: Sequence[Sample]) -> ScorerInput:
+        micro_batch = make_micro_batch([WeightedSample(sample, *NO_TERMS) for sample in samples])
+        temperature = self._config.rollout.temperature
+        return ScorerInput.from_micro_batch(micro_batch, temperature=temperature, device=self._device)
 
     def sample(self, prompt: Prompt, count: int, seed: str) -> list[Rollout]:
         """`count` responses with the policy's log-probs; the same ones for the same seed."""
@@ -88,9 +91,7 @@ class Policy:
             )
             for response in responses
         ]
-        logprobs, _ = score(
-            self._scorer, _micro_batch(samples), temperature=rollout.temperature, device=self._device
-        )
+        logprobs, _ = score(self._scorer, self._packed(samples))
         parts = np.split(logprobs, np.cumsum([len(response) for response in responses])[:-1])
         return [
             Rollout(
@@ -110,7 +111,3 @@ def _until_stop(row: np.ndarray, stops: Sequence[int]) -> np.ndarray:
     """What comes before the padding, with the token that ends the response."""
     (ends,) = np.isin(row, stops).nonzero()
     return row[: ends[0] + 1] if len(ends) else row
-
-
-def _micro_batch(samples: Sequence[Sample]) -> MicroBatch:
-    return make_micro_batch([WeightedSample(sample, *NO_TERMS) for sample in samples])

@@ -210,12 +210,13 @@ def _advice(config: Config, kind: str, term: str) -> str:
             return "set `learner.gradient_checkpointing`, or lower `max_tokens_per_micro_batch`"
         case "activations":
             tokens = config.max_tokens_per_micro_batch
-            return f"lower `max_tokens_per_micro_batch` ({tokens}), which must hold one sample"
+            shared = "" if kind == "reference" else ", or let ranks share it: `learner.sequence_parallel`"
+            return f"lower `max_tokens_per_micro_batch` ({tokens}), which must hold one sample{shared}"
         case "buckets" | "buffers":
             return "lower `learner.deepspeed.zero_optimization.reduce_bucket_size`"
     return {
         "copies": "set `checkpoint.in_memory_every` to 0",
-        "logprobs": "lower `max_tokens_per_micro_batch`",
+        "logprobs": "lower `max_tokens_per_micro_batch`, or let ranks share it: `learner.sequence_parallel`",
         "KV cache": "lower `rollout.gpu_memory_utilization`, or, where one sample does not fit, "
         "`data.max_response_tokens`",
         "work space": "lower `rollout.max_num_seqs`",

@@ -4,7 +4,8 @@ In: the configuration and a `ModelShape`. Out: a `GroupMemory` per group: the te
 at the fullest moment, and the host memory beside them.
 
 What the terms count was measured on live engines and is checked in tests/unit/test_plan_memory.py; b are the
-bytes of a number (`model.dtype`), P parameters, R ranks, T `max_tokens_per_micro_batch`:
+bytes of a number (`model.dtype`), P parameters, R ranks, T `max_tokens_per_micro_batch` over
+`learner.sequence_parallel`:
 
     weights       b·P; ZeRO 3: b·P/R, and at most 10⁹ gathered numbers
     optimizer     master weights and two moments, 12·P/R (float32 and ZeRO 0: 8·P); ZeRO 3: 16·P/R, its gradient
@@ -190,7 +191,7 @@ def activation_bytes(config: Config, shape: ModelShape) -> float:
     border = width_of(config) * shape.width  # the hidden states between two layers
     recomputes = config.learner.gradient_checkpointing
     kept = shape.num_layers * border + layer if recomputes else shape.num_layers * layer
-    return config.max_tokens_per_micro_batch * (kept + 3 * width_of(config) * shape.mlp_width)
+    return _tokens(config) * (kept + 3 * width_of(config) * shape.mlp_width)
 
 
 def layer_bytes(shape: ModelShape, number: int) -> float:
@@ -201,7 +202,12 @@ def layer_bytes(shape: ModelShape, number: int) -> float:
 
 def _hidden_bytes(config: Config, shape: ModelShape) -> float:
     """The last hidden states of a micro-batch, and their gradient in float32."""
-    return config.max_tokens_per_micro_batch * shape.width * (4 + width_of(config))
+    return _tokens(config) * shape.width * (4 + width_of(config))
+
+
+def _tokens(config: Config) -> int:
+    """Of a full micro-batch, those of one rank."""
+    return ceil(config.max_tokens_per_micro_batch / config.learner.sequence_parallel)
 
 
 def rollout_memory(config: Config, shape: ModelShape) -> GroupMemory:

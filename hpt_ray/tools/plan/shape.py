@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
 
 from hpt_ray.config.lora import LoRAConfig
 from hpt_ray.config.schema import ModelConfig
@@ -85,7 +92,13 @@ NAMED: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def find_shape(model: ModelConfig, path: str) -> ModelShape | None:
-    """The shape of the model at `path` (a folder, a `mini:` or a Hub name), with `model.config_overrides`.
+    """The shape of the model that `find_config` finds."""
+    config = find_config(model, path)
+    return None if config is None else shape_of(config, trust_remote_code=model.trust_remote_code)
+
+
+def find_config(model: ModelConfig, path: str) -> PreTrainedConfig | None:
+    """That of the model at `path` (a folder, a `mini:` or a Hub name), with `model.config_overrides`.
 
     None where there is no folder of it here and its name is not in `NAMED`. Raises `UserError` for a
     config.json that cannot be used, and for an override of a key that it does not have.
@@ -102,7 +115,7 @@ def find_shape(model: ModelConfig, path: str) -> ModelShape | None:
     else:
         return None
     rule_of(config).check(config)
-    return shape_of(config, trust_remote_code=model.trust_remote_code)
+    return config
 
 
 def local_folder(path: str) -> Path | None:
@@ -129,9 +142,14 @@ def shape_of(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Mo
 _SHAPES: dict[str, ModelShape] = {}
 
 
-def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
+def without_memory(config: PreTrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The model that a configuration describes, without numbers in it."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _measure(config: PreTrainedConfig, trust_remote_code: bool) -> ModelShape:
+    model: Any = without_memory(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads

@@ -72,7 +72,8 @@ def step_seconds(choice: Choice, shape: ModelShape, plan: Plan, card: Card) -> d
     prompt, response, samples = samples_of(config, gate, num_rollouts, DataFacts(), EXPECTED)
     ranks, updates = learner.num_ranks, config.updates_per_step
     tokens = config.prompts_per_step * sum(count * length for count, length in samples)
-    micro = max(updates, ceil(tokens / ranks / config.max_tokens_per_micro_batch))
+    tokens_at_once = ranks / learner.sequence_parallel * config.max_tokens_per_micro_batch
+    micro = max(updates, ceil(tokens / tokens_at_once))
     whole, trained = shape.num_parameters, shape.adapter_numbers(learner.lora) or shape.num_parameters
 
     operations = flops["training"] / EXPECTED.training + flops["scoring"] / EXPECTED.scoring

@@ -20,11 +20,12 @@ from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.driver.actors import resource_requests
 from hpt_ray.driver.setup import Prepared, asked_of, check_choices, loader, prepare, roles_of
 from hpt_ray.errors import UserError
+from hpt_ray.learner.sequence_parallel import check_model
 from hpt_ray.observe.run_folder import check_run_dir
 from hpt_ray.tools.plan.cost import DataFacts
 from hpt_ray.tools.plan.make import Plan, check_context, check_heads, check_plan, make_plan
 from hpt_ray.tools.plan.memory import GIB
-from hpt_ray.tools.plan.shape import find_shape, local_folder
+from hpt_ray.tools.plan.shape import find_config, find_shape, local_folder, without_memory
 from hpt_ray.utils.names import nearest_path
 
 
@@ -36,10 +37,18 @@ def plan_run(config: Config, prepared: Prepared | None) -> Plan:
     shape = find_shape(config.model, config.model.path)
     check_context(config, shape)
     check_heads(config, shape)
+    check_sharing(config)
     plan = make_plan(config, shape, facts_of(config, prepared))
     is_local = config.cluster.address == "local"
     check_plan(config, plan, host_gib=psutil.virtual_memory().total / GIB if is_local else None)
     return plan
+
+
+def check_sharing(config: Config) -> None:
+    """Raise `UserError` where ranks cannot share the tokens of a sample of this model, as far as it is here."""
+    sharing, model = config.learner.sequence_parallel, config.model
+    if sharing > 1 and (found := find_config(model, model.path)) is not None:
+        check_model(without_memory(found, trust_remote_code=model.trust_remote_code), sharing)
 
 
 def survey(config: Config, *, ask_room: bool = True) -> tuple[Prepared | None, list[str]]:
