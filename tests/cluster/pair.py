@@ -44,8 +44,8 @@ ZERO = [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3
 class Pair:
     """The learner and its plain counterpart."""
 
-    def __init__(self, ranks: ActorGroup, plain: PlainLearner):
-        self.ranks, self.plain = ranks, plain
+    def __init__(self, ranks: ActorGroup, plain: PlainLearner, sequence_parallel: int):
+        self.ranks, self.plain, self.sequence_parallel = ranks, plain, sequence_parallel
 
     def step(
         self,
@@ -119,6 +119,7 @@ class Pair:
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             timeout_s=LIMIT_S,
             reference=reference,
+            sequence_parallel=self.sequence_parallel,
         )
 
 
@@ -167,7 +168,7 @@ def starting(tiny_model: Callable[[str, bool], Path]) -> Iterator[Callable[..., 
         ranks = running[num_ranks, processes][1]
         if not is_new or dtype != "float32":
             call(ranks, "restart", config, str(path), dtype)
-        return Pair(ranks, PlainLearner(path, config, TEMPERATURE))
+        return Pair(ranks, PlainLearner(path, config, TEMPERATURE), config.sequence_parallel)
 
     try:
         yield make

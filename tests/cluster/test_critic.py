@@ -89,6 +89,7 @@ class Actors:
     learners: ActorGroup
     critic: ActorGroup
     reference: ActorGroup
+    sharing: int  # ranks of a micro-batch
 
     def update(
         self, prompts: list[list[Sample]], rates: tuple[float, float] = (1e-3, 1e-2), **algorithm: Any
@@ -104,6 +105,7 @@ class Actors:
             timeout_s=LIMIT_S,
             reference=self.reference if estimator.needs_reference else None,
             critic=self.critic if estimator.needs_values else None,
+            sequence_parallel=self.sharing,
         )
 
         async def run() -> UpdateResult:
@@ -115,11 +117,18 @@ class Actors:
         return asyncio.run(run())
 
 
-@pytest.fixture(scope="module", params=[(1, 1), (2, 3)], ids=["1 rank, ZeRO 1", "2 ranks, ZeRO 3"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((1, 1, 1), id="1 rank, ZeRO 1"),
+        pytest.param((2, 3, 1), id="2 ranks, ZeRO 3"),
+        pytest.param((2, 2, 2), id="2 ranks that share, ZeRO 2", marks=pytest.mark.long),
+    ],
+)
 def actors(request, ray_cluster: Cluster, tiny_model: Callable) -> Iterator[Actors]:
-    num_ranks, stage = request.param
+    num_ranks, stage, sharing = request.param
     path = tiny_model("qwen2", True)
-    config = LearnerConfig(num_ranks=num_ranks, num_cpus=0.5, zero_stage=stage)
+    config = LearnerConfig(num_ranks=num_ranks, num_cpus=0.5, zero_stage=stage, sequence_parallel=sharing)
     model = ModelConfig(path=str(path))
     room = room_for(learner=num_ranks, critic=num_ranks, reference=2)
     spec = CriticSpec(model, str(path), config, 0, CLIP)
@@ -129,7 +138,7 @@ def actors(request, ray_cluster: Cluster, tiny_model: Callable) -> Iterator[Acto
     learners = start_learners(room, path, config, temperature=TEMPERATURE)
     call(critic, "start", call(critic, "rendezvous")[0])
     call(reference, "start")
-    yield Actors(path, learners, critic, reference)
+    yield Actors(path, learners, critic, reference, sharing)
     room.release()
 
 
@@ -272,10 +281,8 @@ def test_the_value_loss_is_clipped_around_the_scored_value(actors: Actors, tmp_p
     )
 
     zeros = ValueTargets(old, returns, np.zeros_like(scales))
-    arguments = [
-        (micro_batch_of(samples), ValueTargets(old, returns, scales)),
-        (micro_batch_of(samples), zeros),
-    ]
+    targets = [ValueTargets(old, returns, scales)] * actors.sharing + [zeros]
+    arguments = [(micro_batch_of(samples), each) for each in targets]
     refs = actors.critic.send_each("accumulate", arguments[: len(actors.critic)])
     asyncio.run(actors.critic.wait(refs, "accumulate", LIMIT_S))
     call(actors.critic, "step", 0.0)

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -309,6 +310,7 @@ def take_step(
         reference=reference,
         updates_per_step=len(updates),
         recompute_old_logprobs=recompute,
+        sequence_parallel=pair.sequence_parallel,
     )
 
     async def step() -> tuple[list[UpdateResult], list[dict[str, np.ndarray]]]:
@@ -325,13 +327,14 @@ def take_step(
 
 
 @pytest.mark.parametrize("kl_in", [None, "loss", "reward"])
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 1), (2, 3)])
-def test_old_logps_can_be_the_learners_own(start, reference, num_ranks, stage, kl_in):
+@pytest.mark.parametrize(("num_ranks", "stage", "sharing"), [(1, 1, 1), (2, 3, 1), (2, 1, 2)])
+def test_old_logps_can_be_the_learners_own(start, reference, num_ranks, stage, sharing, kl_in):
     """As if the sampler had reported the log-probs of the learner's weights before the step."""
     kl = {} if kl_in is None else {"kl_coef": 0.1, "kl_in": kl_in}
     estimator = make_estimator("grpo", **kl)
     workers = None if kl_in is None else reference.workers
-    pair = start(num_ranks, stage)
+    restart = partial(start, num_ranks, stage, sequence_parallel=sharing)
+    pair = restart()
     groups = [((1, 0, 0, 1), False), ((0, 1), True), ((1, 0, 0), False)]
     updates = [make_samples(pair.plain, groups, seed=seed) for seed in (42, 43)]
     own, gaps = [], []
@@ -348,9 +351,9 @@ def test_old_logps_can_be_the_learners_own(start, reference, num_ranks, stage, k
         )
         gaps.append(np.concatenate([np.abs(mine[id(r)] - r.old_logprobs) for r in samples if not r.is_demo]))
 
-    theirs = take_step(start(num_ranks, stage), updates, estimator, workers, recompute=False)
-    expected = take_step(start(num_ranks, stage), own, estimator, workers, recompute=False)
-    results, gradients = take_step(start(num_ranks, stage), updates, estimator, workers, recompute=True)
+    theirs = take_step(restart(), updates, estimator, workers, recompute=False)
+    expected = take_step(restart(), own, estimator, workers, recompute=False)
+    results, gradients = take_step(restart(), updates, estimator, workers, recompute=True)
     for gradient, other, sampled in zip(gradients, expected[1], theirs[1], strict=True):
         assert distance(gradient, other) < 1e-5 * norm(other)
         assert distance(gradient, sampled) > 1e-2 * norm(other)

@@ -22,7 +22,8 @@ KL = 0.3
 ESTIMATOR = make_estimator("dr_grpo", rollout_clip="none", kl_coef=KL, kl_estimator="k3")
 ROLLOUTS = [(rewards, False) for rewards, _ in MIXED if rewards]
 RATE = 0.02
-STAGES = [pytest.param(0, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2, 3]
+# ZeRO stage, and ranks that share a micro-batch.
+LAYOUTS = [*(pytest.param(stage, 1, marks=pytest.mark.long) for stage in (0, 1)), (2, 1), (3, 1), (3, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,12 @@ def grpo_loss(plain: PlainLearner, samples: list[Sample], frozen: PlainLearner) 
     return total
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_steps_checkpoint_and_export(start, tiny_model, tmp_path, stage):
+@pytest.mark.parametrize(("stage", "sharing"), LAYOUTS)
+def test_steps_checkpoint_and_export(start, tiny_model, tmp_path, stage, sharing):
     """Two steps equal plain PyTorch's; from a checkpoint of adapters after the first, the second is the same again."""
     path = tiny_model("qwen2", True)
     frozen = PlainLearner(path, LearnerConfig(), TEMPERATURE)
-    pair = start(2, stage, lora=LORA)
+    pair = start(2, stage, lora=LORA, sequence_parallel=sharing)
     samples = make_samples(frozen, ROLLOUTS, seed=9)[0]
     asked = micro_batch_of(samples)
     base = frozen.parameters()
@@ -85,7 +86,7 @@ def test_steps_checkpoint_and_export(start, tiny_model, tmp_path, stage):
         for found, _ in call(pair.ranks, method, asked):
             assert np.abs(found - expected).max() < 1e-5, method
 
-    pair = start(2, stage, lora=LORA)
+    pair = start(2, stage, lora=LORA, sequence_parallel=sharing)
     call(pair.ranks, "load", str(tmp_path / "state"))
     pair.learn(later, **options)
     assert distance(call(pair.ranks, "gradient")[0], gradient) == 0

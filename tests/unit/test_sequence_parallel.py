@@ -19,6 +19,7 @@ from hpt_ray.cluster.meeting import Meeting, open_meeting
 from hpt_ray.config.load import load_config
 from hpt_ray.errors import UserError
 from hpt_ray.learner.logprobs import TokenScorer
+from hpt_ray.learner.model import switch_dropout_off
 from hpt_ray.learner.packing import WeightedSample, dummy_micro_batch, make_micro_batch
 from hpt_ray.learner.scorer_input import ScorerInput
 from hpt_ray.learner.sequence_parallel import ALONE, SequenceRanks, check_model, make_sequence_ranks
@@ -63,7 +64,11 @@ PACKS = {
 def model_of(name: str) -> PreTrainedModel:
     model_type, particular, recompute = MODELS[name]
     config = AutoConfig.for_model(model_type, **{**SMALL, **particular})
-    kinds = {"attn_implementation": "segments", "experts_implementation": "eager"}  # the others take no float64
+    switch_dropout_off(config)
+    kinds = {
+        "attn_implementation": "segments",
+        "experts_implementation": "eager",
+    }  # the others take no float64
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, **kinds)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -174,9 +179,7 @@ def test_slices_hold_every_token_and_every_response_once() -> None:
         assert int(parts[0].segments.lengths.sum()) == len(tokens)
         whole = ScorerInput.from_micro_batch(micro_batch, temperature=1.0, device="cpu")
         begin = len(tokens) // size
-        assert torch.equal(
-            torch.cat([part.before + i * begin for i, part in enumerate(parts)]), whole.before
-        )
+        assert torch.equal(torch.cat([part.before + i * begin for i, part in enumerate(parts)]), whole.before)
         assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
 
 
