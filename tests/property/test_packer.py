@@ -1,6 +1,7 @@
 """Whatever comes in, in whatever portions: every sample leaves once, in micro-batches that fit, round by round."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 from hypothesis import given
@@ -41,9 +42,22 @@ def samples_of(micro_batch: MicroBatch) -> list[tuple[int, int, int]]:
     return found
 
 
-@given(prompts=PROMPTS, num_ranks=st.integers(1, 4), num_updates=st.integers(1, 2))
-def test_every_sample_leaves_once_in_micro_batches_that_fit(prompts, num_ranks, num_updates):
-    packer = Packer(num_ranks=num_ranks, max_tokens_per_micro_batch=BUDGET, dummy=dummy_micro_batch(1))
+@given(prompts=PROMPTS, num_bins=st.integers(1, 4), sharing=st.integers(1, 3), num_updates=st.integers(1, 2))
+def test_every_sample_leaves_once_in_micro_batches_that_fit(prompts, num_bins, sharing, num_updates):
+    packer = Packer(
+        num_ranks=num_bins * sharing,
+        max_tokens_per_micro_batch=BUDGET,
+        dummy=dummy_micro_batch(1),
+        sequence_parallel=sharing,
+    )
+
+    def distinct(rounds: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
+        """Each micro-batch once, of those that ranks in a row share."""
+        for micro_batches in rounds:
+            teams = [micro_batches[i : i + sharing] for i in range(0, len(micro_batches), sharing)]
+            assert all(mine is first for first, *others in teams for mine in others)
+            yield [first for first, *_ in teams]
+
     for _ in range(num_updates):
         expected: list[tuple[int, int, int]] = []
         rounds: list[list[MicroBatch]] = []
@@ -51,12 +65,12 @@ def test_every_sample_leaves_once_in_micro_batches_that_fit(prompts, num_ranks, 
             samples = [(len(expected) + i + 1, *shape) for i, shape in enumerate(prompt)]
             expected += samples
             packer.add([weighed(*sample) for sample in samples])
-            rounds += packer.full_rounds()
+            rounds += distinct(packer.full_rounds())
             waiting = sum(prompt + response for _, prompt, response in expected) - tokens_of(rounds)
-            assert waiting < num_ranks * BUDGET
-        rounds += packer.last_rounds()
+            assert waiting < num_bins * BUDGET
+        rounds += distinct(packer.last_rounds())
         assert rounds
-        assert all(len(micro_batches) == num_ranks for micro_batches in rounds)
+        assert all(len(micro_batches) == num_bins for micro_batches in rounds)
         assert all(
             micro_batch.num_tokens <= BUDGET for micro_batches in rounds for micro_batch in micro_batches
         )

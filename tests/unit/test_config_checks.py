@@ -65,6 +65,14 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "adapters_are_on": (("learner.lora.alpha=0", "learner.lora.rank=8"), "`learner.lora.alpha` is 0"),
     "rank_has_one_gpu": (("learner.num_gpus=2",), "`learner.num_ranks`"),
     "engine_has_its_gpus": (("rollout.tensor_parallel=4", "rollout.num_gpus=1"), "`rollout.num_gpus` to 4"),
+    "ranks_share_evenly": (
+        ("learner.num_ranks=6", "learner.sequence_parallel=4"),
+        "`learner.sequence_parallel` (4) must divide `learner.num_ranks` (6)",
+    ),
+    "ranks_share_our_attention": (
+        ("learner.num_ranks=2", "learner.sequence_parallel=2", "model.attention=sdpa"),
+        "`learner.sequence_parallel` needs `model.attention=segments`",
+    ),
     "pools_name_groups": (
         ("cluster.pools={learners: a}",),
         "names learners; actor groups are learner, critic, rollout, verifier, reference",
@@ -122,6 +130,10 @@ def test_a_rule_refuses_what_it_is_for(name: str) -> None:
         (("weight_sync.backend=nccl", "learner.num_gpus=1"), "`rollout.num_gpus`"),
         (("weight_sync.backend=ncl",), "weight_sync.backend=ncl: no such name. Did you mean nccl?"),
         (("selection.gate=swich",), "selection.gate=swich: no such name. Did you mean switch?"),
+        (
+            ("algorithm.name=ppo", "learner.num_ranks=4", "learner.sequence_parallel=2"),
+            "critic.num_ranks (1) must be a multiple of learner.sequence_parallel (2)",
+        ),
         (("phases=[{steps: 1}, {steps: 1, selection: {gamma: 0.3}}]",), "phase 2: selection.gamma=0.3"),
         (
             ("observe.trackers=[wandb, wanbd]",),
@@ -157,6 +169,7 @@ def test_what_depends_on_the_parts_there_are_is_refused_before_the_start(
         ("weight_sync.backend=nccl", "learner.num_gpus=1", "rollout.num_gpus=1"),
         ("cluster.pools={rollout: h100, learner: h100}",),
         ("rollout.engine.pipeline_parallel_size=1",),
+        ("algorithm.name=ppo", "learner.num_ranks=4", "learner.sequence_parallel=2", "critic.num_ranks=2"),
         (
             "cluster.colocate=true",
             "rollout.num_workers=2",

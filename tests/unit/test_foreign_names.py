@@ -42,6 +42,7 @@ TRIED = {
     "trainer.n_gpus_per_node": "learner.num_ranks",
     "custom_reward_function.path": "reward.function",
     "trainer.experiment_name": "run.name",
+    "actor_rollout_ref.actor.ulysses_sequence_parallel_size": "learner.sequence_parallel",
     "enable_thinking": "data.chat_template_kwargs",
     "data.apply_chat_template_kwargs.enable_thinking": "data.chat_template_kwargs",
     "algorithm.filter_groups.enable": "algorithm.name",

@@ -227,7 +227,7 @@ TOO_MUCH: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("max_tokens_per_micro_batch=131072",): (
         "learner",
         "activations",
-        "`max_tokens_per_micro_batch` (131072)",
+        "`max_tokens_per_micro_batch` (131072), which must hold one sample, or let ranks share it",
     ),
     ("cluster.gpu_memory_gib=16",): ("rollout", "weights", "`rollout.tensor_parallel`"),
 }
@@ -250,6 +250,15 @@ def test_the_advice_helps() -> None:
     with pytest.raises(UserError):
         check_plan(config, plan)
     check_plan(*planned())
+    with pytest.raises(UserError):
+        check_plan(*planned("max_tokens_per_micro_batch=131072"))
+    check_plan(*planned("max_tokens_per_micro_batch=131072", "learner.sequence_parallel=4"))
+
+
+def test_ranks_that_share_a_micro_batch_hold_their_slice_of_it() -> None:
+    alone, shared = (terms(planned(*words)[1], "learner") for words in ((), ("learner.sequence_parallel=4",)))
+    assert shared["activations"] == pytest.approx(alone["activations"] / 4)
+    assert shared["weights"] == alone["weights"]
 
 
 def test_host_memory_is_compared_on_request() -> None:

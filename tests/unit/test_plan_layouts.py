@@ -116,6 +116,8 @@ def test_what_a_layout_costs_in_time() -> None:
     offloaded = one(layouts, learner__offload_optimizer=True, **apart)
     assert offloaded.seconds["offload"] > 0
     assert offloaded.seconds["step"] > one(layouts, **apart).seconds["step"]
+    shared = found("Qwen2.5-Math-7B", "8x141", "learner.num_ranks=4", "learner.sequence_parallel=4")
+    assert one(shared, **apart).seconds["exchange"] > one(layouts, **apart).seconds["exchange"]
     for layout in layouts:
         parts = [amount for part, amount in layout.seconds.items() if part != "step"]
         assert max(parts) <= layout.seconds["step"] <= sum(parts) * (1 + 1e-9)

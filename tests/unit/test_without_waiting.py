@@ -22,6 +22,7 @@ from hpt_ray.learner.model import ValueScorer
 from hpt_ray.learner.packing import make_micro_batch
 from hpt_ray.learner.policy import LearnerWorker, OldPolicy
 from hpt_ray.learner.scoring import weight_samples
+from hpt_ray.learner.sequence_parallel import ALONE
 from hpt_ray.types import MicroBatch, Sample, ValueTargets
 
 METHODS = [
@@ -47,7 +48,7 @@ class Engine:
 def rank(kind: type, module: torch.nn.Module, **spec):
     worker = object.__new__(kind)  # without the process and the group of ranks that it is in
     worker._engine, worker._spec = Engine(module), SimpleNamespace(**spec)
-    worker._report, worker._unread = UpdateReport(), []
+    worker._report, worker._unread, worker._sequence = UpdateReport(), [], ALONE
     return worker
 
 

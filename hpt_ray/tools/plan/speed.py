@@ -10,7 +10,8 @@ bandwidth of the card's memory; lengths and utilisations are `cost.EXPECTED`:
                 and 2·(t−1)/t·b·B·width over the link. Evaluations take as long a token
     learning    training and scoring at their utilisation of the card's peak
     exchange    (R−1)/R over the link of: ZeRO 1 (4 + b)·A·U, ZeRO 2 4·A·M + b·A·U, ZeRO 3 4·A·M and b·P for each pass
-                of each of M; none of it hidden
+                of each of M; of s ranks that share micro-batches 2·b·(query + key width)·(s−1)/s a token, layer and
+                pass; none of it hidden
     offload     with `learner.offload_optimizer` (4·M + b·U)·A/R over PCIe, 4·U in place of 4·M with ZeRO 1, and 28·A·U
                 over the host's memory, which all ranks share
     turns       where the sides take turns on their GPUs `TURNS_S`, and what leaves and comes back over PCIe
@@ -72,8 +73,8 @@ def step_seconds(choice: Choice, shape: ModelShape, plan: Plan, card: Card) -> d
     prompt, response, samples = samples_of(config, gate, num_rollouts, DataFacts(), EXPECTED)
     ranks, updates = learner.num_ranks, config.updates_per_step
     tokens = config.prompts_per_step * sum(count * length for count, length in samples)
-    tokens_at_once = ranks / learner.sequence_parallel * config.max_tokens_per_micro_batch
-    micro = max(updates, ceil(tokens / tokens_at_once))
+    sharing = learner.sequence_parallel
+    micro = max(updates, ceil(tokens * sharing / ranks / config.max_tokens_per_micro_batch))
     whole, trained = shape.num_parameters, shape.adapter_numbers(learner.lora) or shape.num_parameters
 
     operations = flops["training"] / EXPECTED.training + flops["scoring"] / EXPECTED.scoring
@@ -82,7 +83,9 @@ def step_seconds(choice: Choice, shape: ModelShape, plan: Plan, card: Card) -> d
     sent = (4 * summed + number * updates) * trained
     if learner.zero_stage == 3:
         sent = micro * (4 * trained + (2 + learner.gradient_checkpointing) * number * whole)
-    parts["exchange"] = sent * (ranks - 1) / ranks / card.link
+    heads = 2 * number * shape.num_layers * (shape.query_width + shape.key_width)
+    passed = tokens / ranks * heads * (2 + learner.gradient_checkpointing) * (sharing - 1) / sharing
+    parts["exchange"] = (sent * (ranks - 1) / ranks + passed) / card.link
     if learner.offload_optimizer:
         moved = (4 * summed + number * updates) * trained / ranks
         parts["offload"] = moved / card.pcie + 28 * updates * trained / HOST
