@@ -119,7 +119,7 @@ def _on_one_gpu(config: Config) -> Iterator[Config]:
     config = deepcopy(config)
     config.cluster.colocate, config.cluster.pools = True, {}
     config.rollout.num_workers, config.rollout.tensor_parallel, config.rollout.num_gpus = 1, 1, 1
-    config.learner.num_ranks, config.learner.num_gpus = 1, 1
+    config.learner.num_ranks, config.learner.num_gpus, config.learner.sequence_parallel = 1, 1, 1
     yield config
     config.learner.offload_optimizer = True
     yield config
