@@ -211,6 +211,27 @@ def weights(config: Config) -> Iterator[str]:
             )
 
 
+def batch_invariance(config: Config) -> Iterator[str]:
+    """Sampler and learner compute the same numbers only where both compute in the one way that is covered."""
+    rollout, learner = config.rollout, config.learner
+    gpus = {name: getattr(config, name).num_gpus for name in ("rollout", "learner", "critic", "reference")}
+    needs = {
+        "`model.dtype` float32": config.model.dtype == "float32",
+        "`model.attention` segments": config.model.attention == "segments",
+        **{f"`{name}.num_gpus` 0": not num_gpus for name, num_gpus in gpus.items()},
+        "`rollout.tensor_parallel` 1": rollout.tensor_parallel == 1,
+        "`rollout.engine` without kv_cache_dtype": "kv_cache_dtype" not in rollout.engine,
+        "`rollout.top_p` 1 and `rollout.top_k` -1": not rollout.is_cut,
+        "`rollout.max_off_policy_steps` 0": not rollout.max_off_policy_steps,
+        "`updates_per_step` 1": config.updates_per_step == 1,
+        "`learner.lora.rank` 0": not learner.lora.rank,
+        "`learner.sequence_parallel` 1": learner.sequence_parallel == 1,
+    }
+    missing = [need for need, is_met in needs.items() if not is_met]
+    if config.model.batch_invariant and missing:
+        yield f"`model.batch_invariant` needs {', '.join(missing)}; or set it to false."
+
+
 def colocation(config: Config) -> Iterator[str]:
     """Engine i stands on the GPUs of the ranks from i · tensor_parallel on, and they take turns."""
     if config.cluster.colocate and (missing := list(_colocation_needs(config))):
@@ -254,5 +275,6 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     optimizer,
     placement,
     weights,
+    batch_invariance,
     colocation,
 )

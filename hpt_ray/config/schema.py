@@ -48,6 +48,11 @@ class ModelConfig:
         "segments",
         "`segments` (exact packed attention on any device), or one of transformers' own that is installed.",
     )
+    batch_invariant: bool = key(
+        False,
+        "Sampler and learner compute the same log-probs bit for bit, so that training is exactly on-policy "
+        "(CPUs, float32). See docs/models.md.",
+    )
     config_overrides: dict[str, Any] = key({}, "Keys of the model's config.json to replace.")
     trust_remote_code: bool = key(False, "Run Python code that comes with the model.")
 
@@ -209,9 +214,7 @@ class LearnerConfig:
         "DeepSpeed ZeRO stage: 1 shards optimizer state, 2 gradients too (exchanged in every micro-batch), 3 "
         "weights too, 0 nothing.",
     )
-    sequence_parallel: int = key(
-        1, "Ranks that share each micro-batch (Ulysses), for long samples. See docs/placement.md.", minimum=1
-    )
+    sequence_parallel: int = key(1, "Ranks that share each micro-batch; see docs/placement.md.", minimum=1)
     offload_optimizer: bool = key(False, "Keep optimizer state in host memory (ZeRO 1 to 3).")
     learning_rate: float = key(5e-6, "Peak learning rate of AdamW.")
     schedule: str = key(

@@ -190,7 +190,7 @@ async def start_actors(
         timeout_s=config.cluster.placement_timeout_s,
         name=f"hpt_ray:{config.run.name}",
     )
-    if config.run.deterministic:
+    if config.run.deterministic or config.model.batch_invariant:
         config = with_one_thread(config)
     seed, temperature, limit = config.run.seed, config.rollout.temperature, config.learner.timeout_s
     learner_spec = LearnerSpec(config.model, model_path, config.learner, seed, None, temperature)

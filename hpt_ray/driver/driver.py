@@ -181,8 +181,7 @@ class Driver:
             return
         metrics, pairs = await step
         await self._report(self.step, metrics, pairs)
-        if self.step == 1:
-            check_gap(self.phase.config, metrics)
+        check_gap(self.phase.config, self.step, metrics)
         await self._check_progress(pairs)
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:

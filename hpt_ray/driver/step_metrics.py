@@ -177,12 +177,20 @@ def learner_metrics(updates: list[UpdateResult]) -> dict[str, Any]:
 GAP_LIMITS = {"float32": 5e-3, "bfloat16": 0.1}
 
 
-def check_gap(config: Config, metrics: Mapping[str, Any]) -> None:
-    """Raise `SamplerMismatch` where a run's first step says that sampler and learner compute different models.
+def check_gap(config: Config, step: int, metrics: Mapping[str, Any]) -> None:
+    """Raise `SamplerMismatch` where a step says that sampler and learner compute different models.
 
-    Nothing has been trained by then, so both have the same weights. Not asked where the run was told how to live with
-    a gap, or samples from a cut distribution.
+    With `model.batch_invariant` any step, and any gap. Else the first: nothing has been trained by then, so both have
+    the same weights. Not asked where the run was told how to live with a gap, or samples from a cut distribution.
     """
+    if config.model.batch_invariant and metrics.get("policy/logprob_gap_max"):
+        raise SamplerMismatch(
+            f"With `model.batch_invariant` sampler and learner compute the same log-probs, but at step {step} they "
+            f"differ by up to {metrics['policy/logprob_gap_max']:.2g} nats a token. Are all processes on machines of "
+            "one kind? Train with the gap by model.batch_invariant=false."
+        )
+    if step > 1:
+        return
     gap, limit = metrics.get("policy/logprob_gap_mean"), GAP_LIMITS[config.model.dtype]
     is_told = config.learner.recompute_old_logprobs or config.algorithm.correction != "none"
     if gap is None or gap <= limit or is_told or config.rollout.is_cut:

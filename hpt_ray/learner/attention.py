@@ -15,7 +15,7 @@ Registered with transformers as attention implementation `segments`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from hpt_ray.algorithms.batch import on_device
+from hpt_ray.learner.batch_invariant import NAME as BATCH_INVARIANT
+from hpt_ray.learner.batch_invariant import causal_attention
 from hpt_ray.learner.sequence_parallel import ALONE, SequenceRanks
 
 NAME = "segments"
@@ -112,6 +114,7 @@ def segment_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    batch_invariant: bool = False,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, heads, T, d], key and value [1, kv_heads, T, d].
@@ -125,7 +128,9 @@ def segment_attention(
     if ranks.size > 1:
         query, key, value = (ranks.to_heads(x) for x in (query, key, value))
         s_aux = None if s_aux is None else s_aux.chunk(ranks.size)[ranks.rank]
-    out = _attend(query, key, value, segments, scaling, dropout, sliding_window, softcap, s_aux)
+    out = _attend(
+        query, key, value, segments, scaling, dropout, sliding_window, softcap, s_aux, batch_invariant
+    )
     return (ranks.to_tokens(out) if ranks.size > 1 else out).unsqueeze(0), None
 
 
@@ -139,6 +144,7 @@ def _attend(
     sliding_window: int | None,
     softcap: float | None,
     s_aux: torch.Tensor | None,
+    batch_invariant: bool,
 ) -> torch.Tensor:
     """[T, heads, d] of query [T, heads, d], key and value [T, kv_heads, d]."""
     groups = query.shape[1] // key.shape[1]
@@ -162,9 +168,14 @@ def _attend(
     parts, places = [], []
     for block in segments.blocks:
         longest = block.gather.shape[1]
-        q, k, v = (
-            _samples(x, block.gather).transpose(1, 2) for x in (query, key, value)
-        )  # [samples, heads, longest, d]
+        q, k, v = (_samples(x, block.gather) for x in (query, key, value))  # [samples, longest, heads, d]
+        places.append(block.packed)
+        if batch_invariant:
+            assert scaling is not None
+            attended = causal_attention(q, k, v, block.gather.new_zeros(len(q)), scaling)
+            parts.append(attended.flatten(0, 1).index_select(0, block.flat))
+            continue
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [samples, heads, longest, d]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         window = None
@@ -181,8 +192,7 @@ def _attend(
                 q, k, v, attn_mask=window, is_causal=window is None, scale=scaling, dropout_p=dropout
             )
         parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, block.flat))
-        places.append(block.packed)
-    return torch.empty_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
+    return torch.zeros_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
 
 
 def has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
@@ -226,3 +236,4 @@ def _written_out(
 # Its plans are made for every shape anew, and packs hardly ever have the same: tens of milliseconds each.
 torch.backends.cuda.enable_cudnn_sdp(False)
 AttentionInterface.register(NAME, segment_attention)
+AttentionInterface.register(BATCH_INVARIANT, partial(segment_attention, batch_invariant=True))

@@ -334,9 +334,8 @@ class TokenScorer(torch.nn.Module):
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         logits = logits / temperature[:, None]
-        log_z = logits.logsumexp(-1)
-        logprob = logits.gather(-1, targets[:, None]).squeeze(-1) - log_z
+        log_p = logits.log_softmax(-1)  # as vLLM's sampler has it
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            base, z = (logits, log_z) if entropy_grad else (logits.detach(), log_z.detach())
-            entropy = z - ((base - z[:, None]).exp() * base).sum(-1)
-        return logprob, entropy
+            base = log_p if entropy_grad else log_p.detach()
+            entropy = -(base.exp() * base).sum(-1)
+        return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy

@@ -28,6 +28,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from hpt_ray.config.schema import ModelConfig
 from hpt_ray.data.model_folder import no_weights
 from hpt_ray.errors import UserError, in_one_line
+from hpt_ray.learner.batch_invariant import NAME as BATCH_INVARIANT
+from hpt_ray.learner.batch_invariant import check_architecture, make_batch_invariant
 from hpt_ray.learner.scorer_input import ScorerInput  # which registers attention `segments`
 
 # Everything of a model folder that is not weights travels to its exports as it is.
@@ -44,16 +46,21 @@ def load_policy(config: ModelConfig, path: str, *, seed: int) -> PreTrainedModel
     """The causal language model at `path`, with the configured replacements, dtype and attention."""
     hf_config = load_model_config(config, path)
     trust = {"trust_remote_code": config.trust_remote_code}
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
-    if config.random_init:
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(hf_config, **options, **trust)
+    attention = BATCH_INVARIANT if config.batch_invariant else config.attention
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention}
+    if config.batch_invariant:
+        check_architecture(hf_config)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, config=hf_config, use_safetensors=True, **options, **trust
-        )
+        if config.random_init:
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(hf_config, **options, **trust)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=hf_config, use_safetensors=True, **options, **trust
+            )
     except (OSError, SafetensorError) as error:  # the latter where a file is cut off, or is none
         raise no_weights(path, in_one_line(error)) from error
+    return make_batch_invariant(model) if config.batch_invariant else model
 
 
 def load_model_config(config: ModelConfig, path: str) -> PreTrainedConfig:

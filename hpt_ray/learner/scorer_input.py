@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from hpt_ray.algorithms.batch import on_device
 from hpt_ray.learner.attention import NAME as SEGMENTS
 from hpt_ray.learner.attention import Segments
+from hpt_ray.learner.batch_invariant import NAME as BATCH_INVARIANT
+from hpt_ray.learner.batch_invariant import TILE, padded
 from hpt_ray.learner.sequence_parallel import ALONE, SequenceRanks
 from hpt_ray.types import MicroBatch
 
@@ -72,9 +74,13 @@ class ScorerInput:
     def hidden_before(self, model: PreTrainedModel) -> Tensor:
         """`model`'s last hidden state [R, H] at the position before each response token."""
         # The packed kernels of transformers read the samples off the positions; ours is told.
-        packed = {"segments": self.segments} if model.config._attn_implementation == SEGMENTS else {}
+        attention = model.config._attn_implementation
+        packed = {"segments": self.segments} if attention in (SEGMENTS, BATCH_INVARIANT) else {}
+        token_ids, position_ids = self.token_ids, self.position_ids
+        if attention == BATCH_INVARIANT:  # what is added belongs to no sample
+            token_ids, position_ids = (padded(ids, TILE, dim=1) for ids in (token_ids, position_ids))
         hidden = model.base_model(
-            input_ids=self.token_ids, position_ids=self.position_ids, use_cache=False, **packed
+            input_ids=token_ids, position_ids=position_ids, use_cache=False, **packed
         ).last_hidden_state[0]
         return hidden.index_select(0, self.before)
 

@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 BATCHED_TOKENS = {True: 8192, False: 16384}  # of one step, on a GPU or not
+BATCH_INVARIANT = "BatchInvariantForCausalLM"  # vLLM's name of our model class
 HEAD_SIZES_ON_CPU = (
     32,
     64,
@@ -222,6 +223,10 @@ def make_engine(spec: EngineSpec) -> Any:
     has_flashinfer = find_spec("flashinfer") is not None
     if wrong := wrong_stack(spec.rollout.num_gpus, current_platform.device_type, has_flashinfer):
         raise wrong
+    if spec.model.batch_invariant:
+        from hpt_ray.rollout.batch_invariant import register
+
+        register(BATCH_INVARIANT)
     transfer = WeightTransferConfig(backend=BACKEND)
     return LLMEngine.from_engine_args(EngineArgs(weight_transfer_config=transfer, **engine_arguments(spec)))
 
@@ -233,6 +238,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     overrides = {**spec.model.config_overrides, **engine.pop("hf_overrides", {})}
     if spec.model.dtype != "float32":  # the learner computes logits in float32
         overrides.setdefault("head_dtype", "float32")
+    if spec.model.batch_invariant:
+        overrides["architectures"] = [BATCH_INVARIANT]
     arguments: dict[str, Any] = {
         "model": spec.model_path,
         "dtype": spec.model.dtype,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,14 +73,17 @@ class Wired:
             keep_committed=keep_committed,
         )
 
-    def rollouts(self, worker: int, temperature: float) -> list[Rollout]:
-        """Fresh rollouts of one worker."""
+    def rollouts(
+        self, worker: int, temperature: float, prompts: Collection[str] = PROMPTS.keys()
+    ) -> list[Rollout]:
+        """Fresh rollouts of one worker, of these of `PROMPTS`, drawn together."""
         sampling = Sampling(
             temperature=temperature, top_p=1.0, top_k=-1, max_tokens=MAX_TOKENS, stop_token_ids=(2,)
         )
         requests = [
             request_for(key, prompt, num_samples=SAMPLES, run_seed=0, step=0)
             for key, prompt in PROMPTS.items()
+            if key in prompts
         ]
         actor = self.workers.actors[worker]
         if actor not in self.taps:
@@ -162,15 +166,18 @@ def start_wired(
     bucket_mb: float,
     tensor_parallel: int = 1,
     dtype: str = "float32",
+    batch_invariant: bool = False,
+    engine_arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Wired]:
     """Everything up; its room is given back in the end."""
-    model = ModelConfig(path=str(path), dtype=dtype)
+    model = ModelConfig(path=str(path), dtype=dtype, batch_invariant=batch_invariant)
     rollout = RolloutConfig(
         num_workers=num_workers,
         tensor_parallel=tensor_parallel,
         num_cpus=CPUS,
         kv_cache_gib=0.02,
         max_num_seqs=16,
+        engine=dict(engine_arguments),
     )
     engine = EngineSpec(model, str(path), rollout, max_model_len=96, seed=0)
     config = LearnerConfig(num_ranks=num_ranks, zero_stage=stage)

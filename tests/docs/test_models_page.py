@@ -1,4 +1,4 @@
-"""The table of families in docs/models.md is that of its JSON, and has every family that the test knows."""
+"""The tables of docs/models.md are those of their JSON; that of families has every family that the test knows."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests" / "cluster")]
 
+import batch_invariant  # noqa: E402
 from architectures import KEPT, PAGE, page  # noqa: E402
 from quickstart import RESULTS  # noqa: E402
 from test_architectures import FAMILIES, REFUSED  # noqa: E402
@@ -22,3 +23,11 @@ def test_the_page_says_what_the_json_says() -> None:
     for name in FAMILIES:
         assert families[name]["largest_gap"] < 1e-5
         assert all(families[name][key] for key in KEPT)
+
+
+def test_the_page_says_where_sampler_and_learner_differ_as_the_json_does() -> None:
+    report = json.loads((RESULTS / "batch_invariant.json").read_text(encoding="utf-8"))
+    assert batch_invariant.page(report) == PAGE.read_text(encoding="utf-8"), (
+        "run `python benchmarks/batch_invariant.py --pages`"
+    )
+    assert report["result"]["gap_max"]["batch_invariant"] == 0

@@ -29,6 +29,10 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "rollouts_of_a_prompt_differ": (("rollout.temperature=0",), "all 8 rollouts"),
     "evaluation_samples_differ": (("evaluation.samples=4",), "all 4 samples"),
     "evaluation_has_sets": (("evaluation.every=5",), "`evaluation.sets` is empty"),
+    "batch_invariance_is_covered": (
+        ("model.batch_invariant=true", "model.dtype=bfloat16", "updates_per_step=2"),
+        "needs `model.dtype` float32, `updates_per_step` 1;",
+    ),
     "best_of_is_a_set": (("checkpoint.best_of=valid",), "no set of `evaluation.sets`"),
     "shares_are_shares": (
         ("rollout.top_p=1.5", "evaluation.top_p=0"),

@@ -29,6 +29,7 @@ from hpt_ray.data import mini
 from hpt_ray.data.mini.base import parse_name
 from hpt_ray.data.mini.model import model_config
 from hpt_ray.learner.architectures import rule_of
+from hpt_ray.learner.batch_invariant import check_architecture
 from hpt_ray.learner.lora import linear_layers, targets
 from hpt_ray.learner.model import load_model_config, override, positions_of
 
@@ -115,6 +116,8 @@ def find_config(model: ModelConfig, path: str) -> PreTrainedConfig | None:
     else:
         return None
     rule_of(config).check(config)
+    if model.batch_invariant:
+        check_architecture(config)
     return config
 
 
