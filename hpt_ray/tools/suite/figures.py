@@ -77,10 +77,13 @@ def _evaluation_lines(results: Results, model: str) -> dict[str, Line]:
 
 
 def _with_one_end(results: Results, curves: list[Curve]) -> list[Curve]:
-    """Without what lies past the steps of the equal budget; the label says to which step such a method goes on."""
+    """Without what lies past the steps of the equal budget; the label says to which step such a method goes on.
+
+    One that begins later is left out, such as rewards after a long phase without rollouts.
+    """
     others = {results.title(name) for name, keys in results.suite.methods.items() if keys.budget}
     end = max((curve.x[-1] for curve in curves if curve.label not in others), default=np.inf)
-    return [curve if curve.x[-1] <= end else _cut(curve, end) for curve in curves]
+    return [curve if curve.x[-1] <= end else _cut(curve, end) for curve in curves if curve.x[0] <= end]
 
 
 def _cut(curve: Curve, end: float) -> Curve:
