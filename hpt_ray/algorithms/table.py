@@ -391,7 +391,8 @@ _TABLE = (
         default=Recipe(
             (on_rollouts("ppo", "old", "group_std", "seq-mean-token-mean"),), prefixes=Prefixes("search")
         ),
-        notes="The range of success that its search aims at could not be read: here it ends where some are right.",
+        notes="The range of success that its search aims at could not be read: here it ends where some\n"
+        "are right and some are wrong.",
     ),
 )
 

@@ -128,9 +128,10 @@ def segment_attention(
     if ranks.size > 1:
         query, key, value = (ranks.to_heads(x) for x in (query, key, value))
         s_aux = None if s_aux is None else s_aux.chunk(ranks.size)[ranks.rank]
-    out = _attend(
-        query, key, value, segments, scaling, dropout, sliding_window, softcap, s_aux, batch_invariant
-    )
+    if batch_invariant:
+        assert scaling is not None
+        return _attend_in_order(query, key, value, segments, scaling).unsqueeze(0), None
+    out = _attend(query, key, value, segments, scaling, dropout, sliding_window, softcap, s_aux)
     return (ranks.to_tokens(out) if ranks.size > 1 else out).unsqueeze(0), None
 
 
@@ -144,7 +145,6 @@ def _attend(
     sliding_window: int | None,
     softcap: float | None,
     s_aux: torch.Tensor | None,
-    batch_invariant: bool,
 ) -> torch.Tensor:
     """[T, heads, d] of query [T, heads, d], key and value [T, kv_heads, d]."""
     groups = query.shape[1] // key.shape[1]
@@ -168,14 +168,9 @@ def _attend(
     parts, places = [], []
     for block in segments.blocks:
         longest = block.gather.shape[1]
-        q, k, v = (_samples(x, block.gather) for x in (query, key, value))  # [samples, longest, heads, d]
-        places.append(block.packed)
-        if batch_invariant:
-            assert scaling is not None
-            attended = causal_attention(q, k, v, block.gather.new_zeros(len(q)), scaling)
-            parts.append(attended.flatten(0, 1).index_select(0, block.flat))
-            continue
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [samples, heads, longest, d]
+        q, k, v = (
+            _samples(x, block.gather).transpose(1, 2) for x in (query, key, value)
+        )  # [samples, heads, longest, d]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         window = None
@@ -192,7 +187,21 @@ def _attend(
                 q, k, v, attn_mask=window, is_causal=window is None, scale=scaling, dropout_p=dropout
             )
         parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, block.flat))
-    return torch.zeros_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
+        places.append(block.packed)
+    return torch.empty_like(query).index_copy(0, torch.cat(places), torch.cat(parts))
+
+
+def _attend_in_order(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float
+) -> torch.Tensor:
+    """The same by `causal_attention`; zeros for tokens behind the last sample."""
+    parts = []
+    for block in segments.blocks:
+        q, k, v = (_samples(x, block.gather) for x in (query, key, value))  # [samples, longest, heads, d]
+        attended = causal_attention(q, k, v, block.gather.new_zeros(len(q)), scaling)
+        parts.append(attended.flatten(0, 1).index_select(0, block.flat))
+    places = torch.cat([block.packed for block in segments.blocks])
+    return torch.zeros_like(query).index_copy(0, places, torch.cat(parts))
 
 
 def has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:

@@ -208,12 +208,13 @@ def test_other_models_are_refused_before_the_start(kind, particular, words, tmp_
         "rollout.engine={kv_cache_dtype: fp8}",
         "updates_per_step=2",
         "learner.lora.rank=4",
+        "learner.sequence_parallel=2",
     ],
 )
 def test_settings_that_it_does_not_cover_are_refused(wrong: str) -> None:
-    check_config(load_config(TINY, [wrong]))
+    check_config(load_config(TINY, ["learner.num_ranks=2", wrong]))
     with pytest.raises(UserError, match=r"`model\.batch_invariant` needs") as refused:
-        check_config(load_config(TINY, [wrong, EXACT]))
+        check_config(load_config(TINY, ["learner.num_ranks=2", wrong, EXACT]))
     key = wrong.partition("=")[0]
     assert f"`{key}`" in str(refused.value)
     assert str(refused.value).count("\n") == 0
