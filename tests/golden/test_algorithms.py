@@ -410,9 +410,8 @@ def uft(case: Case) -> Tensor:
 
 
 BOTH, ROLLOUTS, DEMOS = (True, True), (True, False), (False, True)
-PREFIXES = (True, True, 0.15, True)
 
-CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple, Callable[[Case], Tensor]]] = {
+CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple[bool, bool], Callable[[Case], Tensor]]] = {
     ("sft", "default", None): (DEMOS, sft),
     ("sft", "paper", None): (DEMOS, sft_paper),
     ("sft", "official", None): (DEMOS, lambda case: official_sft(case) + official_entropy(case)),
@@ -474,8 +473,8 @@ CLASSICAL: dict[tuple[str, str, str | None], tuple[tuple, Callable[[Case], Tenso
     ("chord_phi", "default", None): (BOTH, chord_phi),
     ("rl_plus", "default", None): (BOTH, rl_plus),
     ("opd", "default", None): (ROLLOUTS, opd),
-    ("prefix_rft", "default", None): (PREFIXES, prefix_rft),
-    ("uft", "default", None): (PREFIXES, uft),
+    ("prefix_rft", "default", None): (BOTH, prefix_rft),
+    ("uft", "default", None): (BOTH, uft),
     ("bread", "default", None): (ROLLOUTS, grpo),
 }
 
@@ -489,8 +488,8 @@ def test_every_sample_of_the_table_has_a_classical_loss():
 @pytest.mark.parametrize(("name", "mode", "branch"), CLASSICAL, ids=lambda x: str(x))
 def test_gradient_equals_the_classical_loss(name, mode, branch):
     streams, classical = CLASSICAL[name, mode, branch]
-    case = make_case(*streams)
     estimator = make_estimator(name, mode=mode, offline_branch=branch, length_constant=C)
+    case = make_case(*streams, prefixes=estimator.trains_prefixes)
     loss, _ = estimator.loss(case.samples, batch=case.batch)
     mine, theirs = case.gradient(loss), case.gradient(classical(case))
     assert theirs.abs().max() > 1e-4
@@ -501,8 +500,8 @@ def test_gradient_equals_the_classical_loss(name, mode, branch):
 def test_gradient_equals_coefficients_times_score_over_z(name, mode, branch):
     """∇L = −Σ_k Σ_t c_k,t · scale_k,sample(t) · ∇log π_t, with ∇log π_t from the network token by token."""
     streams, _ = CLASSICAL[name, mode, branch]
-    case = make_case(*streams)
     estimator = make_estimator(name, mode=mode, offline_branch=branch, length_constant=C, entropy_coef=0.0)
+    case = make_case(*streams, prefixes=estimator.trains_prefixes)
     samples = case.samples
     gate = torch.ones(len(samples.is_demo))
     weights = estimator.weigh(
