@@ -34,6 +34,7 @@ def step_parts(step: int, total: int, metrics: Metrics, seconds_left: float | No
     """What one wants to know of a step; parts whose number is not there are not there either."""
     numbers: list[tuple[str, float | None, int]] = [
         ("reward {:.3f}", metrics.get("reward/mean"), ALWAYS),
+        ("prefix reward {:.3f}", metrics.get("reward/prefix_mean"), 1),
         ("demos {:4.0%}", metrics.get("selection/demo_share"), 3),
         ("length {:.0f}", metrics.get("rollout/length_mean"), 5),
         ("entropy {:.2f}", metrics.get("policy/entropy"), 7),

@@ -76,6 +76,14 @@ def test_the_line_says_it_all() -> None:
     )
 
 
+def test_a_reward_after_a_prefix_is_told_apart() -> None:
+    """With UFT all rollouts may have one, and then there is no other reward."""
+    both = in_one_line(step_parts(12, 100, STEP | {"reward/prefix_mean": 0.5}, None), None).plain
+    assert "reward 0.423  prefix reward 0.500  demos" in both
+    alone = in_one_line(step_parts(1, 9, {"reward/mean": None, "reward/prefix_mean": 0.25}, None), None).plain
+    assert alone == "step 1/9  prefix reward 0.250"
+
+
 def test_at_80_columns_the_most_important_stays() -> None:
     assert in_one_line(step_parts(12, 100, STEP, 754), 79).plain == (
         "step  12/100  reward 0.423  demos  31%  length 312  4.1s/step  12m34s left"
