@@ -27,7 +27,8 @@ from hpt_ray.checkpoint.replicas import Replicas
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.checkpoint.store import CheckpointStore
 from hpt_ray.cluster.runtime import Cluster, ResourceRequest
-from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
+from hpt_ray.config.schema import ClusterConfig, ModelConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.driver.actors import start_ranks
 from hpt_ray.learner.policy import LearnerSpec, LearnerWorker
 

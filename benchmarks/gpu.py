@@ -83,7 +83,7 @@ def learner(scale: Scale) -> Any:
     if scale.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     from hpt_ray.cluster.meeting import open_meeting
-    from hpt_ray.config.schema import LearnerConfig
+    from hpt_ray.config.training import LearnerConfig
     from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks
 
     gpu = scale.device == "cuda"

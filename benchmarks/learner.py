@@ -35,7 +35,8 @@ from material import QWEN2_05B, VOCABULARY, Lengths, ModelShape, SampleShape, fu
 from hpt_ray.algorithms import make_estimator
 from hpt_ray.cluster.process import prepare_process
 from hpt_ray.cluster.runtime import Cluster, ResourceRequest
-from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
+from hpt_ray.config.schema import ClusterConfig, ModelConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.learner.group import LearnerGroup
 from hpt_ray.learner.logprobs import logprob_and_entropy
 from hpt_ray.learner.packing import WeightedSample

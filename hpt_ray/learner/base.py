@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hpt_ray.cluster.meeting import Meeting, open_meeting
 from hpt_ray.cluster.process import importing, memory_mb, prepare_process
-from hpt_ray.config.schema import LearnerConfig, ModelConfig
+from hpt_ray.config.schema import ModelConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.errors import failures_of
 from hpt_ray.types import MicroBatch
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hpt_ray.config.schema import Config, LearnerConfig
+from hpt_ray.config.schema import Config
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.learner.base import RankSpec, RankWorker
 from hpt_ray.types import MicroBatch, ValueTargets
 

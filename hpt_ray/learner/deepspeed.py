@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from hpt_ray.cluster.meeting import Meeting, prove_membership
-from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.errors import failures_of
 from hpt_ray.learner.deepspeed_state import (
     Layout,

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpt_ray.config.lora import LoRAConfig
+from hpt_ray.config.training import LoRAConfig
 from hpt_ray.errors import UserError
 from hpt_ray.learner.unpickling import only
 

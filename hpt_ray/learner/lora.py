@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hpt_ray.config.lora import LoRAConfig
+from hpt_ray.config.training import LoRAConfig
 from hpt_ray.errors import UserError
 
 ALL = "all-linear"

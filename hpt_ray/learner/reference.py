@@ -11,7 +11,8 @@ import numpy as np
 
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.process import prepare_process
-from hpt_ray.config.schema import ModelConfig, ReferenceConfig
+from hpt_ray.config.schema import ModelConfig
+from hpt_ray.config.training import ReferenceConfig
 from hpt_ray.types import MicroBatch
 
 

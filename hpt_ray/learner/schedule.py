@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import cos, pi
 
 from hpt_ray.config.phases import Phase
-from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.learner.critic import optimizer_of
 
 

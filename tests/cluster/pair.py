@@ -17,7 +17,7 @@ from probe import LIMIT_S, call, room_for, start_learners
 from hpt_ray.algorithms import BatchShape, Estimator, make_estimator
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
-from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.learner.group import LearnerGroup
 from hpt_ray.types import Sample, UpdateResult
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
-from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.types import Sample
 
 VOCABULARY = 82

@@ -16,7 +16,8 @@ from hpt_ray.algorithms import Estimator
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.meeting import Meeting
 from hpt_ray.cluster.runtime import Cluster, ResourceRequest
-from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig
+from hpt_ray.config.schema import ClusterConfig, ModelConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.learner.base import RankWorker, hf_name
 from hpt_ray.learner.packing import WeightedSample, make_micro_batch
 from hpt_ray.learner.policy import LearnerSpec, LearnerWorker

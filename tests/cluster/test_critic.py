@@ -23,7 +23,8 @@ from hpt_ray.algorithms import BatchShape, make_estimator
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.cluster.runtime import Cluster
 from hpt_ray.config.load import load_config
-from hpt_ray.config.schema import ClusterConfig, LearnerConfig, ModelConfig, ReferenceConfig
+from hpt_ray.config.schema import ClusterConfig, ModelConfig
+from hpt_ray.config.training import LearnerConfig, ReferenceConfig
 from hpt_ray.data.mini.base import fresh_model, parse_name, tokenizer_path
 from hpt_ray.driver.driver import Driver
 from hpt_ray.driver.setup import prepare

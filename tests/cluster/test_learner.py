@@ -37,7 +37,8 @@ from probe import LIMIT_S, call, micro_batch_of, room_for
 
 from hpt_ray.algorithms import BatchShape, Estimator, TokenBatch, make_estimator
 from hpt_ray.cluster.actor_group import ActorGroup
-from hpt_ray.config.schema import LearnerConfig, ModelConfig, ReferenceConfig
+from hpt_ray.config.schema import ModelConfig
+from hpt_ray.config.training import LearnerConfig, ReferenceConfig
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.learner.group import LearnerGroup

@@ -10,8 +10,7 @@ from plain import PlainLearner, distance, make_samples, norm
 from probe import call, micro_batch_of
 
 from hpt_ray.algorithms import make_estimator
-from hpt_ray.config.lora import LoRAConfig
-from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.config.training import LearnerConfig, LoRAConfig
 from hpt_ray.errors import UserError
 from hpt_ray.types import Sample
 

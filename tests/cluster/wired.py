@@ -18,7 +18,8 @@ from probe import CPUS, LIMIT_S, ProbedWorker, call, micro_batch_of, room_for
 
 from hpt_ray.algorithms import BatchShape, make_estimator
 from hpt_ray.cluster.actor_group import ActorGroup
-from hpt_ray.config.schema import LearnerConfig, ModelConfig, RolloutConfig, WeightSyncConfig
+from hpt_ray.config.schema import ModelConfig, RolloutConfig, WeightSyncConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.learner.group import LearnerGroup
 from hpt_ray.learner.policy import LearnerSpec
 from hpt_ray.rollout.engine import EngineSpec

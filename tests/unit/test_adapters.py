@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hpt_ray.config.lora import LoRAConfig
 from hpt_ray.config.schema import ModelConfig
+from hpt_ray.config.training import LoRAConfig
 from hpt_ray.data.mini.model import create_model
 from hpt_ray.errors import UserError
 from hpt_ray.learner.logprobs import TokenScorer

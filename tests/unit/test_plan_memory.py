@@ -17,8 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from hpt_ray.cluster.meeting import Meeting, open_meeting
-from hpt_ray.config.lora import LoRAConfig
-from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.config.training import LearnerConfig, LoRAConfig
 from hpt_ray.data.mini.model import create_model, model_config
 from hpt_ray.learner.attention import Segments
 from hpt_ray.learner.deepspeed import DeepSpeedEngine, join_ranks

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from hpt_ray.config.schema import LearnerConfig
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.learner.schedule import learning_rate
 
 

@@ -33,7 +33,8 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
 
-from hpt_ray.config.schema import Config, LearnerConfig
+from hpt_ray.config.schema import Config
+from hpt_ray.config.training import LearnerConfig
 from hpt_ray.learner.critic import optimizer_of
 from hpt_ray.learner.deepspeed import deepspeed_config
 from hpt_ray.rollout.engine import BATCHED_TOKENS, graph_sizes

@@ -23,8 +23,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from hpt_ray.config.lora import LoRAConfig
 from hpt_ray.config.schema import ModelConfig
+from hpt_ray.config.training import LoRAConfig
 from hpt_ray.data import mini
 from hpt_ray.data.mini.base import parse_name
 from hpt_ray.data.mini.model import model_config
