@@ -140,6 +140,11 @@ def optimizer(config: Config) -> Iterator[str]:
         yield f"`learner.zero_stage` is {learner.zero_stage}: DeepSpeed has the stages 0, 1, 2 and 3."
     if learner.offload_optimizer and learner.zero_stage == 0:
         yield "`learner.offload_optimizer` needs ZeRO: set `learner.zero_stage` to 1, 2 or 3, or switch it off."
+    if learner.offload_activations and not (learner.gradient_checkpointing and learner.num_gpus):
+        yield (
+            "`learner.offload_activations` moves what `learner.gradient_checkpointing` keeps from GPUs to their "
+            "host: set that too, with `learner.num_gpus`, or switch it off."
+        )
     if learner.base_pull * learner.learning_rate > 1:
         yield (
             f"`learner.base_pull` ({learner.base_pull:g}) times `learner.learning_rate` ({learner.learning_rate:g}) is "

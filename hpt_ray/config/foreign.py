@@ -37,6 +37,8 @@ _ROWS = {
     ("learner.max_grad_norm", ""): "max_grad_norm max_norm grad_clip",
     ("learner.gradient_checkpointing", ""):
         "gradient_checkpointing actor_rollout_ref.model.enable_gradient_checkpointing",
+    ("learner.offload_activations", ""):
+        "activation_offloading actor_rollout_ref.model.enable_activation_offload",
     ("learner.zero_stage", "learner.deepspeed takes what else DeepSpeed has"): "deepspeed",
     ("learner.zero_stage", ""): "zero_stage",
     ("learner.zero_stage", "ranks run DeepSpeed; stage 3 shards weights too"): "fsdp",

@@ -65,6 +65,9 @@ class LearnerConfig:
     )
     max_restarts: int = key(3, "Most restarts of the ranks in a row without a checkpoint.")
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.")
+    offload_activations: bool = key(
+        False, "With `gradient_checkpointing`: what each layer starts from is kept in host memory (GPUs)."
+    )
     deepspeed: dict[str, Any] = key({}, "More DeepSpeed configuration, as DeepSpeed names it.")
     timeout_s: float = key(1800.0, "Limit for one update.", minimum=1)
     lora: LoRAConfig = section(LoRAConfig)

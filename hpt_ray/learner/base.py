@@ -138,7 +138,8 @@ class RankWorker(Generic[Spec]):
         if spec.learner.lora.rank:
             add_adapters(module.model, spec.learner.lora, seed=spec.seed)
         if spec.learner.gradient_checkpointing:
-            module.model.gradient_checkpointing_enable({"use_reentrant": False})
+            offload = spec.learner.offload_activations
+            module.model.gradient_checkpointing_enable({"use_reentrant": False}, offload=offload)
         module.train()
         self._engine = DeepSpeedEngine(
             module, spec.learner, dtype=spec.model.dtype, world_size=self._world_size

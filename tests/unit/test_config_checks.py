@@ -46,6 +46,10 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         ("learner.zero_stage=0", "learner.offload_optimizer=true"),
         "`learner.zero_stage` to 1",
     ),
+    "offload_has_what_is_kept": (
+        ("learner.offload_activations=true", "learner.num_gpus=1"),
+        "`learner.offload_activations` moves what `learner.gradient_checkpointing` keeps",
+    ),
     "pull_ends_at_most_at_the_base": (
         ("learner.base_pull=300", "learner.learning_rate=0.01"),
         "every update would end at the base",

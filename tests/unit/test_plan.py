@@ -123,6 +123,19 @@ def test_copies_in_memory_are_in_the_host_s() -> None:
     assert hosts[1] - hosts[0] == pytest.approx(56 * PARAMETERS["Qwen2.5-Math-7B"] / 2**30 / 4)
 
 
+def test_offloaded_activations_are_in_the_host_s() -> None:
+    """2 bytes of each of 28 layers · 3584 numbers a token."""
+    config, before = planned()
+    after = planned("learner.offload_activations=true")[1]
+    moved = 2 * 28 * 3584 * config.max_tokens_per_micro_batch / 2**30
+    left = terms(before, "learner")["activations"] - terms(after, "learner")["activations"]
+    hosts = [
+        g.memory.host_gib for plan in (before, after) for g in plan.groups if g.memory and g.kind == "learner"
+    ]
+    assert left == pytest.approx(moved)
+    assert hosts[1] - hosts[0] == pytest.approx(moved)
+
+
 @pytest.mark.parametrize(
     ("words", "smaller"),
     [

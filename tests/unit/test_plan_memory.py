@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from hpt_ray.cluster.meeting import Meeting, open_meeting
@@ -192,8 +194,8 @@ def test_with_zero_3_no_rank_takes_the_whole_model(stage: int, ranks: dict[int, 
     assert [one.result(LIMIT_S) for one in starting] == [stage != 3] * world_size
 
 
-def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recompute: bool) -> float:
-    """What a forward pass keeps for the backward pass, apart from parameters."""
+def scorer_and_samples(num_layers: int, dtype: str, architecture: Any) -> tuple[TokenScorer, ScorerInput]:
+    """A policy in training, and 256 tokens for it."""
     config = model_config("s", architecture)
     config.num_hidden_layers = num_layers
     if hasattr(config, "layer_types"):
@@ -201,9 +203,6 @@ def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recomp
     model = AutoModelForCausalLM.from_config(
         config, dtype=getattr(torch, dtype), attn_implementation="segments"
     )
-    if recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    scorer = TokenScorer(model.train())
     lengths = np.full(4, 64)
     ids = torch.arange(256) % 50
     before = torch.tensor([t for t in range(255) if t % 64 != 63])
@@ -217,7 +216,15 @@ def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recomp
         responses=slice(0, len(before)),
         num_responses=len(before),
     )
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return TokenScorer(model.train()), samples
+
+
+def saved_bytes_per_token(num_layers: int, dtype: str, architecture: Any, recompute: bool) -> float:
+    """What a forward pass keeps for the backward pass, apart from parameters."""
+    scorer, samples = scorer_and_samples(num_layers, dtype, architecture)
+    if recompute:
+        scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
     saved: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -238,3 +245,27 @@ def test_a_layer_keeps_what_is_planned(dtype: str, number: int, architecture: An
     assert (measured[1] - measured[0]) / 2 == pytest.approx(layer_bytes(shape, number), rel=TOLERANCE)
     measured = [saved_bytes_per_token(layers, dtype, architecture, recompute=True) for layers in (2, 4)]
     assert (measured[1] - measured[0]) / 2 == pytest.approx(number * shape.width, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("bfloat16", 2), ("float32", 4)])
+def test_what_offloading_would_move_is_what_each_layer_starts_from(dtype: str, number: int) -> None:
+    """The hooks stand where transformers has those of `offload`, which needs a GPU; they copy to the same device."""
+    torch.manual_seed(0)
+    scorer, samples = scorer_and_samples(3, dtype, "qwen2")
+    gradients, moved = [], []
+
+    def leave(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.nbytes)
+        return tensor.clone()
+
+    def through_the_host(function: Any, *args: Any) -> Any:
+        with torch.autograd.graph.saved_tensors_hooks(leave, torch.clone):
+            return checkpoint(function, *args, use_reentrant=False)
+
+    for function in (partial(checkpoint, use_reentrant=False), through_the_host):
+        scorer.model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
+        scorer.zero_grad()
+        scorer(samples)[0].sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in scorer.parameters()])
+    assert all(map(torch.equal, *gradients))
+    assert sum(moved) == 256 * 3 * number * scorer.model.config.hidden_size

@@ -211,6 +211,8 @@ def _advice(config: Config, kind: str, term: str) -> str:
         case "activations":
             tokens = config.max_tokens_per_micro_batch
             shared = "" if kind == "reference" else ", or let ranks share it: `learner.sequence_parallel`"
+            if kind != "reference" and learner.num_gpus and not learner.offload_activations:
+                shared += ", or set `learner.offload_activations`"
             return f"lower `max_tokens_per_micro_batch` ({tokens}), which must hold one sample{shared}"
         case "buckets" | "buffers":
             return "lower `learner.deepspeed.zero_optimization.reduce_bucket_size`"

@@ -12,7 +12,9 @@ bytes of a number (`model.dtype`), P parameters, R ranks, T `max_tokens_per_micr
                   shard included
     base          θ₀ with `learner.base_pull`, b·P/R (ZeRO 0: b·P), in `optimizer`
     gradients     4·P, for the micro-batches of a step add up in float32; ZeRO 2: 4·P/R; ZeRO 3 has them in `optimizer`
-    activations   of T tokens as `layer_bytes` counts them, of attention `segments`
+    activations   of T tokens as `layer_bytes` counts them, of attention `segments`; with
+                  `learner.gradient_checkpointing` of one layer, and b·width a token where each layer starts, which
+                  `learner.offload_activations` has in host memory
     logprobs      hidden states and their gradient, the gradient of the output layer, tiles of logits
     buckets       DeepSpeed's `reduce_bucket_size`, as reduced and as sent, once a step; in ZeRO 2 and 3 during
                   every backward pass; ZeRO 3 keeps one as `buffers`
@@ -130,6 +132,8 @@ def _rank_memory(
         # Masters and gradient are page-locked, which torch does in powers of two.
         share = 4 * (adapters or size) / learner.num_ranks
         host += 2 * (2.0 ** ceil(log2(share)) - share)
+    if learner.offload_activations:
+        host += border_bytes(config, shape)
     if on_gpu:
         host += account.pop("copies")
     when = COMING | ({"buckets": {"backward"}} if learner.zero_stage >= 2 else {})
@@ -188,11 +192,16 @@ def training_states(learner: LearnerConfig, dtype: str, size: int, adapters: int
 
 def activation_bytes(config: Config, shape: ModelShape) -> float:
     """What the forward pass of a full micro-batch keeps for the backward pass, and its largest gradient."""
-    layer = layer_bytes(shape, width_of(config))
-    border = width_of(config) * shape.width  # the hidden states between two layers
-    recomputes = config.learner.gradient_checkpointing
-    kept = shape.num_layers * border + layer if recomputes else shape.num_layers * layer
-    return _tokens(config) * (kept + 3 * width_of(config) * shape.mlp_width)
+    learner, layer = config.learner, layer_bytes(shape, width_of(config))
+    kept = _tokens(config) * layer * (1 if learner.gradient_checkpointing else shape.num_layers)
+    if learner.gradient_checkpointing and not learner.offload_activations:
+        kept += border_bytes(config, shape)
+    return kept + _tokens(config) * 3 * width_of(config) * shape.mlp_width
+
+
+def border_bytes(config: Config, shape: ModelShape) -> float:
+    """The hidden states that every layer starts from, of a full micro-batch."""
+    return float(_tokens(config) * shape.num_layers * width_of(config) * shape.width)
 
 
 def layer_bytes(shape: ModelShape, number: int) -> float:

@@ -14,6 +14,7 @@ bandwidth of the card's memory; lengths and utilisations are `cost.EXPECTED`:
                 pass; none of it hidden
     offload     with `learner.offload_optimizer` (4·M + b·U)·A/R over PCIe, 4·U in place of 4·M with ZeRO 1, and 28·A·U
                 over the host's memory, which all ranks share
+    borders     with `learner.offload_activations` 2·b·width a token and layer over PCIe, none of it hidden
     turns       where the sides take turns on their GPUs `TURNS_S`, and what leaves and comes back over PCIe
     sync        b·P over the link, or through the host by gloo where cards are shared
 
@@ -86,6 +87,8 @@ def step_seconds(choice: Choice, shape: ModelShape, plan: Plan, card: Card) -> d
     heads = 2 * number * shape.num_layers * (shape.query_width + shape.key_width)
     passed = tokens / ranks * heads * (2 + learner.gradient_checkpointing) * (sharing - 1) / sharing
     parts["exchange"] = (sent * (ranks - 1) / ranks + passed) / card.link
+    if learner.offload_activations:
+        parts["borders"] = 2 * tokens / ranks * shape.num_layers * number * shape.width / card.pcie
     if learner.offload_optimizer:
         moved = (4 * summed + number * updates) * trained / ranks
         parts["offload"] = moved / card.pcie + 28 * updates * trained / HOST
