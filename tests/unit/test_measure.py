@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from math import comb, sqrt
 
@@ -139,6 +140,27 @@ def test_sft_goes_with_the_reward_only_where_its_demonstration_does(demo, sign) 
     found = exact(world.enumerated(methods(sft=METHODS["sft"]), 1), "sft")
     assert np.sign(found["scale"]) == sign
     assert found["gap"] > 1
+
+
+def test_rollouts_that_continue_a_prefix_have_the_gradient_of_what_follows_it() -> None:
+    """Of three leaves that begin with 0, by their chances after it; the prefix trains as a demonstration."""
+    world = World.make(TREE, REWARDS, demo=2)
+    uft = make_estimator("uft", rollout_advantage="leave_one_out", demo_coef=250, **SUM)  # of its 0.001
+    meter = Meter(world.score, {"theta": world.theta}, Projection(world.theta.numel(), seed=0))
+    after = [1, 2, 3]
+    chances = world.chances / world.chances[after].sum()
+    for prompt in range(len(REWARDS)):
+        mean = np.zeros(world.theta.numel(), np.float32)
+        for picks in product(after, repeat=2):
+            group = world.group(prompt, picks)
+            rollouts = [replace(rollout, prefix_length=1) for rollout in group.rollouts]
+            drawn = meter.draw(methods(uft=uft), replace(group, rollouts=rollouts))["uft"]
+            mean += np.prod(chances[list(picks)]) * drawn.gradient
+        first = world.logprobs(world.theta, TREE[2])[0]
+        own = [world.logprobs(world.theta, TREE[leaf])[1:].sum().exp() for leaf in after]
+        value = sum(r * p for r, p in zip(world.rewards[prompt][after], own, strict=True)) + 0.25 * first
+        expected = torch.autograd.grad(value, world.theta)[0].numpy().ravel()
+        np.testing.assert_allclose(mean, projected(world, expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["rloo", "group_std", "hpt"])

@@ -17,6 +17,7 @@ from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.driver.setup import asked_of, loader
 from hpt_ray.tools.measure.methods import chosen
 from hpt_ray.tools.measure.policy import Policy
+from hpt_ray.tools.measure.run import Measurer, RewardFunctions, Sizes
 
 REWARD = "def grade(response, ground_truth):\n    return float(len(response) % 2)\n"
 SHORT = ("data.max_response_tokens=5", "data.max_prompt_tokens=40")
@@ -64,6 +65,28 @@ def test_a_measurement_of_two_models(
     assert (tmp_path / "found" / "figures" / "plane-all.png").stat().st_size > 5000
 
 
+def test_methods_that_continue_prefixes_draw_rollouts_of_their_own(words: list[str], tmp_path: Path) -> None:
+    """UFT as many as all others, Prefix-RFT one, and BREAD none where some of the first are right: then it is GRPO."""
+    config = load_config(None, ["model.path=model-0", *words[8:]])
+    template, load = loader(config, "model-0")
+    prompts = load(config.data.train, **asked_of(config, "both"))
+    policy, rewards = Policy(config, "model-0", template), RewardFunctions(config)
+    names = ["grpo", "prefix_rft", "uft", "bread"]
+    measurer = Measurer(policy, policy, rewards, chosen(config, names, None), Sizes(4, 1, 32, 512), seed=0)
+    found = [measurer.measure(prompt) for prompt in list(prompts)[:6]]
+    rewards.close()
+    costs = [each.costs for each in found]
+    assert {cost["uft"].rollouts for cost in costs} == {4}
+    again = [cost["bread"].rollouts > 4 for cost in costs]
+    same = [np.array_equal(each.means["bread"], each.means["grpo"]) for each in found]
+    assert same == [not more for more in again]
+    assert any(same)
+    for each in found:
+        assert each.rollouts == 16 + 32 + 4 + 1 + 4 + (each.costs["bread"].rollouts - 4)
+        assert np.isfinite(np.stack([each.means[name] for name in names])).all()
+        assert each.squares["uft"] != each.squares["prefix_rft"]
+
+
 def test_the_same_words_give_the_same_numbers(words: list[str], tmp_path: Path) -> None:
     numbers = []
     for out in ("one", "two"):
@@ -97,7 +120,7 @@ def test_mistakes_are_told(
 def test_the_whole_table_but_for_what_needs_another_model_is_measured(words: list[str]) -> None:
     config = load_config(None, ["model.path=model-0", *words[8:]])
     table = chosen(config, [], None)
-    assert {*ALGORITHMS} - {*table} == {"ppo", "opd", "iw_sft", "prefix_rft", "uft", "bread"}
+    assert {*ALGORITHMS} - {*table} == {"ppo", "opd", "iw_sft"}
     parts = chosen(config, [], "grpo")
     assert {"grpo", "grpo,rollout_clip=none", "grpo,rollout_advantage=leave_one_out"} <= {*parts}
     assert all(name.startswith("grpo") for name in parts)

@@ -54,8 +54,12 @@ class World:
         return torch.log_softmax(logits, -1)[nodes, list(leaf)]
 
     def score(self, samples: Sequence[Sample], entropy_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        responses = [tuple(sample.token_ids[sample.prompt_length :].tolist()) for sample in samples]
-        logprobs = torch.cat([self.logprobs(self.theta, leaf) for leaf in responses])
+        """Prompts have one token; what follows it is a leaf, or the beginning of one."""
+        parts = []
+        for sample in samples:
+            begun = self.logprobs(self.theta, tuple(sample.token_ids[1:].tolist()))
+            parts.append(begun[sample.prompt_length - 1 :])
+        logprobs = torch.cat(parts)
         return logprobs, torch.zeros_like(logprobs).detach()
 
     @property

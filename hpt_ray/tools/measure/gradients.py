@@ -1,6 +1,6 @@
 """The gradient that each method makes of one prompt's rollouts, by the functions that training uses.
 
-A method is an estimator with a gate. All of them get the same graded rollouts and share one forward pass; the gate,
+A method is an estimator with a gate. Those that are given the same graded rollouts share one forward pass; the gate,
 `Estimator.weigh` and `Estimator.loss` are those of a run, for an optimizer step of a single prompt. The reference is
 `rloo` on rollouts of its own: with a leave-one-out baseline it is the policy gradient of the expected reward
 without bias (arXiv 2402.14740), and the more rollouts, the less noise.
@@ -75,32 +75,46 @@ class Meter:
         self.forward_seconds, self.forward_tokens = 0.0, 0
 
     def draw(self, methods: Mapping[str, Method], group: Group) -> dict[str, Drawn]:
-        """The gradients of all methods on one group. The prompt's demonstration is used where there is one."""
-        pairs = [pair for pair in group.pairs if can_train(*pair)]
+        """The gradients of all methods on one group. The prompt's demonstration is used where there is one; by
+        methods whose rollouts continue prefixes of it, as far as these do."""
+        sampled, pairs = len(group.rollouts), [pair for pair in group.pairs if can_train(*pair)]
         group = Group(group.prompt, [rollout for rollout, _ in pairs], [result for _, result in pairs])
-        has_demo = group.prompt.demonstration is not None
+        estimators = [method.estimator for method in methods.values()]
+        has_demo = group.prompt.demonstration is not None and all(e.prefixes is None for e in estimators)
         samples = samples_of(
-            group, Decision(1.0, float(has_demo), group.num_correct, len(pairs), ""), index=0
+            group,
+            Decision(1.0, float(has_demo), group.num_correct, len(pairs), ""),
+            index=0,
+            prefixes=any(estimator.trains_prefixes for estimator in estimators),
         )
         entropy_grad = any(method.estimator.entropy_coef for method in methods.values())
         began = perf_counter()
         logprobs, entropy = self._scorer(samples, entropy_grad)
         self.forward_seconds += perf_counter() - began
         self.forward_tokens += sum(len(sample.token_ids) for sample in samples)
-        return {name: self._one(m, group, samples, logprobs, entropy) for name, m in methods.items()}
+        return {
+            name: self._one(method, group, sampled, samples, logprobs, entropy)
+            for name, method in methods.items()
+        }
 
     def _one(
-        self, method: Method, group: Group, samples: Sequence[Sample], logprobs: Tensor, entropy: Tensor
+        self,
+        method: Method,
+        group: Group,
+        sampled: int,
+        samples: Sequence[Sample],
+        logprobs: Tensor,
+        entropy: Tensor,
     ) -> Drawn:
         estimator, kind = method.estimator, GATES[method.gate]
         num_rollouts = estimator.num_rollouts(len(group.rollouts)) if kind.needs_rollouts else 0
         seen = replace(group, rollouts=group.rollouts[:num_rollouts], results=group.results[:num_rollouts])
         decision = kind.function(seen, method.gamma, ())
-        weights = np.array(
-            [decision.demo_weight if s.is_demo else decision.rollout_weight for s in samples], np.float64
-        )
+        of_demo = decision.demo_weight if estimator.prefixes is None else decision.rollout_weight
+        weights = np.array([of_demo if s.is_demo else decision.rollout_weight for s in samples], np.float64)
         weights[num_rollouts : len(group.rollouts)] = 0
-        cost = Cost(1, num_rollouts, int(decision.demo_weight > 0))
+        num_sampled = estimator.num_rollouts(sampled) if kind.needs_rollouts else 0
+        cost = Cost(1, num_sampled, int(decision.demo_weight > 0))
         kept = np.flatnonzero(weights)
         batch = _tokens_of(samples, kept, logprobs, entropy)
         if batch is None:

@@ -83,9 +83,4 @@ def _method(config: Config, word: str) -> Method:
     if estimator.needs_values or estimator.needs_reference:
         other = "critic" if estimator.needs_values else "frozen policy"
         raise UserError(f"--method {word}: its gradient needs a {other}, and the meter has the policy alone.")
-    if estimator.prefixes is not None:
-        raise UserError(
-            f"--method {word}: its rollouts continue prefixes of demonstrations, and the meter compares methods on the "
-            "same rollouts, which do not."
-        )
     return Method(estimator, gate, selection.gamma, config.data.max_response_tokens)

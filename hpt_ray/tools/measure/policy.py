@@ -23,6 +23,7 @@ from hpt_ray.learner.scorer_input import ScorerInput
 from hpt_ray.types import FinishReason, Prompt, Rollout, Sample
 
 MOST_ROWS = 256  # responses that are sampled together
+NO_PREFIX = np.zeros(0, np.int32)
 NO_TERMS = np.zeros((0, 1)), np.zeros(0)
 
 
@@ -47,20 +48,22 @@ class Policy:
         temperature = self._config.rollout.temperature
         return ScorerInput.from_micro_batch(micro_batch, temperature=temperature, device=self._device)
 
-    def sample(self, prompt: Prompt, count: int, seed: str) -> list[Rollout]:
-        """`count` responses with the policy's log-probs; the same ones for the same seed."""
+    def sample(self, prompt: Prompt, count: int, seed: str, prefix: np.ndarray = NO_PREFIX) -> list[Rollout]:
+        """`count` responses with the policy's log-probs; the same ones for the same seed. They begin with `prefix`."""
         digest = hashlib.blake2b(
             f"{self._config.run.seed} {seed} {prompt.id}".encode(), digest_size=7
         ).digest()
         torch.manual_seed(int.from_bytes(digest, "big"))
         rollouts: list[Rollout] = []
         while len(rollouts) < count:
-            rollouts += self._generate(prompt, min(MOST_ROWS, count - len(rollouts)), len(rollouts))
+            rows = min(MOST_ROWS, count - len(rollouts))
+            rollouts += self._generate(prompt, prefix, rows, len(rollouts))
         return rollouts
 
-    def _generate(self, prompt: Prompt, rows: int, first: int) -> list[Rollout]:
+    def _generate(self, prompt: Prompt, prefix: np.ndarray, rows: int, first: int) -> list[Rollout]:
         rollout, stops = self._config.rollout, list(self._template.stop_token_ids)
-        ids = torch.from_numpy(np.tile(prompt.token_ids, (rows, 1))).long().to(self._device)
+        before = np.concatenate([prompt.token_ids, prefix])
+        ids = torch.from_numpy(np.tile(before, (rows, 1))).long().to(self._device)
         attention = self._model.config._attn_implementation
         self._model.config._attn_implementation = "sdpa"  # that of packed samples keeps no cache
         try:
@@ -72,7 +75,7 @@ class Policy:
                     temperature=rollout.temperature,
                     top_p=rollout.top_p,
                     top_k=max(rollout.top_k, 0),
-                    max_new_tokens=self._config.data.max_response_tokens,
+                    max_new_tokens=self._config.data.max_response_tokens - len(prefix),
                     eos_token_id=stops,
                     pad_token_id=stops[0],
                 )
@@ -82,8 +85,8 @@ class Policy:
         samples = [
             Sample(
                 prompt.id,
-                np.concatenate([prompt.token_ids, response]).astype(np.int32),
-                len(prompt.token_ids),
+                np.concatenate([before, response]).astype(np.int32),
+                len(before),
                 np.zeros(len(response), np.float32),
                 False,
                 0.0,
@@ -93,17 +96,20 @@ class Policy:
         ]
         logprobs, _ = score(self._scorer, self._packed(samples))
         parts = np.split(logprobs, np.cumsum([len(response) for response in responses])[:-1])
+        unknown = np.full(len(prefix), np.nan, np.float32)
+        wholes = [np.concatenate([prefix, response]).astype(np.int32) for response in responses]
         return [
             Rollout(
                 prompt.id,
                 first + i,
-                response.astype(np.int32),
-                part,
-                FinishReason.STOP if response[-1] in stops else FinishReason.LENGTH,
+                whole,
+                np.concatenate([unknown, part]),
+                FinishReason.STOP if whole[-1] in stops else FinishReason.LENGTH,
                 0,
-                self._template.decode(response),
+                self._template.decode(whole),
+                prefix_length=len(prefix),
             )
-            for i, (response, part) in enumerate(zip(responses, parts, strict=True))
+            for i, (whole, part) in enumerate(zip(wholes, parts, strict=True))
         ]
 
 

@@ -2,25 +2,29 @@
 
 Every prompt gets three lots of rollouts, which share nothing: `draws` groups that all methods are measured on,
 `reference` rollouts for the true gradient, and a few that say which set the prompt belongs to. Without the last, the
-prompts of a set would be those whose reference was lucky.
+prompts of a set would be those whose reference was lucky. Methods whose rollouts continue prefixes of the
+demonstration draw those in addition.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from hpt_ray.algorithms import Estimator
+from hpt_ray.algorithms.prefixes import PREFIX_RULES, prefix_of, search
 from hpt_ray.config.schema import Config
 from hpt_ray.reward.functions.row import Row
 from hpt_ray.reward.service import GradeItem, VerifierService
+from hpt_ray.rollout.requests import sampling_seed
 from hpt_ray.tools.measure.estimate import LEAST_PROMPTS, Interval, quality
-from hpt_ray.tools.measure.gradients import Cost, Meter, Method
-from hpt_ray.tools.measure.policy import Policy
+from hpt_ray.tools.measure.gradients import Cost, Drawn, Meter, Method
+from hpt_ray.tools.measure.policy import NO_PREFIX, Policy
 from hpt_ray.tools.measure.projection import Projection
 from hpt_ray.types import FinishReason, Group, Prompt, RewardResult, Rollout
 
@@ -87,7 +91,7 @@ class Measurer:
         seed: int,
     ):
         self._policy, self._sampler, self._rewards = policy, sampler, rewards
-        self._methods, self._sizes = methods, sizes
+        self._methods, self._sizes, self._seed = methods, sizes, seed
         self._projection = Projection(sizes.dimensions, seed)
         self._rollouts, self._sampling_s = 0, 0.0
 
@@ -100,7 +104,7 @@ class Measurer:
             self._groups(self._policy, prompt, num_references, REFERENCE_GROUP, "reference")
         )
         groups = self._groups(self._sampler, prompt, self._sizes.draws, self._sizes.group_size, "draw")
-        drawn = [meter.draw(self._methods, group) for group in groups]
+        drawn = [self._draw(meter, group, f"draw {i}") for i, group in enumerate(groups)]
         gradients = {name: np.stack([each[name].gradient for each in drawn]) for name in self._methods}
         return Measured(
             num_correct,
@@ -116,10 +120,48 @@ class Measurer:
             forward_s=meter.forward_seconds,
         )
 
-    def _groups(self, policy: Policy, prompt: Prompt, count: int, size: int, what: str) -> list[Group]:
+    def _draw(self, meter: Meter, group: Group, what: str) -> dict[str, Drawn]:
+        """All methods: on `group`, or on rollouts of their own where these continue prefixes."""
+        plain = {name: each for name, each in self._methods.items() if each.estimator.prefixes is None}
+        drawn = meter.draw(plain, group) if plain else {}
+        for name in self._methods.keys() - plain.keys():
+            estimator = self._methods[name].estimator
+            drawn |= meter.draw(
+                {name: self._methods[name]}, self._continued(estimator, group, f"{what} {name}")
+            )
+        return drawn
+
+    def _continued(self, estimator: Estimator, group: Group, what: str) -> Group:
+        """`group` as a method has it whose rollouts continue prefixes, in its first step."""
+        prompt, size = group.prompt, len(group.rollouts)
+        if estimator.searches_prefixes:
+            while length := search(group):
+                assert prompt.demonstration is not None, f"{prompt.id} has no demonstration to continue"
+                before = [replace(rollout, superseded=True) for rollout in group.rollouts]
+                prefix = prompt.demonstration.token_ids[:length]
+                (more,) = self._groups(self._sampler, prompt, 1, size, f"{what} {len(before)}", prefix)
+                group = Group(prompt, before + more.rollouts, group.results + more.results)
+            return group
+        assert estimator.prefixes is not None, f"{estimator.name} has no prefixes"
+        prefix = prefix_of(prompt, estimator.prefixes, 0, sampling_seed(self._seed, what, prompt.id, 0))
+        if not len(prefix):
+            return group
+        kept = size - 1 if PREFIX_RULES[estimator.prefixes.rule].only_last else 0
+        (more,) = self._groups(self._sampler, prompt, 1, size - kept, what, prefix)
+        return Group(prompt, group.rollouts[:kept] + more.rollouts, group.results[:kept] + more.results)
+
+    def _groups(
+        self,
+        policy: Policy,
+        prompt: Prompt,
+        count: int,
+        size: int,
+        what: str,
+        prefix: np.ndarray = NO_PREFIX,
+    ) -> list[Group]:
         """`count` graded groups of `size` rollouts; those of another `what` share nothing with them."""
         began = perf_counter()
-        rollouts = policy.sample(prompt, count * size, what)
+        rollouts = policy.sample(prompt, count * size, what, prefix)
         self._sampling_s += perf_counter() - began
         self._rollouts += len(rollouts)
         results = self._rewards.grade(prompt, rollouts)
