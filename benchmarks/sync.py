@@ -1,4 +1,4 @@
-"""What a weight sync costs: seconds against a bare gloo broadcast of the same bytes, and memory in buckets.
+"""What a weight sync costs: seconds against a bare broadcast of the same bytes, and memory in buckets.
 
     python benchmarks/sync.py --out benchmarks/results/sync.json
 
@@ -117,10 +117,10 @@ def member(pipe: Connection, rendezvous: Rendezvous, rank: int, size: str, bucke
     pipe.send(all(bool((tensor == 1).all()) for tensor in tensors))
 
 
-def sample(size: str, num_receivers: int, *, bucket_mb: int, repeats: int) -> dict[str, Any]:
+def sample(size: str, num_receivers: int, *, backend: str, bucket_mb: int, repeats: int) -> dict[str, Any]:
     """One size and number of receivers."""
     point = RendezvousPoint(HOST, timeout_s=LIMIT_S)
-    rendezvous = point.open(1 + num_receivers, "gloo")
+    rendezvous = point.open(1 + num_receivers, backend)
     metas = metas_of(size)
     buckets = list(cut(metas, bucket_mb << 20))
     context = multiprocessing.get_context("spawn")
@@ -209,7 +209,9 @@ def save_model(size: str, folder: Path) -> None:
     build_tokenizer().save_pretrained(folder)
 
 
-async def vllm_sample(size: str, *, bucket_mb: int, repeats: int, folder: Path) -> dict[str, Any]:
+async def vllm_sample(
+    size: str, *, backend: str, bucket_mb: int, repeats: int, folder: Path
+) -> dict[str, Any]:
     """One DeepSpeed rank and one vLLM engine: whole transactions against bare broadcasts between the two."""
     import ray
 
@@ -244,10 +246,10 @@ async def vllm_sample(size: str, *, bucket_mb: int, repeats: int, folder: Path) 
         await learners.call("start", meeting, timeout_s=LIMIT_S)
         await workers.call("start", timeout_s=LIMIT_S)
         config = WeightSyncConfig(bucket_mb=bucket_mb, timeout_s=LIMIT_S)
-        sync = WeightSync(learners, config, "gloo", workers_per_engine=1, keep_committed=False)
+        sync = WeightSync(learners, config, backend, workers_per_engine=1, keep_committed=False)
         reports = [await sync.push(version, workers) for version in range(1, repeats + 2)][1:]
         rendezvous = (point := RendezvousPoint(ray.util.get_node_ip_address(), timeout_s=LIMIT_S)).open(
-            2, "gloo"
+            2, backend
         )
         actors = [*learners.actors, *workers.actors]
         broadcasts = await asyncio.gather(
@@ -280,7 +282,11 @@ def samples(settings: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for size in settings.sizes:
         for num_receivers in settings.receivers:
             yield {"model": size} | sample(
-                size, num_receivers, bucket_mb=settings.bucket_mb, repeats=settings.repeats
+                size,
+                num_receivers,
+                backend=settings.backend,
+                bucket_mb=settings.bucket_mb,
+                repeats=settings.repeats,
             )
 
 
@@ -292,6 +298,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--vllm", nargs="*", default=["10M", "100M"], choices=list(SHAPES))
+    parser.add_argument("--backend", default="gloo", choices=["gloo", "ipc"])
     parser.add_argument("--bucket-mb", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
@@ -301,7 +308,7 @@ def main() -> None:
         "machine": machine(),
         "settings": {
             **{key: value for key, value in vars(arguments).items() if key != "out"},
-            "backend": "gloo over loopback",
+            "backend": {"gloo": "gloo over loopback", "ipc": "ipc in host memory"}[arguments.backend],
             "receivers_of_samples": "stand-in: every tensor is copied into one of the receiver's own, bfloat16",
             "receivers_of_vllm": "a real vLLM engine, from one DeepSpeed rank, through Ray, float32",
             "threads": 1,
@@ -318,6 +325,7 @@ def main() -> None:
                 asyncio.run(
                     vllm_sample(
                         size,
+                        backend=arguments.backend,
                         bucket_mb=arguments.bucket_mb,
                         repeats=arguments.repeats,
                         folder=Path(folder),

@@ -207,7 +207,7 @@ class SelectionConfig:
 class WeightSyncConfig:
     """From the learner to the rollout workers."""
 
-    backend: str = key("auto", "`gloo`, `nccl`, or `auto`: nccl between GPUs that are not shared.")
+    backend: str = key("auto", "`gloo`, `nccl`, `ipc` (colocated), or `auto`: nccl between GPUs not shared.")
     bucket_mb: int = key(64, "Size of one packed bucket.", minimum=1)
     timeout_s: float = key(300.0, "Limit for one sync.", minimum=1)
 

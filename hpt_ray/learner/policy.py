@@ -147,7 +147,7 @@ class LearnerWorker(RankWorker[LearnerSpec]):
             write_adapter(folder / "adapter", adapters, self._spec.learner.lora, self._spec.model.path)
 
     def join_transfer(self, rendezvous: Any) -> None:
-        """Become place 0 of the transfer group that meets there. Rank 0 only."""
+        """Become place 0 of the transfer group that meets there. Those who send."""
         from hpt_ray.weight_sync.group import WeightSender
 
         if self._sender is None:
@@ -155,12 +155,12 @@ class LearnerWorker(RankWorker[LearnerSpec]):
         self._sender.join(rendezvous)
 
     def send_weights(self, bucket_bytes: int, keep: bool) -> None:
-        """Gather (all ranks) and send (rank 0) every weight; with `keep`, also into host memory. Collective."""
+        """Gather (all ranks) and send (who joined) every weight; with `keep`, also into host memory. Collective."""
         parameters = self._engine.full_parameters(bucket_bytes)
         num_buffers = 1 if self._spec.learner.zero_stage == 3 else 2  # what is gathered is the other bucket
         with self._span("send weights"):
             try:
-                if self._rank == 0:
+                if self._sender is not None:
                     self._sender.send(
                         self.weight_metas(),
                         (part for _, part in self._published(parameters)),
@@ -174,6 +174,6 @@ class LearnerWorker(RankWorker[LearnerSpec]):
                     pass
 
     def resend_weights(self) -> None:
-        """Send what `send_weights` kept. Rank 0 only."""
+        """Send what `send_weights` kept. Those who send."""
         with self._span("send weights"):
             self._sender.send_copy()

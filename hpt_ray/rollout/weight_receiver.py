@@ -25,10 +25,9 @@ BACKEND = "hpt_ray"  # as vLLM knows it
 
 @dataclass
 class JoinInfo(WeightTransferInitInfo):
-    """The group to join, and the place in it that this engine's first worker takes."""
+    """For each of this engine's workers, in order, the group to join and the place in it."""
 
-    rendezvous: Rendezvous
-    first_place: int
+    seats: list[tuple[Rendezvous, int]]
 
 
 @dataclass
@@ -48,8 +47,8 @@ class BucketTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
 
     def init_transfer_engine(self, init_info: JoinInfo) -> None:
         self.shutdown()
-        place = init_info.first_place + self.parallel_config.rank
-        self._group = TransferGroup(init_info.rendezvous, place, device=self.device)
+        rendezvous, place = init_info.seats[self.parallel_config.rank]
+        self._group = TransferGroup(rendezvous, place, device=self.device)
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from hpt_ray.config.schema import Config
 from hpt_ray.errors import UserError
 from hpt_ray.utils.names import check_name
+from hpt_ray.weight_sync.ipc import IpcGroup
 
 CONNECT_LIMIT_S = 10.0  # for members that are all there
 
@@ -35,11 +36,16 @@ class Backend:
     fits: Callable[[Config], str | None]
     doc: str
     on_gpu: bool = False  # buffers are on the member's GPU, not in host memory
+    paired: bool = False  # every rank sends, to the engine processes on its device alone; else rank 0 to all
     abort: Callable[[Any], None] | None = None
 
 
 def _gloo(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> Any:
     return dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=CONNECT_LIMIT_S))
+
+
+def _ipc(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> Any:
+    return IpcGroup(store, rank, world_size, timedelta(seconds=CONNECT_LIMIT_S))
 
 
 def _nccl(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> Any:
@@ -58,12 +64,24 @@ def _nccl(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> An
 
 def _nccl_fits(config: Config) -> str | None:
     if config.cluster.colocate:
-        return "`cluster.colocate` needs `weight_sync.backend` to be `auto`: NCCL cannot send from a GPU to itself."
+        return (
+            "`cluster.colocate` needs `weight_sync.backend` to be `auto` or `ipc`: NCCL cannot send from a GPU "
+            "to itself."
+        )
     if config.rollout.num_gpus > 0 and config.learner.num_gpus > 0:
         return None
     return (
         "`weight_sync.backend` is `nccl`, which sends between GPUs: give GPUs to both sides "
         "(`rollout.num_gpus`, `learner.num_gpus`), or set the backend to `auto`."
+    )
+
+
+def _ipc_fits(config: Config) -> str | None:
+    if config.cluster.colocate:
+        return None
+    return (
+        "`weight_sync.backend` is `ipc`, which hands weights over in memory that a rank and an engine share: put "
+        "them on the same GPUs and nodes (`cluster.colocate=true`), or set the backend to `auto`."
     )
 
 
@@ -75,6 +93,9 @@ BACKENDS: dict[str, Backend] = {
         "between GPUs that engines and ranks do not share",
         on_gpu=True,
         abort=lambda group: group.abort(),
+    ),
+    "ipc": Backend(
+        _ipc, _ipc_fits, "from each rank to the engine on its GPU, in its memory", on_gpu=True, paired=True
     ),
 }
 

@@ -216,7 +216,7 @@ def receive(
 
 
 class WeightSender:
-    """Place 0 of the present transfer group, in the learner's rank 0.
+    """Place 0 of the present transfer group, in a rank of the learner.
 
     Where asked it keeps a copy in host memory, for receivers that come up after the learner has stepped.
     """

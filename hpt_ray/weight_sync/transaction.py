@@ -5,7 +5,8 @@ did not. A worker that dies, errs or is late is taken out, everybody else gives 
 tried again without it. Nobody commits before all who are left have received everything, so a version is served
 by all workers reported as good or by none. Restarting those that failed is the engine group's business.
 
-The learner's rank 0 is place 0 of the transfer group; engine i takes the places from 1 + i · workers per engine.
+A transfer group has one sender, its place 0: the learner's rank 0 for all engines, or with a backend that is `paired`
+each rank for the engine processes on its device. Those take the places from 1 on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import ray
 from hpt_ray.cluster.actor_group import ActorGroup
 from hpt_ray.config.schema import WeightSyncConfig
 from hpt_ray.errors import LearnerFailed, in_one_line
+from hpt_ray.weight_sync.backends import BACKENDS
 from hpt_ray.weight_sync.buckets import TensorMeta, size_of
 from hpt_ray.weight_sync.group import Rendezvous, RendezvousPoint, TransferBroken
 
@@ -64,7 +66,7 @@ class WeightSync:
         workers_per_engine: int,
         keep_committed: bool,
     ):
-        """`keep_committed`: rank 0 keeps a copy of what it sent in host memory, for `resend` after a step."""
+        """`keep_committed`: who sends keeps a copy in host memory, for `resend` after a step."""
         self._keep = keep_committed
         self.has_copy = False  # of the committed weights: `resend` works after the learner has stepped
         self._learners, self._config, self._backend = learners, config, backend
@@ -72,14 +74,14 @@ class WeightSync:
         self._bucket_bytes = int(config.bucket_mb * 2**20)
         self._metas: list[TensorMeta] = []
         self._point: RendezvousPoint | None = None
-        self._rendezvous: Rendezvous | None = None
+        self._groups: list[Rendezvous] = []  # one a sender
         self._members: list[Any] = []  # the actors that are in it
         self._checked: set[Any] = set()  # actors whose first sync checked every name one by one
         self._committed: tuple[int, Any] | None = None  # the version, and rank 0 that sent it
 
     @property
-    def _rank_0(self) -> ActorGroup:
-        return self._learners[:1]
+    def _senders(self) -> ActorGroup:
+        return self._learners if BACKENDS[self._backend].paired else self._learners[:1]
 
     async def push(self, version: int, workers: ActorGroup) -> SyncReport:
         """Make `version`, the learner's weights as they are, what `workers` serve.
@@ -111,7 +113,7 @@ class WeightSync:
         return self._learners, self._learners.send("send_weights", self._bucket_bytes, keep)
 
     def _send_copy(self) -> Sent:
-        return self._rank_0, self._rank_0.send("resend_weights")
+        return self._senders, self._senders.send("resend_weights")
 
     async def _deliver(self, version: int, workers: ActorGroup, send: Callable[[], Sent]) -> SyncReport:
         """Attempts until all workers that are left have committed."""
@@ -138,22 +140,22 @@ class WeightSync:
         return SyncReport(version, 0, 0, time.perf_counter() - begin, attempt, failed)
 
     async def _join(self, workers: ActorGroup, deadline: float) -> None:
-        """Form the transfer group anew where its members are not these actors."""
-        members = [*self._rank_0.actors, *workers.actors]
+        """Form the transfer groups anew where their members are not these actors."""
+        senders, size = self._senders, self._workers_per_engine
+        members = [*senders.actors, *workers.actors]
         if members == self._members:
             return
-        rank_0 = self._rank_0
+        rank_0 = senders[:1]
         (self._metas,) = await self._together([(rank_0, rank_0.send("weight_metas"))], deadline)
         if self._point is None:
             host = ray.util.get_node_ip_address()
             self._point = RendezvousPoint(host, timeout_s=self._config.timeout_s)
-        size = self._workers_per_engine
-        self._rendezvous = self._point.open(1 + size * len(workers), self._backend)
-        places = [
-            ({"rendezvous": self._rendezvous, "first_place": 1 + i * size},) for i in range(len(workers))
-        ]
-        joining = workers, workers.send_each("connect", places)
-        await self._together([joining, (rank_0, rank_0.send("join_transfer", self._rendezvous))], deadline)
+        world_sizes, seats = seats_of(workers.names, size, len(senders))
+        self._groups = [self._point.open(world_size, self._backend) for world_size in world_sizes]
+        seated = [({"seats": [(self._groups[i], place) for i, place in engine]},) for engine in seats]
+        joining = workers, workers.send_each("connect", seated)
+        sending = senders, senders.send_each("join_transfer", [(group,) for group in self._groups])
+        await self._together([joining, sending], deadline)
         self._members = members
 
     async def _transfer(self, workers: ActorGroup, send: Callable[[], Sent], deadline: float) -> None:
@@ -192,8 +194,9 @@ class WeightSync:
         if not errors and not pending:
             return [task.result() for task in tasks.values()]
         self._members = []
-        if self._point is not None and self._rendezvous is not None:
-            self._point.call_off(self._rendezvous)
+        for group in self._groups:
+            assert self._point is not None
+            self._point.call_off(group)
         await asyncio.wait(tasks.values(), timeout=GIVE_UP_LIMIT_S)
         failed = _failures(working)
         if sending:
@@ -204,6 +207,26 @@ class WeightSync:
         if dead := _failures(sending):
             raise LearnerFailed("; ".join(f"{name}: {why}" for name, why in dead.items()))
         raise _Interrupted(failed, errors[0] if errors else f"no end within {self._config.timeout_s:.0f} s")
+
+
+def seats_of(
+    engines: Sequence[str], processes: int, num_senders: int
+) -> tuple[list[int], list[list[tuple[int, int]]]]:
+    """The size of each sender's group, and for each process of each engine its sender and its place there.
+
+    Process w of engine i has the sender of number i · processes + w, in turns where there are fewer. With
+    `cluster.colocate` that is the rank on its device. An engine's number is in its name; not all need be there.
+    """
+    world_sizes = [1] * num_senders
+    seats: list[list[tuple[int, int]]] = []
+    for name in engines:
+        seats.append([])
+        first = int(name.rpartition("-")[2]) * processes
+        for number in range(first, first + processes):
+            sender = number % num_senders
+            seats[-1].append((sender, world_sizes[sender]))
+            world_sizes[sender] += 1
+    return world_sizes, seats
 
 
 def _tasks(calls: Sequence[Sent]) -> dict[str, asyncio.Task[Any]]:

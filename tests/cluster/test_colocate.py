@@ -116,7 +116,9 @@ def run(
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[RunFolder, RunFolder]:
-    """One run apart; one in turns that loses a rank while engines generate, and at the end an engine asleep."""
+    """One run apart; one in turns, over ipc, that loses a rank while engines generate, and at the end an engine
+    asleep.
+    """
     runs = tmp_path_factory.mktemp("turns")
     reward_function = write_reward_function(runs)
     faults = (
@@ -130,6 +132,7 @@ def folders(tmp_path_factory) -> tuple[RunFolder, RunFolder]:
         runs,
         "cluster.colocate=true",
         "cluster.take_turns=true",
+        "weight_sync.backend=ipc",
         "checkpoint.in_memory_every=1",
         faults=faults,
     )

@@ -16,19 +16,22 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 @pytest.fixture(
     scope="module",
     params=[
-        ("qwen2", True, 1, 1, 1, 64),  # everything in one bucket
-        ("llama", False, 2, 3, 2, 0.02),  # embedding, head and MLP larger than a bucket, norms in one
+        ("qwen2", True, 1, 1, 1, 64, "gloo"),  # everything in one bucket
+        ("llama", False, 2, 3, 2, 0.02, "gloo"),  # embedding, head and MLP larger than a bucket, norms in one
+        ("qwen2", True, 1, 1, 2, 64, "ipc"),  # one rank sends to two
+        ("llama", False, 2, 3, 2, 0.02, "ipc"),  # each rank to the worker of its number
     ],
-    ids=["qwen2-tied", "llama-untied-2-ranks-zero-3-2-workers"],
+    ids=lambda case: f"{case[0]}-{case[2]}-to-{case[4]}-{case[-1]}",
 )
 def wired(request, ray_cluster, tiny_model) -> Iterator[Wired]:
-    architecture, tied, num_ranks, stage, num_workers, bucket_mb = request.param
+    architecture, tied, num_ranks, stage, num_workers, bucket_mb, backend = request.param
     yield from start_wired(
         tiny_model(architecture, tied),
         num_ranks=num_ranks,
         stage=stage,
         num_workers=num_workers,
         bucket_mb=bucket_mb,
+        backend=backend,
     )
 
 
@@ -49,11 +52,19 @@ def test_sampler_and_learner_agree_after_every_sync(wired, capsys):
             assert gap < 1e-5
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_in_bfloat16_the_gap_is_that_of_rounding(ray_cluster, tiny_model, tied, capsys):
+@pytest.mark.parametrize(
+    ("tied", "backend"), [(True, "gloo"), (False, "gloo"), (True, "ipc")], ids=["tied", "untied", "tied-ipc"]
+)
+def test_in_bfloat16_the_gap_is_that_of_rounding(ray_cluster, tiny_model, tied, backend, capsys):
     """The engine's output layer is in float32 then; it must follow the sync like the others."""
     for wired in start_wired(
-        tiny_model("qwen2", tied), num_ranks=1, stage=1, num_workers=1, bucket_mb=64, dtype="bfloat16"
+        tiny_model("qwen2", tied),
+        num_ranks=1,
+        stage=1,
+        num_workers=1,
+        bucket_mb=64,
+        dtype="bfloat16",
+        backend=backend,
     ):
         asyncio.run(wired.sync().push(1, wired.workers))
         gap = wired.gap(1, 1.0)

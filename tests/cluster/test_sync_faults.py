@@ -25,9 +25,25 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 PAUSE_S, KILL_AT = 0.1, 8  # seconds between two tensors; how many have been read when the fault comes
 
 
-@pytest.fixture(scope="module")
-def wired(ray_cluster, tiny_model) -> Iterator[Wired]:
-    yield from start_wired(tiny_model("llama", False), num_ranks=2, stage=3, num_workers=3, bucket_mb=0.02)
+@pytest.fixture(scope="module", params=["gloo", "ipc"])
+def wired(request, ray_cluster, tiny_model) -> Iterator[Wired]:
+    """Over ipc rank 0 sends to workers 0 and 2, rank 1 to worker 1; in the end nothing is left in shared memory."""
+    before = left_in_shared_memory()
+    yield from start_wired(
+        tiny_model("llama", False),
+        num_ranks=2,
+        stage=3,
+        num_workers=3,
+        bucket_mb=0.02,
+        backend=request.param,
+    )
+    assert left_in_shared_memory() <= before
+
+
+def left_in_shared_memory() -> set[str]:
+    """Files of torch's whose process has ended."""
+    names = [file.name for file in Path("/dev/shm").glob("torch_*")]
+    return {name for name in names if not Path("/proc", name.split("_")[1]).exists()}
 
 
 def push_with_fault(

@@ -19,11 +19,18 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(300)]
 ENDED_WITHIN_S = 30.0
 
 
-@pytest.fixture
-def wired(ray_cluster, tiny_model) -> Iterator[Wired]:
+@pytest.fixture(params=[("gloo", 1), ("ipc", 2)], ids=["gloo", "ipc-from-two-ranks"])
+def wired(request, ray_cluster, tiny_model) -> Iterator[Wired]:
     # Untied: the head is sliced along the vocabulary, which has an odd half. One key head: both get it.
+    backend, num_ranks = request.param
     yield from start_wired(
-        tiny_model("llama", False), num_ranks=1, stage=1, num_workers=1, bucket_mb=0.02, tensor_parallel=2
+        tiny_model("llama", False),
+        num_ranks=num_ranks,
+        stage=1,
+        num_workers=1,
+        bucket_mb=0.02,
+        tensor_parallel=2,
+        backend=backend,
     )
 
 

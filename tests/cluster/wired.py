@@ -62,6 +62,7 @@ class Wired:
     bucket_mb: float
     make_worker: Callable[[int], Any]
     tensor_parallel: int = 1
+    backend: str = "gloo"
     taps: dict[Any, Tap] = field(default_factory=dict)
 
     def sync(self, *, timeout_s: float = LIMIT_S, keep_committed: bool = False) -> WeightSync:
@@ -69,7 +70,7 @@ class Wired:
         return WeightSync(
             self.learners,
             config,
-            "gloo",
+            self.backend,
             workers_per_engine=self.tensor_parallel,
             keep_committed=keep_committed,
         )
@@ -169,6 +170,7 @@ def start_wired(
     dtype: str = "float32",
     batch_invariant: bool = False,
     engine_arguments: Mapping[str, Any] = MappingProxyType({}),
+    backend: str = "gloo",
 ) -> Iterator[Wired]:
     """Everything up; its room is given back in the end."""
     model = ModelConfig(path=str(path), dtype=dtype, batch_invariant=batch_invariant)
@@ -190,7 +192,7 @@ def start_wired(
     learners = room.create("learner", SlowLearner, [(rank, num_ranks, learner, None) for rank in ranks])
     start_ranks(learners)
     call(workers, "start")
-    yield Wired(learners, workers, bucket_mb, make, tensor_parallel)
+    yield Wired(learners, workers, bucket_mb, make, tensor_parallel, backend)
     room.release()
 
 

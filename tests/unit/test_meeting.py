@@ -25,11 +25,12 @@ def join(rendezvous: Rendezvous, rank: int) -> TransferGroup:
     return TransferGroup(rendezvous, rank, device=torch.device("cpu"))
 
 
-@pytest.fixture(params=["127.0.0.1", ANYWHERE])
+@pytest.fixture(params=[("127.0.0.1", "gloo"), (ANYWHERE, "gloo"), (ANYWHERE, "ipc")])
 def rendezvous(monkeypatch, request) -> Any:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    point = RendezvousPoint(request.param, timeout_s=20.0)
-    yield point.open(3, "gloo")
+    host, backend = request.param
+    point = RendezvousPoint(host, timeout_s=20.0)
+    yield point.open(3, backend)
     del point
 
 

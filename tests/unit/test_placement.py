@@ -111,7 +111,10 @@ def test_weights_of_shared_gpus_go_through_the_host() -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("weight_sync.backend=nccl", *COLOCATED), "`weight_sync.backend` to be `auto`: NCCL cannot send"),
+        (
+            ("weight_sync.backend=nccl", *COLOCATED),
+            "`weight_sync.backend` to be `auto` or `ipc`: NCCL cannot send",
+        ),
         (("weight_sync.backend=nccl", "learner.num_gpus=1"), "`rollout.num_gpus`"),
         (("weight_sync.backend=ncl",), "no such name. Did you mean nccl"),
     ],

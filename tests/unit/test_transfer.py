@@ -1,4 +1,4 @@
-"""Transfers through a real gloo group whose members are threads of this process."""
+"""Transfers through real groups, over gloo and over ipc, whose members are threads of this process."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def tensors(seed: int) -> list[torch.Tensor]:
     return [(100 * torch.randn(meta.shape)).to(getattr(torch, meta.dtype)) for meta in METAS]
 
 
+@pytest.fixture(params=["gloo", "ipc"])
+def backend(request) -> str:
+    return request.param
+
+
 @pytest.fixture
 def point(monkeypatch) -> RendezvousPoint:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -54,8 +59,8 @@ def member(rendezvous: Rendezvous, rank: int) -> TransferGroup:
 
 
 @pytest.mark.parametrize("num_buffers", [1, 2])
-def test_every_receiver_gets_every_tensor(point, num_buffers: int) -> None:
-    rendezvous = point.open(3, "gloo")
+def test_every_receiver_gets_every_tensor(point, backend: str, num_buffers: int) -> None:
+    rendezvous = point.open(3, backend)
     with ThreadPoolExecutor(2) as threads:
         receivers = [threads.submit(lambda r=rank: received(member(rendezvous, r))) for rank in (1, 2)]
         send(member(rendezvous, 0), BUCKETS, iter(tensors(1)), num_buffers=num_buffers)
@@ -79,11 +84,11 @@ def test_a_backend_of_the_users_carries_a_transfer(point, monkeypatch) -> None:
     assert sorted(made) == [(0, 2, 30.0), (1, 2, 30.0)]
 
 
-def test_a_copy_is_sent_as_it_was_to_who_comes_later(point) -> None:
+def test_a_copy_is_sent_as_it_was_to_who_comes_later(point, backend: str) -> None:
     sender = WeightSender(CPU)
     with ThreadPoolExecutor(1) as threads:
         for attempt in range(2):
-            rendezvous = point.open(2, "gloo")
+            rendezvous = point.open(2, backend)
             receiver = threads.submit(lambda rendezvous=rendezvous: received(member(rendezvous, 1)))
             sender.join(rendezvous)
             if attempt == 0:
@@ -93,9 +98,9 @@ def test_a_copy_is_sent_as_it_was_to_who_comes_later(point) -> None:
             assert all(map(torch.equal, receiver.result(10), tensors(2)))
 
 
-def test_memory_that_the_loader_keeps_a_view_of_is_left_alone(point) -> None:
+def test_memory_that_the_loader_keeps_a_view_of_is_left_alone(point, backend: str) -> None:
     kept: dict[str, torch.Tensor] = {}
-    rendezvous = point.open(2, "gloo")
+    rendezvous = point.open(2, backend)
     with ThreadPoolExecutor(1) as threads:
         load = threads.submit(
             lambda: receive(
@@ -107,7 +112,7 @@ def test_memory_that_the_loader_keeps_a_view_of_is_left_alone(point) -> None:
     assert all(map(torch.equal, kept.values(), tensors(3)))
 
 
-def test_the_sender_reads_no_further_than_one_bucket_ahead(point) -> None:
+def test_the_sender_reads_no_further_than_one_bucket_ahead(point, backend: str) -> None:
     """What it holds while a receiver is slow: the bucket that is under way, and the next."""
     read: list[int] = []
     loaded: list[int] = []
@@ -123,7 +128,7 @@ def test_the_sender_reads_no_further_than_one_bucket_ahead(point) -> None:
         loaded.append(size_of(bucket))
         ahead.append(sum(read) - sum(loaded))
 
-    rendezvous = point.open(2, "gloo")
+    rendezvous = point.open(2, backend)
     with ThreadPoolExecutor(1) as threads:
         loading = threads.submit(lambda: receive(member(rendezvous, 1), BUCKETS, load))
         send(member(rendezvous, 0), BUCKETS, stream())
@@ -133,8 +138,8 @@ def test_the_sender_reads_no_further_than_one_bucket_ahead(point) -> None:
 
 
 @pytest.mark.parametrize("silent", ["never_came", "stopped_taking_part"])
-def test_called_off_means_everybody_gives_up_within_a_second(point, silent: str) -> None:
-    rendezvous = point.open(3, "gloo")
+def test_called_off_means_everybody_gives_up_within_a_second(point, backend: str, silent: str) -> None:
+    rendezvous = point.open(3, backend)
 
     def sending() -> None:
         send(member(rendezvous, 0), BUCKETS, tensors(5))
@@ -157,9 +162,9 @@ def test_called_off_means_everybody_gives_up_within_a_second(point, silent: str)
         assert time.monotonic() - begin < 1.0
 
 
-def test_a_sender_can_leave_a_group_that_hangs_and_join_the_next(point) -> None:
+def test_a_sender_can_leave_a_group_that_hangs_and_join_the_next(point, backend: str) -> None:
     sender = WeightSender(CPU)
-    hanging, next_one = point.open(2, "gloo"), point.open(2, "gloo")
+    hanging, next_one = point.open(2, backend), point.open(2, backend)
     with ThreadPoolExecutor(2) as threads:
         silent = threads.submit(lambda: member(hanging, 1))
         sender.join(hanging)
