@@ -200,6 +200,7 @@ class Sample:
     reward: float
     group: int  # index of the prompt within the optimizer step
     weight: float = 1.0  # α or β of the gate
+    is_rehearsal: bool = False  # a demonstration that belongs to no prompt of the step
     # Filled in on rollouts where the algorithm asks for it, the first two before the sample is weighed:
     values: np.ndarray | None = None  # [L] float32, the critic's V of what stands before each token
     ref_logprobs: np.ndarray | None = None  # [L] float32, log-prob under the frozen policy (KL in the reward)
@@ -224,7 +225,7 @@ class MicroBatch:
     `advantages`                  [K, R] float32, term by term (0 where a term does not apply)
     `scales`                      [K, samples] float32, coefficient · gate weight / Z, term by term
     `entropy_scales`, `kl_scales` [samples] float32, the same for the entropy bonus and the KL loss
-    `group_ids`, `is_demo`        [samples]
+    `group_ids`, `is_demo`, `is_rehearsal` [samples]
 
     A dummy micro-batch (no sample that counts) has scales of zero: it runs the same collectives as the
     others and adds exactly nothing.
@@ -241,6 +242,7 @@ class MicroBatch:
     kl_scales: np.ndarray
     group_ids: np.ndarray
     is_demo: np.ndarray
+    is_rehearsal: np.ndarray
     is_dummy: bool = False
 
     @property

@@ -15,8 +15,7 @@ from typing import Any, Literal
 from hpt_ray.errors import UserError
 from hpt_ray.utils.names import check_name
 
-Stream = Literal["rollouts", "demonstrations"]
-STREAMS: tuple[Stream, Stream] = ("rollouts", "demonstrations")
+Stream = Literal["rollouts", "demonstrations", "rehearsal"]
 
 
 @dataclass(frozen=True, slots=True)

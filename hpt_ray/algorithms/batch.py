@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Array = np.ndarray
+Mask = TypeVar("Mask", np.ndarray, Tensor)
 Stats = dict[str, tuple[Tensor, Tensor]]  # name → (sum, count), float64 scalars on the device
 
 
@@ -50,6 +52,7 @@ class TokenBatch:
     `group_ids`      [samples] any integers; equal for samples of the same prompt
     `rewards`        [samples] R(τ)
     `is_demo`        [samples] bool
+    `is_rehearsal`   [samples] bool, of those of `is_demo` that are rows of rehearsal; None: none is
     `entropy`        [R] entropy of π_θ at each token, with gradient where there is an entropy bonus
     `values`         [R] V(prefix of the token) of the critic
     `ref_logprobs`   [R] log of the token's probability under the frozen reference policy (or teacher)
@@ -69,6 +72,7 @@ class TokenBatch:
     values: Tensor | None = None
     ref_logprobs: Tensor | None = None
     prompt_lengths: Tensor | None = None
+    is_rehearsal: Tensor | None = None
 
     def batch_shape(self) -> BatchShape:
         """The sizes if these samples are the whole step."""
@@ -138,6 +142,7 @@ class SampleView:
     groups: Array  # [samples] int64, 0 … G−1
     rewards: Array  # [samples]
     is_demo: Array  # [samples] bool
+    is_rehearsal: Array  # [samples] bool, among `is_demo`
     weights: Array  # [samples] α or β
     prompt_lengths: Array  # [samples] int64
     batch: BatchShape
@@ -155,7 +160,7 @@ class SampleView:
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     def members(self, stream: str) -> Array:
-        return self.is_demo if stream == "demonstrations" else ~self.is_demo
+        return _members(stream, self.is_demo, self.is_rehearsal)
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ class TokenView:
     lengths: Tensor  # [samples] int64
     sample_of_token: Tensor  # [R] int64
     is_demo: Tensor  # [R] bool
+    is_rehearsal: Tensor  # [R] bool, among `is_demo`
     entropy: Tensor | None  # [R]
     settings: Settings
     ref_logprobs: Tensor | None = None  # [R] of the frozen policy
@@ -187,6 +193,16 @@ class TokenView:
         """[R] log π_θ/π_old; 0 on demonstrations."""
         return self.logprobs - self.old_logprobs
 
+    def members(self, stream: str) -> Tensor:
+        return _members(stream, self.is_demo, self.is_rehearsal)
+
+
+def _members(stream: str, is_demo: Mask, is_rehearsal: Mask) -> Mask:
+    """Which samples, or tokens, are of a stream. Of rollouts alone π_old is known."""
+    if stream == "rollouts":
+        return ~is_demo
+    return is_rehearsal if stream == "rehearsal" else is_demo & ~is_rehearsal
+
 
 def sample_view(
     sample_lengths: Array | Tensor,
@@ -197,6 +213,7 @@ def sample_view(
     batch: BatchShape,
     settings: Settings,
     *,
+    is_rehearsal: Array | Tensor | None = None,
     prompt_lengths: Array | Tensor | None = None,
     values: Array | Tensor | None = None,
     token_rewards: Array | Tensor | None = None,
@@ -210,6 +227,7 @@ def sample_view(
         groups=np.unique(to_numpy(group_ids), return_inverse=True)[1].astype(np.int64),
         rewards=to_numpy(rewards).astype(np.float64),
         is_demo=to_numpy(is_demo).astype(bool),
+        is_rehearsal=np.zeros(len(lengths), bool) if is_rehearsal is None else to_numpy(is_rehearsal),
         weights=to_numpy(weights).astype(np.float64),
         prompt_lengths=np.zeros_like(lengths) if prompt_lengths is None else to_numpy(prompt_lengths),
         batch=batch,
@@ -228,17 +246,30 @@ def token_view(samples: TokenBatch, settings: Settings) -> TokenView:
         torch.arange(len(lengths), device=device), lengths, output_size=len(logprobs)
     )
     is_demo = on_device(samples.is_demo, device, torch.bool)[sample_of_token]
+    is_rehearsal = torch.zeros_like(is_demo)
+    if samples.is_rehearsal is not None:
+        is_rehearsal = on_device(samples.is_rehearsal, device, torch.bool)[sample_of_token]
     old_logprobs = torch.where(is_demo, logprobs, samples.old_logprobs.detach().to(logprobs))
     entropy = None if samples.entropy is None else samples.entropy.detach().to(logprobs)
     reference = None if samples.ref_logprobs is None else samples.ref_logprobs.detach().to(logprobs)
-    return TokenView(logprobs, old_logprobs, lengths, sample_of_token, is_demo, entropy, settings, reference)
+    return TokenView(
+        logprobs,
+        old_logprobs,
+        lengths,
+        sample_of_token,
+        is_demo,
+        is_rehearsal,
+        entropy,
+        settings,
+        reference,
+    )
 
 
 # ---- what a forward pass tells about its samples, as sums and counts that add up ---------------------
 
 
 def token_stats(view: TokenView) -> Stats:
-    """How far π_θ is from the sampler's π_old on rollouts, the loss on demonstrations, the entropy.
+    """How far π_θ is from the sampler's π_old on rollouts, the losses by likelihood, the entropy without rehearsal.
 
     `policy/ratio` and `policy/ratio_squared` of w = π_θ/π_old are what `effective_sample_size` needs;
     `policy/kl_old` is the k3 estimate of KL(π_old‖π_θ), in nats per token.
@@ -250,10 +281,11 @@ def token_stats(view: TokenView) -> Stats:
         "policy/ratio": masked(ratio, rollout),
         "policy/ratio_squared": masked(ratio.square(), rollout),
         "policy/kl_old": masked(ratio - 1 - log_ratio, rollout),
-        "learner/demo_loss": masked(-view.logprobs, view.is_demo),
+        "learner/demo_loss": masked(-view.logprobs, view.members("demonstrations")),
+        "learner/rehearsal_loss": masked(-view.logprobs, view.is_rehearsal),
     }
     if view.entropy is not None:
-        stats["policy/entropy"] = masked(view.entropy, torch.ones_like(rollout))
+        stats["policy/entropy"] = masked(view.entropy, ~view.is_rehearsal)
     return stats
 
 

@@ -270,7 +270,7 @@ def describe(estimator: Estimator) -> str:
 
 
 def _by_mu(estimator: Estimator, term: Term) -> str:
-    if estimator.mu is None:
+    if estimator.mu is None or term.stream == "rehearsal":
         return ""
     return f" · {'μ' if term.stream == 'demonstrations' else '(1 − μ)'}   [μ = {_in_words(estimator.mu)}]"
 

@@ -40,6 +40,7 @@ from hpt_ray.algorithms.gates import GATES
 from hpt_ray.algorithms.loss_aggregation import LOSS_AGGREGATIONS
 from hpt_ray.algorithms.outside import Table
 from hpt_ray.algorithms.prefixes import PREFIX_RULES, falling
+from hpt_ray.algorithms.rehearsal import REHEARSAL
 from hpt_ray.algorithms.token_parts import CLIPS, CORRECTIONS, DENOMINATORS, KL_ESTIMATORS, SHAPINGS
 
 FAMILIES: dict[str, Table[Part]] = {  # by the field of a term that names the part
@@ -85,10 +86,14 @@ class Estimator:
         return None if self.mu is None else falling(self.mu, self.step)
 
     def coef(self, term: Term) -> float:
-        """What multiplies a term: ρ or λ of its own, times 1 − μ or μ where there is one."""
-        if self.mu_now is None:
+        """What multiplies a term: ρ or λ of its own, times 1 − μ or μ where there is one. Rehearsal is not mixed."""
+        if self.mu_now is None or term.stream == "rehearsal":
             return term.coef
         return term.coef * (self.mu_now if term.stream == "demonstrations" else 1 - self.mu_now)
+
+    def rehearsing(self) -> Estimator:
+        """The same with the term on rehearsal."""
+        return replace(self, terms=(*self.terms, REHEARSAL))
 
     # ---- what the rest of the system must provide -------------------------------------------------
 
@@ -171,6 +176,7 @@ class Estimator:
         weights: Array | Tensor,
         batch: BatchShape,
         *,
+        is_rehearsal: Array | Tensor | None = None,
         prompt_lengths: Array | Tensor | None = None,
         values: Array | Tensor | None = None,
         token_rewards: Array | Tensor | None = None,
@@ -193,6 +199,7 @@ class Estimator:
             weights,
             batch,
             self.settings,
+            is_rehearsal=is_rehearsal,
             prompt_lengths=prompt_lengths,
             values=values,
             token_rewards=token_rewards,
@@ -230,8 +237,7 @@ class Estimator:
         if self.entropy_coef == 0:
             return np.zeros(len(view.lengths))
         if self.entropy_aggregation:
-            everyone = np.ones(len(view.lengths), dtype=bool)
-            return self.entropy_coef * self._scale(view, everyone, self.entropy_aggregation)
+            return self.entropy_coef * self._scale(view, ~view.is_rehearsal, self.entropy_aggregation)
         per_stream = self._stream_scale(view, "rollouts") + self._stream_scale(view, "demonstrations")
         return self.entropy_coef * per_stream
 
@@ -286,7 +292,7 @@ class Estimator:
         advantages = _per_token(weights.advantages, view)
         coefficients, stats = torch.zeros_like(advantages), token_stats(view)
         for k, term in enumerate(self.terms):
-            inside = view.is_demo if term.stream == "demonstrations" else ~view.is_demo
+            inside = view.members(term.stream)
             log_ratio = DENOMINATORS[term.denominator].function(view)
             log_mask = CLIPS[term.clip].function(log_ratio, advantages[k], self.settings)
             log_shape = SHAPINGS[term.shaping].function(view)
@@ -319,6 +325,7 @@ class Estimator:
             samples.is_demo,
             np.ones(len(samples.sample_lengths)),
             batch or samples.batch_shape(),
+            is_rehearsal=samples.is_rehearsal,
             prompt_lengths=samples.prompt_lengths,
             values=samples.values,
             teacher_gaps=gaps,

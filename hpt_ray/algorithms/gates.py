@@ -305,12 +305,14 @@ def samples_of(group: Group, decision: Decision, *, index: int, prefixes: bool =
     for rollout, result in pairs:
         samples.append(_sample(group, rollout, result, decision.rollout_weight, index))
     if decision.demo_weight > 0:
-        samples.append(_demo_sample(group.prompt, None, 1.0, decision.demo_weight, index))
+        samples.append(demo_sample(group.prompt, weight=decision.demo_weight, index=index))
     if prefixes:
         lengths = sorted({rollout.prefix_length for rollout, _ in pairs} - {0})
         for length in lengths:
             reward = np.mean([result.score for rollout, result in pairs if rollout.prefix_length == length])
-            samples.append(_demo_sample(group.prompt, length, float(reward), decision.rollout_weight, index))
+            samples.append(
+                demo_sample(group.prompt, length, float(reward), decision.rollout_weight, index=index)
+            )
     return samples
 
 
@@ -329,7 +331,9 @@ def _sample(group: Group, rollout: Rollout, result: RewardResult, weight: float,
     )
 
 
-def _demo_sample(prompt: Prompt, length: int | None, reward: float, weight: float, index: int) -> Sample:
+def demo_sample(
+    prompt: Prompt, length: int | None = None, reward: float = 1.0, weight: float = 1.0, *, index: int = 0
+) -> Sample:
     """The first `length` tokens of the demonstration; None: all."""
     assert prompt.demonstration is not None, f"the gate asked for a demonstration of {prompt.id}"
     demo = prompt.demonstration.token_ids[:length]

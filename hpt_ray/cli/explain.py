@@ -123,6 +123,12 @@ def _sizes(config: Config, estimator: Estimator) -> list[str]:
     c = estimator.settings.length_constant or config.data.max_response_tokens
     prompts = config.prompts_per_step // config.updates_per_step
     lines = [f"  sizes        N = {prompts} prompts per update, n = {n} rollouts each, C = {c:g}"]
+    if rows := config.data.rehearsal_per_step // config.updates_per_step:
+        files = ", ".join(config.data.rehearsal)
+        lines.append(
+            f"  rehearsal    M = {rows} rows per update of {files}, each over N·L: M/N = {rows / prompts:g} of SFT's "
+            "weight on all prompts"
+        )
     if estimator.needs_values:
         critic = config.critic
         lines.append(
@@ -219,7 +225,7 @@ def _table_of(
         start = span.stop
         logprob = tokens.logprobs[span].numpy()
         for k, term in enumerate(estimator.terms):
-            if (term.stream == "demonstrations") != sample.is_demo:
+            if term.stream != ("demonstrations" if sample.is_demo else "rollouts"):
                 continue
             c, advantage = coefficients[k, span], advantages[k, span]
             contribution = 0.0 - float(scales[k, i] * (c * logprob).sum())

@@ -57,7 +57,15 @@ from hpt_ray.types import UpdateResult  # noqa: E402
 from hpt_ray.utils import arguments, plugins  # noqa: E402
 
 SINCE_0_2 = {"loss/total"}  # runs of before do not have it
-COMPARED = ("optim/", "policy/", "loss/", "critic/", "learner/demo_loss", "learner/skipped_")
+COMPARED = (
+    "optim/",
+    "policy/",
+    "loss/",
+    "critic/",
+    "learner/demo_loss",
+    "learner/rehearsal_loss",
+    "learner/skipped_",
+)
 
 
 @dataclass(frozen=True)
@@ -226,10 +234,11 @@ async def train_step(
     for i, (group, decision) in enumerate(pairs):
         samples = samples_of(group, decision, index=i + 1, prefixes=phase.estimator.trains_prefixes)
         learner.add(samples, update=i // per_update)
-    return [
-        await learner.finish(*learning_rates(phase, step, update))
-        for update in range(config.updates_per_step)
-    ]
+    updates = []
+    for update in range(config.updates_per_step):
+        learner.rehearse(phase.rehearsed(step, update))
+        updates.append(await learner.finish(*learning_rates(phase, step, update)))
+    return updates
 
 
 def replay_logs(folder: RunFolder) -> Path:

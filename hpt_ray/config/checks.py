@@ -63,6 +63,17 @@ def sizes(config: Config) -> Iterator[str]:
             f"`prompts_per_step` ({prompts}) must be a multiple of `updates_per_step` ({updates}); "
             f"the nearest is {max(1, round(prompts / updates)) * updates}."
         )
+    rows = config.data.rehearsal_per_step
+    if bool(rows) != bool(config.data.rehearsal):
+        yield (
+            "`data.rehearsal` names files and `data.rehearsal_per_step` says how many of their rows a step trains on: "
+            "set both, or none."
+        )
+    if rows % updates:
+        yield (
+            f"`data.rehearsal_per_step` ({rows}) must be a multiple of `updates_per_step` ({updates}), for each update "
+            f"rehearses as many rows; the nearest is {max(1, round(rows / updates)) * updates}."
+        )
     sample = config.data.max_prompt_tokens + config.data.max_response_tokens
     if sample > config.max_tokens_per_micro_batch:
         yield (

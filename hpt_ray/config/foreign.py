@@ -122,6 +122,9 @@ _ROWS = {
     ("model.config_overrides", "as model.config_overrides.rope_parameters={…}"): "rope_scaling",
     # data
     ("data.train", "files, as in data.train=[FILE]"): "dataset prompt_data",
+    ("data.rehearsal", "files, with data.rehearsal_per_step"): "pretrain_data",
+    ("data.rehearsal_per_step", "the weight is the number of rows, for each weighs as a demonstration does"):
+        "ptx_coef",
     ("data.train", "files: download the set, then data.train=[FILE]"): "dataset_name",
     ("data.train", "a list, as in data.train=[FILE]"): "train_files train_file",
     ("evaluation.sets", "by name, as in evaluation.sets.held_out=FILE"): "val_files eval_dataset",

@@ -25,6 +25,8 @@ PER_PHASE = (
     "max_tokens_per_micro_batch",
     "updates_per_step",
     "data.train",
+    "data.rehearsal",
+    "data.rehearsal_per_step",
     "selection",
     "algorithm",
     "learner.learning_rate",

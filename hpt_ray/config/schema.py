@@ -63,6 +63,14 @@ class DataConfig:
     """Prompts, demonstrations, and how they become tokens."""
 
     train: list[str] = key([], "Training prompts: files or folders of rows (docs/data.md), or `mini:train`.")
+    rehearsal: list[str] = key(
+        [],
+        "Files of rows, as in `train`, whose demonstrations train beside everything else, against forgetting. See "
+        "docs/methods.md.",
+    )
+    rehearsal_per_step: int = key(
+        0, "Rows of `rehearsal` in one step; each weighs as much as the demonstration of a prompt in `sft`."
+    )
     columns: dict[str, str] = key(
         {},
         "Columns that are not recognised: `{prompt: …, target: …, answer: …, data_source: …}`; `target` is "

@@ -1,8 +1,9 @@
 """Turn published files into prompt files: `python -m hpt_ray.data.prepare NAME --source … --out DIR`.
 
-`PREPARERS` has one row per data set to train on: a new one is a function that writes parquet files in the
-schema of `schema` and returns what it wrote. Benchmarks are rows of `evaluation.benchmarks` and are read by
-`benchmark_files`. No row is left out: a line that cannot be understood is an error that names it.
+`PREPARERS` has one row per data set to train on: a new one is a function that writes files in the schema of `schema`
+and returns what it wrote. `answers` makes its rows of the responses of an evaluation. Benchmarks are rows of
+`evaluation.benchmarks` and are read by `benchmark_files`. No row is left out: a line that cannot be understood is an
+error that names it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from hpt_ray.data.answers import prepare_answers
 from hpt_ray.data.benchmark_files import prepare_benchmark
 from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.files import kind_of, read_raw
@@ -126,6 +128,7 @@ class Preparer:
 PREPARERS: dict[str, Preparer] = {
     "gsm8k": Preparer("grade-school word problems with solutions (train.jsonl, test.jsonl)", prepare_gsm8k),
     "math255": Preparer("255 problems of MATH for the paper's Figures 3 and 4", prepare_math255),
+    "answers": Preparer("the responses of an evaluation with keep_texts=true, to train on", prepare_answers),
     "mini": Preparer("the generated small task", lambda _, out_dir: write_mini(out_dir), needs_source=False),
 }
 
@@ -144,12 +147,15 @@ def main(arguments: list[str] | None = None) -> int:
     described |= {name: f"benchmark {row.title}" for name, row in SINGLE_FILES.items()}
     parser = argparse.ArgumentParser(
         prog="hpt_ray prepare",
-        description="Write prompt files (parquet) from published ones.\n\n"
+        description="Write prompt files from published ones, or from what a model answered.\n\n"
         + "\n".join(f"  {name:12} {description}" for name, description in described.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=described, metavar="NAME", help="one of the names above")
-    parser.add_argument("--source", help="the published file, a folder with it, or a Hub name (benchmarks)")
+    help = (
+        "the published file, a folder with it, a Hub name (benchmarks), or an evaluation's folder (answers)"
+    )
+    parser.add_argument("--source", help=help)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--file", help="benchmarks: pattern of the file within a folder or a Hub data set")
     parser.add_argument("--where", metavar="COLUMN=VALUE", help="benchmarks: take only these rows")
@@ -171,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _prepare(options: argparse.Namespace) -> Counts:
     name, source, out_dir = options.name, options.source, options.out
     if source is None and (name in SINGLE_FILES or PREPARERS[name].needs_source):
-        raise UserError(f"{name} needs --source, its published file or the folder of its published files.")
+        raise UserError(f"{name} needs --source, the file or the folder that it is made from.")
     try:
         if name in SINGLE_FILES:
             return _prepare_benchmark(options)

@@ -45,6 +45,11 @@ class Sampler:
                 self._position += len(taken)
         return batch
 
+    def move_to(self, drawn: int) -> None:
+        """Be where so many prompts have been drawn since the beginning."""
+        epoch, position = divmod(drawn, self.num_prompts)
+        self._move_to(epoch=epoch, position=position)
+
     def state(self) -> dict[str, int | bool]:
         """Where the next draw is (`epoch`, `position`) and what it depends on; plain JSON."""
         return {"epoch": self._epoch, "position": self._position, **self._identity()}

@@ -23,6 +23,7 @@ from hpt_ray.observe.data_card import (
     Example,
     Lengths,
     Refused,
+    Rehearsal,
     RewardCheck,
     TrainingSet,
 )
@@ -81,7 +82,15 @@ def _training_set(config: Config, prepared: Prepared, phase: PreparedPhase) -> T
         reward_check=reward_check,
         warnings=tuple(_warnings(phase, lost, reward_check)),
         refusal=refusal,
+        rehearsal=_rehearsal(phase),
     )
+
+
+def _rehearsal(phase: PreparedPhase) -> Rehearsal | None:
+    if phase.rehearsal is None:
+        return None
+    tally = phase.rehearsal.tally
+    return Rehearsal(tally.rows, tally.kept, tally.dropped, phase.config.data.rehearsal_per_step)
 
 
 def lengths_of(tokens: np.ndarray, limit: int) -> Lengths:
@@ -166,6 +175,9 @@ def _warnings(phase: PreparedPhase, lost: dict[str, int], check: RewardCheck | N
     others = {reason: n for reason, n in tally.dropped.items() if reason not in LOST_ON_THE_WAY}
     if sum(others.values()) * 2 > tally.rows:
         yield f"Only {tally.kept:,} of {tally.rows:,} rows are kept. {in_words(others, tally, *limits)}"
+    if phase.rehearsal and (rehearsed := phase.rehearsal.tally).kept * 2 < rehearsed.rows:
+        why = in_words(rehearsed.dropped, rehearsed, *limits)
+        yield f"Only {rehearsed.kept:,} of {rehearsed.rows:,} rows of data.rehearsal are kept. {why}"
     if check is not None and check.num_accepted * 2 < check.num_graded and (one := check.refused):
         read = "nothing was read from it" if one.extracted is None else f"“{one.extracted}” was read from it"
         end = one.demonstration[-MOST_CHARS // 5 :]

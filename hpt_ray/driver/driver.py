@@ -5,10 +5,10 @@
                             ▲ vLLM engines     killable processes                     DeepSpeed │
                             └──────────────────────── 6 sync: new weights ◀─────────────────────┘
 
-One step draws prompts, samples a group of responses to each, rewards them, decides per prompt between its
-rollouts and its demonstration, steps the optimizer, and sends the new weights to the engines. Groups flow through
-one by one: while some are generated, others are rewarded and back-propagated. The weights do not change before
-the last group is in, so this is exactly on-policy, and the gradient is that of a step that waits for everything.
+One step draws prompts, samples a group of responses to each, rewards them, decides per prompt between its rollouts
+and its demonstration, adds the rows it rehearses, steps the optimizer, and sends the new weights to the engines.
+Groups flow through one by one: while some are generated, others are rewarded and back-propagated. The weights do not
+change before the last group is in, so this is exactly on-policy, and the gradient that of a step that waits for all.
 
 What holds each arrow back:
 
@@ -223,11 +223,12 @@ class Driver:
         return metrics | {"time/sync_s": sync_s}, pairs
 
     async def _update(self, number: int) -> UpdateResult:
-        """One optimizer step, the `number`-th of this step."""
+        """One optimizer step, the `number`-th of this step, with the rows that it rehearses."""
         self.is_updating = True
         if self.actors.engines is not None:
             await self.actors.engines.weights_move()
         with self.timeline.phase("learn"):
+            self.learner.rehearse(self.phase.rehearsed(self.step + 1, number))
             return await self.learner.finish(*learning_rates(self.phase, self.step + 1, number))
 
     async def _sync(self) -> float:

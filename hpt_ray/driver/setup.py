@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
+from hpt_ray.algorithms.rehearsal import rehearsal_of
 from hpt_ray.algorithms.trial import may_ask, try_parts
 from hpt_ray.checkpoint.mirror import check_mirror
 from hpt_ray.config.phases import Phase, phases_of
@@ -20,6 +21,7 @@ from hpt_ray.data.dataset import PromptSet, load_prompts
 from hpt_ray.data.dropped import in_words
 from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.data.model_folder import check_model_folders
+from hpt_ray.data.sampler import Sampler
 from hpt_ray.data.template import Template
 from hpt_ray.data.tokenizer import load_tokenizer
 from hpt_ray.errors import UserError
@@ -28,8 +30,11 @@ from hpt_ray.observe.run_folder import check_run_dir, check_run_folder
 from hpt_ray.observe.trackers import check_trackers
 from hpt_ray.reward.functions.table import ground_truths_of
 from hpt_ray.reward.service import check_reward_functions, check_terms
-from hpt_ray.types import Prompt
+from hpt_ray.types import Prompt, Sample
 from hpt_ray.weight_sync.backends import backend_of
+
+# What `load_prompts` must ask of the rows of `data.rehearsal`.
+ASKED_OF_REHEARSAL: dict[str, Any] = {"demonstrations": "required", "needs_ground_truth": False}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,20 @@ class PreparedPhase(Phase):
     estimator: Estimator
     gate: str
     num_rollouts: int  # of a prompt
+    rehearsal: PromptSet | None = None  # what trains beside the prompts
+
+    def rehearsed(self, step: int, update: int) -> list[Sample]:
+        """What the `update`-th optimizer step (from 0) of `step` (from 1) rehearses.
+
+        As its learning rate it follows from the step, so a resumed run goes on with the same rows.
+        """
+        if self.rehearsal is None:
+            return []
+        config = self.config
+        sampler = Sampler(len(self.rehearsal), seed=config.run.seed, shuffle=config.data.shuffle)
+        rows = config.data.rehearsal_per_step // config.updates_per_step
+        sampler.move_to(((step - self.before - 1) * config.updates_per_step + update) * rows)
+        return rehearsal_of([self.rehearsal[i] for i in sampler.next_batch(rows)])
 
 
 @dataclass(frozen=True)
@@ -67,14 +86,14 @@ class Prepared:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Rows of the training files that are not used, by reason; where there are phases, also by phase."""
-        if len(self.phases) == 1:
-            return self.phases[0].prompts.dropped
-        return {
-            f"{reason} (phase {phase.number})": count
-            for phase in self.phases
-            for reason, count in phase.prompts.dropped.items()
-        }
+        """Rows of the training files that are not used, by reason, and by phase and file where these differ."""
+        found: dict[str, int] = {}
+        for phase in self.phases:
+            where = f"phase {phase.number}" if len(self.phases) > 1 else ""
+            for prompts, what in ((phase.prompts, where), (phase.rehearsal, f"{where} rehearsal".strip())):
+                dropped = prompts.dropped if prompts else {}
+                found |= {reason + (f" ({what})" if what else ""): count for reason, count in dropped.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -99,9 +118,16 @@ def prepare(config: Config, model_path: str) -> Prepared:
     for phase, estimator, gate, num_rollouts in chosen:
         prompts = load(phase.config.data.train, **asked_of(phase.config, gate))
         check_demonstrations(phase.config, gate, num_rollouts, prompts)
+        files = phase.config.data.rehearsal
+        rehearsal = load(files, **ASKED_OF_REHEARSAL) if files else None
         phases.append(
             PreparedPhase(
-                **vars(phase), prompts=prompts, estimator=estimator, gate=gate, num_rollouts=num_rollouts
+                **vars(phase),
+                prompts=prompts,
+                estimator=estimator,
+                gate=gate,
+                num_rollouts=num_rollouts,
+                rehearsal=rehearsal,
             )
         )
     eval_sets = {
@@ -231,6 +257,8 @@ def choose_algorithm(phase: Phase) -> tuple[Estimator, str, int]:
     """The estimator, the gate that `auto` stands for, and how many rollouts a prompt gets."""
     config = phase.config
     estimator = estimator_from_config(config.algorithm)
+    if config.data.rehearsal_per_step:
+        estimator = estimator.rehearsing()
     gate = config.selection.gate
     gate = estimator.gate if gate == "auto" else GATES.checked("selection.gate", gate, "auto")
     try_parts(estimator, gate, config.selection.gamma)

@@ -22,7 +22,7 @@ import numpy as np
 
 from hpt_ray.errors import UserError
 from hpt_ray.observe.run_folder import write_json
-from hpt_ray.types import RewardResult, Rollout
+from hpt_ray.types import Prompt, RewardResult, Rollout
 from hpt_ray.utils.lock import try_lock
 
 Key = tuple[str, str]  # benchmark, prompt id
@@ -81,12 +81,20 @@ class Journal:
                 tally.count(line)
         self._file.truncate(end)
 
-    def add(self, key: Key, sample: int, rollout: Rollout, result: RewardResult, *, keep_text: bool) -> None:
-        """Write one graded response and count it."""
-        benchmark, prompt_id = key
+    def add(
+        self,
+        benchmark: str,
+        prompt: Prompt,
+        sample: int,
+        rollout: Rollout,
+        result: RewardResult,
+        *,
+        keep_text: bool,
+    ) -> None:
+        """Write one graded response and count it. With its text goes what a row to train on needs."""
         line: dict[str, Any] = {
             "benchmark": benchmark,
-            "id": prompt_id,
+            "id": prompt.id,
             "sample": sample,
             "outcome": result.outcome.value,
             "tokens": len(rollout.token_ids),
@@ -94,9 +102,11 @@ class Journal:
         }
         if keep_text:
             line |= {"extracted": result.extracted, "text": rollout.text}
+            line |= {"prompt": prompt.source or prompt.text, "ground_truth": prompt.ground_truth}
+            line |= {"data_source": prompt.data_source, "extra": prompt.extra}
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
-        self.tallies[key].count(line)
+        self.tallies[benchmark, prompt.id].count(line)
 
     def missing(self, keys: Sequence[Key]) -> Iterator[tuple[int, int]]:
         """(position in `keys`, sample) of every response that is still to be sampled."""

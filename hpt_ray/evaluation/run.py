@@ -108,7 +108,7 @@ async def sample_missing(
                     num_lost += 1
                     continue
                 prompt, sample = job_of[rollout.prompt_id]
-                journal.add((task.name, prompt.id), sample, rollout, result, keep_text=config.keep_texts)
+                journal.add(task.name, prompt, sample, rollout, result, keep_text=config.keep_texts)
                 on_response()
 
     await asyncio.gather(*(work() for _ in range(CHUNKS_UNDER_WAY)))

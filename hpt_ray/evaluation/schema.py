@@ -44,7 +44,7 @@ class EvaluateConfig:
     )
     seed: int = key(0, "Seed of sampling.", minimum=0)
     keep_texts: bool = key(
-        False, "Keep every response's text and what was read as its answer, in samples.jsonl."
+        False, "Keep every response's text, its prompt and what was read as its answer, in samples.jsonl."
     )
     dtype: str = key("float32", "Precision of the engine.", choices=("float32", "bfloat16"))
     config_overrides: dict[str, Any] = key({}, "Keys of the model's config.json to replace.")
@@ -62,6 +62,8 @@ class EvaluateConfig:
 # Keys of training that mean nothing here → what to set instead.
 NOT_HERE = {
     "data.train": "name files in `sets`",
+    "data.rehearsal": "nothing is trained",
+    "data.rehearsal_per_step": "nothing is trained",
     "data.shuffle": "prompts are sampled in the files' order",
     "data.max_response_tokens": "set `max_response_tokens`",
     "rollout.temperature": "set `temperature`",

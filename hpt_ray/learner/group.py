@@ -128,6 +128,10 @@ class LearnerGroup:
         else:
             self._admit(update, samples)
 
+    def rehearse(self, samples: list[Sample]) -> None:
+        """Take in rows of rehearsal for the update under way. They are weighed apart: no other Z counts them."""
+        self._weigh(samples)
+
     def raise_failures(self) -> None:
         """What a pass that was sent has raised, for want of memory say: the step can end before its last rollout."""
         while self._num_seen < len(self._pending):

@@ -57,6 +57,7 @@ def make_micro_batch(samples: list[WeightedSample], *, is_dummy: bool = False) -
         kl_scales=np.array([s.kl_scale for s in samples], np.float32),
         group_ids=np.array([s.sample.group for s in samples], np.int32),
         is_demo=np.array([s.sample.is_demo for s in samples]),
+        is_rehearsal=np.array([s.sample.is_rehearsal for s in samples]),
         is_dummy=is_dummy,
     )
 
@@ -151,6 +152,7 @@ def micro_batch_loss(
         group_ids=torch.from_numpy(micro_batch.group_ids),
         rewards=torch.zeros(len(micro_batch.sample_lengths)),  # already in the advantages
         is_demo=torch.from_numpy(micro_batch.is_demo),
+        is_rehearsal=torch.from_numpy(micro_batch.is_rehearsal),
         entropy=entropy,
         ref_logprobs=None if ref_logprobs is None else on_device(ref_logprobs, logprob.device),
     )

@@ -243,6 +243,7 @@ def weight_samples(estimator: Estimator, samples: list[Sample], batch: BatchShap
         np.array([sample.is_demo for sample in samples]),
         np.array([sample.weight for sample in samples], np.float64),
         batch,
+        is_rehearsal=np.array([sample.is_rehearsal for sample in samples]),
         prompt_lengths=np.array([sample.prompt_length for sample in samples]),
         values=values,
         token_rewards=token_rewards if estimator.needs_values else None,

@@ -82,6 +82,16 @@ class RewardCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """The rows of `data.rehearsal`."""
+
+    rows: int
+    kept: int
+    dropped: Mapping[str, int]
+    per_step: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingSet:
     """The training files of one phase. `demonstrations` is None where they are not used.
 
@@ -102,6 +112,7 @@ class TrainingSet:
     reward_check: RewardCheck | None
     warnings: tuple[str, ...]
     refusal: str | None = None
+    rehearsal: Rehearsal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +152,16 @@ def facts_of(one: TrainingSet) -> list[tuple[str, str]]:
     demonstrations = "not used"
     if one.demonstrations is not None:
         demonstrations = f"{one.demonstrations:,}; dropped: {dropped_in_words(one.demonstrations_dropped)}"
+    rehearsal = []
+    if found := one.rehearsal:
+        rows = f"{found.rows:,} rows read, {found.kept:,} kept; dropped: {dropped_in_words(found.dropped)}"
+        rehearsal = [("rehearsal", f"{rows}; {found.per_step:,} of them in each step")]
     without = "failed" if one.refusal else "not run: no ground truth, and nothing is graded"
     return [
         *(("file", line) for line in one.read_as),
         ("rows", f"{one.rows:,} read, {one.kept:,} kept; dropped: {dropped_in_words(one.dropped)}"),
         ("demonstrations", demonstrations),
+        *rehearsal,
         ("reward function", one.reward_check.in_words if one.reward_check else without),
     ]
 

@@ -57,6 +57,7 @@ class Pair:
         max_tokens_per_micro_batch: int = 96,
         rate: float = RATE,
         reference: ActorGroup | None = None,
+        rehearsal: Sequence[Sample] = (),
     ) -> tuple[UpdateResult, dict[str, np.ndarray]]:
         """One step on both sides; asserts that they agree. The learner's result and gradient."""
         before = call(self.ranks, "trained")[0]
@@ -73,6 +74,7 @@ class Pair:
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             rate=rate,
             reference=reference,
+            rehearsal=rehearsal,
         )
         gradient = call(self.ranks, "gradient")[0]
         update = difference(call(self.ranks, "trained")[0], before)
@@ -92,6 +94,7 @@ class Pair:
         max_tokens_per_micro_batch: int = 96,
         rate: float = RATE,
         reference: ActorGroup | None = None,
+        rehearsal: Sequence[Sample] = (),
     ) -> UpdateResult:
         """One step of the learner alone, as the driver takes it."""
         learner = self.group(estimator, batch, max_tokens_per_micro_batch, reference)
@@ -99,6 +102,7 @@ class Pair:
         async def update() -> UpdateResult:
             for prompt in prompts:
                 learner.add(prompt)
+            learner.rehearse([*rehearsal])
             return await learner.finish(rate)
 
         return asyncio.run(update())

@@ -174,6 +174,29 @@ def test_the_pull_to_the_base_equals_plain_pytorch(start, num_ranks, stage, offl
         assert result.metrics["optim/base_distance"] == pytest.approx(away / norm(pair.plain.base), rel=1e-4)
 
 
+def loss_with_rehearsal(plain: PlainLearner, samples: list[Sample], rows: list[Sample]) -> torch.Tensor:
+    """HPT whose demonstrations are a mean over tokens, and rows that are a mean over rows' means, times rows/N."""
+    own = torch.cat([plain.score(sample)[0] for sample in samples if sample.is_demo])
+    total = hpt_loss(plain, [sample for sample in samples if not sample.is_demo]) - own.mean()
+    return total - sum(plain.score(row)[0].mean() for row in rows) / N
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 1), (2, 3)])
+def test_rehearsal_equals_plain_pytorch_and_counts_in_no_other_stream(start, num_ranks, stage):
+    """The demonstrations' Z counts their tokens, so it waits for all samples of the update, but for no row."""
+    pair = start(num_ranks, stage)
+    estimator = make_estimator("hpt", demo_loss_aggregation="token-mean").rehearsing()
+    for seed in (17, 18):
+        prompts = make_samples(pair.plain, MIXED, seed=seed)
+        drawn = make_samples(pair.plain, DEMONSTRATIONS * 2, seed=seed + 2)
+        rows = [replace(sample, is_rehearsal=True) for samples in drawn for sample in samples]
+        loss = partial(loss_with_rehearsal, rows=rows)
+        result, gradient = pair.step(prompts, loss, estimator=estimator, rehearsal=rows)
+        assert norm(gradient) > 0.01
+        assert (result.num_samples, result.num_demo_samples) == (15, 3)
+        assert 0 < result.metrics["learner/rehearsal_loss"] != result.metrics["learner/demo_loss"]
+
+
 # -- every algorithm of the table ------------------------------------------------------------------
 
 GOLDEN = load_golden()

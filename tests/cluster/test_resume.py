@@ -50,6 +50,16 @@ CASES = [
         ),
     ),
     Case(
+        "luffy with rehearsal, two ranks, mini-batches, where the rows' epoch ends",
+        (
+            "algorithm.name=luffy",
+            "learner.num_ranks=2",
+            "updates_per_step=2",
+            "data.rehearsal=[{sixteen}]",
+            "data.rehearsal_per_step=6",
+        ),
+    ),
+    Case(
         "ppo, ZeRO-3, where an epoch ends",
         (
             "algorithm.name=ppo",

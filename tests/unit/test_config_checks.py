@@ -15,6 +15,11 @@ GOOD = ("model.path=m", "data.train=[a.parquet]")
 # what must hold → (words that break it, what the message must name)
 BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "prompts_divide_into_updates": (("prompts_per_step=10", "updates_per_step=4"), "the nearest is 8"),
+    "rehearsal_has_files_and_rows": (("data.rehearsal_per_step=8",), "set both, or none"),
+    "rehearsal_divides_into_updates": (
+        ("data.rehearsal=[b.parquet]", "data.rehearsal_per_step=7", "updates_per_step=4"),
+        "`data.rehearsal_per_step` (7) must be a multiple of `updates_per_step` (4)",
+    ),
     "sample_fits_into_micro_batch": (("max_tokens_per_micro_batch=9215",), "to 9216"),
     "sample_fits_into_engine": (
         ("rollout.engine.max_model_len=4096",),
@@ -172,6 +177,7 @@ def test_what_depends_on_the_parts_there_are_is_refused_before_the_start(
         ("rollout.temperature=0", "group_size=1", "algorithm.name=reinforce"),
         ("evaluation.samples=4", "evaluation.temperature=0.6"),
         ("data.train=[]", "run.steps=0"),
+        ("data.rehearsal=[b.parquet]", "data.rehearsal_per_step=8", "updates_per_step=4"),
         ("max_tokens_per_micro_batch=9216",),
         ("learner.zero_stage=3", "learner.offload_optimizer=true", "model.dtype=bfloat16"),
         ("weight_sync.backend=nccl", "learner.num_gpus=1", "rollout.num_gpus=1"),

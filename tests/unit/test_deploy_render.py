@@ -261,10 +261,12 @@ def test_the_differences_are_the_configuration(run: tuple[Path, ...], tmp_path: 
 
 def test_relative_paths_are_on_the_volume() -> None:
     config = gpu_run(
-        "data.train=[a.parquet, mini:train, /b/c.parquet, 's3://d/e.parquet']", "evaluation.sets={x: f.jsonl}"
-    )
+        "data.train=[a.parquet, mini:train, /b/c.parquet, 's3://d/e.parquet']", "evaluation.sets={x: f.jsonl}",
+        "phases=[{steps: 1, data: {rehearsal: [g.jsonl], rehearsal_per_step: 4}}, {steps: 1}]",
+    )  # fmt: skip
     placed = on_the_volume(config)
     assert placed.data.train == ["/shared/a.parquet", "mini:train", "/b/c.parquet", "s3://d/e.parquet"]
+    assert placed.phases[0]["data"] == {"rehearsal": ["/shared/g.jsonl"], "rehearsal_per_step": 4}
     assert placed.evaluation.sets == {"x": "/shared/f.jsonl"}
     assert placed.run.dir == "/shared/runs"
     assert placed.resume == "auto"

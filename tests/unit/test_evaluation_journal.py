@@ -37,7 +37,7 @@ def go_on(folder, order, *, limit=None, keep_text=False) -> Journal:
     missing = list(journal.missing([("b", q.id) for q in PROMPTS]))
     order.shuffle(missing)
     for i, sample in missing[:limit]:
-        journal.add(("b", PROMPTS[i].id), sample, *answer(PROMPTS[i], sample), keep_text=keep_text)
+        journal.add("b", PROMPTS[i], sample, *answer(PROMPTS[i], sample), keep_text=keep_text)
     return journal
 
 

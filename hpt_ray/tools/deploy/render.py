@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 
 from hpt_ray.config.load import known_keys
 from hpt_ray.config.references import written
-from hpt_ray.config.schema import Config
+from hpt_ray.config.schema import Config, DataConfig
 from hpt_ray.data import mini
 from hpt_ray.errors import UserError
 from hpt_ray.tools.deploy.judges import judge_policy
@@ -132,8 +132,9 @@ def on_the_volume(config: Config) -> Config:
         return path if mini.is_mini(path) or "://" in path else str(Path(SHARED, path))
 
     def placed(section: dict[str, Any]) -> dict[str, Any]:
-        """The `data` section of a phase."""
-        return section | ({"train": [place(path) for path in section["train"]]} if "train" in section else {})
+        """A `data` section, of a phase or whole."""
+        files = {key: section[key] for key in ("train", "rehearsal") if key in section}
+        return section | {key: [place(path) for path in paths] for key, paths in files.items()}
 
     evaluation, data, checkpoint = config.evaluation, config.data, config.checkpoint
     return replace(
@@ -143,7 +144,7 @@ def on_the_volume(config: Config) -> Config:
         ],
         resume="auto" if config.resume == "never" else config.resume,
         run=replace(config.run, dir=place(config.run.dir)),
-        data=replace(data, train=[place(path) for path in data.train]),
+        data=DataConfig(**placed(vars(data))),
         checkpoint=replace(checkpoint, mirror=checkpoint.mirror and place(checkpoint.mirror)),
         evaluation=replace(evaluation, sets={name: place(path) for name, path in evaluation.sets.items()}),
     )

@@ -142,7 +142,12 @@ def samples_of(
     rule = GATES[gate]
     rollouts = (1 - assumed.gated) * num_rollouts if rule.either_or else num_rollouts * rule.needs_rollouts
     demonstrations = assumed.gated if rule.either_or else float(rule.needs_demonstrations)
-    return prompt, response, ((rollouts, prompt + response), (demonstrations, prompt + demonstration))
+    rehearsed = config.data.rehearsal_per_step / config.prompts_per_step
+    return (
+        prompt,
+        response,
+        ((rollouts, prompt + response), (demonstrations + rehearsed, prompt + demonstration)),
+    )
 
 
 def step_flops(

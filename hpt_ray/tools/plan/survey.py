@@ -18,7 +18,15 @@ from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.mini import is_mini
 from hpt_ray.data.mini.base import tokenizer_path
 from hpt_ray.driver.actors import resource_requests
-from hpt_ray.driver.setup import Prepared, asked_of, check_choices, loader, prepare, roles_of
+from hpt_ray.driver.setup import (
+    ASKED_OF_REHEARSAL,
+    Prepared,
+    asked_of,
+    check_choices,
+    loader,
+    prepare,
+    roles_of,
+)
 from hpt_ray.errors import UserError
 from hpt_ray.learner.sequence_parallel import check_model
 from hpt_ray.observe.run_folder import check_run_dir
@@ -57,9 +65,13 @@ def survey(config: Config, *, ask_room: bool = True) -> tuple[Prepared | None, l
     Raises `UserError` for everything else that the user must change. `ask_room`: whether it is to start from here.
     """
     files = [
-        ("data.train", path, asked_of(phase.config, gate))
+        (key, path, asked)
         for phase, _, gate, _ in check_choices(config)
-        for path in phase.config.data.train
+        for key, paths, asked in (
+            ("data.train", phase.config.data.train, asked_of(phase.config, gate)),
+            ("data.rehearsal", phase.config.data.rehearsal, ASKED_OF_REHEARSAL),
+        )
+        for path in paths
     ]
     files += [
         (f"evaluation.sets.{name}", path, asked_of(config, None))

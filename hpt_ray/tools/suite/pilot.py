@@ -44,12 +44,13 @@ from hpt_ray.tools.suite.state import state_of
 TIMEOUT_S = 900.0  # for two steps of a tiny model
 MOST: dict[str, Any] = {  # of every key of this name
     **{"steps": 2, "prompts_per_step": 4, "updates_per_step": 2, "warmup_steps": 1, "every": 1, "samples": 2},
+    "rehearsal_per_step": 2,
     **{"max_response_tokens": 64, "max_tokens_per_micro_batch": 2048, "kv_cache_gib": 0.125},
     **{"num_workers": 1, "num_ranks": 1, "num_processes": 1, "tensor_parallel": 1},
     "sequence_parallel": 1,
     **{"num_gpus": 0, "num_cpus": 0.4, "offload_optimizer": False},
 }
-FILES = ("train", "sets")  # keys that name files of prompts
+FILES = ("train", "rehearsal", "sets")  # keys that name files of prompts
 SIZES = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "head_dim": 32}  # the least that vLLM serves on CPUs
 CHATML = (

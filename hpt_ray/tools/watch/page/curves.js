@@ -16,7 +16,7 @@ const PANELS = [
   ["Truncated responses", "share of rollouts", ["rollout/truncated_ratio"]],
   ["Sampler against learner", "mean |Δ log π|, nats", ["policy/logprob_gap_mean"]],
   ["Gradient norm", "before clipping", ["optim/grad_norm"]],
-  ["Loss on demonstrations", "nats per token", ["learner/demo_loss"]],
+  ["Loss on demonstrations", "nats per token", ["learner/demo_loss", "learner/rehearsal_loss"]],
   ["KL from the sampler", "nats per token", ["policy/kl_old"]],
   ["Sampled tokens", "tokens per second", ["rollout/tokens_per_s"]],
   ["Trained tokens", "tokens per second", ["learner/tokens_per_s"]],
