@@ -357,6 +357,17 @@ def test_cost_follows_the_work() -> None:
     assert costs[1].gpu_hours == pytest.approx(sft + hours("algorithm.name=grpo", "run.steps=400"))
 
 
+def test_prompts_that_are_drawn_again_are_part_of_the_cost() -> None:
+    """BREAD draws the quarter of the prompts that no rollout is expected to solve twice more."""
+
+    def generation(name: str) -> float:
+        costs = planned(f"algorithm.name={name}")[1].costs
+        assert costs is not None
+        return costs[1].busy["generation"]
+
+    assert generation("bread") == pytest.approx((1 + 2 * 0.25) * generation("grpo"))
+
+
 def test_evaluations_are_part_of_the_cost() -> None:
     words = ("evaluation.sets={aime24: aime24.parquet}", "evaluation.every=10", "evaluation.samples=8")
     config = load_config(None, [*SEVEN_B, *words, "evaluation.temperature=0.6"])

@@ -26,6 +26,7 @@ from hpt_ray.driver.setup import choose_algorithm
 from hpt_ray.tools.plan.shape import ModelShape
 
 PEAK = 312e12  # bfloat16 operations a second of one A100 or A800
+FURTHER_DRAWS = 2  # of a prompt that no rollout solves, where a prefix is searched for: 0 to 4
 WAITING = 0.3  # of the shorter of generation and training does not run beside the longer
 
 
@@ -150,6 +151,11 @@ def samples_of(
     )
 
 
+def rollouts_drawn(estimator: Estimator, num_rollouts: int, assumed: Assumption) -> float:
+    """Of one prompt, those that are superseded included."""
+    return num_rollouts * (1 + FURTHER_DRAWS * assumed.gated * estimator.searches_prefixes)
+
+
 def step_flops(
     config: Config,
     estimator: Estimator,
@@ -172,7 +178,7 @@ def step_flops(
     responses = sum(facts.evaluation_prompts.get(name, 0) for name in evaluation.sets) * evaluation.samples
     times = (config.run.steps // evaluation.every if evaluation.every else 1) + evaluation.before_training
     return {
-        "generation": config.prompts_per_step * num_rollouts * generate,
+        "generation": config.prompts_per_step * rollouts_drawn(estimator, num_rollouts, assumed) * generate,
         "training": forward * passes * (2 if estimator.needs_values else 1),
         "scoring": forward * scores,
         "evaluation": responses * times * generate / max(config.run.steps, 1),

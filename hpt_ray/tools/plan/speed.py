@@ -28,7 +28,7 @@ from math import ceil
 
 from hpt_ray.algorithms import Estimator
 from hpt_ray.config.schema import Config
-from hpt_ray.tools.plan.cost import EXPECTED, WAITING, DataFacts, samples_of, step_flops
+from hpt_ray.tools.plan.cost import EXPECTED, WAITING, DataFacts, rollouts_drawn, samples_of, step_flops
 from hpt_ray.tools.plan.make import Plan
 from hpt_ray.tools.plan.memory import GIB, width_of
 from hpt_ray.tools.plan.shape import ModelShape
@@ -68,7 +68,7 @@ CARDS = {  # by the memory on the box
 
 def step_seconds(choice: Choice, shape: ModelShape, plan: Plan, card: Card) -> dict[str, float]:
     """Expected seconds by part of a step; `step` is all of it."""
-    config, _, gate, num_rollouts = choice
+    config, estimator, gate, num_rollouts = choice
     learner, number, shared = config.learner, width_of(config), config.cluster.colocate
     flops = step_flops(*choice, shape, DataFacts(), EXPECTED)
     prompt, response, samples = samples_of(config, gate, num_rollouts, DataFacts(), EXPECTED)
@@ -95,7 +95,8 @@ def step_seconds(choice: Choice, shape: ModelShape, plan: Plan, card: Card) -> d
     if not num_rollouts:
         return parts | {"step": sum(parts.values())}
 
-    generation = _generation(config, shape, plan, card, prompt, response, num_rollouts)
+    drawn = rollouts_drawn(estimator, num_rollouts, EXPECTED)
+    generation = _generation(config, shape, plan, card, prompt, response, drawn)
     parts["generation"] = generation * (1 + flops["evaluation"] / flops["generation"])
     both = (parts["generation"], sum(parts.values()) - parts["generation"])
     after = {"sync": number * whole / (GLOO if shared else card.link)}
@@ -114,7 +115,7 @@ def _generation(
     card: Card,
     prompt: float,
     response: float,
-    num_rollouts: int,
+    num_rollouts: float,
 ) -> float:
     """Seconds in which the engines answer a step's prompts."""
     rollout, number, parts = config.rollout, width_of(config), config.rollout.tensor_parallel
