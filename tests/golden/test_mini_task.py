@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpt_ray.data import mini
 from hpt_ray.data.mini.corpus import draw_base_corpus, draw_splits, faulty_solution
-from hpt_ray.data.mini.families import FAMILIES, PROBLEM_MAKERS, Problem, solution
+from hpt_ray.data.mini.families import PROBLEM_MAKERS, Problem, solution
 from hpt_ray.data.mini.files import FILES
 from hpt_ray.data.mini.model import create_model, model_config
 from hpt_ray.data.mini.sizes import SIZES
@@ -82,10 +82,15 @@ PATTERNS = {
     "boxes": r"(\w+) has \d boxes with \d (\w+) in each\. S?[Hh]e (gives away \d|buys \d more)\. "
     r"How many \2 does \1 have now\?",
     "lose": r"(\w+) has \d+ (\w+)\.( S?[Hh]e (loses \d \2|gets \d more \2)\.){1,2} How many \2 are left\?",
+    "mix": r"(\w+) has \d+ (\w+)\.(?=.*(gives|buys))(?=.*(loses|gets))"
+    r"( S?[Hh]e (gives away \d|buys \d more|loses \d \2|gets \d more \2)\.){2} "
+    r"How many \2 (does \1 have now|are left)\?",
+    "stock": r"(\w+) has \d boxes with \d (\w+) in each\. S?[Hh]e (loses \d \2|gets \d more \2)\. "
+    r"How many \2 are left\?",
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PATTERNS)
 def test_families(family):
     rng = random.Random(1)
     problems = [PROBLEM_MAKERS[family](rng) for _ in range(4000)]
@@ -107,6 +112,7 @@ def test_splits_share_no_prompt_with_what_is_held_out(splits):
     assert {name: len(texts) for name, texts in prompts.items()} == {
         "validation": 48 * 8,
         "test": 100 * 8,
+        "recombined": 100 * 2,
         "train": 600,
         "train-large": 4000,
     }
@@ -156,7 +162,7 @@ def test_tokenizer_has_82_entries_and_the_ids_of_the_specification(tokenizer):
 
 
 def test_every_text_of_the_task_comes_back_from_its_tokens(folder, tokenizer):
-    longest_prompt = longest_response = 0
+    longest_prompt = longest_response = longest_recombined = 0
     for name in FILES:
         if name == "tokenizer":
             continue
@@ -165,10 +171,13 @@ def test_every_text_of_the_task_comes_back_from_its_tokens(folder, tokenizer):
             prompt_ids, answer_ids = tokenizer([prompt, answer])["input_ids"]
             assert tokenizer.decode(prompt_ids) == prompt
             assert tokenizer.decode(answer_ids) == answer
-            if name != "base":
+            if name in ("test/mix", "test/stock"):
+                longest_recombined = max(longest_recombined, 1 + len(prompt_ids))
+            elif name != "base":
                 longest_prompt = max(longest_prompt, 1 + len(prompt_ids))
                 longest_response = max(longest_response, len(answer_ids) + 1)
     assert (longest_prompt, longest_response) == (25, 29)
+    assert longest_recombined == 26
 
 
 def test_files_hold_the_schema_and_right_answers(folder):
@@ -201,7 +210,7 @@ def test_generated_bytes_are_the_same_every_time(folder, tmp_path):
 def test_generated_texts_are_those_of_this_version(folder):
     """Whoever changes these hashes raises `VERSION` in mini/files.py."""
     digests = {}
-    for name in ("train", "train-step-4000", "validation/chain", "test/boxes", "base"):
+    for name in ("train", "train-step-4000", "validation/chain", "test/boxes", "test/mix", "base"):
         texts = [row["prompt"][0]["content"] + row["target"][0]["content"] for row in rows_of(folder, name)]
         digests[name] = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     assert digests == {
@@ -209,6 +218,7 @@ def test_generated_texts_are_those_of_this_version(folder):
         "train-step-4000": "f3c98488f9e2635e",
         "validation/chain": "eb5ca5c4c0a5e2b8",
         "test/boxes": "01589990b56e7da1",
+        "test/mix": "3c2cf2fefe5287f7",
         "base": "04518a6089711187",
     }
 
@@ -222,7 +232,7 @@ def test_names_resolve_to_files_made_on_first_use(tmp_path, monkeypatch):
     for name in FILES:
         assert mini.resolve(f"mini:{name}").exists()
     assert path.stat().st_mtime_ns == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["mini-v1"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mini-v2"]
     assert len(AutoTokenizer.from_pretrained(mini.resolve("mini:tokenizer"))) == 82
     with pytest.raises(UserError, match=r"Did you mean mini:validation/chain\?"):
         mini.resolve("mini:validation/chains")

@@ -1,7 +1,7 @@
 """The small task: arithmetic prompts on which hybrid post-training can be watched in minutes.
 
-Six families to train on and two held out, terse demonstrations, a corpus for a weak base, an
-82-entry tokenizer and model sizes to match: all generated, seeded and byte-reproducible. `resolve`
+Six families to train on, two held out and two that recombine what the base has read, terse demonstrations, a corpus
+for a weak base, an 82-entry tokenizer and model sizes to match: all generated, seeded and byte-reproducible. `resolve`
 turns a name such as `mini:train` into a file, generating everything on first use (about two
 seconds). Training the base is not done here.
 """

@@ -16,6 +16,7 @@ from hpt_ray.data.mini.families import (
     FAMILIES,
     MAX_VALUE,
     PROBLEM_MAKERS,
+    RECOMBINED_FAMILIES,
     TRAIN_FAMILIES,
     Problem,
     apply,
@@ -56,7 +57,7 @@ def draw_split(name: str, families: tuple[str, ...], size: int, held_out: Iterab
 
 
 def draw_splits() -> dict[str, list[Problem]]:
-    """`validation` and `test` (all families), `train` and `train-large` (six families)."""
+    """`validation` and `test` (eight families), `recombined` (two others), `train` and `train-large` (six families)."""
     validation = draw_split("validation", FAMILIES, VALIDATION_PER_FAMILY * len(FAMILIES), ())
     held_out = {problem.prompt for problem in validation}
     test = draw_split("test", FAMILIES, TEST_PER_FAMILY * len(FAMILIES), held_out)
@@ -64,6 +65,9 @@ def draw_splits() -> dict[str, list[Problem]]:
     return {
         "validation": validation,
         "test": test,
+        "recombined": draw_split(
+            "recombined", RECOMBINED_FAMILIES, TEST_PER_FAMILY * len(RECOMBINED_FAMILIES), held_out
+        ),
         "train": draw_split("train", TRAIN_FAMILIES, NUM_TRAIN, held_out),
         "train-large": draw_split("train-large", TRAIN_FAMILIES, NUM_TRAIN_LARGE, held_out),
     }

@@ -4,7 +4,7 @@
     mini:train-step            the same questions, step-by-step demonstrations
     mini:train-step-4000       4000 questions, step-by-step demonstrations
     mini:validation/FAMILY     48 held-out questions of one family
-    mini:test/FAMILY           100 more, for numbers to publish
+    mini:test/FAMILY           100 more, for numbers to publish; also of the two families `mix` and `stock`
     mini:base                  30 000 documents for the weak base
     mini:tokenizer             folder of the tokenizer
 
@@ -22,13 +22,13 @@ from typing import Any
 import pyarrow as pa
 
 from hpt_ray.data.mini.corpus import draw_base_corpus, draw_splits
-from hpt_ray.data.mini.families import FAMILIES, Problem, Style, solution
+from hpt_ray.data.mini.families import FAMILIES, RECOMBINED_FAMILIES, Problem, Style, solution
 from hpt_ray.data.mini.tokenizer import build_tokenizer
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
 from hpt_ray.utils.cache import cache_dir, cached_folder
 
-VERSION = 1
+VERSION = 2
 PREFIX = "mini:"
 _EXTRA_FIELDS = {"split": pa.string(), "index": pa.int64(), "operations": pa.int64()}
 
@@ -39,7 +39,7 @@ FILES: dict[str, str] = {
     "base": "base_corpus.parquet",
     "tokenizer": "tokenizer",
     **{f"validation/{family}": f"validation/{family}.parquet" for family in FAMILIES},
-    **{f"test/{family}": f"test/{family}.parquet" for family in FAMILIES},
+    **{f"test/{family}": f"test/{family}.parquet" for family in (*FAMILIES, *RECOMBINED_FAMILIES)},
 }
 
 
@@ -68,9 +68,10 @@ def write_mini(out_dir: Path) -> dict[str, int]:
             out_dir, "train-step-4000", "train-large", _with_solutions(splits["train-large"], "step")
         ),
     }
-    for split in ("validation", "test"):
-        for family in FAMILIES:
-            problems = [problem for problem in splits[split] if problem.family == family]
+    held_out = [("validation", "validation", FAMILIES), ("test", "test", FAMILIES)]
+    for source, split, families in (*held_out, ("recombined", "test", RECOMBINED_FAMILIES)):
+        for family in families:
+            problems = [problem for problem in splits[source] if problem.family == family]
             counts[f"{split}/{family}"] = _write(
                 out_dir, f"{split}/{family}", split, _with_solutions(problems, "terse")
             )
