@@ -36,7 +36,7 @@ def replay(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def hpt(tmp_path_factory) -> RunFolder:
-    """Two updates a step, two ranks, checkpoints of steps 2 and 3."""
+    """Two updates a step, two ranks, checkpoints of steps 2 and 3; rows are rehearsed, of which no dump tells."""
     reward_function = write_reward_function(tmp_path_factory.mktemp("reward_function"))
     run = train(
         tmp_path_factory.mktemp("runs"),
@@ -44,6 +44,8 @@ def hpt(tmp_path_factory) -> RunFolder:
         "rollout.num_workers=1",
         "learner.num_ranks=2",
         "updates_per_step=2",
+        "data.rehearsal=[mini:train-step]",
+        "data.rehearsal_per_step=4",
         "checkpoint.every=2",
         "learner.warmup_steps=4",
     )
@@ -73,7 +75,7 @@ def test_a_step_comes_out_the_same_from_the_checkpoint_before_it(hpt, step, orig
     results = [line for line in finished.stdout.splitlines() if ": the same " in line]
     assert [line.split(":")[0] for line in results] == [f"Step {number}" for number in passed]
     assert "optim/grad_norm" in finished.stdout
-    assert "learner/demo_loss" in finished.stdout
+    assert {"learner/demo_loss", "learner/rehearsal_loss"} <= {*finished.stdout.split()}
     assert sorted(path.name for path in hpt.checkpoints.iterdir()) == checkpoints
     assert hpt.metrics.read_bytes() == metrics
 
