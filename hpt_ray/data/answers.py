@@ -64,10 +64,11 @@ def prepare_answers(source: Path, out_dir: Path) -> dict[str, int]:
 def _row(found: dict[str, Any]) -> dict[str, Any]:
     """A prompt's responses are rows of their own, so each has an id of its own."""
     index = found["id"].removeprefix(found["data_source"] + "/") + f"#{found['sample']}"
-    return {
+    row = {
         "prompt": found["prompt"],
         "target": [{"role": "assistant", "content": found["text"]}],
         "reward_model": {"ground_truth": found["ground_truth"]},
         "data_source": found["data_source"],
-        "extra_info": {**found["extra"], "split": "", "index": index},
     }
+    further = {name: value for name, value in found["extra"].items() if name not in row}
+    return {**row, "extra_info": {**further, "split": "", "index": index}}
