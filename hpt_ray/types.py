@@ -146,11 +146,15 @@ def can_train(rollout: Rollout, result: RewardResult) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All n rollouts of one prompt with their results: what the gate decides on."""
+    """All n rollouts of one prompt with their results: what the gate decides on.
+
+    One that is `replaced` would train nothing: another prompt was drawn in its place.
+    """
 
     prompt: Prompt
     rollouts: list[Rollout]
     results: list[RewardResult]
+    replaced: bool = False
 
     @property
     def pairs(self) -> Iterator[tuple[Rollout, RewardResult]]:
@@ -172,7 +176,8 @@ class Group:
 class Decision:
     """α, β: how much the rollouts and the demonstration of one prompt count (paper, Eq 9 and 10).
 
-    The counts are of rollouts without a prefix. `reason` is a word for the metrics: "solved", "unsolved", …
+    The counts are of rollouts without a prefix. `reason` is a word for the metrics: "solved", "unsolved", …;
+    "replaced" of a group that was.
     """
 
     rollout_weight: float  # α = f(P)

@@ -74,6 +74,12 @@ class Gate:
         """Rollouts and demonstration of every prompt train together, so they can be compared."""
         return self.needs_rollouts and self.needs_demonstrations and not (self.by_results or self.prefixes)
 
+    def decide(self, group: Group, gamma: float, history: Sequence[Attempt]) -> Decision:
+        """What the group trains on: nothing if it was replaced, else as the gate says."""
+        if group.replaced:
+            return Decision(0.0, 0.0, group.num_correct, len(group.own), "replaced")
+        return self.function(group, gamma, history)
+
     def samples_at_most(self, num_rollouts: int) -> int:
         """Of one prompt with `num_rollouts` rollouts."""
         rollouts = num_rollouts if self.needs_rollouts else 0
@@ -84,6 +90,15 @@ class Gate:
 def attempt_of(group: Group) -> Attempt:
     """Lost and aborted rollouts, those whose reward failed, and those that continue a prefix do not count."""
     return Attempt(group.num_correct, sum(has_reward(*pair) for pair in group.own))
+
+
+def trains_nothing(group: Group, decision: Decision) -> bool:
+    """All rewards of the group are equal, so its rollouts have no advantage, and no demonstration is asked for.
+
+    True only where the algorithm compares the rollouts of a prompt (`Estimator.compares_rollouts`).
+    """
+    scores = {result.score for rollout, result in group.pairs if has_reward(rollout, result)}
+    return len(scores) == 1 and decision.demo_weight == 0
 
 
 def threshold(gamma: float, num_rollouts: int) -> int:

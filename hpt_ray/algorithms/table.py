@@ -142,7 +142,8 @@ _TABLE = (
         source="arXiv 2503.14476, Eq 8 to 12",
         gate="rollouts",
         default=Recipe((on_rollouts("ppo", "old", "group_std", "mixed-token-mean"),), clip_high=0.28),
-        notes="Groups of equal rewards count neither in the sum nor in ΣL; none are sampled in their place.\n"
+        notes="Groups of equal rewards count neither in the sum nor in ΣL. selection.max_num_gen_batches above 1 has\n"
+        "others sampled in their place (dynamic sampling, Eq 11).\n"
         "Overlong reward shaping (Eq 13) is the reward's: reward.terms.overlong.",
     ),
     # The importance weight is capped and detached, so that no token loses its gradient.

@@ -231,7 +231,8 @@ async def train_step(
     config = phase.config
     per_update = config.prompts_per_step // config.updates_per_step
     learner.begin_step(step - phase.before - 1)
-    for i, (group, decision) in enumerate(pairs):
+    trained = [pair for pair in pairs if pair[1].reason != "replaced"]
+    for i, (group, decision) in enumerate(trained):
         samples = samples_of(group, decision, index=i + 1, prefixes=phase.estimator.trains_prefixes)
         learner.add(samples, update=i // per_update)
     updates = []

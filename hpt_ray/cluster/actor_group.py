@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from hpt_ray.errors import WaitExpired
 
 LOOK_EVERY_S = 2.0  # whether all of a group are there
+DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
 
 
 async def wait_all(refs: Sequence[Any], *, names: Sequence[str], what: str, timeout_s: float) -> list[Any]:
@@ -82,7 +83,7 @@ class ActorGroup:
     async def call(self, method: str, *args: Any, timeout_s: float, what: str | None = None) -> list[Any]:
         return await self.wait(self.send(method, *args), what or method, timeout_s)
 
-    async def lost(self, error: BaseException, timeout_s: float) -> list[str]:
+    async def lost(self, error: BaseException, timeout_s: float = DEATH_IS_KNOWN_S) -> list[str]:
         """The names of those that are gone or frozen: whom `error` is about, else whose process has ended.
 
         The latter as far as it is known within the time.

@@ -118,6 +118,13 @@ def sampling(config: Config) -> Iterator[str]:
             f"`selection.gamma` is {config.selection.gamma:g}, but it is compared with a share of correct rollouts: "
             "use a value from 0 to 1, or -1 for no demonstrations."
         )
+    if config.selection.max_num_gen_batches > 1 and (
+        rollout.max_off_policy_steps or config.run.deterministic
+    ):
+        yield (
+            "`selection.max_num_gen_batches` above 1 draws prompts as results come, which `run.deterministic` and "
+            "steps ahead (`rollout.max_off_policy_steps`) do not allow: leave it at 1, or these at their defaults."
+        )
     if rollout.top_k < 1 and rollout.top_k != -1:
         yield f"`rollout.top_k` is {rollout.top_k}: use 1 or more, or -1 for all tokens."
 

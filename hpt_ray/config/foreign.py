@@ -21,7 +21,7 @@ _DTYPE = "write model.dtype=bfloat16"
 _LORA = "above 0 trains adapters, and 0 all weights"
 _TARGETS = "a list, as in learner.lora.target_modules=[all-linear]"
 _THINKING = "as in data.chat_template_kwargs={enable_thinking: false}"
-_EQUAL = "groups of equal rewards never train, as with dapo; no others are sampled in their place"
+_EQUAL = "above 1: prompts of equal rewards are replaced, until the step has drawn so many batches"
 _KL = "above 0 starts a frozen reference"
 
 # Key here, note → names in TRL, LLaMA-Factory, OpenRLHF and verl, whose names have dots.
@@ -101,7 +101,8 @@ _ROWS = {
     ("algorithm.entropy_coef", ""): "entropy_coeff entropy_loss_coef",
     ("algorithm.name", "the advantage alone is algorithm.rollout_advantage"):
         "adv_estimator advantage_estimator algorithm.adv_estimator",
-    ("algorithm.name", _EQUAL): "filter_groups",
+    ("selection.max_num_gen_batches", _EQUAL):
+        "filter_groups dynamic_filtering max_num_gen_batches algorithm.filter_groups.max_num_gen_batches",
     ("algorithm.name", "sequence is gspo, token is grpo"): "importance_sampling_level",
     ("algorithm.name", "the aggregation alone is algorithm.rollout_loss_aggregation"): "loss_type",
     ("algorithm.rollout_loss_aggregation", ""): "loss_agg_mode",

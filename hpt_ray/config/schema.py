@@ -204,6 +204,12 @@ class SelectionConfig:
         "or with the probability that its solve rate is (`posterior`).",
         minimum=-1,
     )
+    max_num_gen_batches: int = key(
+        1,
+        "Batches of prompts that a step may draw. Above 1 a prompt whose rewards are all equal, and which so "
+        "trains nothing, is replaced by the next one (DAPO's dynamic sampling).",
+        minimum=1,
+    )
     early_decision: bool = key(
         True,
         "Abort a prompt's rollouts once enough are wrong that `switch` must choose its demonstration. "

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from hpt_ray.algorithms.gates import GATES, Attempt, attempt_of
+from hpt_ray.algorithms.gates import GATES, Attempt, attempt_of, trains_nothing
 from hpt_ray.algorithms.prefixes import PREFIX_RULES, prefix_of, search
 from hpt_ray.checkpoint.state import RunState
 from hpt_ray.cluster.actor_group import ActorGroup
@@ -65,7 +65,8 @@ class BatchStream:
         )
         # A prompt that is decided early lacks rollouts that depend on timing.
         early = config.selection.early_decision and not config.run.deterministic
-        self._gate_is_certain = GATES[phase.gate].is_certain if early else None
+        self._gate = GATES[phase.gate]
+        self._gate_is_certain = self._gate.is_certain if early else None
         self._is_certain = self._asks_for_demonstration if self._gate_is_certain else None
         self._sampler = Sampler(len(self._prompts), seed=config.run.seed, shuffle=config.data.shuffle)
         self._router: Router | None = None
@@ -90,7 +91,9 @@ class BatchStream:
 
     def done(self, batch: Batch, groups: Sequence[Group]) -> None:
         """The learner has trained on `batch`."""
-        self.position, self._current = batch.position, None
+        # Where prompts were replaced, others were drawn since it began, and none is ahead.
+        self.position = batch.position if self._ahead else self._sampler.state()
+        self._current = None
         self._mostly_solved = 2 * sum(group.num_correct > 0 for group in groups) > len(groups)
         for group in groups:
             if (attempt := attempt_of(group)).num_responses:
@@ -127,7 +130,7 @@ class BatchStream:
             number = state.step + 1 + len(self._ahead)
             if not dump_of(ahead, number).is_file():
                 break
-            prompts = self._draw()
+            prompts = self._draw(self._config.prompts_per_step)
             groups = read_groups(dump_of(ahead, number), {prompt.id: prompt for prompt in prompts})
             self._ahead.append(
                 Batch(number, prompts, GroupStream(groups), self._order(prompts), self._sampler.state())
@@ -143,8 +146,8 @@ class BatchStream:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _draw(self) -> list[Prompt]:
-        return [self._prompts[i] for i in self._sampler.next_batch(self._config.prompts_per_step)]
+    def _draw(self, count: int) -> list[Prompt]:
+        return [self._prompts[i] for i in self._sampler.next_batch(count)]
 
     def _order(self, prompts: list[Prompt]) -> list[str] | None:
         if not (self._config.run.deterministic and self._num_rollouts):
@@ -152,7 +155,7 @@ class BatchStream:
         return unique_ids([prompt.id for prompt in prompts])
 
     def _batch(self, step: int) -> Batch:
-        prompts = self._draw()
+        prompts = self._draw(self._config.prompts_per_step)
         if self._num_rollouts == 0:
             stream = GroupStream([Group(prompt, [], []) for prompt in prompts])
         else:
@@ -221,6 +224,34 @@ class BatchStream:
         draw.again(request.continuing(prompt.demonstration.token_ids[:length]))
         return self._num_rollouts
 
+    def _draw_another(
+        self, draw: Draw, step: int, drawn: list[str], key: str, group: Group
+    ) -> tuple[str, Prompt] | None:
+        """Ask for the rollouts of the next prompt in place of one that trains nothing, while the step may draw more.
+
+        That is DAPO's dynamic sampling (arXiv 2503.14476, Eq 11). `drawn`: the prompts of the step so far.
+        """
+        config = self._config
+        history = self.attempts.get(group.prompt.id, [])
+        decision = self._gate.function(group, config.selection.gamma, history)
+        most = config.selection.max_num_gen_batches * config.prompts_per_step
+        other = None
+        if len(drawn) < most and trains_nothing(group, decision):
+            (prompt,) = self._draw(1)
+            drawn.append(prompt.id)
+            other = unique_ids(drawn)[-1], prompt
+            request = request_for(
+                other[0],
+                prompt.token_ids,
+                num_samples=self._num_rollouts,
+                run_seed=config.run.seed,
+                step=step,
+                expected_tokens=self.lengths.get(prompt.id, 1.0),
+            )
+            draw.another(request)
+        draw.settle(key)
+        return other
+
     def _generate(self, prompts: list[Prompt], step: int) -> AsyncIterator[Group]:
         assert self._router is not None, "nobody to ask"
         assert self._verifier is not None, "nobody to grade"
@@ -231,7 +262,10 @@ class BatchStream:
             for key, prompt in by_id.items()
             for request in self._requests(key, prompt, step, self.lengths.get(prompt.id, usual))
         ]
-        draw = self._router.generate(longest_first(requests), self._sampling, goes_on=self._searches)
+        replaces = self._config.selection.max_num_gen_batches > 1
+        draw = self._router.generate(
+            longest_first(requests), self._sampling, goes_on=self._searches or replaces
+        )
         return graded_groups(
             draw,
             by_id,
@@ -242,4 +276,5 @@ class BatchStream:
             abort=draw.abort,
             release=draw.release,
             again=partial(self._draw_again, draw, step) if self._searches else None,
+            instead=partial(self._draw_another, draw, step, [p.id for p in prompts]) if replaces else None,
         )

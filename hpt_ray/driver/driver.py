@@ -60,8 +60,6 @@ from hpt_ray.observe.run_folder import RunFolder
 from hpt_ray.observe.trace import Timeline
 from hpt_ray.types import UpdateResult
 
-DEATH_IS_KNOWN_S = 10.0  # how long after an error it is clear whether a process has ended
-
 
 class Driver:
     """One run, from prepared data and model to its summary."""
@@ -186,9 +184,9 @@ class Driver:
 
     async def train_step(self, batch: Batch) -> tuple[dict[str, Any], Pairs]:
         """One batch of prompts, `updates_per_step` optimizer steps, one weight sync: metrics and decisions."""
-        config = self.phase.config
+        config, prefixes = self.phase.config, self.phase.estimator.trains_prefixes
         report = StepReport(self.state.version, self.actors.aborted_tokens)
-        per_update = config.prompts_per_step // config.updates_per_step
+        per_update, num_prompts = config.prompts_per_step // config.updates_per_step, 0
         pairs: Pairs = []
         updates: list[UpdateResult] = []
         self.learner.begin_step(self.step - self.phase.before)
@@ -198,15 +196,17 @@ class Driver:
                 async for group in self.actors.turns.groups(batch.groups()):
                     # 4: the gate decides what this prompt trains on.
                     history = self.batches.attempts.get(group.prompt.id, [])
-                    decision = self.gate.function(group, config.selection.gamma, history)
+                    decision = self.gate.decide(group, config.selection.gamma, history)
                     pairs.append((group, decision))
-                    # 5: forward and backward at once; the optimizer steps when an update has all its prompts.
-                    prefixes = self.phase.estimator.trains_prefixes
-                    samples = samples_of(group, decision, index=len(pairs), prefixes=prefixes)
-                    self.learner.add(samples, update=(len(pairs) - 1) // per_update)
                     report.rollouts_done()
+                    if group.replaced:
+                        continue
+                    # 5: forward and backward at once; the optimizer steps when an update has all its prompts.
+                    samples = samples_of(group, decision, index=len(pairs), prefixes=prefixes)
+                    self.learner.add(samples, update=num_prompts // per_update)
+                    num_prompts += 1
                     # With log π_old of the learner, all samples are scored before the weights change.
-                    if len(pairs) % per_update == 0 and not config.learner.recompute_old_logprobs:
+                    if num_prompts % per_update == 0 and not config.learner.recompute_old_logprobs:
                         updates.append(await self._update(len(updates)))
                 while len(updates) < config.updates_per_step:
                     updates.append(await self._update(len(updates)))
@@ -290,7 +290,7 @@ class Driver:
         were too many since that checkpoint.
         """
         while True:
-            lost = await self.actors.all_ranks.lost(error, DEATH_IS_KNOWN_S)
+            lost = await self.actors.all_ranks.lost(error)
             again_at = self.checkpoints.newest_step
             self.restarts = self.restarts + 1 if again_at == self.restarted_at else 1
             self.restarted_at = again_at

@@ -291,6 +291,13 @@ def check_algorithm(config: Config, estimator: Estimator, gate: str) -> None:
             "each other, so that the advantage of a single one is always 0 and nothing would be learned from it. "
             "Set group_size to 2 or more (8 is usual), or take algorithm.name=reinforce."
         )
+    compares = estimator.compares_rollouts and estimator.prefixes is None
+    if config.selection.max_num_gen_batches > 1 and kind.needs_rollouts and not compares:
+        raise UserError(
+            f"selection.max_num_gen_batches={config.selection.max_num_gen_batches} replaces prompts whose rollouts all "
+            f"have the same reward, but algorithm.name={estimator.name} with gate {gate} trains on those too: leave it "
+            "at 1, or take an algorithm that compares the rollouts of a prompt, such as grpo, dapo or hpt."
+        )
     if kind.wrong_gamma and (problem := kind.wrong_gamma(config.selection.gamma, num_rollouts)):
         raise UserError(f"selection.gamma={config.selection.gamma:g} with gate {gate}: {problem}.")
     if kind.prefixes != (estimator.prefixes is not None):

@@ -127,39 +127,43 @@ async def graded_groups(
     abort: Callable[[set[str]], Awaitable[None]] | None = None,
     release: Callable[[set[str]], None] | None = None,
     again: Callable[[str, Group], int] | None = None,
+    instead: Callable[[str, Group], tuple[str, Prompt] | None] | None = None,
 ) -> AsyncIterator[Group]:
     """Groups in the order in which they are complete; grading goes on while others are generated.
 
-    `prompts` by the id their rollouts carry. Where `is_certain(prompt, correct, graded)` says that
-    the gate's decision can no longer change, the prompt's remaining rollouts are aborted and the
-    group is given out at once; they stand in it as ABORT, without tokens. Of a prompt with a correct rollout, or
-    with one that has no reward, all are needed: `release` asks for those that were held. `again(key, group)` may ask
-    for further rollouts of a complete group and says how many; 0: it is given out. Raises whatever the stream of
-    rollouts raises, and `WaitExpired` where the verifier service does not answer.
+    `prompts` by the id their rollouts carry. Where `is_certain(prompt, correct, graded)` says that the gate's decision
+    cannot change any more, the prompt's remaining rollouts are aborted and the group is given out at once; they stand
+    in it as ABORT, without tokens. Of a prompt with a correct rollout, or with one that has no reward, all are needed:
+    `release` asks for those that were held. `again(key, group)` may ask for further rollouts of a complete group and
+    says how many. `instead(key, group)` may ask for rollouts of another prompt and says which, under which id: the
+    group is then `replaced`. Raises what the stream raises, and `WaitExpired` where the verifier does not answer.
     """
     ready: asyncio.Queue[Group | BaseException | None] = asyncio.Queue()
+    prompts = dict(prompts)  # more may come
     gathering = {key: _Gathering(prompt, num_samples) for key, prompt in prompts.items()}
-    rows = {key: Row.of(prompt) for key, prompt in prompts.items()}
     waiting: list[Rollout] = []  # for one of the calls to the verifier to come back
     calls = asyncio.Semaphore(MAX_GRADE_CALLS)
 
     async def grade(batch: list[Rollout]) -> None:
-        results = await _results(batch, prompts, rows, verifier, timeout_s)
+        results = await _results(batch, prompts, verifier, timeout_s)
         pairs = list(zip(batch, results, strict=True))
         if release:
             release({one.prompt_id for one, result in pairs if result.correct or not has_reward(one, result)})
         settled = set()
         for rollout, result in pairs:
             key = rollout.prompt_id
-            entry = gathering.get(key)
-            if entry is None:
+            if (entry := gathering.get(key)) is None:
                 continue  # it finished while its prompt was being settled
             entry.graded[rollout.sample] = rollout, result
             if len(entry.graded) == entry.num_samples:
                 if again and (num_more := again(key, entry.group())):
                     entry.go_on(num_more)
-                else:
-                    await ready.put(gathering.pop(key).group())
+                    continue
+                group = gathering.pop(key).group()
+                if instead and (other := instead(key, group)):
+                    group, (name, prompt) = replace(group, replaced=True), other
+                    prompts[name], gathering[name] = prompt, _Gathering(prompt, num_samples)
+                await ready.put(group)
             elif is_certain and entry.is_settled(is_certain):
                 settled.add(key)
         for key in settled & gathering.keys():
@@ -169,10 +173,8 @@ async def graded_groups(
 
     async def grade_waiting() -> None:
         async with calls:
-            batch = waiting[:]
-            waiting.clear()
-            if batch:
-                await grade(batch)
+            batch, waiting[:] = waiting[:], []
+            await grade(batch)
 
     async def read() -> None:
         try:
@@ -199,11 +201,11 @@ async def graded_groups(
 async def _results(
     batch: Sequence[Rollout],
     prompts: Mapping[str, Prompt],
-    rows: Mapping[str, Row],
     verifier: ActorGroup,
     timeout_s: float,
 ) -> list[RewardResult]:
     """One for each rollout, from one call to the verifier; what was lost is not sent."""
+    rows = {key: Row.of(prompts[key]) for key in {rollout.prompt_id for rollout in batch}}
     items = [
         _item(rollout, prompts[rollout.prompt_id].ground_truth, rows[rollout.prompt_id])
         for rollout in batch

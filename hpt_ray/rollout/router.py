@@ -61,9 +61,9 @@ class _Job:
 class Draw:
     """The rollouts of one batch of prompts, as they finish: read it as an async iterator, to its end.
 
-    With `goes_on` its end comes once `settle` was called for every prompt; until then `again` may ask for more. A
-    rollout whose workers failed again and again comes as LOST, without tokens. Reading raises `WaitExpired` where no
-    worker came up with any rollout within the limit, and `NoWorkerLeft`.
+    With `goes_on` its end comes once `settle` was called for every prompt; until then `again` and `another` may ask
+    for more. A rollout whose workers failed again and again comes as LOST, without tokens. Reading raises
+    `WaitExpired` where no worker came up with any rollout within the limit, and `NoWorkerLeft`.
     """
 
     def __init__(
@@ -105,6 +105,12 @@ class Draw:
         """Draw further samples of a prompt, before all that waits."""
         self._again[request.prompt_id] = request
         self._draw_again()
+
+    def another(self, request: GenerateRequest) -> None:
+        """Draw the samples of one more prompt, before all that waits."""
+        self._open.add(request.prompt_id)
+        self.jobs[request.prompt_id] = []
+        self.again(request)
 
     def settle(self, prompt_id: str) -> None:
         """Nothing further will be asked for this prompt."""

@@ -43,6 +43,10 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         ("rollout.top_p=1.5", "evaluation.top_p=0"),
         "`rollout.top_p` (1.5) and `evaluation.top_p`",
     ),
+    "prompts_are_replaced_as_results_come": (
+        ("selection.max_num_gen_batches=2", "rollout.max_off_policy_steps=1"),
+        "`selection.max_num_gen_batches` above 1",
+    ),
     "top_k_is_a_count": (("rollout.top_k=0",), "`rollout.top_k` is 0"),
     "betas_are_a_pair": (("learner.betas=[0.9]",), "`learner.betas` is [0.9]"),
     "schedule_goes_down": (("learner.min_lr_ratio=2",), "`learner.min_lr_ratio` is 2"),
@@ -142,6 +146,10 @@ def test_a_rule_refuses_what_it_is_for(name: str) -> None:
         (("group_size=0", "selection.gate=switch"), "selection.gate=demonstrations"),
         (("weight_sync.backend=nccl", "learner.num_gpus=1"), "`rollout.num_gpus`"),
         (("weight_sync.backend=ncl",), "weight_sync.backend=ncl: no such name. Did you mean nccl?"),
+        (
+            ("selection.max_num_gen_batches=2", "algorithm.name=reinforce"),
+            "algorithm.name=reinforce with gate rollouts trains on those too",
+        ),
         (("selection.gate=swich",), "selection.gate=swich: no such name. Did you mean switch?"),
         (
             ("algorithm.name=ppo", "learner.num_ranks=4", "learner.sequence_parallel=2"),
@@ -169,6 +177,8 @@ def test_what_depends_on_the_parts_there_are_is_refused_before_the_start(
     [
         (),
         ("selection.gamma=0.25",),
+        ("selection.max_num_gen_batches=10", "algorithm.name=dapo"),
+        ("selection.max_num_gen_batches=3", "algorithm.name=sft", "group_size=0"),
         ("selection.gamma=-1",),
         ("selection.gamma=1",),
         ("group_size=3", "selection.gamma=0.333333333333"),

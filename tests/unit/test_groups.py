@@ -137,6 +137,51 @@ def test_a_group_that_is_drawn_again_goes_out_once_with_all_its_rollouts() -> No
     assert not any(r.superseded for r in groups["b"].rollouts)
 
 
+def test_another_prompt_comes_in_the_place_of_a_group() -> None:
+    """Of a the rewards are equal, so c comes instead, and d instead of that; b goes out as it is."""
+    arriving: asyncio.Queue[list[Rollout] | None] = asyncio.Queue()
+    others = iter("cd")
+
+    def instead(key: str, group: Group) -> tuple[str, Prompt] | None:
+        if key in "bd":
+            arriving.put_nowait(None if key == "d" else [])
+            return None
+        other = next(others)
+        arriving.put_nowait(
+            [rollout(f"{other}#2", 0, "0"), rollout(f"{other}#2", 1, "1" if other == "d" else "0")]
+        )
+        return f"{other}#2", Prompt(other, np.array([1], np.int32), other, "1", "set")
+
+    async def stream():
+        while (batch := await arriving.get()) is not None:
+            yield batch
+
+    async def run() -> list[Group]:
+        prompts = {name: Prompt(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
+        arriving.put_nowait(
+            [rollout(name, i, text) for name, i, text in (("a", 0, "1"), ("a", 1, "1"), ("b", 0, "0"))]
+        )
+        arriving.put_nowait([rollout("b", 1, "1")])
+        groups = graded_groups(
+            stream(),
+            prompts,
+            num_samples=2,
+            verifier=LocalVerifier(),  # type: ignore[arg-type]
+            timeout_s=5,
+            instead=lambda key, group: instead(key[0], group),
+        )
+        return [group async for group in groups]
+
+    groups = {group.prompt.id: group for group in asyncio.run(run())}
+    assert {name: group.replaced for name, group in groups.items()} == {
+        "a": True,
+        "b": False,
+        "c": True,
+        "d": False,
+    }
+    assert [result.correct for result in groups["d"].results] == [False, True]
+
+
 def test_a_failing_stream_is_handed_on() -> None:
     with pytest.raises(RuntimeError, match="engine broke"):
         collect([[rollout("a", 0, "1")], RuntimeError("engine broke")], num_samples=1)
