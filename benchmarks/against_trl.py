@@ -4,7 +4,7 @@
 
 The same on both sides: a 0.8M-parameter model, prompts and their order, 8 rollouts of a prompt, samples a step,
 one update a step, temperature 1, float32, AdamW, GRPO's loss without KL, the reward, and all cores of the
-machine. hpt_ray uses one for a rollout worker and one for a learner rank; TRL, where generation and training
+machine. hpt_ray has a rollout worker and two learner ranks of a thread each, which share them; TRL, where generation and training
 take turns, is run with one thread and with as many as there are cores, and its best counts. TRL generates with
 `generate` of transformers. `--continuous-batching` runs its other way on a CPU too; its vLLM mode needs a GPU.
 Nothing is trained in earnest: the learning rate is so small that lengths and rewards stay what they are.
@@ -79,7 +79,7 @@ class Lengths:
 
 LENGTHS = {
     "even": Lengths(
-        32, 1e-9, 64, 6, max_num_seqs=64, max_tokens_per_micro_batch=4096, samples_per_micro_batch=64
+        32, 1e-9, 64, 6, max_num_seqs=128, max_tokens_per_micro_batch=4096, samples_per_micro_batch=64
     ),
     "long_tail": Lengths(
         8, 1 / 170, 1024, 3, max_num_seqs=32, max_tokens_per_micro_batch=4096, samples_per_micro_batch=32
@@ -216,7 +216,13 @@ def our_config(lengths: Lengths, folder: Path) -> dict[str, Any]:
         "rollout": {"kv_cache_gib": 1.0, "max_num_seqs": lengths.max_num_seqs},
         "reward": {"function": f"python:{TRL_SIDE}:coin", "require_finished": False},
         "algorithm": {"name": "grpo"},
-        "learner": {"learning_rate": LEARNING_RATE, "weight_decay": 0.0},
+        # Two ranks of half a core: both cores learn once the last rollouts are in.
+        "learner": {
+            "learning_rate": LEARNING_RATE,
+            "weight_decay": 0.0,
+            "num_ranks": 2,
+            "num_cpus": 0.5,
+        },
         "observe": {"samples_every": 0, "rollouts_every": 0},
         "cluster": {"address": "local"},
     }
