@@ -4,9 +4,9 @@
 
 The same on both sides: a 0.8M-parameter model, prompts and their order, 8 rollouts of a prompt, samples a step,
 one update a step, temperature 1, float32, AdamW, GRPO's loss without KL, the reward, and all cores of the
-machine. hpt_ray has a rollout worker and two learner ranks of a thread each, which share them; TRL, where generation and training
-take turns, is run with one thread and with as many as there are cores, and its best counts. TRL generates with
-`generate` of transformers. `--continuous-batching` runs its other way on a CPU too; its vLLM mode needs a GPU.
+machine. hpt_ray has a rollout worker and two learner ranks of a thread each, which share them; TRL, where generation
+and training take turns, is run with one thread and with as many as there are cores, and its best counts. TRL generates
+with `generate` of transformers. `--continuous-batching` runs its other way on a CPU too; its vLLM mode needs a GPU.
 Nothing is trained in earnest: the learning rate is so small that lengths and rewards stay what they are.
 
 Two length distributions: `even`, 32 prompts of which no answer ends before its 64 tokens, and `long_tail`, 8

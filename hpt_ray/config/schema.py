@@ -1,7 +1,7 @@
 """Every key of a run, with its default and one line that says what it does.
 
-This is the only list of keys, with the sections of `config.algorithm`, `config.data` and `config.training`: the table in
-docs/configuration.md is made from it, unknown keys are refused against it, and `tests/docs` checks both. Sections
+This is the only list of keys, with the sections of `config.algorithm`, `config.data` and `config.training`: the table
+in docs/configuration.md is made from it, unknown keys are refused against it, and `tests/docs` checks both. Sections
 stand in the order of the data flow.
 """
 
