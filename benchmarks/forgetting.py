@@ -168,10 +168,10 @@ def answers_of(base: int) -> Path:
         asked += ["data.template=plain", "data.add_bos=true", "reward.function=boxed"]
         command("hpt_ray.cli.evaluate", [*asked, "rollout.kv_cache_gib=0.25"], cache_dir())
         command(
-            "hpt_ray.data.prepare", ["answers", "--source", str(folder), "--out", str(folder)], cache_dir()
+            "hpt_ray.data.prepare", ["responses", "--source", str(folder), "--out", str(folder)], cache_dir()
         )
 
-    return cached_folder(cache_dir() / f"forgetting-past-v1-s{base}", build) / "answers.jsonl"
+    return cached_folder(cache_dir() / f"forgetting-past-v1-s{base}", build) / "responses.jsonl"
 
 
 def sets() -> list[tuple[str, str]]:

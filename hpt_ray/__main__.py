@@ -26,7 +26,7 @@ COMMANDS = {
     "report": ("hpt_ray.tools.report.__main__", "a page about one run or several"),
     "suite": ("hpt_ray.tools.suite.__main__", "many methods, models and seeds, and one report"),
     "deploy": ("hpt_ray.tools.deploy.__main__", "Kubernetes manifests of a run"),
-    "prepare": ("hpt_ray.data.prepare", "published data sets, or a model's answers, as prompt files"),
+    "prepare": ("hpt_ray.data.prepare", "published data sets, or a model's responses, as prompt files"),
     "mini-base": ("hpt_ray.cli.mini_base", "build the small task's base models"),
 }
 

@@ -1,7 +1,7 @@
 """Turn published files into prompt files: `python -m hpt_ray.data.prepare NAME --source … --out DIR`.
 
 `PREPARERS` has one row per data set to train on: a new one is a function that writes files in the schema of `schema`
-and returns what it wrote. `answers` makes its rows of the responses of an evaluation. Benchmarks are rows of
+and returns what it wrote. `responses` makes its rows of the responses of an evaluation. Benchmarks are rows of
 `evaluation.benchmarks` and are read by `benchmark_files`. No row is left out: a line that cannot be understood is an
 error that names it.
 """
@@ -21,11 +21,11 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from hpt_ray.data.answers import prepare_answers
 from hpt_ray.data.benchmark_files import prepare_benchmark
 from hpt_ray.data.benchmarks import BENCHMARKS
 from hpt_ray.data.files import kind_of, read_raw
 from hpt_ray.data.mini import write_mini
+from hpt_ray.data.responses import prepare_responses
 from hpt_ray.data.schema import make_row, write_rows
 from hpt_ray.errors import UserError
 from hpt_ray.text import printable
@@ -128,7 +128,9 @@ class Preparer:
 PREPARERS: dict[str, Preparer] = {
     "gsm8k": Preparer("grade-school word problems with solutions (train.jsonl, test.jsonl)", prepare_gsm8k),
     "math255": Preparer("255 problems of MATH for the paper's Figures 3 and 4", prepare_math255),
-    "answers": Preparer("the responses of an evaluation with keep_texts=true, to train on", prepare_answers),
+    "responses": Preparer(
+        "the responses of an evaluation with keep_texts=true, to train on", prepare_responses
+    ),
     "mini": Preparer("the generated small task", lambda _, out_dir: write_mini(out_dir), needs_source=False),
 }
 
@@ -147,13 +149,13 @@ def main(arguments: list[str] | None = None) -> int:
     described |= {name: f"benchmark {row.title}" for name, row in SINGLE_FILES.items()}
     parser = argparse.ArgumentParser(
         prog="hpt_ray prepare",
-        description="Write prompt files from published ones, or from what a model answered.\n\n"
+        description="Write prompt files from published ones, or from the responses of a model.\n\n"
         + "\n".join(f"  {name:12} {description}" for name, description in described.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=described, metavar="NAME", help="one of the names above")
     help = (
-        "the published file, a folder with it, a Hub name (benchmarks), or an evaluation's folder (answers)"
+        "the published file, a folder with it, a Hub name (benchmarks), or an evaluation's folder (responses)"
     )
     parser.add_argument("--source", help=help)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")

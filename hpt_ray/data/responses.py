@@ -1,4 +1,4 @@
-"""The responses of an evaluation as rows to train on: `hpt_ray prepare answers --source EVALUATION --out DIR`.
+"""The responses of an evaluation as rows to train on: `hpt_ray prepare responses --source EVALUATION --out DIR`.
 
 In: `samples.jsonl` of an evaluation with `keep_texts=true`. Out: files in the verl shape of docs/data.md whose
 demonstrations are the responses, tokenised anew when they are read. What was truncated is in neither: it has no end.
@@ -12,12 +12,12 @@ from typing import Any
 
 from hpt_ray.errors import UserError
 
-ANSWERS, CORRECT, CUT = "answers.jsonl", "correct.jsonl", "truncated, in neither"
+RESPONSES, CORRECT, CUT = "responses.jsonl", "correct.jsonl", "truncated, in neither"
 
 
-def prepare_answers(source: Path, out_dir: Path) -> dict[str, int]:
-    """`answers.jsonl`: all responses, for rehearsal or distillation. `correct.jsonl`: of each prompt the first that is
-    correct, for rejection sampling or as the demonstrations of another model.
+def prepare_responses(source: Path, out_dir: Path) -> dict[str, int]:
+    """`responses.jsonl`: all, for rehearsal or distillation. `correct.jsonl`: of each prompt the first that is correct, for
+    rejection sampling or as the demonstrations of another model.
 
     Rows stand in the order of benchmark, prompt id and sample, whatever order the responses came in.
     """
@@ -25,11 +25,11 @@ def prepare_answers(source: Path, out_dir: Path) -> dict[str, int]:
     if not file.is_file():
         raise UserError(f"{file}: no such file. --source is the folder of an evaluation.")
     out_dir.mkdir(parents=True, exist_ok=True)
-    counts = {ANSWERS: 0, CORRECT: 0, CUT: 0}
-    partial = {name: out_dir / f".{name}.partial" for name in (ANSWERS, CORRECT)}
+    counts = {RESPONSES: 0, CORRECT: 0, CUT: 0}
+    partial = {name: out_dir / f".{name}.partial" for name in (RESPONSES, CORRECT)}
     with (
         file.open("rb") as lines,
-        partial[ANSWERS].open("w") as answers,
+        partial[RESPONSES].open("w") as responses,
         partial[CORRECT].open("w") as correct,
     ):
         places = []  # texts stay on disk
@@ -50,8 +50,8 @@ def prepare_answers(source: Path, out_dir: Path) -> dict[str, int]:
             lines.seek(place)
             found = json.loads(lines.readline())
             row = json.dumps(_row(found), ensure_ascii=False) + "\n"
-            answers.write(row)
-            counts[ANSWERS] += 1
+            responses.write(row)
+            counts[RESPONSES] += 1
             if found["outcome"] == "correct" and (benchmark, prompt_id) not in solved:
                 solved.add((benchmark, prompt_id))
                 correct.write(row)

@@ -1,4 +1,4 @@
-"""`hpt_ray prepare answers`: from the journal of an evaluation to files that a run reads."""
+"""`hpt_ray prepare responses`: from the journal of an evaluation to files that a run reads."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_rows_are_what_was_asked_and_answered(tmp_path, capsys):
     folder = evaluated(tmp_path / "evaluation", keep_text=True)
     with (folder / "samples.jsonl").open("a") as file:
         file.write('{"benchmark": "math", "id"')  # being written
-    assert prepare(["answers", "--source", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert prepare(["responses", "--source", str(folder), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[-2] for line in shown.splitlines() if "j" in line or "trunc" in line] == [
         "5",
         "2",
         "1",
     ]
-    answers = [*read_rows(tmp_path / "out" / "answers.jsonl")]
+    answers = [*read_rows(tmp_path / "out" / "responses.jsonl")]
     assert [(row.data_source, row.published_id, row.demonstration) for row in answers] == [
         ("sums", "train/7#0", "4"), ("sums", "train/7#1", "three"), ("sums", "train/7#2", "3 ☃"),
         ("", "a:1#0", "5"), ("", "a:1#1", "4"),
@@ -70,10 +70,10 @@ def test_rows_are_what_was_asked_and_answered(tmp_path, capsys):
 @pytest.mark.parametrize("kept", [False, None])
 def test_what_is_no_evaluation_with_texts_is_refused(tmp_path, capsys, kept):
     folder = tmp_path / "evaluation" if kept is None else evaluated(tmp_path / "evaluation", keep_text=kept)
-    assert prepare(["answers", "--source", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert prepare(["responses", "--source", str(folder), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert ("no such file" if kept is None else "keep_texts=true") in said
-    assert not (tmp_path / "out" / "answers.jsonl").exists()
+    assert not (tmp_path / "out" / "responses.jsonl").exists()
 
 
 def test_more_responses_than_a_line_each_are_no_matter_of_order(tmp_path):
@@ -85,6 +85,6 @@ def test_more_responses_than_a_line_each_are_no_matter_of_order(tmp_path):
     assert all(json.loads(line) for line in lines)
     (other / "samples.jsonl").write_text("".join(line + "\n" for line in reversed(lines)))
     for folder in (one, other):
-        assert prepare(["answers", "--source", str(folder), "--out", str(folder / "rows")]) == 0
-    for name in ("answers.jsonl", "correct.jsonl"):
+        assert prepare(["responses", "--source", str(folder), "--out", str(folder / "rows")]) == 0
+    for name in ("responses.jsonl", "correct.jsonl"):
         assert (one / "rows" / name).read_bytes() == (other / "rows" / name).read_bytes()
