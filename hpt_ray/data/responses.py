@@ -16,8 +16,8 @@ RESPONSES, CORRECT, CUT = "responses.jsonl", "correct.jsonl", "truncated, in nei
 
 
 def prepare_responses(source: Path, out_dir: Path) -> dict[str, int]:
-    """`responses.jsonl`: all, for rehearsal or distillation. `correct.jsonl`: of each prompt the first that is correct, for
-    rejection sampling or as the demonstrations of another model.
+    """`responses.jsonl`: all, for rehearsal or distillation. `correct.jsonl`: of each prompt the first that is correct,
+    for rejection sampling or as the demonstrations of another model.
 
     Rows stand in the order of benchmark, prompt id and sample, whatever order the responses came in.
     """
