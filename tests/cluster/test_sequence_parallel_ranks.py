@@ -50,6 +50,11 @@ def test_what_is_reported_is_counted_once(start):
     alone, shared = results
     assert shared.num_tokens == alone.num_tokens > 0
     counted = {name: number for name, number in alone.metrics.items() if not name.startswith("memory/")}
+    absent = {name for name, number in counted.items() if number is None}
+    assert (
+        absent == {"learner/rehearsal_loss"} == {n for n, number in shared.metrics.items() if number is None}
+    )
+    counted = {name: number for name, number in counted.items() if number is not None}
     assert "policy/logprob_gap_mean" in counted
     assert {name: shared.metrics[name] for name in counted} == pytest.approx(counted, rel=1e-4, abs=1e-7)
     for logprob, entropy in scores[1:]:
