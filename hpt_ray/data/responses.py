@@ -24,14 +24,9 @@ def prepare_responses(source: Path, out_dir: Path) -> dict[str, int]:
     file = source / "samples.jsonl"
     if not file.is_file():
         raise UserError(f"{file}: no such file. --source is the folder of an evaluation.")
-    out_dir.mkdir(parents=True, exist_ok=True)
     counts = {RESPONSES: 0, CORRECT: 0, CUT: 0}
     partial = {name: out_dir / f".{name}.partial" for name in (RESPONSES, CORRECT)}
-    with (
-        file.open("rb") as lines,
-        partial[RESPONSES].open("w") as responses,
-        partial[CORRECT].open("w") as correct,
-    ):
+    with file.open("rb") as lines:
         places = []  # texts stay on disk
         while line := lines.readline():
             if not line.endswith(b"\n"):  # of an evaluation that is under way
@@ -45,17 +40,19 @@ def prepare_responses(source: Path, out_dir: Path) -> dict[str, int]:
             if not found["truncated"]:
                 key = found["benchmark"], found["id"], found["sample"]
                 places.append((*key, lines.tell() - len(line)))
+        out_dir.mkdir(parents=True, exist_ok=True)
         solved = set[tuple[str, str]]()
-        for benchmark, prompt_id, _, place in sorted(places):
-            lines.seek(place)
-            found = json.loads(lines.readline())
-            row = json.dumps(_row(found), ensure_ascii=False) + "\n"
-            responses.write(row)
-            counts[RESPONSES] += 1
-            if found["outcome"] == "correct" and (benchmark, prompt_id) not in solved:
-                solved.add((benchmark, prompt_id))
-                correct.write(row)
-                counts[CORRECT] += 1
+        with partial[RESPONSES].open("w") as responses, partial[CORRECT].open("w") as correct:
+            for benchmark, prompt_id, _, place in sorted(places):
+                lines.seek(place)
+                found = json.loads(lines.readline())
+                row = json.dumps(_row(found), ensure_ascii=False) + "\n"
+                responses.write(row)
+                counts[RESPONSES] += 1
+                if found["outcome"] == "correct" and (benchmark, prompt_id) not in solved:
+                    solved.add((benchmark, prompt_id))
+                    correct.write(row)
+                    counts[CORRECT] += 1
     for name, path in partial.items():
         path.replace(out_dir / name)
     return counts

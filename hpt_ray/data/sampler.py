@@ -21,6 +21,7 @@ class Sampler:
         self.num_prompts = num_prompts
         self._seed = seed
         self._shuffle = shuffle
+        self._epoch = -1  # of which there is no order yet
         self._move_to(epoch=0, position=0)
 
     @property
@@ -68,8 +69,10 @@ class Sampler:
         return {"seed": self._seed, "num_prompts": self.num_prompts, "shuffle": self._shuffle}
 
     def _move_to(self, *, epoch: int, position: int) -> None:
-        self._epoch = epoch
         self._position = position
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
         if self._shuffle:
             self._order = np.random.default_rng([self._seed, epoch]).permutation(self.num_prompts)
         else:

@@ -183,18 +183,26 @@ class BatchStream:
             return 0
         return sum(self._is_certain(prompt, 0, self._num_rollouts - k) for k in range(1, self._num_rollouts))
 
+    def _request(
+        self, key: str, prompt: Prompt, step: int, expected_tokens: float | None = None, **which: int
+    ) -> GenerateRequest:
+        """For n rollouts of a prompt, by default expected to be as long as at its last attempt."""
+        if expected_tokens is None:
+            expected_tokens = self.lengths.get(prompt.id, 1.0)
+        return request_for(
+            key,
+            prompt.token_ids,
+            num_samples=self._num_rollouts,
+            run_seed=self._config.run.seed,
+            step=step,
+            expected_tokens=expected_tokens,
+            **which,
+        )
+
     def _requests(self, key: str, prompt: Prompt, step: int, expected_tokens: float) -> list[GenerateRequest]:
         """What is asked for at first: one request, or two where only some rollouts continue a prefix."""
         n, seed = self._num_rollouts, self._config.run.seed
-        request = request_for(
-            key,
-            prompt.token_ids,
-            num_samples=n,
-            run_seed=seed,
-            step=step,
-            expected_tokens=expected_tokens,
-            num_held=self._num_held(prompt),
-        )
+        request = self._request(key, prompt, step, expected_tokens, num_held=self._num_held(prompt))
         if self._prefixes is None:
             return [request]
         steps_done = step - 1 - self._steps_before
@@ -211,15 +219,7 @@ class BatchStream:
         if not length:
             draw.settle(key)
             return 0
-        request = request_for(
-            key,
-            prompt.token_ids,
-            num_samples=self._num_rollouts,
-            run_seed=self._config.run.seed,
-            step=step,
-            expected_tokens=self.lengths.get(prompt.id, 1.0),
-            first_sample=len(group.rollouts),
-        )
+        request = self._request(key, prompt, step, first_sample=len(group.rollouts))
         assert prompt.demonstration is not None, f"{prompt.id} has no demonstration to continue"
         draw.again(request.continuing(prompt.demonstration.token_ids[:length]))
         return self._num_rollouts
@@ -240,15 +240,7 @@ class BatchStream:
             (prompt,) = self._draw(1)
             drawn.append(prompt.id)
             other = unique_ids(drawn)[-1], prompt
-            request = request_for(
-                other[0],
-                prompt.token_ids,
-                num_samples=self._num_rollouts,
-                run_seed=config.run.seed,
-                step=step,
-                expected_tokens=self.lengths.get(prompt.id, 1.0),
-            )
-            draw.another(request)
+            draw.another(self._request(*other, step))
         draw.settle(key)
         return other
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from hpt_ray.algorithms import GATES, Estimator, estimator_from_config
@@ -54,11 +54,17 @@ class PreparedPhase(Phase):
         """
         if self.rehearsal is None:
             return []
+        updates = self.config.updates_per_step
+        rows = self.config.data.rehearsal_per_step // updates
+        self._rehearsal_sampler.move_to(((step - self.before - 1) * updates + update) * rows)
+        return rehearsal_of([self.rehearsal[i] for i in self._rehearsal_sampler.next_batch(rows)])
+
+    @cached_property
+    def _rehearsal_sampler(self) -> Sampler:
+        """Kept for the order of its epoch; where it draws is said each time."""
+        assert self.rehearsal is not None, "nothing to rehearse"
         config = self.config
-        sampler = Sampler(len(self.rehearsal), seed=config.run.seed, shuffle=config.data.shuffle)
-        rows = config.data.rehearsal_per_step // config.updates_per_step
-        sampler.move_to(((step - self.before - 1) * config.updates_per_step + update) * rows)
-        return rehearsal_of([self.rehearsal[i] for i in sampler.next_batch(rows)])
+        return Sampler(len(self.rehearsal), seed=config.run.seed, shuffle=config.data.shuffle)
 
 
 @dataclass(frozen=True)

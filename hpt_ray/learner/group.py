@@ -130,7 +130,8 @@ class LearnerGroup:
 
     def rehearse(self, samples: list[Sample]) -> None:
         """Take in rows of rehearsal for the update under way. They are weighed apart: no other Z counts them."""
-        self._weigh(samples)
+        if samples:
+            self._weigh(samples)
 
     def raise_failures(self) -> None:
         """What a pass that was sent has raised, for want of memory say: the step can end before its last rollout."""

@@ -97,14 +97,36 @@ def test_a_prompt_with_a_failed_reward_is_not_certain_before_its_end() -> None:
     assert groups[0].num_correct == 1
 
 
-def test_a_group_that_is_drawn_again_goes_out_once_with_all_its_rollouts() -> None:
-    """Twice more of a, as many as are asked for, whose last ones alone are not superseded; b is done at once."""
-    arriving: asyncio.Queue[list[Rollout] | None] = asyncio.Queue()
-    sizes: list[tuple[str, int]] = []
+def run_hooked(
+    first: list[list[Rollout]], arriving: asyncio.Queue[list[Rollout] | None], **hooks
+) -> list[Group]:
+    """The groups of a and b, two rollouts each, where hooks put what comes after `first` into `arriving`."""
 
     async def stream():
         while (batch := await arriving.get()) is not None:
             yield batch
+
+    async def run() -> list[Group]:
+        prompts = {name: Prompt(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
+        for batch in first:
+            arriving.put_nowait(batch)
+        groups = graded_groups(
+            stream(),
+            prompts,
+            num_samples=2,
+            verifier=LocalVerifier(),  # type: ignore[arg-type]
+            timeout_s=5,
+            **hooks,
+        )
+        return [group async for group in groups]
+
+    return asyncio.run(run())
+
+
+def test_a_group_that_is_drawn_again_goes_out_once_with_all_its_rollouts() -> None:
+    """Twice more of a, as many as are asked for, whose last ones alone are not superseded; b is done at once."""
+    arriving: asyncio.Queue[list[Rollout] | None] = asyncio.Queue()
+    sizes: list[tuple[str, int]] = []
 
     def again(key: str, group: Group) -> int:
         first = len(group.rollouts)
@@ -115,21 +137,11 @@ def test_a_group_that_is_drawn_again_goes_out_once_with_all_its_rollouts() -> No
         arriving.put_nowait([rollout(key, first, "1")])
         return 1
 
-    async def run() -> list[Group]:
-        prompts = {name: Prompt(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
-        arriving.put_nowait([rollout("a", 1, "0"), rollout("b", 0, "0")])
-        arriving.put_nowait([rollout("b", 1, "0"), rollout("a", 0, "0")])
-        groups = graded_groups(
-            stream(),
-            prompts,
-            num_samples=2,
-            verifier=LocalVerifier(),  # type: ignore[arg-type]
-            timeout_s=5,
-            again=again,
-        )
-        return [group async for group in groups]
-
-    groups = {group.prompt.id: group for group in asyncio.run(run())}
+    first = [
+        [rollout("a", 1, "0"), rollout("b", 0, "0")],
+        [rollout("b", 1, "0"), rollout("a", 0, "0")],
+    ]
+    groups = {group.prompt.id: group for group in run_hooked(first, arriving, again=again)}
     assert sorted(sizes) == [("a", 2), ("a", 3), ("a", 4), ("b", 2)]
     assert [r.sample for r in groups["a"].rollouts] == [0, 1, 2, 3]
     assert [r.superseded for r in groups["a"].rollouts] == [True, True, True, False]
@@ -152,27 +164,9 @@ def test_another_prompt_comes_in_the_place_of_a_group() -> None:
         )
         return f"{other}#2", Prompt(other, np.array([1], np.int32), other, "1", "set")
 
-    async def stream():
-        while (batch := await arriving.get()) is not None:
-            yield batch
-
-    async def run() -> list[Group]:
-        prompts = {name: Prompt(name, np.array([1], np.int32), name, "1", "set") for name in "ab"}
-        arriving.put_nowait(
-            [rollout(name, i, text) for name, i, text in (("a", 0, "1"), ("a", 1, "1"), ("b", 0, "0"))]
-        )
-        arriving.put_nowait([rollout("b", 1, "1")])
-        groups = graded_groups(
-            stream(),
-            prompts,
-            num_samples=2,
-            verifier=LocalVerifier(),  # type: ignore[arg-type]
-            timeout_s=5,
-            instead=lambda key, group: instead(key[0], group),
-        )
-        return [group async for group in groups]
-
-    groups = {group.prompt.id: group for group in asyncio.run(run())}
+    first = [[rollout("a", 0, "1"), rollout("a", 1, "1"), rollout("b", 0, "0")], [rollout("b", 1, "1")]]
+    found = run_hooked(first, arriving, instead=lambda key, group: instead(key[0], group))
+    groups = {group.prompt.id: group for group in found}
     assert {name: group.replaced for name, group in groups.items()} == {
         "a": True,
         "b": False,
